@@ -1,0 +1,30 @@
+//! anynode: any node answers every published port. One program, a library and one binary.
+//!
+//! Lexicon, one word per idea, Docker's word where Docker has one: a *service* is what the user declared (spec); a
+//! *published port* is a port that every node answers; a *VIP* is a service's own address inside the cluster; an
+//! *endpoint* is one task's address that traffic can be sent to; the *routing table* is immutable, numbered by
+//! *revision*, and is everything the data plane knows; a *source* produces routing tables.
+//!
+//! Rooms, in reading order; a room imports only what stands above it (`tests/it/rooms.rs` keeps that):
+
+#![deny(unsafe_code)]
+
+pub mod sys;
+
+pub mod model;
+
+pub mod routing;
+
+pub mod proxy;
+
+pub mod dns;
+
+pub mod health;
+
+pub mod source;
+
+pub mod admin;
+
+pub mod whoami;
+
+pub mod app;

@@ -1,0 +1,3 @@
+//! The `anynode` program. Parses arguments; everything else is `anynode::app`.
+
+fn main() {}
