@@ -1,1 +1,12 @@
-//! model
+//! The nouns of anynode, pure: what a user may declare about a service. Nothing here knows sockets, files or time.
+//!
+//! Values are checked where they are made (`FromStr`, `ServiceName::new`), so that whoever holds one need not check it
+//! again. What can only be judged across services (two of them publish one port) is the routing table's to refuse.
+
+mod service;
+mod text;
+
+pub use service::{
+    Balance, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, PublishedPort, ServiceName, ServiceSpec, Timeouts,
+};
+pub use text::{InvalidValue, format_duration, parse_duration};

@@ -1,1 +1,25 @@
-//! routing
+//! The routing table: everything the data plane knows, immutable, numbered by revision, swapped whole.
+//!
+//! A source describes services (`Change`), `TableHandle::commit` makes the next table of them or refuses with nothing
+//! changed, and whoever serves traffic reads the current one without a lock. Maps are persistent, so that a commit costs
+//! what it changes and `RoutingTable::diff` walks only what differs.
+//!
+//! What must outlive a table (health, requests in flight, counters, whose turn it is) hangs on `Endpoint` and
+//! `ServiceState`, which the next table takes over. Not here: who makes tables (`source`), the policy of choosing
+//! (`proxy::balancer`), sockets.
+
+mod endpoint;
+mod handle;
+mod picks;
+mod service;
+mod stats;
+mod table;
+mod vip;
+
+pub use endpoint::{Endpoint, EndpointId, EndpointState, Outcome};
+pub use handle::TableHandle;
+pub use picks::Picks;
+pub use service::{Gate, RetryBudget, Service, ServiceState};
+pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RetryOutcome, ServiceStats};
+pub use table::{Change, Listen, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
+pub use vip::{VipPool, VipPoolError};

@@ -1,1 +1,6 @@
-//! source
+//! Sources: what produces routing tables. Today one, a services file; each of them commits to the `TableHandle` and
+//! says how it fares in a `SourceStatus`.
+
+mod status;
+
+pub use status::{SourceHealth, SourceStatus};

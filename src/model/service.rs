@@ -1,0 +1,454 @@
+//! A service as its user declared it: the spec. Not here: what became of it (`routing`), how it was written (`source`).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::InvalidValue;
+
+/// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
+///
+/// Names compare without regard to case, as DNS does and as Docker does when it refuses a second `Web` beside `web`;
+/// the spelling is kept for display. Cloning is a reference count.
+#[derive(Clone)]
+pub struct ServiceName {
+    shown: Arc<str>,
+    /// Lower case; the same allocation as `shown` where that already is.
+    key: Arc<str>,
+}
+
+impl ServiceName {
+    pub fn new(name: &str) -> Result<ServiceName, InvalidValue> {
+        let bytes = name.as_bytes();
+        let inner = |b: &u8| b.is_ascii_alphanumeric() || *b == b'-' || *b == b'_';
+        let ends_well = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        if bytes.len() > 63 || !bytes.iter().all(inner) || !ends_well(bytes.first()) || !ends_well(bytes.last()) {
+            return Err(InvalidValue::new(
+                name,
+                "a service name of at most 63 letters, digits, '-' and '_', with a letter or digit at both ends",
+            ));
+        }
+        let shown: Arc<str> = Arc::from(name);
+        let key = if bytes.iter().any(u8::is_ascii_uppercase) {
+            Arc::from(name.to_ascii_lowercase())
+        } else {
+            shown.clone()
+        };
+        Ok(ServiceName { shown, key })
+    }
+
+    /// As the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.shown
+    }
+
+    /// In lower case: what two spellings of one name have in common.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.shown)
+    }
+}
+
+impl PartialEq for ServiceName {
+    fn eq(&self, other: &ServiceName) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for ServiceName {}
+
+impl PartialOrd for ServiceName {
+    fn partial_cmp(&self, other: &ServiceName) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ServiceName {
+    fn cmp(&self, other: &ServiceName) -> std::cmp::Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+
+impl std::hash::Hash for ServiceName {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key.hash(state);
+    }
+}
+
+impl std::borrow::Borrow<str> for ServiceName {
+    /// The key, so that maps are searched by lower-case text.
+    fn borrow(&self) -> &str {
+        &self.key
+    }
+}
+
+/// What the user declared about one service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceSpec {
+    pub name: ServiceName,
+    pub mode: Mode,
+    /// Ports that every node answers, each with the port that the tasks listen on.
+    pub publish: Vec<PublishedPort>,
+    /// Target ports that only the VIP answers, beside those of `publish`.
+    pub expose: Vec<u16>,
+    pub balance: Balance,
+    /// `None`: passive ejection only.
+    pub health: Option<HealthCheck>,
+    /// How long connections of a removed endpoint may go on.
+    pub stop_grace: Duration,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub endpoints: Vec<EndpointSpec>,
+}
+
+impl ServiceSpec {
+    /// A service with every option at its default.
+    pub fn new(name: ServiceName) -> ServiceSpec {
+        ServiceSpec {
+            name,
+            mode: Mode::default(),
+            publish: Vec::new(),
+            expose: Vec::new(),
+            balance: Balance::default(),
+            health: None,
+            stop_grace: ServiceSpec::DEFAULT_STOP_GRACE,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// Docker's stop grace period.
+    pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
+
+    /// The ports that the service's VIP answers, ascending: the targets of what is published and what is exposed;
+    /// where neither is declared, the ports that its endpoints name.
+    pub fn vip_ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.publish.iter().map(|port| port.target).collect();
+        ports.extend(&self.expose);
+        if ports.is_empty() {
+            ports.extend(self.endpoints.iter().map(|endpoint| endpoint.addr.port()));
+            ports.retain(|port| *port != 0);
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+/// How the data plane treats a service's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Bytes, a connection at a time.
+    #[default]
+    Tcp,
+    /// HTTP/1.1, a request at a time.
+    Http,
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Tcp => "tcp",
+            Mode::Http => "http",
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Mode, InvalidValue> {
+        match text {
+            "tcp" => Ok(Mode::Tcp),
+            "http" => Ok(Mode::Http),
+            _ => Err(InvalidValue::new(text, "tcp or http")),
+        }
+    }
+}
+
+/// How an endpoint is chosen among the healthy ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// Each in turn, exactly, over all cores of the node.
+    #[default]
+    RoundRobin,
+    /// Of two drawn at random, the one with less in flight.
+    LeastRequest,
+}
+
+impl Balance {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Balance::RoundRobin => "round-robin",
+            Balance::LeastRequest => "least-request",
+        }
+    }
+}
+
+impl FromStr for Balance {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Balance, InvalidValue> {
+        match text {
+            "round-robin" => Ok(Balance::RoundRobin),
+            "least-request" => Ok(Balance::LeastRequest),
+            _ => Err(InvalidValue::new(text, "round-robin or least-request")),
+        }
+    }
+}
+
+/// One published port, in Docker's short form `[ADDRESS:]PUBLISHED:TARGET`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PublishedPort {
+    /// `None`: every address of the node, IPv4 and IPv6.
+    pub bind: Option<IpAddr>,
+    pub published: u16,
+    pub target: u16,
+}
+
+impl FromStr for PublishedPort {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<PublishedPort, InvalidValue> {
+        const EXPECTED: &str = "PUBLISHED:TARGET or ADDRESS:PUBLISHED:TARGET with ports from 1 to 65535, such as 8080:80 or 127.0.0.1:8080:80";
+        let invalid = || InvalidValue::new(text, EXPECTED);
+        let port = |digits: &str| match digits.parse::<u16>() {
+            Ok(port) if port > 0 && digits.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+            _ => Err(invalid()),
+        };
+        let bare = text.strip_suffix("/tcp").unwrap_or(text);
+        let (rest, target) = bare.rsplit_once(':').ok_or_else(invalid)?;
+        let (bind, published) = match rest.rsplit_once(':') {
+            None => (None, rest),
+            Some((address, published)) => {
+                let address = match address.strip_prefix('[').and_then(|a| a.strip_suffix(']')) {
+                    Some(v6) => IpAddr::V6(v6.parse().map_err(|_| invalid())?),
+                    None => IpAddr::V4(address.parse().map_err(|_| invalid())?),
+                };
+                (Some(address), published)
+            }
+        };
+        Ok(PublishedPort {
+            // Docker treats 0.0.0.0 as "everywhere", and so do those who write it.
+            bind: bind.filter(|address| !address.is_unspecified()),
+            published: port(published)?,
+            target: port(target)?,
+        })
+    }
+}
+
+impl fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bind {
+            None => write!(f, "{}:{}", self.published, self.target),
+            Some(IpAddr::V4(ip)) => write!(f, "{ip}:{}:{}", self.published, self.target),
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}:{}", self.published, self.target),
+        }
+    }
+}
+
+/// An active check of every endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub probe: HealthProbe,
+    /// From one probe's start to the next one's.
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Good probes in a row after which an unhealthy endpoint is healthy.
+    pub rise: u32,
+    /// Bad probes in a row after which a healthy endpoint is unhealthy.
+    pub fall: u32,
+}
+
+impl HealthCheck {
+    pub fn new(probe: HealthProbe) -> HealthCheck {
+        HealthCheck {
+            probe,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: 1,
+            fall: 3,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthProbe {
+    /// GET of this path answers 2xx or 3xx.
+    Http { path: String },
+    /// The connection is accepted.
+    Tcp,
+}
+
+/// Caps of one service; zero means no cap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections at once.
+    pub connections: u32,
+    /// Connections (tcp) or requests in flight (http) at once for one endpoint.
+    pub endpoint_connections: u32,
+    /// Clients that may wait while a cap is reached; more are refused at once.
+    pub queue: u32,
+    /// How long one may wait.
+    pub queue_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 0,
+            endpoint_connections: 0,
+            queue: 1024,
+            queue_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Time limits of one service; zero means no limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For one connection attempt to one endpoint.
+    pub connect: Duration,
+    /// Without a byte in either direction (tcp, upgraded connections) or between requests (http).
+    pub idle: Duration,
+    /// Without a byte once one side has ended its half.
+    pub half_closed: Duration,
+    /// For a client to send a whole request head, once it began (http).
+    pub request_head: Duration,
+    /// From the whole request sent to the response's head received (http).
+    pub response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(1),
+            idle: Duration::ZERO,
+            half_closed: Duration::ZERO,
+            request_head: Duration::from_secs(10),
+            response: Duration::ZERO,
+        }
+    }
+}
+
+/// One endpoint as declared. Port 0: whichever target port the client's connection was for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointSpec {
+    pub addr: SocketAddr,
+}
+
+impl FromStr for EndpointSpec {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<EndpointSpec, InvalidValue> {
+        let addr = match text.parse::<SocketAddr>() {
+            Ok(addr) if addr.port() != 0 => Ok(addr),
+            Ok(_) => Err(()),
+            Err(_) => text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)).map_err(|_| ()),
+        };
+        match addr {
+            Ok(addr) if !addr.ip().is_unspecified() && !addr.ip().is_multicast() => Ok(EndpointSpec { addr }),
+            _ => Err(InvalidValue::new(
+                text,
+                "an address with a port, such as 127.0.0.1:9001 or [::1]:9001, or an address alone for the target port",
+            )),
+        }
+    }
+}
+
+impl fmt::Display for EndpointSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addr.port() {
+            0 => write!(f, "{}", self.addr.ip()),
+            _ => write!(f, "{}", self.addr),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_ports_read_as_docker_writes_them() {
+        let read = |text: &str| text.parse::<PublishedPort>().map(|port| port.to_string());
+        for (text, shown) in [
+            ("8080:80", "8080:80"),
+            ("8080:80/tcp", "8080:80"),
+            ("127.0.0.1:8080:80", "127.0.0.1:8080:80"),
+            ("0.0.0.0:8080:80", "8080:80"),
+            ("[::]:8080:80", "8080:80"),
+            ("[::1]:8080:80", "[::1]:8080:80"),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(shown), "{text}");
+        }
+        for text in [
+            "",
+            "80",
+            "8080:",
+            ":80",
+            "0:80",
+            "8080:0",
+            "8080:65536",
+            "+80:80",
+            "a:80:80",
+            "::1:80:80",
+            "8080:80/udp",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_addresses_that_can_be_dialed() {
+        for text in ["127.0.0.1:9001", "[::1]:9001", "10.0.0.3", "::1"] {
+            let endpoint: EndpointSpec = text.parse().unwrap();
+            assert_eq!(endpoint.to_string(), text);
+        }
+        for text in [
+            "",
+            "localhost:80",
+            "127.0.0.1:0",
+            "0.0.0.0:80",
+            "224.0.0.1:80",
+            "127.0.0.1:99999",
+        ] {
+            assert!(text.parse::<EndpointSpec>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_one_label_and_compare_without_case() {
+        let web = ServiceName::new("Web-1_a").unwrap();
+        assert_eq!(web, ServiceName::new("web-1_A").unwrap());
+        assert_eq!(web.to_string(), "Web-1_a");
+        for bad in ["", "-a", "a-", "a.b", "a b", "ü", &"a".repeat(64)] {
+            assert!(ServiceName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_vip_answers_targets_and_else_the_endpoints_ports() {
+        let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+        spec.endpoints = vec!["10.0.0.1:9002".parse().unwrap(), "10.0.0.1:9001".parse().unwrap()];
+        assert_eq!(spec.vip_ports(), [9001, 9002]);
+        spec.publish = vec!["8080:80".parse().unwrap(), "8081:80".parse().unwrap()];
+        assert_eq!(spec.vip_ports(), [80]);
+        spec.expose = vec![443];
+        assert_eq!(spec.vip_ports(), [80, 443]);
+    }
+}

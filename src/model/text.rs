@@ -1,0 +1,71 @@
+//! Text to value, for what services files, labels and flags have in common. Not here: the files themselves.
+
+use std::time::Duration;
+
+/// A value that could not be understood: what was given, and what would have been.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not valid: expected {expected}")]
+pub struct InvalidValue {
+    pub value: String,
+    pub expected: &'static str,
+}
+
+impl InvalidValue {
+    pub fn new(value: impl Into<String>, expected: &'static str) -> InvalidValue {
+        InvalidValue {
+            value: value.into(),
+            expected,
+        }
+    }
+}
+
+/// Parses a duration such as `500ms`, `10s`, `1m30s` or `0s`; a bare `0` is zero too.
+///
+/// Errors: `InvalidValue` for anything else, a bare number included (its unit would be a guess), and for more than a
+/// hundred years, which no clock arithmetic survives.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidValue> {
+    let text = text.trim();
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(_) | Err(_) => Err(InvalidValue::new(text, "a duration such as 500ms, 10s or 1m30s")),
+    }
+}
+
+/// Writes a duration so that `parse_duration` reads the same value again.
+pub fn format_duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit_and_an_end() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("1m30s", 90_000),
+            ("0", 0),
+            (" 2s ", 2000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "10", "-1s", "s", "1 parsec", "999999999999y", "1e3s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn written_durations_are_read_back() {
+        for millis in [0, 1, 500, 1500, 90_061_001] {
+            let duration = Duration::from_millis(millis);
+            assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What became of each port that this node is to listen on: written by the listener, read by `admin`.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::routing::Listen;
+
+/// Every port that the table names, with its state here.
+#[derive(Debug, Default)]
+pub struct Ports {
+    /// std mutex: touched when listeners change and when somebody looks, never on the way of a byte.
+    by_listen: Mutex<BTreeMap<Listen, PortState>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortState {
+    Listening,
+    /// It could not be bound and is tried again; `error` says why in words, `attempts` how often by now.
+    Failed {
+        error: String,
+        attempts: u64,
+    },
+}
+
+impl Ports {
+    pub fn set(&self, listen: Listen, state: PortState) {
+        self.lock().insert(listen, state);
+    }
+
+    pub fn remove(&self, listen: &Listen) {
+        self.lock().remove(listen);
+    }
+
+    /// `None`: the table names it and nobody has tried yet.
+    pub fn get(&self, listen: &Listen) -> Option<PortState> {
+        self.lock().get(listen).cloned()
+    }
+
+    pub fn snapshot(&self) -> BTreeMap<Listen, PortState> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Listen, PortState>> {
+        self.by_listen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

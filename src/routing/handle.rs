@@ -1,0 +1,312 @@
+//! The one place where the current table is kept and swapped. Writers are few and take a lock; readers take none.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::service::{Service, ServiceState};
+use super::table::{Change, RoutingTable, ServiceDiff, TableError};
+use crate::model::ServiceName;
+
+/// The current table. Whoever needs to follow it subscribes to its revision, and loads the table when woken: `watch`
+/// only wakes, so that a slow follower skips tables instead of queueing them.
+#[derive(Debug)]
+pub struct TableHandle {
+    current: ArcSwap<RoutingTable>,
+    revision: watch::Sender<u64>,
+    /// Held by whoever commits. std mutex: nothing awaits under it.
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    /// Every service still known to someone: a service that comes back while connections last goes on counting.
+    states: HashMap<ServiceName, Weak<ServiceState>>,
+}
+
+impl Default for TableHandle {
+    fn default() -> TableHandle {
+        TableHandle {
+            current: ArcSwap::from_pointee(RoutingTable::default()),
+            revision: watch::Sender::new(0),
+            writer: Mutex::default(),
+        }
+    }
+}
+
+impl TableHandle {
+    /// The current table; a reference count, for whoever keeps it a while.
+    pub fn load(&self) -> Arc<RoutingTable> {
+        self.current.load_full()
+    }
+
+    /// The current table; cheaper still, for whoever lets go at once.
+    pub fn peek(&self) -> arc_swap::Guard<Arc<RoutingTable>> {
+        self.current.load()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Makes the next table from `changes` and swaps it in; whoever looks from then on sees all of them.
+    ///
+    /// Returns its revision. Errors: `TableError`, with nothing changed. No changes make no revision.
+    pub fn commit(&self, changes: &[Change]) -> Result<u64, TableError> {
+        let mut writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = self.current.load_full();
+        if changes.is_empty() {
+            return Ok(before.revision());
+        }
+        let table = Arc::new(before.next(changes, |spec, vip, predecessor| {
+            let state = writer.states.get(&spec.name).and_then(Weak::upgrade);
+            let state = state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone())));
+            Service::build(spec, vip, state, predecessor)
+        })?);
+        self.current.store(table.clone());
+        for diff in RoutingTable::diff(&before, &table) {
+            match diff {
+                ServiceDiff::Added(service) => Service::hand_over(None, Some(service)),
+                ServiceDiff::Changed { before, after } => Service::hand_over(Some(before), Some(after)),
+                ServiceDiff::Removed(service) => Service::hand_over(Some(service), None),
+            }
+        }
+        writer.remember(&table, changes);
+        self.revision.send_replace(table.revision());
+        Ok(table.revision())
+    }
+
+    /// Counters of services that left the table while connections of theirs last, beside those in it.
+    pub fn lingering(&self) -> Vec<Arc<ServiceState>> {
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let table = self.current.load();
+        let gone = writer.states.iter().filter(|(name, _)| table.service(name).is_none());
+        gone.filter_map(|(_, state)| state.upgrade()).collect()
+    }
+
+    /// Lets every service's retry budget grow back for the time passed.
+    pub fn refill_retry_budgets(&self, elapsed: Duration) {
+        for service in self.peek().services() {
+            service.state().retry_budget.refill(elapsed);
+        }
+    }
+}
+
+impl Writer {
+    fn remember(&mut self, table: &RoutingTable, changes: &[Change]) {
+        for change in changes {
+            let Change::Upsert { spec, .. } = change else { continue };
+            let Some(service) = table.service(&spec.name) else {
+                continue;
+            };
+            self.states.insert(spec.name.clone(), Arc::downgrade(service.state()));
+        }
+        // Amortized: swept when the dead could be as many as the living.
+        if self.states.len() > 2 * table.len() + 16 {
+            self.states.retain(|_, state| state.strong_count() > 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{HealthCheck, HealthProbe, ServiceSpec};
+    use crate::routing::{EndpointState, Listen, ListenKind, Outcome};
+    use std::time::Instant;
+
+    fn spec(name: &str, publish: &[&str], endpoints: &[&str]) -> ServiceSpec {
+        let mut spec = ServiceSpec::new(ServiceName::new(name).unwrap());
+        spec.publish = publish.iter().map(|port| port.parse().unwrap()).collect();
+        spec.endpoints = endpoints
+            .iter()
+            .map(|port| format!("127.0.0.1:{port}").parse().unwrap())
+            .collect();
+        spec
+    }
+
+    fn upsert(spec: &ServiceSpec) -> Change {
+        Change::Upsert {
+            spec: Arc::new(spec.clone()),
+            vip: None,
+        }
+    }
+
+    fn web(handle: &TableHandle) -> Arc<Service> {
+        handle.load().service_by_key("web").unwrap().clone()
+    }
+
+    /// The last digit of the port of the next `n` endpoints in turn.
+    fn turns(handle: &TableHandle, n: usize) -> String {
+        let service = web(handle);
+        let mut shown = String::new();
+        for _ in 0..n {
+            let i = service.picks(Instant::now()).next().unwrap();
+            shown.push(service.endpoints()[i].addr().port().to_string().pop().unwrap());
+        }
+        shown
+    }
+
+    #[test]
+    fn turns_are_exact_and_pass_on_to_the_next_table() {
+        let handle = TableHandle::default();
+        handle
+            .commit(&[upsert(&spec("web", &[], &["9001", "9002", "9003"]))])
+            .unwrap();
+        assert_eq!(turns(&handle, 7), "1231231");
+        handle
+            .commit(&[upsert(&spec("web", &[], &["9001", "9002", "9003", "9004"]))])
+            .unwrap();
+        assert_eq!(turns(&handle, 5), "23412");
+        handle
+            .commit(&[upsert(&spec("web", &[], &["9001", "9004", "9002"]))])
+            .unwrap();
+        assert_eq!(turns(&handle, 3), "421", "3 is gone, 4 was to follow it");
+    }
+
+    #[test]
+    fn the_unhealthy_are_skipped_and_without_any_healthy_all_are_used() {
+        let handle = TableHandle::default();
+        handle
+            .commit(&[upsert(&spec("web", &[], &["9001", "9002", "9003"]))])
+            .unwrap();
+        let service = web(&handle);
+        let now = Instant::now();
+        let eject = |i: usize| (0..3).for_each(|_| service.endpoints()[i].report(Outcome::Failed, now));
+        eject(1);
+        assert_eq!(turns(&handle, 4), "1313");
+        eject(0);
+        eject(2);
+        assert!(service.picks(now).is_panic());
+        assert_eq!(turns(&handle, 3), "123");
+        service.endpoints()[2].report(Outcome::Reached, now);
+        assert!(!service.picks(now).is_panic());
+        assert_eq!(turns(&handle, 2), "33");
+        assert_eq!(
+            service.picks(now + Duration::from_secs(2)).len(),
+            3,
+            "ejections end by time alone"
+        );
+    }
+
+    #[test]
+    fn a_new_table_keeps_what_is_known_of_endpoints_that_stay() {
+        let handle = TableHandle::default();
+        let mut declared = spec("web", &[], &["9001", "9002"]);
+        declared.health = Some(HealthCheck::new(HealthProbe::Tcp));
+        handle.commit(&[upsert(&declared)]).unwrap();
+        let first = web(&handle).endpoints()[0].clone();
+        first.set_probed(true);
+        assert!(first.begin(0));
+        declared.endpoints.remove(1);
+        handle.commit(&[upsert(&declared)]).unwrap();
+        let service = web(&handle);
+        assert!(Arc::ptr_eq(&first, &service.endpoints()[0]));
+        assert_eq!(
+            (first.in_flight(), first.state(Instant::now())),
+            (1, EndpointState::Ready)
+        );
+    }
+
+    #[test]
+    fn an_endpoint_that_leaves_drains_and_one_that_returns_is_the_same() {
+        let handle = TableHandle::default();
+        handle.commit(&[upsert(&spec("web", &["80:80"], &["9001"]))]).unwrap();
+        let endpoint = web(&handle).endpoints()[0].clone();
+        let state = web(&handle).state().clone();
+        handle
+            .commit(&[Change::Remove(ServiceName::new("WEB").unwrap())])
+            .unwrap();
+        assert!(endpoint.is_draining());
+        assert_eq!(handle.lingering().len(), 1);
+        assert_eq!(handle.load().listens().count(), 0);
+        handle.commit(&[upsert(&spec("web", &[], &["9001"]))]).unwrap();
+        assert!(Arc::ptr_eq(&endpoint, &web(&handle).endpoints()[0]) && !endpoint.is_draining());
+        assert!(Arc::ptr_eq(&state, web(&handle).state()));
+        assert!(state.draining().is_empty());
+    }
+
+    #[test]
+    fn a_change_that_conflicts_changes_nothing() {
+        let handle = TableHandle::default();
+        handle.commit(&[upsert(&spec("web", &["8080:80"], &["9001"]))]).unwrap();
+        for (bad, text) in [
+            (
+                spec("b", &["8080:80"], &[]),
+                "service b: publish: port *:8080 is already published by service web",
+            ),
+            (
+                spec("b", &["127.0.0.1:8080:80"], &[]),
+                "service b: publish: port 127.0.0.1:8080 is already published by service web",
+            ),
+            (
+                spec("b", &["1:80", "1:81"], &[]),
+                "service b: publish: port *:1 is listed twice",
+            ),
+            (
+                spec("b", &[], &["1", "1"]),
+                "service b: endpoints: 127.0.0.1:1 is listed twice",
+            ),
+        ] {
+            let error = handle
+                .commit(&[upsert(&spec("c", &[], &[])), upsert(&bad)])
+                .unwrap_err();
+            assert_eq!(error.to_string(), text);
+            assert_eq!((handle.load().revision(), handle.load().len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_port_may_pass_from_one_service_to_another_in_one_commit() {
+        let handle = TableHandle::default();
+        handle
+            .commit(&[
+                upsert(&spec("a", &["8080:80"], &[])),
+                upsert(&spec("b", &["8081:80"], &[])),
+            ])
+            .unwrap();
+        handle
+            .commit(&[
+                upsert(&spec("a", &["8081:80"], &[])),
+                upsert(&spec("b", &["8080:80"], &[])),
+            ])
+            .unwrap();
+        let table = handle.load();
+        let route = table.route(&Listen { ip: None, port: 8080 }).unwrap();
+        assert_eq!((route.service.as_str(), route.kind), ("b", ListenKind::Published));
+    }
+
+    #[test]
+    fn a_diff_names_what_differs_and_nothing_else() {
+        let handle = TableHandle::default();
+        let many: Vec<Change> = (0..100)
+            .map(|i| upsert(&spec(&format!("s{i}"), &[&format!("{}:80", 1000 + i)], &["9001"])))
+            .collect();
+        handle.commit(&many).unwrap();
+        let before = handle.load();
+        handle
+            .commit(&[
+                Change::Remove(ServiceName::new("s7").unwrap()),
+                upsert(&spec("s8", &["1008:81"], &["9001"])),
+                upsert(&spec("new", &[], &[])),
+            ])
+            .unwrap();
+        let after = handle.load();
+        let mut shown: Vec<String> = RoutingTable::diff(&before, &after)
+            .map(|diff| match diff {
+                ServiceDiff::Added(service) => format!("+{}", service.name()),
+                ServiceDiff::Changed { after, .. } => format!("~{}", after.name()),
+                ServiceDiff::Removed(service) => format!("-{}", service.name()),
+            })
+            .collect();
+        shown.sort();
+        assert_eq!(shown, ["+new", "-s7", "~s8"]);
+        let listens: Vec<_> = RoutingTable::diff_listens(&before, &after)
+            .map(|(listen, ..)| listen.port)
+            .collect();
+        assert_eq!(listens, [1007, 1008]);
+    }
+}

@@ -1,0 +1,312 @@
+//! The table itself: services by name, what listens where, VIPs; how the next one is made and how two differ.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
+use super::service::Service;
+use crate::model::{ServiceName, ServiceSpec};
+
+/// One step from a table to the next.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// The service is to be as `spec` says, whatever it was.
+    Upsert {
+        spec: Arc<ServiceSpec>,
+        vip: Option<Ipv4Addr>,
+    },
+    Remove(ServiceName),
+}
+
+/// Where something listens: a port on one address, or on all of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listen {
+    // The port comes first, so that all listeners of a port are neighbours in the map.
+    pub port: u16,
+    /// `None`: every address, IPv4 and IPv6.
+    pub ip: Option<IpAddr>,
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.ip {
+            None => write!(f, "*:{}", self.port),
+            Some(IpAddr::V4(ip)) => write!(f, "{ip}:{}", self.port),
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+        }
+    }
+}
+
+/// What a connection to a `Listen` is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub service: ServiceName,
+    /// The port that tasks listen on.
+    pub target: u16,
+    pub kind: ListenKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenKind {
+    Published,
+    Vip,
+}
+
+/// Why a change cannot become a table. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    #[error("service {service}: publish: port {listen} is already published by service {owner}")]
+    PortTaken {
+        service: ServiceName,
+        listen: Listen,
+        owner: ServiceName,
+    },
+    #[error("service {service}: publish: port {listen} is listed twice")]
+    PortTwice { service: ServiceName, listen: Listen },
+    #[error("service {service}: endpoints: {addr} is listed twice")]
+    EndpointTwice {
+        service: ServiceName,
+        addr: std::net::SocketAddr,
+    },
+    #[error("service {service}: VIP {vip} is already that of service {owner}")]
+    VipTaken {
+        service: ServiceName,
+        vip: Ipv4Addr,
+        owner: ServiceName,
+    },
+}
+
+/// All services at one moment. Clones share everything.
+#[derive(Debug, Clone, Default)]
+pub struct RoutingTable {
+    revision: u64,
+    services: OrdMap<ServiceName, ServiceRef>,
+    listens: OrdMap<Listen, Route>,
+    vips: OrdMap<Ipv4Addr, ServiceName>,
+}
+
+/// A service in the map; equal only to itself, so that `diff` compares addresses and never contents.
+#[derive(Debug, Clone)]
+struct ServiceRef(Arc<Service>);
+
+impl PartialEq for ServiceRef {
+    fn eq(&self, other: &ServiceRef) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// How one service differs between two tables.
+#[derive(Debug)]
+pub enum ServiceDiff<'a> {
+    Added(&'a Arc<Service>),
+    Changed {
+        before: &'a Arc<Service>,
+        after: &'a Arc<Service>,
+    },
+    Removed(&'a Arc<Service>),
+}
+
+impl RoutingTable {
+    /// Counts the tables of this node; 0 is the empty one that it starts with.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// In the order of their names.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().map(|service| &service.0)
+    }
+
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.service_by_key(name.key())
+    }
+
+    /// By the lower-case text of its name, as DNS has it.
+    pub fn service_by_key(&self, key: &str) -> Option<&Arc<Service>> {
+        self.services.get(key).map(|service| &service.0)
+    }
+
+    pub fn vip_owner(&self, vip: Ipv4Addr) -> Option<&Arc<Service>> {
+        self.service(self.vips.get(&vip)?)
+    }
+
+    /// Everything that this node listens on.
+    pub fn listens(&self) -> impl Iterator<Item = (&Listen, &Route)> {
+        self.listens.iter()
+    }
+
+    pub fn route(&self, listen: &Listen) -> Option<&Route> {
+        self.listens.get(listen)
+    }
+
+    /// What differs, in the order of names. Costs what differs, not what there is.
+    pub fn diff<'a>(before: &'a RoutingTable, after: &'a RoutingTable) -> impl Iterator<Item = ServiceDiff<'a>> {
+        before.services.diff(&after.services).map(|item| match item {
+            DiffItem::Add(_, service) => ServiceDiff::Added(&service.0),
+            DiffItem::Remove(_, service) => ServiceDiff::Removed(&service.0),
+            DiffItem::Update { old, new } => ServiceDiff::Changed {
+                before: &old.1.0,
+                after: &new.1.0,
+            },
+        })
+    }
+
+    /// What listens differently: each with its route before and after.
+    pub fn diff_listens<'a>(
+        before: &'a RoutingTable,
+        after: &'a RoutingTable,
+    ) -> impl Iterator<Item = (Listen, Option<&'a Route>, Option<&'a Route>)> {
+        before.listens.diff(&after.listens).map(|item| match item {
+            DiffItem::Add(listen, route) => (*listen, None, Some(route)),
+            DiffItem::Remove(listen, route) => (*listen, Some(route), None),
+            DiffItem::Update { old, new } => (*old.0, Some(old.1), Some(new.1)),
+        })
+    }
+
+    /// The next table: `changes` taken together, so that a port may pass from one service to another.
+    /// `build` makes a service from its spec, VIP and predecessor.
+    ///
+    /// Errors: the first conflict found; then there is no next table. Cost: what changes, times the logarithm of what
+    /// there is.
+    pub(super) fn next(
+        &self,
+        changes: &[Change],
+        build: impl Fn(Arc<ServiceSpec>, Option<Ipv4Addr>, Option<&Service>) -> Service,
+    ) -> Result<RoutingTable, TableError> {
+        let mut table = self.clone();
+        table.revision += 1;
+        for change in changes {
+            let name = match change {
+                Change::Upsert { spec, .. } => &spec.name,
+                Change::Remove(name) => name,
+            };
+            if let Some(before) = table.services.remove(name.key()) {
+                table.close(&before.0);
+            }
+        }
+        for change in changes {
+            let Change::Upsert { spec, vip } = change else { continue };
+            check_endpoints(spec)?;
+            if let Some(twice) = table.services.get(spec.name.key()).cloned() {
+                // The last word counts where one commit names a service twice.
+                table.close(&twice.0);
+            }
+            let before = self.services.get(spec.name.key()).map(|service| &*service.0);
+            let service = Arc::new(build(spec.clone(), *vip, before));
+            table.open(&service)?;
+            table.services.insert(spec.name.clone(), ServiceRef(service));
+        }
+        Ok(table)
+    }
+
+    fn close(&mut self, service: &Service) {
+        for port in &service.spec().publish {
+            self.listens.remove(&Listen {
+                ip: port.bind,
+                port: port.published,
+            });
+        }
+        if let Some(vip) = service.vip() {
+            self.vips.remove(&vip);
+            for port in service.spec().vip_ports() {
+                self.listens.remove(&Listen {
+                    ip: Some(vip.into()),
+                    port,
+                });
+            }
+        }
+    }
+
+    fn open(&mut self, service: &Service) -> Result<(), TableError> {
+        let spec = service.spec();
+        for port in &spec.publish {
+            let listen = Listen {
+                ip: port.bind,
+                port: port.published,
+            };
+            if let Some(owner) = self.published_beside(listen) {
+                return Err(if *owner == spec.name {
+                    TableError::PortTwice {
+                        service: spec.name.clone(),
+                        listen,
+                    }
+                } else {
+                    TableError::PortTaken {
+                        service: spec.name.clone(),
+                        listen,
+                        owner: owner.clone(),
+                    }
+                });
+            }
+            let route = Route {
+                service: spec.name.clone(),
+                target: port.target,
+                kind: ListenKind::Published,
+            };
+            self.listens.insert(listen, route);
+        }
+        let Some(vip) = service.vip() else { return Ok(()) };
+        if let Some(owner) = self.vips.insert(vip, spec.name.clone()) {
+            return Err(TableError::VipTaken {
+                service: spec.name.clone(),
+                vip,
+                owner,
+            });
+        }
+        for port in spec.vip_ports() {
+            let listen = Listen {
+                ip: Some(vip.into()),
+                port,
+            };
+            let route = Route {
+                service: spec.name.clone(),
+                target: port,
+                kind: ListenKind::Vip,
+            };
+            if let Some(other) = self.listens.insert(listen, route) {
+                return Err(TableError::PortTaken {
+                    service: spec.name.clone(),
+                    listen,
+                    owner: other.service,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Who publishes a port in a way that excludes `listen`: the same address, or everywhere on either side.
+    fn published_beside(&self, listen: Listen) -> Option<&ServiceName> {
+        let first = Listen {
+            port: listen.port,
+            ip: None,
+        };
+        self.listens
+            .range(first..)
+            .take_while(|(other, _)| other.port == listen.port)
+            .filter(|(_, route)| route.kind == ListenKind::Published)
+            .find(|(other, _)| other.ip.is_none() || listen.ip.is_none() || other.ip == listen.ip)
+            .map(|(_, route)| &route.service)
+    }
+}
+
+fn check_endpoints(spec: &ServiceSpec) -> Result<(), TableError> {
+    let mut addrs: Vec<_> = spec.endpoints.iter().map(|endpoint| endpoint.addr).collect();
+    addrs.sort_unstable();
+    match addrs.windows(2).find(|pair| pair[0] == pair[1]) {
+        None => Ok(()),
+        Some(pair) => Err(TableError::EndpointTwice {
+            service: spec.name.clone(),
+            addr: pair[0],
+        }),
+    }
+}
