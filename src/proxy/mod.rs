@@ -1,5 +1,104 @@
 //! The data plane: listeners, connections, bytes. It knows the routing table and nothing of who made it.
 
+mod balancer;
+mod config;
+mod core;
+mod listener;
+mod manager;
 mod ports;
+mod relay;
+mod tcp;
+mod upstream;
+mod worker;
 
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use config::ProxyConfig;
 pub use ports::{PortState, Ports};
+
+use self::core::OpenConnections;
+use self::manager::Manager;
+use self::worker::{Command, Workers};
+use crate::routing::TableHandle;
+
+/// What all workers share.
+#[derive(Debug)]
+struct Shared {
+    config: ProxyConfig,
+    table: Arc<TableHandle>,
+    ports: Arc<Ports>,
+    open: Arc<OpenConnections>,
+}
+
+/// The data plane of one node: its worker threads, and what keeps them with the table.
+pub struct Proxy {
+    manager: Manager,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Starts the workers. Errors: a thread or its runtime cannot be made.
+    pub fn start(config: ProxyConfig, table: Arc<TableHandle>) -> std::io::Result<Proxy> {
+        let shared = Arc::new(Shared {
+            config,
+            table,
+            ports: Arc::default(),
+            open: Arc::default(),
+        });
+        let workers = Workers::start(&shared)?;
+        let manager = Manager::new(shared.clone(), workers);
+        Ok(Proxy { manager, shared })
+    }
+
+    pub fn ports(&self) -> &Arc<Ports> {
+        &self.shared.ports
+    }
+
+    /// Client connections now open.
+    pub fn n_connections(&self) -> usize {
+        self.shared.open.count()
+    }
+
+    /// Brings listeners to the current table at once, as `run` does whenever the table changes.
+    pub fn settle(&mut self) {
+        self.manager.step(Instant::now());
+    }
+
+    /// Follows the table until `shutdown`, then drains: nothing more is accepted, idle connections end, the others have
+    /// `grace` to end by themselves, and what is left is reset. Ends when the workers have.
+    ///
+    /// Returns the number of connections that were reset.
+    pub async fn run(mut self, grace: Duration, shutdown: impl Future<Output = ()>) -> usize {
+        let mut revision = self.shared.table.subscribe();
+        tokio::pin!(shutdown);
+        loop {
+            revision.mark_unchanged();
+            let wake_at = self.manager.step(Instant::now());
+            let wake = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut shutdown => break,
+                _ = revision.changed() => {}
+                () = wake => {}
+            }
+        }
+        self.manager.workers().tell_all(|| Command::Drain);
+        let drained = async {
+            while self.n_connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, drained).await;
+        let n_left = self.n_connections();
+        let workers = self.manager.into_workers();
+        // Joining blocks, but nothing else of this runtime matters any more, and workers end within a turn.
+        workers.stop();
+        n_left
+    }
+}

@@ -190,14 +190,30 @@ impl ServiceState {
     }
 }
 
-/// A place to wait for something to be freed, first come first served, for a bounded number.
+/// Something of which there is only so much, and a bounded queue of those who wait for it.
 #[derive(Debug, Default)]
 pub struct Gate {
+    taken: AtomicU32,
     waiting: AtomicU32,
     notify: Notify,
 }
 
 impl Gate {
+    /// Takes one, unless `cap` are taken already (0: no cap). Whoever took gives back with `release`.
+    pub fn try_take(&self, cap: u32) -> bool {
+        let before = self.taken.fetch_add(1, Ordering::SeqCst);
+        let is_taken = cap == 0 || before < cap;
+        if !is_taken {
+            self.taken.fetch_sub(1, Ordering::SeqCst);
+        }
+        is_taken
+    }
+
+    pub fn release(&self) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+        self.freed();
+    }
+
     /// How many wait.
     pub fn depth(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)

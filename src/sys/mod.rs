@@ -1,1 +1,6 @@
-//! sys
+//! What the operating system gives: pipes and splice, sockets with their options, limits of the process. All unsafe code
+//! of the project lives in this room. Not here: what the bytes are for.
+
+pub mod limits;
+pub mod socket;
+pub mod splice;

@@ -1,1 +1,6 @@
-fn main() {}
+//! The integration tests: one binary, through the public door. Each speaks real sockets to a real data plane.
+
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+
+mod harness;
+mod tcp;

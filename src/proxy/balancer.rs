@@ -1,0 +1,148 @@
+//! Which endpoint a connection or request goes to, and how it waits where caps are reached. Not here: health and turns
+//! (`routing`), the sockets (`upstream`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::model::Balance;
+use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service};
+
+/// One connection or request in flight at an endpoint, counted for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Lease {
+    endpoint: Arc<Endpoint>,
+}
+
+impl Lease {
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.end();
+    }
+}
+
+/// Why there is no endpoint to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPick {
+    /// The service has none.
+    None,
+    /// All of them were tried.
+    Tried,
+    /// Those left have as much in flight as they may.
+    Full,
+}
+
+/// Picks an endpoint that is not in `tried`. O(1) where none was tried and none is full; no allocation.
+///
+/// Source for `least-request`: power of two random choices (Mitzenmacher 2001).
+pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
+    let picks = service.picks(now);
+    if picks.is_empty() {
+        return Err(NoPick::None);
+    }
+    if picks.is_panic() {
+        service.stats().panic_picks.fetch_add(1, Ordering::Relaxed);
+    }
+    let cap = service.spec().limits.endpoint_connections;
+    let mut is_full = false;
+    let mut lease = |i: usize| {
+        let endpoint = &service.endpoints()[i];
+        if tried.contains(&endpoint.id()) {
+            return None;
+        }
+        if !endpoint.begin(cap) {
+            is_full = true;
+            return None;
+        }
+        Some(Lease {
+            endpoint: endpoint.clone(),
+        })
+    };
+    if service.spec().balance == Balance::LeastRequest
+        && let Some(lease) = less_loaded_of_two(service, &picks).and_then(&mut lease)
+    {
+        return Ok(lease);
+    }
+    for _ in 0..picks.len() {
+        if let Some(lease) = picks.next().and_then(&mut lease) {
+            return Ok(lease);
+        }
+    }
+    Err(if is_full { NoPick::Full } else { NoPick::Tried })
+}
+
+fn less_loaded_of_two(service: &Service, picks: &Picks) -> Option<usize> {
+    let first = fastrand::usize(..picks.len());
+    // Another one than the first, where there is another.
+    let second = first + 1 + fastrand::usize(..picks.len().saturating_sub(1).max(1));
+    let (first, second) = (picks.at(first)?, picks.at(second)?);
+    let load = |i: usize| service.endpoints()[i].in_flight();
+    Some(if load(second) < load(first) { second } else { first })
+}
+
+/// Picks an endpoint, waiting in the service's queue while all have as much in flight as they may.
+///
+/// Errors: the reason to close with. `limit` when the queue is full or the wait too long.
+pub(super) async fn pick_or_wait(service: &Service, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
+    match pick(service, tried, now) {
+        Err(NoPick::Full) => {}
+        result => return result,
+    }
+    let limits = &service.spec().limits;
+    let attempt = || match pick(service, tried, Instant::now()) {
+        Err(NoPick::Full) => None,
+        result => Some(result),
+    };
+    wait(
+        &service.state().endpoint_gate,
+        limits.queue,
+        limits.queue_timeout,
+        attempt,
+    )
+    .await
+    .unwrap_or(Err(NoPick::Full))
+}
+
+/// Takes one of the service's client connections, waiting in its queue while it has as many as it may. Whoever was
+/// admitted gives it back with `connection_gate.release()`.
+///
+/// Errors: `limit` when the queue is full or the wait too long.
+pub(super) async fn admit(service: &Service) -> Result<(), CloseReason> {
+    let limits = &service.spec().limits;
+    let gate = &service.state().connection_gate;
+    // Nobody passes those who wait already.
+    if gate.depth() == 0 && gate.try_take(limits.connections) {
+        return Ok(());
+    }
+    let attempt = || gate.try_take(limits.connections).then_some(());
+    wait(gate, limits.queue, limits.queue_timeout, attempt)
+        .await
+        .ok_or(CloseReason::Limit)
+}
+
+/// Waits in the queue of `gate` until `attempt` gives something. `None`: no place left, or the time is over.
+async fn wait<T>(
+    gate: &Gate,
+    queue: u32,
+    timeout: std::time::Duration,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let place = gate.enter(queue)?;
+    let waiting = async {
+        loop {
+            if let Some(result) = attempt() {
+                return result;
+            }
+            place.freed().await;
+        }
+    };
+    if timeout.is_zero() {
+        return Some(waiting.await);
+    }
+    tokio::time::timeout(timeout, waiting).await.ok()
+}

@@ -1,0 +1,44 @@
+//! What the data plane may be told, with its defaults. Not here: where it is read from (`app::config`).
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::sys::socket::Liveness;
+
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Threads that serve connections, each with a runtime of its own.
+    pub n_workers: usize,
+    pub liveness: Liveness,
+    /// Client connections at once over all services; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Pipes per worker to splice through; 0 turns splicing off.
+    pub splice_pipes: usize,
+    pub splice_pipe_bytes: usize,
+    /// A request or response head may be so long.
+    pub http_head_bytes_max: usize,
+    /// An idle upstream connection is kept so long. Below the five seconds after which uvicorn and Node close theirs, so
+    /// that a request rarely meets a connection that is being closed.
+    pub http_pool_idle: Duration,
+    /// Idle upstream connections kept per worker and endpoint.
+    pub http_pool_per_endpoint: usize,
+    /// Networks whose X-Forwarded-* and Forwarded fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> ProxyConfig {
+        ProxyConfig {
+            n_workers: 1,
+            liveness: Liveness::default(),
+            connections_max: usize::MAX,
+            splice_pipes: 256,
+            splice_pipe_bytes: 256 * 1024,
+            http_head_bytes_max: 64 * 1024,
+            http_pool_idle: Duration::from_secs(4),
+            http_pool_per_endpoint: 128,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What one worker thread has to itself: a scratch buffer, pipes, and the list of its connections. Thread-local, so that
+//! connection tasks need no lock and no reference to it. Not here: what connections do (`tcp`, `http`).
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::balancer;
+use crate::routing::{CloseReason, EndpointId, Service};
+use crate::sys::splice::{Pipe, PipePool};
+
+/// Bytes that one read may take. Two reads in a row that fill a good part of it show a bulk stream.
+pub(super) const SCRATCH_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static CORE: Core = Core {
+        scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+        pipes: RefCell::new(PipePool::new(0, 0)),
+        connections: RefCell::new(Slab::new()),
+        is_draining: Cell::new(false),
+    };
+}
+
+struct Core {
+    scratch: RefCell<Box<[u8]>>,
+    pipes: RefCell<PipePool>,
+    connections: RefCell<Slab<Entry>>,
+    is_draining: Cell<bool>,
+}
+
+/// One connection of this worker, as those who may end it see it.
+#[derive(Default)]
+struct Entry {
+    /// The endpoint that it holds now, if any.
+    endpoint: Option<EndpointId>,
+    /// It may be ended without anybody losing anything: an HTTP connection between two requests.
+    is_idle: bool,
+    ended: Option<CloseReason>,
+    waker: Option<Waker>,
+}
+
+/// Prepares the calling thread to be a worker.
+pub(super) fn set_up(pipes: PipePool) {
+    CORE.with(|core| core.pipes.replace(pipes));
+}
+
+/// Lends the scratch buffer. Its contents mean nothing before and after.
+pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    CORE.with(|core| use_it(&mut core.scratch.borrow_mut()))
+}
+
+pub(super) fn take_pipe() -> Option<Pipe> {
+    CORE.with(|core| core.pipes.borrow_mut().take())
+}
+
+pub(super) fn put_pipe(pipe: Pipe) {
+    CORE.with(|core| core.pipes.borrow_mut().put(pipe));
+}
+
+/// This worker accepts no more: HTTP connections end with the response that they are at.
+pub(super) fn is_draining() -> bool {
+    CORE.with(|core| core.is_draining.get())
+}
+
+pub(super) fn n_connections() -> usize {
+    CORE.with(|core| core.connections.borrow().len())
+}
+
+/// Begins to drain: idle connections end now, the others at their next chance.
+pub(super) fn drain() {
+    CORE.with(|core| core.is_draining.set(true));
+    end_where(CloseReason::ProxyShutdown, |entry| entry.is_idle);
+}
+
+/// Ends every connection of this worker.
+pub(super) fn end_all(reason: CloseReason) {
+    end_where(reason, |_| true);
+}
+
+/// Ends the connections that hold `endpoint`.
+pub(super) fn end_endpoint(endpoint: EndpointId, reason: CloseReason) {
+    end_where(reason, |entry| entry.endpoint == Some(endpoint));
+}
+
+fn end_where(reason: CloseReason, is_meant: impl Fn(&Entry) -> bool) {
+    let mut wakers = Vec::new();
+    CORE.with(|core| {
+        for (_, entry) in core.connections.borrow_mut().iter_mut() {
+            if entry.ended.is_none() && is_meant(entry) {
+                entry.ended = Some(reason);
+                wakers.extend(entry.waker.take());
+            }
+        }
+    });
+    wakers.into_iter().for_each(Waker::wake);
+}
+
+/// The number of connections open in all workers, and a place to wait for less of them.
+#[derive(Debug, Default)]
+pub(super) struct OpenConnections {
+    n: AtomicUsize,
+    n_waiting: AtomicUsize,
+    freed: Notify,
+}
+
+impl OpenConnections {
+    pub(super) fn count(&self) -> usize {
+        self.n.load(Ordering::SeqCst)
+    }
+
+    /// Waits until fewer than `most` are open.
+    pub(super) async fn wait_below(&self, most: usize) {
+        if self.count() < most {
+            return;
+        }
+        self.n_waiting.fetch_add(1, Ordering::SeqCst);
+        while self.count() >= most {
+            self.freed.notified().await;
+        }
+        self.n_waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn closed(&self) {
+        self.n.fetch_sub(1, Ordering::SeqCst);
+        if self.n_waiting.load(Ordering::SeqCst) > 0 {
+            // All of them: each is the accept loop of another port, and only some have anybody waiting.
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// One client connection: counted as open while it lives, and as closed for exactly one reason when it ends.
+pub(super) struct Connection {
+    service: Arc<Service>,
+    open: Arc<OpenConnections>,
+    key: usize,
+    opened_at: Instant,
+    reason: Option<CloseReason>,
+    is_admitted: bool,
+}
+
+impl Connection {
+    /// A connection that was just accepted for `service`.
+    pub(super) fn open(service: Arc<Service>, open: Arc<OpenConnections>, now: Instant) -> Connection {
+        service.stats().opened();
+        open.n.fetch_add(1, Ordering::SeqCst);
+        let key = CORE.with(|core| core.connections.borrow_mut().insert(Entry::default()));
+        Connection {
+            service,
+            open,
+            key,
+            opened_at: now,
+            reason: None,
+            is_admitted: false,
+        }
+    }
+
+    /// Waits until the service may have this connection. Errors: the reason to close with.
+    pub(super) async fn admit(&mut self) -> Result<(), CloseReason> {
+        balancer::admit(&self.service).await?;
+        self.is_admitted = true;
+        Ok(())
+    }
+
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// The routing table has a newer revision of the service.
+    pub(super) fn set_service(&mut self, service: Arc<Service>) {
+        self.service = service;
+    }
+
+    pub(super) fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    /// Says which endpoint the connection now holds.
+    pub(super) fn hold(&self, endpoint: Option<EndpointId>) {
+        self.entry(|entry| entry.endpoint = endpoint);
+    }
+
+    /// Says whether the connection may be ended at once when the worker drains.
+    pub(super) fn set_idle(&self, is_idle: bool) {
+        self.entry(|entry| entry.is_idle = is_idle);
+    }
+
+    /// Whether somebody ended this connection; the task is woken when somebody does.
+    pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.entry(|entry| match entry.ended {
+            Some(reason) => Poll::Ready(reason),
+            None => {
+                if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    entry.waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        })
+    }
+
+    /// Waits until somebody ends this connection.
+    pub(super) async fn ended(&self) -> CloseReason {
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// Whether somebody ended this connection.
+    pub(super) fn is_ended(&self) -> Option<CloseReason> {
+        self.entry(|entry| entry.ended)
+    }
+
+    /// The connection is over.
+    pub(super) fn close(mut self, reason: CloseReason) {
+        self.reason = Some(reason);
+    }
+
+    fn entry<T>(&self, use_it: impl FnOnce(&mut Entry) -> T) -> T {
+        CORE.with(|core| use_it(&mut core.connections.borrow_mut()[self.key]))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let entry = CORE.with(|core| core.connections.borrow_mut().remove(self.key));
+        // A task that is dropped without a word goes down with its runtime.
+        let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);
+        self.service.stats().closed(reason, self.opened_at.elapsed());
+        if self.is_admitted {
+            self.service.state().connection_gate.release();
+        }
+        self.open.closed();
+    }
+}

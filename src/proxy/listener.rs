@@ -1,0 +1,133 @@
+//! Accepts connections of one port on one worker and gives each to a task of its own. Not here: which ports there are
+//! (`worker`, `manager`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use super::Shared;
+use super::core::Connection;
+use super::tcp;
+use crate::model::Mode;
+use crate::routing::{Listen, Service};
+use crate::sys::socket;
+
+/// Accepts until `stop` is sent or dropped; then whoever waits in the kernel's queue is still accepted.
+pub(super) async fn accept_loop(
+    listener: TcpListener,
+    listen: Listen,
+    shared: Arc<Shared>,
+    stop: oneshot::Receiver<()>,
+) {
+    let mut acceptor = Acceptor {
+        listen,
+        route: None,
+        shared,
+    };
+    tokio::pin!(stop);
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        acceptor
+            .shared
+            .open
+            .wait_below(acceptor.shared.config.connections_max)
+            .await;
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff = FIRST_BACKOFF;
+                acceptor.accepted(stream, peer);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                // Out of descriptors or memory: those who wait stay in the kernel's queue meanwhile.
+                tracing::warn!(%listen, %error, "accept");
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            }
+        }
+    }
+    // Closing a listening socket resets those in its queue.
+    while let Some(Ok((stream, peer))) = accept_now(&listener).await {
+        acceptor.accepted(stream, peer);
+    }
+}
+
+/// Accepts one that waits already; `None` when none does.
+async fn accept_now(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    tokio::select! {
+        biased;
+        accepted = listener.accept() => Some(accepted),
+        () = tokio::task::yield_now() => None,
+    }
+}
+
+struct Acceptor {
+    listen: Listen,
+    /// What the port is for, as of a revision of the table.
+    route: Option<(u64, Option<(Arc<Service>, u16)>)>,
+    shared: Arc<Shared>,
+}
+
+impl Acceptor {
+    fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let Some((service, target)) = self.route() else {
+            // The port left the table and its listener is about to.
+            socket::reset_on_close(&stream);
+            return;
+        };
+        let connection = Connection::open(service, self.shared.open.clone(), Instant::now());
+        let shared = self.shared.clone();
+        let _ = peer;
+        match connection.service().spec().mode {
+            Mode::Tcp | Mode::Http => {
+                tokio::spawn(async move { tcp::serve(connection, stream, target, &shared.config.liveness).await })
+            }
+        };
+    }
+
+    /// The service and target port behind this listener now. Looked up once per revision.
+    fn route(&mut self) -> Option<(Arc<Service>, u16)> {
+        let table = self.shared.table.peek();
+        match &self.route {
+            Some((revision, route)) if *revision == table.revision() => route.clone(),
+            _ => {
+                let route = table.route(&self.listen);
+                let route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
+                self.route = Some((table.revision(), route.clone()));
+                route
+            }
+        }
+    }
+}
+
+/// Errors of a connection that went away while it waited; the listener is well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+        )
+    )
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(5);
+const LONGEST_BACKOFF: Duration = Duration::from_millis(500);

@@ -1,0 +1,201 @@
+//! Follows the routing table for the workers: opens and closes listeners, and ends the connections of endpoints that
+//! left when their stop grace period is over. Runs beside the workers, never in the way of a byte.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::ports::PortState;
+use super::worker::{Command, Workers};
+use crate::routing::{Endpoint, EndpointId, Listen, RoutingTable, Service, ServiceDiff};
+use crate::sys::socket;
+
+pub(super) struct Manager {
+    shared: Arc<Shared>,
+    workers: Workers,
+    /// The table that listeners and leavers are by.
+    seen: Arc<RoutingTable>,
+    /// Inodes of what listens, by port, to tell ourselves from other programs.
+    bound: BTreeMap<Listen, Vec<u64>>,
+    failed: HashMap<Listen, Retry>,
+    leavers: HashMap<EndpointId, Leaver>,
+}
+
+struct Retry {
+    at: Instant,
+    attempts: u64,
+}
+
+struct Leaver {
+    endpoint: Arc<Endpoint>,
+    due: Instant,
+}
+
+impl Manager {
+    pub(super) fn new(shared: Arc<Shared>, workers: Workers) -> Manager {
+        Manager {
+            shared,
+            workers,
+            seen: Arc::default(),
+            bound: BTreeMap::new(),
+            failed: HashMap::new(),
+            leavers: HashMap::new(),
+        }
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    pub(super) fn into_workers(self) -> Workers {
+        self.workers
+    }
+
+    /// Brings everything to the current table, retries what is due, and says when to come back at the latest.
+    pub(super) fn step(&mut self, now: Instant) -> Option<Instant> {
+        let table = self.shared.table.load();
+        let seen = std::mem::replace(&mut self.seen, table.clone());
+        let mut opened = Vec::new();
+        for (listen, before, after) in RoutingTable::diff_listens(&seen, &table) {
+            match (before, after) {
+                (Some(_), None) => self.close(listen),
+                (None, Some(_)) => opened.push(listen),
+                // Another service or target behind the same listener: connections look that up.
+                _ => {}
+            }
+        }
+        // After what was closed: a port may have moved from one address to all.
+        for listen in opened {
+            self.open(listen, now);
+        }
+        for diff in RoutingTable::diff(&seen, &table) {
+            match diff {
+                ServiceDiff::Added(service) => self.returned(service),
+                ServiceDiff::Changed { before, after } => {
+                    self.returned(after);
+                    self.left(before, Some(after), now);
+                }
+                ServiceDiff::Removed(service) => self.left(service, None, now),
+            }
+        }
+        let due: Vec<Listen> = self
+            .failed
+            .iter()
+            .filter(|(_, retry)| retry.at <= now)
+            .map(|(l, _)| *l)
+            .collect();
+        for listen in due {
+            self.open(listen, now);
+        }
+        let over: Vec<EndpointId> = self
+            .leavers
+            .iter()
+            .filter(|(_, leaver)| leaver.due <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            if let Some(leaver) = self.leavers.remove(&id)
+                && leaver.endpoint.is_draining()
+            {
+                self.workers.tell_all(|| Command::EndpointOver(id));
+            }
+        }
+        let retries = self.failed.values().map(|retry| retry.at);
+        retries.chain(self.leavers.values().map(|leaver| leaver.due)).min()
+    }
+
+    fn open(&mut self, listen: Listen, now: Instant) {
+        let beside: HashSet<u64> = self
+            .bound
+            .range(
+                Listen {
+                    port: listen.port,
+                    ip: None,
+                }..,
+            )
+            .take_while(|(other, _)| other.port == listen.port)
+            .flat_map(|(_, inodes)| inodes.iter().copied())
+            .collect();
+        let n = self.workers.len();
+        let result = socket::listen(listen.ip, listen.port, n, &self.shared.config.liveness, |inode| {
+            beside.contains(&inode)
+        })
+        .and_then(|sockets| {
+            let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>()?;
+            Ok((sockets, inodes))
+        });
+        match result {
+            Ok((sockets, inodes)) => {
+                self.bound.insert(listen, inodes);
+                for (worker, socket) in sockets.into_iter().enumerate() {
+                    self.workers.tell(worker, Command::Listen(listen, socket));
+                }
+                if self.failed.remove(&listen).is_some() {
+                    tracing::info!(%listen, "listening after all");
+                }
+                self.shared.ports.set(listen, PortState::Listening);
+            }
+            Err(error) => {
+                let error = explain(&error);
+                let retry = self.failed.entry(listen).or_insert(Retry { at: now, attempts: 0 });
+                if retry.attempts == 0 {
+                    tracing::error!(%listen, %error, "cannot listen, trying again");
+                }
+                retry.attempts += 1;
+                retry.at = now + RETRY_EVERY;
+                let attempts = retry.attempts;
+                self.shared.ports.set(listen, PortState::Failed { error, attempts });
+            }
+        }
+    }
+
+    fn close(&mut self, listen: Listen) {
+        self.failed.remove(&listen);
+        if self.bound.remove(&listen).is_some() {
+            self.workers.tell_all(|| Command::Unlisten(listen));
+        }
+        self.shared.ports.remove(&listen);
+    }
+
+    fn returned(&mut self, service: &Service) {
+        for endpoint in service.endpoints() {
+            self.leavers.remove(&endpoint.id());
+        }
+    }
+
+    fn left(&mut self, before: &Service, after: Option<&Arc<Service>>, now: Instant) {
+        let stays: HashSet<EndpointId> = after
+            .iter()
+            .flat_map(|service| service.endpoints())
+            .map(|endpoint| endpoint.id())
+            .collect();
+        for endpoint in before
+            .endpoints()
+            .iter()
+            .filter(|endpoint| !stays.contains(&endpoint.id()))
+        {
+            self.workers.tell_all(|| Command::EndpointGone(endpoint.id()));
+            let leaver = Leaver {
+                endpoint: endpoint.clone(),
+                due: now + before.spec().stop_grace,
+            };
+            self.leavers.insert(endpoint.id(), leaver);
+        }
+    }
+}
+
+/// What a person needs to know about a port that cannot be bound.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "in use by another program".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "no permission: ports below 1024 need CAP_NET_BIND_SERVICE (or root)".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this node has no such address".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+const RETRY_EVERY: Duration = Duration::from_secs(1);

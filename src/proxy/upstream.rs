@@ -1,0 +1,98 @@
+//! A connection to an endpoint: one attempt, and attempts at one endpoint after the other until one accepts. Nothing is
+//! forwarded here, so that every attempt but the last leaves no trace. Not here: pooled connections (`http`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::balancer::{self, Lease, NoPick};
+use crate::routing::{CloseReason, EndpointId, Outcome, RetryOutcome, Service};
+use crate::sys::socket;
+
+/// A connection that an endpoint accepted, and its place in the endpoint's count.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: TcpStream,
+    pub(super) lease: Lease,
+}
+
+/// Connects to an endpoint of `service` for a client that came for the port `target`.
+///
+/// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
+/// has passed as three attempts may take. Errors: the reason to close with.
+pub(super) async fn connect(
+    service: &Service,
+    target: u16,
+    tried: &mut Vec<EndpointId>,
+) -> Result<Upstream, CloseReason> {
+    let started = Instant::now();
+    let timeout = service.spec().timeouts.connect;
+    let mut last_failure: Option<CloseReason> = None;
+    loop {
+        let lease = match balancer::pick_or_wait(service, tried, started).await {
+            Ok(lease) => lease,
+            Err(no_pick) => {
+                let reason = last_failure.unwrap_or(match no_pick {
+                    NoPick::None => CloseReason::NoEndpoint,
+                    NoPick::Tried => CloseReason::ConnectFailed,
+                    NoPick::Full => CloseReason::Limit,
+                });
+                if last_failure.is_some() {
+                    service.stats().add_retry(RetryOutcome::Failure);
+                }
+                return Err(reason);
+            }
+        };
+        let endpoint = lease.endpoint();
+        let result = connect_once(endpoint.dial_addr(target), timeout).await;
+        let now = Instant::now();
+        match result {
+            // It left the table meanwhile, and its last connections may have been counted already: take another.
+            Ok(_) if endpoint.is_draining() => tried.push(endpoint.id()),
+            Ok(stream) => {
+                endpoint.report(Outcome::Reached, now);
+                service.stats().upstream_connect.observe(now - started);
+                if last_failure.is_some() {
+                    service.stats().add_retry(RetryOutcome::Success);
+                }
+                return Ok(Upstream { stream, lease });
+            }
+            Err(error) => {
+                endpoint.report(Outcome::Failed, now);
+                tracing::debug!(service = %service.name(), endpoint = %endpoint.addr(), %error, "connect");
+                tried.push(endpoint.id());
+                last_failure = Some(match error.kind() {
+                    io::ErrorKind::TimedOut => CloseReason::ConnectTimeout,
+                    _ => CloseReason::ConnectFailed,
+                });
+                if now - started >= timeout.saturating_mul(ATTEMPTS_OF_FULL_LENGTH) {
+                    service.stats().add_retry(RetryOutcome::Failure);
+                    return Err(CloseReason::ConnectTimeout);
+                }
+            }
+        }
+    }
+}
+
+/// Refusals are quick and all endpoints may be tried; of attempts that time out, only so many.
+const ATTEMPTS_OF_FULL_LENGTH: u32 = 3;
+
+/// One attempt. Errors: `TimedOut` after `timeout`, else what the kernel says.
+pub(super) async fn connect_once(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let (stream, is_connected) = socket::connect(addr)?;
+    let stream = TcpStream::from_std(stream)?;
+    if !is_connected {
+        let connected = async {
+            stream.ready(Interest::WRITABLE).await?;
+            stream.take_error()?.map_or(Ok(()), Err)
+        };
+        match tokio::time::timeout(timeout, connected).await {
+            Ok(result) => result?,
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+    Ok(stream)
+}

@@ -1,0 +1,119 @@
+//! The threads that serve connections: each has a runtime, listeners and connections of its own, and takes commands from
+//! the rest of the program. A connection never changes its thread.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Shared;
+use super::core;
+use super::listener;
+use crate::routing::{CloseReason, EndpointId, Listen};
+use crate::sys::splice::PipePool;
+
+/// What a worker may be told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Listen(Listen, TcpListener),
+    Unlisten(Listen),
+    /// The endpoint left the table: forget idle connections to it.
+    EndpointGone(EndpointId),
+    /// Its stop grace period is over: end the connections that hold it.
+    EndpointOver(EndpointId),
+    /// Accept no more, and end what is idle.
+    Drain,
+    /// End everything that is left, then the thread.
+    Stop,
+}
+
+/// The workers, as the rest of the program sees them.
+#[derive(Debug)]
+pub(super) struct Workers {
+    commands: Vec<mpsc::UnboundedSender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Errors: a thread or its runtime cannot be made.
+    pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Workers> {
+        let mut workers = Workers {
+            commands: Vec::new(),
+            threads: Vec::new(),
+        };
+        for i in 0..shared.config.n_workers.max(1) {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let shared = shared.clone();
+            let run = move || {
+                core::set_up(PipePool::new(
+                    shared.config.splice_pipes,
+                    shared.config.splice_pipe_bytes,
+                ));
+                runtime.block_on(work(shared, receiver));
+            };
+            workers
+                .threads
+                .push(std::thread::Builder::new().name(format!("worker-{i}")).spawn(run)?);
+            workers.commands.push(sender);
+        }
+        Ok(workers)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Tells one worker.
+    pub(super) fn tell(&self, worker: usize, command: Command) {
+        // An error means that the worker has ended, with all that it had.
+        let _ = self.commands[worker].send(command);
+    }
+
+    /// Tells every worker.
+    pub(super) fn tell_all(&self, command: impl Fn() -> Command) {
+        (0..self.len()).for_each(|worker| self.tell(worker, command()));
+    }
+
+    /// Stops the workers and waits for their threads.
+    pub(super) fn stop(self) {
+        self.tell_all(|| Command::Stop);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut listeners: HashMap<Listen, oneshot::Sender<()>> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen(listen, socket) => match tokio::net::TcpListener::from_std(socket) {
+                Ok(listener) => {
+                    let (stop, stopped) = oneshot::channel();
+                    // Whoever listened there before is stopped by dropping its sender.
+                    listeners.insert(listen, stop);
+                    tokio::spawn(listener::accept_loop(listener, listen, shared.clone(), stopped));
+                }
+                Err(error) => tracing::error!(%listen, %error, "listener cannot be watched"),
+            },
+            Command::Unlisten(listen) => drop(listeners.remove(&listen)),
+            Command::EndpointGone(_endpoint) => {}
+            Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
+            Command::Drain => {
+                listeners.clear();
+                core::drain();
+            }
+            Command::Stop => break,
+        }
+    }
+    core::end_all(CloseReason::ProxyShutdown);
+    // Each connection sees that it was ended at its next turn, and counts itself.
+    while core::n_connections() > 0 {
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,277 @@
+//! TCP sockets with the options that this project wants of them. Not here: tokio, and what is sent.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::linux::fs::MetadataExt as _;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// How a dead peer is noticed. Both are needed: keep-alive is not asked while data is unacknowledged, the user timeout
+/// does nothing on an idle connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Liveness {
+    /// Silence after which the first probe is sent; zero turns keep-alive off.
+    pub keepalive_idle: Duration,
+    pub keepalive_interval: Duration,
+    pub keepalive_count: u32,
+    /// How long sent data may stay unacknowledged; zero leaves it to the kernel.
+    pub user_timeout: Duration,
+}
+
+impl Default for Liveness {
+    fn default() -> Liveness {
+        Liveness {
+            keepalive_idle: Duration::from_secs(60),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_count: 3,
+            user_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+/// Sets what a proxied connection has: no delay, and liveness. A listener passes these on to what it accepts.
+pub fn set_stream_options(socket: &SockRef<'_>, liveness: &Liveness) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    set_liveness(socket, liveness)
+}
+
+/// Sets keep-alive and the user timeout: five calls, so that short connections had better live without.
+pub fn set_liveness(socket: &SockRef<'_>, liveness: &Liveness) -> io::Result<()> {
+    if !liveness.keepalive_idle.is_zero() {
+        let keepalive = TcpKeepalive::new()
+            .with_time(liveness.keepalive_idle)
+            .with_interval(liveness.keepalive_interval)
+            .with_retries(liveness.keepalive_count);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    if !liveness.user_timeout.is_zero() {
+        socket.set_tcp_user_timeout(Some(liveness.user_timeout))?;
+    }
+    Ok(())
+}
+
+/// Closing the socket will reset the connection, so that its peer never takes a truncated stream for a complete one.
+pub fn reset_on_close(socket: impl AsFd) {
+    // An error means that the connection is gone already.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Begins to connect to `addr`. Returns whether the connection stands already, as on one machine it mostly does.
+///
+/// Errors: those of `socket` and `connect`; a connection that cannot be made may also show later, in `SO_ERROR`.
+pub fn connect(addr: SocketAddr) -> io::Result<(std::net::TcpStream, bool)> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    let addr = addr.into();
+    let mut is_connected = try_connect(&socket, &addr)?;
+    if !is_connected {
+        // On one machine the handshake ended while the first call returned. Asking again costs less than an event.
+        is_connected = try_connect(&socket, &addr)?;
+    }
+    Ok((socket.into(), is_connected))
+}
+
+fn try_connect(socket: &Socket, addr: &socket2::SockAddr) -> io::Result<bool> {
+    match socket.connect(addr) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Binds `n` listening sockets to one port, among which the kernel spreads connections.
+///
+/// `ip`: `None` is every address, IPv4 and IPv6 (IPv4 alone where the kernel has no IPv6).
+/// `is_ours`: whether this program itself already listens on that port number elsewhere.
+/// Errors: `AddrInUse` also when another program holds the port in a way that would share it with us.
+pub fn listen(
+    ip: Option<IpAddr>,
+    port: u16,
+    n: usize,
+    liveness: &Liveness,
+    is_ours: impl Fn(u64) -> bool,
+) -> io::Result<Vec<TcpListener>> {
+    match ip {
+        Some(ip) => listen_at(SocketAddr::new(ip, port), n, liveness, is_ours),
+        None => match listen_at(
+            SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+            n,
+            liveness,
+            &is_ours,
+        ) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+                listen_at(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port), n, liveness, is_ours)
+            }
+            result => result,
+        },
+    }
+}
+
+fn listen_at(
+    addr: SocketAddr,
+    n: usize,
+    liveness: &Liveness,
+    is_ours: impl Fn(u64) -> bool,
+) -> io::Result<Vec<TcpListener>> {
+    let new = || -> io::Result<Socket> {
+        let socket = Socket::new(
+            Domain::for_address(addr),
+            Type::STREAM.nonblocking().cloexec(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        if addr.is_ipv6() && addr.ip().is_unspecified() {
+            socket.set_only_v6(false)?;
+        }
+        set_stream_options(&SockRef::from(&socket), liveness)?;
+        Ok(socket)
+    };
+    // The first socket is bound without sharing: that fails when anybody has the port. Sharing is allowed afterwards.
+    let first = new()?;
+    match first.bind(&addr.into()) {
+        Ok(()) => first.set_reuse_port(true)?,
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // It may be ourselves: a VIP on a port that is published everywhere, or the other way round.
+            first.set_reuse_port(true)?;
+            first.bind(&addr.into())?;
+            if foreign_listener(addr, &is_ours)? {
+                return Err(error);
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    let mut sockets = vec![first];
+    for _ in 1..n {
+        let socket = new()?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
+        sockets.push(socket);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+/// The inode that `/proc/net/tcp` knows a socket by.
+pub fn inode(socket: impl AsFd) -> io::Result<u64> {
+    let file = std::fs::File::from(socket.as_fd().try_clone_to_owned()?);
+    Ok(file.metadata()?.st_ino())
+}
+
+/// Whether a socket that is not ours listens where `addr` does, on the same address or everywhere.
+fn foreign_listener(addr: SocketAddr, is_ours: impl Fn(u64) -> bool) -> io::Result<bool> {
+    for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+        let table = match std::fs::read_to_string(path) {
+            Ok(table) => table,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let listeners = table.lines().skip(1).filter_map(parse_listener);
+        for listener in listeners.filter(|listener| listener.port == addr.port()) {
+            let overlaps = listener.ip.is_none() || addr.ip().is_unspecified() || listener.ip == Some(addr.ip());
+            if overlaps && !is_ours(listener.inode) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+#[derive(Debug, PartialEq)]
+struct ProcListener {
+    ip: Option<IpAddr>,
+    port: u16,
+    inode: u64,
+}
+
+/// Reads a line of `/proc/net/tcp` or `tcp6`; `None` for what does not listen.
+fn parse_listener(line: &str) -> Option<ProcListener> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_ascii_whitespace();
+    let (ip, port) = fields.nth(1)?.split_once(':')?;
+    if fields.nth(1)? != LISTEN {
+        return None;
+    }
+    let inode = fields.nth(5)?.parse().ok()?;
+    // Words of 32 bits, each printed as this machine holds it.
+    let words: Vec<u32> = (0..ip.len() / 8)
+        .filter_map(|i| u32::from_str_radix(ip.get(i * 8..i * 8 + 8)?, 16).ok())
+        .collect();
+    let ip = match words.as_slice() {
+        [v4] => IpAddr::from(v4.to_ne_bytes()),
+        [a, b, c, d] => {
+            let mut bytes = [0; 16];
+            for (chunk, word) in bytes.chunks_mut(4).zip([a, b, c, d]) {
+                chunk.copy_from_slice(&word.to_ne_bytes());
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(ProcListener {
+        ip: (!ip.is_unspecified()).then_some(ip),
+        port: u16::from_str_radix(port, 16).ok()?,
+        inode,
+    })
+}
+
+/// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOT_OURS: fn(u64) -> bool = |_| false;
+
+    #[test]
+    fn lines_of_proc_net_tcp_are_read() {
+        let v4 = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0";
+        let v6 = "   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0 100 0 0 10 0";
+        let established = v4.replace(" 0A ", " 01 ");
+        let listener = parse_listener(v4).unwrap();
+        assert_eq!(
+            (listener.ip, listener.port, listener.inode),
+            (Some([127, 0, 0, 1].into()), 8080, 4242)
+        );
+        let listener = parse_listener(v6).unwrap();
+        assert_eq!((listener.ip, listener.port, listener.inode), (None, 80, 7));
+        assert_eq!(parse_listener(&established), None);
+        for broken in ["", "0: x", "0: 1:2 3 0A", "0: ZZ:ZZ 0:0 0A a b c d e"] {
+            assert_eq!(parse_listener(broken), None);
+        }
+    }
+
+    #[test]
+    fn several_sockets_share_a_port_and_nobody_else_does() {
+        let liveness = Liveness::default();
+        let any = listen(None, 0, 1, &liveness, NOT_OURS).unwrap();
+        let port = any[0].local_addr().unwrap().port();
+        let ours: Vec<u64> = any.iter().map(|socket| inode(socket).unwrap()).collect();
+        let taken = listen(None, port, 2, &liveness, NOT_OURS).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse, "though both would share it");
+        let vip = Some("127.77.1.2".parse().unwrap());
+        assert_eq!(
+            listen(vip, port, 1, &liveness, NOT_OURS).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        let beside = listen(vip, port, 2, &liveness, |inode| ours.contains(&inode)).unwrap();
+        assert_eq!(beside.len(), 2);
+    }
+
+    #[test]
+    fn a_connection_on_one_machine_stands_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_stream, is_connected) = connect(listener.local_addr().unwrap()).unwrap();
+        assert!(is_connected);
+        let addr = listener.local_addr().unwrap();
+        drop(listener);
+        assert_eq!(connect(addr).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
