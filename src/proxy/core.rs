@@ -2,11 +2,12 @@
 //! connection tasks need no lock and no reference to it. Not here: what connections do (`tcp`, `http`).
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 use tokio::sync::Notify;
@@ -23,6 +24,8 @@ thread_local! {
         scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
         pipes: RefCell::new(PipePool::new(0, 0)),
         connections: RefCell::new(Slab::new()),
+        young: RefCell::new(VecDeque::new()),
+        n_opened: Cell::new(0),
         is_draining: Cell::new(false),
     };
 }
@@ -31,6 +34,9 @@ struct Core {
     scratch: RefCell<Box<[u8]>>,
     pipes: RefCell<PipePool>,
     connections: RefCell<Slab<Entry>>,
+    /// Connections in the order in which they come of age.
+    young: RefCell<VecDeque<Young>>,
+    n_opened: Cell<u64>,
     is_draining: Cell<bool>,
 }
 
@@ -42,8 +48,29 @@ struct Entry {
     /// It may be ended without anybody losing anything: an HTTP connection between two requests.
     is_idle: bool,
     ended: Option<CloseReason>,
+    has_aged: bool,
     waker: Option<Waker>,
+    /// Tells this connection from another that had its key.
+    serial: u64,
 }
+
+struct Young {
+    key: usize,
+    serial: u64,
+    since: Instant,
+}
+
+/// What a connection is told from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// End, for this reason.
+    End(CloseReason),
+    /// It has lasted so long that what short connections do without is worth its cost.
+    Aged,
+}
+
+/// Most connections end sooner.
+const AGE: Duration = Duration::from_secs(5);
 
 /// Prepares the calling thread to be a worker.
 pub(super) fn set_up(pipes: PipePool) {
@@ -76,6 +103,28 @@ pub(super) fn n_connections() -> usize {
 pub(super) fn drain() {
     CORE.with(|core| core.is_draining.set(true));
     end_where(CloseReason::ProxyShutdown, |entry| entry.is_idle);
+}
+
+/// Signals the connections that have come of age. Called about once a second.
+pub(super) fn age(now: Instant) {
+    let mut wakers = Vec::new();
+    CORE.with(|core| {
+        let (mut young, mut connections) = (core.young.borrow_mut(), core.connections.borrow_mut());
+        while let Some(next) = young.front() {
+            if now < next.since + AGE {
+                break;
+            }
+            if let Some(entry) = connections
+                .get_mut(next.key)
+                .filter(|entry| entry.serial == next.serial)
+            {
+                entry.has_aged = true;
+                wakers.extend(entry.waker.take());
+            }
+            young.pop_front();
+        }
+    });
+    wakers.into_iter().for_each(Waker::wake);
 }
 
 /// Ends every connection of this worker.
@@ -150,7 +199,14 @@ impl Connection {
     pub(super) fn open(service: Arc<Service>, open: Arc<OpenConnections>, now: Instant) -> Connection {
         service.stats().opened();
         open.n.fetch_add(1, Ordering::SeqCst);
-        let key = CORE.with(|core| core.connections.borrow_mut().insert(Entry::default()));
+        let key = CORE.with(|core| {
+            let serial = core.n_opened.get();
+            core.n_opened.set(serial + 1);
+            core.connections.borrow_mut().insert(Entry {
+                serial,
+                ..Entry::default()
+            })
+        });
         Connection {
             service,
             open,
@@ -191,22 +247,45 @@ impl Connection {
         self.entry(|entry| entry.is_idle = is_idle);
     }
 
-    /// Whether somebody ended this connection; the task is woken when somebody does.
-    pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.entry(|entry| match entry.ended {
-            Some(reason) => Poll::Ready(reason),
-            None => {
-                if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    entry.waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
+    /// Has `Signal::Aged` come once the connection has lasted a while from now.
+    pub(super) fn grow_old(&self) {
+        CORE.with(|core| {
+            let serial = core.connections.borrow()[self.key].serial;
+            core.young.borrow_mut().push_back(Young {
+                key: self.key,
+                serial,
+                since: Instant::now(),
+            });
+        });
+    }
+
+    /// What the connection was told since the last call; the task is woken when there is something.
+    pub(super) fn poll_signal(&self, cx: &mut Context<'_>) -> Poll<Signal> {
+        self.entry(|entry| {
+            if let Some(reason) = entry.ended {
+                return Poll::Ready(Signal::End(reason));
+            }
+            if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                entry.waker = Some(cx.waker().clone());
+            }
+            match std::mem::take(&mut entry.has_aged) {
+                true => Poll::Ready(Signal::Aged),
+                false => Poll::Pending,
             }
         })
     }
 
     /// Waits until somebody ends this connection.
     pub(super) async fn ended(&self) -> CloseReason {
-        poll_fn(|cx| self.poll_ended(cx)).await
+        poll_fn(|cx| {
+            loop {
+                match ready!(self.poll_signal(cx)) {
+                    Signal::End(reason) => return Poll::Ready(reason),
+                    Signal::Aged => {}
+                }
+            }
+        })
+        .await
     }
 
     /// Whether somebody ended this connection.

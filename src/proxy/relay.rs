@@ -15,9 +15,9 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::core::{self, Connection};
+use super::core::{self, Connection, Signal};
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
-use crate::sys::socket;
+use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{self, Pipe};
 
 /// Time limits of a relay; zero is none.
@@ -37,6 +37,7 @@ pub(super) async fn relay(
     client: &TcpStream,
     upstream: &TcpStream,
     limits: IdleLimits,
+    liveness: &Liveness,
     early: [Vec<u8>; 2],
 ) -> CloseReason {
     let [early_in, early_out] = early;
@@ -51,9 +52,16 @@ pub(super) async fn relay(
         idle: None,
         limits,
     };
-    let reason = poll_fn(|cx| match connection.poll_ended(cx) {
-        Poll::Ready(reason) => Poll::Ready(Ending::Cut(reason)),
-        Poll::Pending => relay.poll(cx),
+    let reason = poll_fn(|cx| {
+        match connection.poll_signal(cx) {
+            Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
+            Poll::Ready(Signal::Aged) => {
+                // An error means that the connection is gone already, which its next read will say.
+                let _ = socket::set_liveness(&socket2::SockRef::from(upstream), liveness);
+            }
+            Poll::Pending => {}
+        }
+        relay.poll(cx)
     })
     .await;
     match reason {
@@ -445,28 +453,21 @@ pub(super) fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut [
 }
 
 /// Writes of `bytes` what the socket takes; never 0 unless there are none.
+///
+/// The socket is asked before tokio is: it mostly takes everything, also before its first event has come.
 pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    let send = || Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?);
+    let mut result: io::Result<usize> = send();
     loop {
-        ready!(stream.poll_write_ready(cx))?;
-        let mut n_short = 0;
-        let result = stream.try_io(Interest::WRITABLE, || {
-            let n = rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?;
-            if n > 0 && n < bytes.len() {
-                n_short = n;
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(n)
-        });
         match result {
             Ok(n) => return Poll::Ready(Ok(n)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if n_short > 0 {
-                    return Poll::Ready(Ok(n_short));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Poll::Ready(Err(error)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => return Poll::Ready(Err(error)),
+            },
         }
+        ready!(stream.poll_write_ready(cx))?;
+        result = stream.try_io(Interest::WRITABLE, send);
     }
 }
 
@@ -476,7 +477,7 @@ async fn discard(stream: &TcpStream) {
     while let Ok(1..) = poll_fn(read).await {}
 }
 
-const MOVES_PER_TURN: usize = 16;
+const MOVES_PER_TURN: usize = 4;
 const LARGE_READ: usize = 16 * 1024;
 const LARGE_READS: u8 = 2;
 const SPLICE_AT_MOST: usize = 1 << 20;

@@ -10,7 +10,7 @@ use crate::sys::socket::{self, Liveness};
 
 /// Serves one client from accept to close.
 pub(super) async fn serve(mut connection: Connection, client: TcpStream, target: u16, liveness: &Liveness) {
-    let reason = match Box::pin(begin(&mut connection, &client, target, liveness)).await {
+    let reason = match Box::pin(begin(&mut connection, &client, target)).await {
         Ok(upstream) => {
             connection.hold(Some(upstream.lease.endpoint().id()));
             let timeouts = &connection.service().spec().timeouts;
@@ -18,7 +18,16 @@ pub(super) async fn serve(mut connection: Connection, client: TcpStream, target:
                 idle: timeouts.idle,
                 half_closed: timeouts.half_closed,
             };
-            relay::relay(&connection, &client, &upstream.stream, limits, [Vec::new(), Vec::new()]).await
+            connection.grow_old();
+            relay::relay(
+                &connection,
+                &client,
+                &upstream.stream,
+                limits,
+                liveness,
+                [Vec::new(), Vec::new()],
+            )
+            .await
         }
         Err(reason) => {
             socket::reset_on_close(&client);
@@ -29,23 +38,13 @@ pub(super) async fn serve(mut connection: Connection, client: TcpStream, target:
 }
 
 /// From accept to a connected endpoint. Boxed by its caller: most of a connection's life needs none of this state.
-async fn begin(
-    connection: &mut Connection,
-    client: &TcpStream,
-    target: u16,
-    liveness: &Liveness,
-) -> Result<Upstream, CloseReason> {
+async fn begin(connection: &mut Connection, client: &TcpStream, target: u16) -> Result<Upstream, CloseReason> {
     connection.admit().await?;
     let connection = &*connection;
     let mut tried = Vec::new();
     tokio::select! {
         biased;
-        result = upstream::connect(connection.service(), target, &mut tried) => {
-            let upstream = result?;
-            // An error means that the connection is gone already, which the relay will notice.
-            let _ = socket::set_liveness(&socket2::SockRef::from(&upstream.stream), liveness);
-            Ok(upstream)
-        }
+        result = upstream::connect(connection.service(), target, &mut tried) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),

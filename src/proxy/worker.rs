@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -90,7 +91,17 @@ impl Workers {
 
 async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<Listen, oneshot::Sender<()>> = HashMap::new();
-    while let Some(command) = commands.recv().await {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => command,
+            _ = ticks.tick() => {
+                core::age(Instant::now());
+                continue;
+            }
+        };
+        let Some(command) = command else { break };
         match command {
             Command::Listen(listen, socket) => match tokio::net::TcpListener::from_std(socket) {
                 Ok(listener) => {
