@@ -3,6 +3,7 @@
 mod balancer;
 mod config;
 mod core;
+pub mod http;
 mod listener;
 mod manager;
 mod ports;

@@ -1,0 +1,110 @@
+//! HTTP/1.1 without I/O: heads are parsed strictly and written anew, bodies are decoded by small state machines.
+//!
+//! No socket, no clock and no task lives here; the shell that moves the bytes does. It holds one input and one output
+//! buffer per direction and, in the common case, does this for a request: `parse_request` over the input buffer,
+//! `RequestHead::forward` into the output buffer, `Body::forward` for the body bytes that came along, one send. What
+//! it keeps while it waits is `RequestMeta`, a few words that borrow nothing.
+//!
+//! Policies, each refused or rewritten here and named in a test:
+//! - Anything whose end two parsers could see at two places is refused: repeated or mixed lengths, transfer codings
+//!   other than exactly `chunked`, bare CR or LF, folded lines, a space before the colon, control characters.
+//! - The target of a request in absolute form wins over its Host field, as RFC 9112 3.2.2 demands; one Host goes on.
+//! - Targets are neither decoded nor normalised. Routing sees what the endpoint will see.
+//! - Field names with an underscore pass, except those that read like a length, a transfer coding (refused) or a
+//!   forwarding field (dropped) once a gateway turns `_` into `-`.
+//! - `Upgrade` passes for any protocol but HTTP/2: the endpoint of an `h2c` tunnel would see requests we never read.
+//! - `Connection` cannot list away the fields that end points or proxies rely on (`fields::PROTECTED`).
+//! - `Trailer` stays with a chunked message, since trailers are forwarded.
+
+mod body;
+mod fields;
+#[cfg(test)]
+mod properties;
+mod refusal;
+mod reply;
+mod request;
+mod response;
+
+pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
+pub use fields::{HeaderSlots, MAX_FIELDS};
+pub use refusal::Refusal;
+pub use reply::{CONTINUE, Reply, write_options_reply};
+pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, parse_request};
+pub use response::{Onward, ResponseHead, ResponseMeta, parse_response};
+
+/// The longest head that is taken, request or response, in bytes.
+pub const DEFAULT_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// The versions that are spoken; the others are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+impl Version {
+    fn from_minor(minor: Option<u8>) -> Version {
+        match minor {
+            Some(1) => Version::Http11,
+            _ => Version::Http10,
+        }
+    }
+}
+
+/// A request's method, as far as the proxy treats methods differently. Names are case-sensitive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Connect,
+    Delete,
+    Get,
+    Head,
+    Options,
+    Patch,
+    Post,
+    Put,
+    Trace,
+    /// Any other token. Nothing is assumed of it.
+    Other,
+}
+
+impl Method {
+    fn of(name: &str) -> Method {
+        match name {
+            "GET" => Method::Get,
+            "POST" => Method::Post,
+            "HEAD" => Method::Head,
+            "PUT" => Method::Put,
+            "DELETE" => Method::Delete,
+            "OPTIONS" => Method::Options,
+            "PATCH" => Method::Patch,
+            "TRACE" => Method::Trace,
+            "CONNECT" => Method::Connect,
+            _ => Method::Other,
+        }
+    }
+
+    /// Whether a request may be sent again although the first try may have been acted upon (RFC 9110 9.2.2).
+    pub fn is_idempotent(self) -> bool {
+        match self {
+            Method::Delete | Method::Get | Method::Head | Method::Options | Method::Put | Method::Trace => true,
+            Method::Connect | Method::Other | Method::Patch | Method::Post => false,
+        }
+    }
+
+    /// Whether a request without a body should say so by a length of zero (RFC 9110 8.6).
+    fn expects_body(self) -> bool {
+        matches!(self, Method::Patch | Method::Post | Method::Put)
+    }
+}
+
+/// How a message's body ends, as its head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// No body, whatever the length fields say.
+    None,
+    /// This many bytes.
+    Length(u64),
+    Chunked,
+    /// Everything up to the end of the connection. Responses only.
+    UntilClose,
+}
