@@ -295,7 +295,8 @@ pub(super) fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
 }
 
 pub(super) fn is_token_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+    matches!(b, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.'
+        | b'^' | b'_' | b'`' | b'|' | b'~')
 }
 
 /// What httparse says against a head, in our words. `Version` and `Token` need a look at the line.

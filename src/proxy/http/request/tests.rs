@@ -515,8 +515,8 @@ fn forwarded_fields() {
         ),
         (
             "spelling of values",
-            "GET / HTTP/1.1|Host:a.b|X:\t y z \t|Empty:||",
-            "GET / HTTP/1.1|Host: a.b|X: y z|Empty: ",
+            "GET / HTTP/1.1|Host:a.b|X:\t y z \t|Tab:\tt|Empty:||",
+            "GET / HTTP/1.1|Host: a.b|X: y z|Tab: t|Empty: ",
         ),
         (
             "empty lines before",
