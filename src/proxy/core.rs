@@ -228,15 +228,6 @@ impl Connection {
         &self.service
     }
 
-    /// The routing table has a newer revision of the service.
-    pub(super) fn set_service(&mut self, service: Arc<Service>) {
-        self.service = service;
-    }
-
-    pub(super) fn opened_at(&self) -> Instant {
-        self.opened_at
-    }
-
     /// Says which endpoint the connection now holds.
     pub(super) fn hold(&self, endpoint: Option<EndpointId>) {
         self.entry(|entry| entry.endpoint = endpoint);
@@ -286,11 +277,6 @@ impl Connection {
             }
         })
         .await
-    }
-
-    /// Whether somebody ended this connection.
-    pub(super) fn is_ended(&self) -> Option<CloseReason> {
-        self.entry(|entry| entry.ended)
     }
 
     /// The connection is over.

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::core::Connection;
+use super::h1;
 use super::tcp;
 use crate::model::Mode;
 use crate::routing::{Listen, Service};
@@ -73,8 +74,14 @@ async fn accept_now(listener: &TcpListener) -> Option<io::Result<(TcpStream, Soc
 struct Acceptor {
     listen: Listen,
     /// What the port is for, as of a revision of the table.
-    route: Option<(u64, Option<(Arc<Service>, u16)>)>,
+    route: Option<RouteOf>,
     shared: Arc<Shared>,
+}
+
+struct RouteOf {
+    revision: u64,
+    /// `None` once the port left the table.
+    service: Option<(Arc<Service>, u16)>,
 }
 
 impl Acceptor {
@@ -86,11 +93,11 @@ impl Acceptor {
         };
         let connection = Connection::open(service, self.shared.open.clone(), Instant::now());
         let shared = self.shared.clone();
-        let _ = peer;
         match connection.service().spec().mode {
-            Mode::Tcp | Mode::Http => {
+            Mode::Tcp => {
                 tokio::spawn(async move { tcp::serve(connection, stream, target, &shared.config.liveness).await })
             }
+            Mode::Http => tokio::spawn(h1::serve(connection, stream, peer, self.listen, target, shared)),
         };
     }
 
@@ -98,11 +105,14 @@ impl Acceptor {
     fn route(&mut self) -> Option<(Arc<Service>, u16)> {
         let table = self.shared.table.peek();
         match &self.route {
-            Some((revision, route)) if *revision == table.revision() => route.clone(),
+            Some(known) if known.revision == table.revision() => known.service.clone(),
             _ => {
                 let route = table.route(&self.listen);
                 let route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
-                self.route = Some((table.revision(), route.clone()));
+                self.route = Some(RouteOf {
+                    revision: table.revision(),
+                    service: route.clone(),
+                });
                 route
             }
         }

@@ -3,6 +3,7 @@
 mod balancer;
 mod config;
 mod core;
+mod h1;
 pub mod http;
 mod listener;
 mod manager;

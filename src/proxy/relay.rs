@@ -472,7 +472,7 @@ pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8])
 }
 
 /// Reads and forgets until the peer ends or resets.
-async fn discard(stream: &TcpStream) {
+pub(super) async fn discard(stream: &TcpStream) {
     let read = |cx: &mut Context<'_>| core::with_scratch(|scratch| poll_read(stream, cx, scratch));
     while let Ok(1..) = poll_fn(read).await {}
 }
@@ -483,4 +483,4 @@ const LARGE_READS: u8 = 2;
 const SPLICE_AT_MOST: usize = 1 << 20;
 const SMALL_SPLICE: usize = 4 * 1024;
 const SMALL_SPLICES: u8 = 4;
-const DISCARD_AT_MOST: Duration = Duration::from_secs(1);
+pub(super) const DISCARD_AT_MOST: Duration = Duration::from_secs(1);

@@ -44,7 +44,7 @@ async fn begin(connection: &mut Connection, client: &TcpStream, target: u16) -> 
     let mut tried = Vec::new();
     tokio::select! {
         biased;
-        result = upstream::connect(connection.service(), target, &mut tried) => result,
+        result = upstream::connect(connection.service(), target, &mut tried, |_| None) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),

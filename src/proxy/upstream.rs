@@ -22,11 +22,13 @@ pub(super) struct Upstream {
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. Errors: the reason to close with.
+/// has passed as three attempts may take. `reuse` may have a connection to an endpoint that stands already.
+/// Errors: the reason to close with.
 pub(super) async fn connect(
     service: &Service,
     target: u16,
     tried: &mut Vec<EndpointId>,
+    mut reuse: impl FnMut(EndpointId) -> Option<TcpStream>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
     let timeout = service.spec().timeouts.connect;
@@ -47,6 +49,9 @@ pub(super) async fn connect(
             }
         };
         let endpoint = lease.endpoint();
+        if let Some(stream) = reuse(endpoint.id()) {
+            return Ok(Upstream { stream, lease });
+        }
         let result = connect_once(endpoint.dial_addr(target), timeout).await;
         let now = Instant::now();
         match result {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::core;
+use super::h1;
 use super::listener;
 use crate::routing::{CloseReason, EndpointId, Listen};
 use crate::sys::splice::PipePool;
@@ -97,7 +98,9 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
         let command = tokio::select! {
             command = commands.recv() => command,
             _ = ticks.tick() => {
-                core::age(Instant::now());
+                let now = Instant::now();
+                core::age(now);
+                h1::pool::expire(now, shared.config.http_pool_idle);
                 continue;
             }
         };
@@ -113,7 +116,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
                 Err(error) => tracing::error!(%listen, %error, "listener cannot be watched"),
             },
             Command::Unlisten(listen) => drop(listeners.remove(&listen)),
-            Command::EndpointGone(_endpoint) => {}
+            Command::EndpointGone(endpoint) => h1::pool::forget(endpoint),
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
             Command::Drain => {
                 listeners.clear();
@@ -123,6 +126,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
         }
     }
     core::end_all(CloseReason::ProxyShutdown);
+    h1::pool::clear();
     // Each connection sees that it was ended at its next turn, and counts itself.
     while core::n_connections() > 0 {
         tokio::task::yield_now().await;

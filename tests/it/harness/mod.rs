@@ -108,7 +108,7 @@ pub fn service(name: &str, endpoints: &[SocketAddr]) -> ServiceSpec {
 /// Where clients reach a service made by `service`.
 pub fn door(spec: &ServiceSpec) -> SocketAddr {
     SocketAddr::new(
-        spec.publish[0].bind.unwrap_or([127, 0, 0, 1].into()),
+        spec.publish[0].bind.unwrap_or_else(|| [127, 0, 0, 1].into()),
         spec.publish[0].published,
     )
 }

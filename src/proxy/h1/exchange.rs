@@ -1,0 +1,409 @@
+//! One request and its response between two sockets, both directions at once. A state machine that is polled; it parses
+//! and frames with `proxy::http` and holds no time limit. Not here: which endpoint, and what follows (`serve`).
+
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::buffer::Buffer;
+use crate::proxy::core;
+use crate::proxy::http::{
+    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, parse_response,
+};
+use crate::routing::{BytePath, Direction, ServiceStats};
+use crate::sys::splice::Pipe;
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The response was sent whole.
+    Response {
+        /// Whether the upstream connection may carry another request.
+        upstream_stays: bool,
+        /// Whether the client was told that its connection stays open.
+        client_stays: bool,
+    },
+    /// The endpoint speaks another protocol from here on, and the client knows.
+    Switched,
+    Failed(Failure),
+}
+
+/// Why an exchange failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The client reset its connection or ended it within its request.
+    ClientGone,
+    /// The request's body is not what its head says.
+    RequestBody(BodyFault),
+    /// The upstream ended or reset before a byte of a response.
+    NoResponse,
+    /// The response's head is not HTTP, or must not be forwarded.
+    ResponseHead(Refusal),
+    /// The upstream ended in the middle of the response, or its body is not what its head says.
+    ResponseBody,
+}
+
+pub(super) struct Exchange<'a> {
+    pub(super) client: &'a TcpStream,
+    pub(super) upstream: &'a TcpStream,
+    pub(super) stats: &'a ServiceStats,
+    pub(super) head_bytes_max: usize,
+    pub(super) request: RequestMeta,
+    /// What the client sent and nobody has dealt with: the body, and beyond it the next request.
+    pub(super) from_client: &'a mut Buffer,
+    /// What goes to the upstream: the head at first.
+    pub(super) to_upstream: &'a mut Buffer,
+    pub(super) request_body: Body,
+    /// `to_upstream` holds the whole request and is kept, so that it may be sent again.
+    pub(super) is_replayable: bool,
+    /// The upstream takes no more of the request.
+    pub(super) is_cut_short: bool,
+    /// When the whole request was sent.
+    pub(super) sent_at: Option<Instant>,
+    pub(super) response: Option<Response>,
+    pub(super) from_upstream: Buffer,
+    pub(super) to_client: Buffer,
+    pub(super) pipe: Option<Pipe>,
+    pub(super) n_interim: u8,
+    /// Bytes of the response were received; it is too late for another try.
+    pub(super) has_begun: bool,
+    pub(super) watches_client: bool,
+}
+
+/// A response whose head was forwarded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Response {
+    pub(super) meta: ResponseMeta,
+    body: Body,
+    coding: Coding,
+    client_stays: bool,
+    pub(super) at: Instant,
+}
+
+impl Exchange<'_> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        match self.poll_request(cx) {
+            Poll::Ready(Err(failure)) => return Poll::Ready(Ended::Failed(failure)),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match self.poll_response(cx) {
+            Poll::Ready(Ok(ended)) => Poll::Ready(ended),
+            Poll::Ready(Err(failure)) => Poll::Ready(Ended::Failed(failure)),
+            Poll::Pending => {
+                if self.sent_at.is_some() && self.watches_client && self.is_client_reset(cx) {
+                    return Poll::Ready(Ended::Failed(Failure::ClientGone));
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether everything of the request was read from the client.
+    pub(super) fn is_request_read(&self) -> bool {
+        self.request_body.is_done()
+    }
+
+    fn is_request_over(&self) -> bool {
+        self.is_cut_short || (self.request_body.is_done() && self.sent_at.is_some())
+    }
+
+    /// Sends the request. `Ready` once all of it is sent, or the upstream takes no more.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.is_request_over() {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..MOVES_PER_TURN {
+            while !self.to_upstream.is_empty() {
+                match ready!(crate::proxy::relay::poll_write(
+                    self.upstream,
+                    cx,
+                    self.to_upstream.rest()
+                )) {
+                    Ok(n) => {
+                        self.stats.add_bytes(Direction::In, BytePath::Copy, n as u64);
+                        match self.is_replayable {
+                            true => self.to_upstream.skip(n),
+                            false => self.to_upstream.consume(n),
+                        }
+                    }
+                    Err(_) => {
+                        // It may have answered before it stopped to listen; the response says what it was.
+                        self.is_cut_short = true;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+            if self.request_body.is_done() {
+                self.sent_at = Some(Instant::now());
+                return Poll::Ready(Ok(()));
+            }
+            self.is_replayable = false;
+            if self.forward_request_body()? == 0 && self.to_upstream.is_empty() && !self.request_body.is_done() {
+                match ready!(self.from_client.poll_fill(self.client, cx)) {
+                    Ok(1..) => {
+                        self.forward_request_body()?;
+                    }
+                    Ok(0) | Err(_) => return Poll::Ready(Err(Failure::ClientGone)),
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn forward_request_body(&mut self) -> Result<usize, Failure> {
+        let (input, out) = (self.from_client.rest(), self.to_upstream.tail());
+        let coding = coding_of(&self.request_body);
+        let progress = self
+            .request_body
+            .forward(input, coding, out)
+            .map_err(Failure::RequestBody)?;
+        self.from_client.consume(progress.consumed);
+        if self.to_upstream.is_empty() {
+            self.to_upstream.release();
+        }
+        Ok(progress.consumed)
+    }
+
+    /// Receives the response and passes it on. `Ready` once all of it was sent.
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failure>> {
+        for _ in 0..MOVES_PER_TURN {
+            ready!(self.poll_flush(cx))?;
+            let Some(response) = self.response else {
+                if !self.from_upstream.is_empty()
+                    && let Some(ended) = self.forward_head()?
+                {
+                    if let Ended::Switched = ended {
+                        ready!(self.poll_flush(cx))?;
+                        return Poll::Ready(Ok(Ended::Switched));
+                    }
+                    continue;
+                }
+                ready!(self.poll_fill(cx))?;
+                continue;
+            };
+            if response.meta.is_switch() {
+                return Poll::Ready(Ok(Ended::Switched));
+            }
+            if response.body.is_done() {
+                let upstream_stays = response.meta.keep_alive && self.is_request_over() && !self.is_cut_short;
+                return Poll::Ready(Ok(Ended::Response {
+                    upstream_stays: upstream_stays && self.from_upstream.is_empty(),
+                    client_stays: response.client_stays && self.request_body.is_done(),
+                }));
+            }
+            if self.from_upstream.is_empty() && response.body.verbatim(response.coding) >= SPLICE_AT_LEAST {
+                if ready!(self.poll_splice(cx))? {
+                    continue;
+                }
+            }
+            if self.forward_body()? == 0 && self.to_client.is_empty() && !self.is_response_over() {
+                ready!(self.poll_fill(cx))?;
+                self.forward_body()?;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_response_over(&self) -> bool {
+        self.response.is_some_and(|response| response.body.is_done())
+    }
+
+    /// Sends what is ready for the client.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        while !self.to_client.is_empty() {
+            let written = ready!(crate::proxy::relay::poll_write(self.client, cx, self.to_client.rest()));
+            let n = written.map_err(|_| Failure::ClientGone)?;
+            self.stats.add_bytes(Direction::Out, BytePath::Copy, n as u64);
+            self.to_client.consume(n);
+        }
+        while let Some(pipe) = &mut self.pipe {
+            if pipe.is_empty() {
+                self.pipe.take().into_iter().for_each(core::put_pipe);
+                break;
+            }
+            ready!(self.client.poll_write_ready(cx)).map_err(|_| Failure::ClientGone)?;
+            match self.client.try_io(Interest::WRITABLE, || pipe.drain(self.client)) {
+                Ok(n) => self.stats.add_bytes(Direction::Out, BytePath::Splice, n as u64),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Failure::ClientGone)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads from the upstream. An end that completes the response's body is dealt with here.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let result = ready!(self.from_upstream.poll_fill(self.upstream, cx));
+        Poll::Ready(match (result, &mut self.response) {
+            (Ok(1..), _) => {
+                self.has_begun = true;
+                Ok(())
+            }
+            (Ok(_), Some(response)) => {
+                let out = self.to_client.tail();
+                let result = response
+                    .body
+                    .end_of_input(response.coding, out)
+                    .map_err(|_| Failure::ResponseBody);
+                if self.to_client.is_empty() {
+                    self.to_client.release();
+                }
+                result
+            }
+            (Err(_), Some(_)) => Err(Failure::ResponseBody),
+            (_, None) if self.has_begun => Err(Failure::ResponseBody),
+            (_, None) => Err(Failure::NoResponse),
+        })
+    }
+
+    /// Parses a response head and writes the one that the client gets. `None`: more bytes are needed.
+    fn forward_head(&mut self) -> Result<Option<Ended>, Failure> {
+        let mut slots = HeaderSlots::new();
+        let rest = self.from_upstream.rest();
+        let parsed = parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots);
+        let Some(head) = parsed.map_err(Failure::ResponseHead)? else {
+            return Ok(None);
+        };
+        let meta = head.meta;
+        let out = self.to_client.tail();
+        if meta.is_interim() {
+            self.n_interim += 1;
+            if self.n_interim > INTERIM_MAX {
+                return Err(Failure::ResponseHead(Refusal::Status));
+            }
+            if self.request.version == Version::Http11 {
+                head.forward(&self.request, true, out);
+            } else if out.is_empty() {
+                self.to_client.release();
+            }
+            self.from_upstream.consume(meta.head_len);
+            return Ok(Some(Ended::Response {
+                upstream_stays: false,
+                client_stays: false,
+            }));
+        }
+        let may_stay = !core::is_draining() && self.request_body.is_done();
+        let onward = head.forward(&self.request, may_stay, out);
+        self.from_upstream.consume(meta.head_len);
+        self.response = Some(Response {
+            meta,
+            body: Body::of_response(meta.framing),
+            coding: onward.coding,
+            client_stays: onward.keep_alive,
+            at: Instant::now(),
+        });
+        if meta.is_switch() {
+            return Ok(Some(Ended::Switched));
+        }
+        self.forward_body()?;
+        Ok(Some(Ended::Response {
+            upstream_stays: false,
+            client_stays: false,
+        }))
+    }
+
+    /// Frames what was received of the body for the client. Returns how much of it was dealt with.
+    fn forward_body(&mut self) -> Result<usize, Failure> {
+        let Some(response) = &mut self.response else {
+            return Ok(0);
+        };
+        let (input, out) = (self.from_upstream.rest(), self.to_client.tail());
+        let progress = response
+            .body
+            .forward(input, response.coding, out)
+            .map_err(|_| Failure::ResponseBody)?;
+        self.from_upstream.consume(progress.consumed);
+        if self.to_client.is_empty() {
+            self.to_client.release();
+        }
+        Ok(progress.consumed)
+    }
+
+    /// Moves body bytes that go on as they are through a pipe. Whether it did; if not, they are to be copied.
+    fn poll_splice(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
+        let Some(response) = &mut self.response else {
+            return Poll::Ready(Ok(false));
+        };
+        loop {
+            ready!(self.upstream.poll_read_ready(cx)).map_err(|_| Failure::ResponseBody)?;
+            let Some(mut pipe) = core::take_pipe() else {
+                return Poll::Ready(Ok(false));
+            };
+            let most = usize::try_from(response.body.verbatim(response.coding))
+                .unwrap_or(usize::MAX)
+                .min(SPLICE_AT_MOST);
+            match self
+                .upstream
+                .try_io(Interest::READABLE, || pipe.fill(self.upstream, most))
+            {
+                Ok(n @ 1..) => {
+                    response.body.advance(n as u64);
+                    self.pipe = Some(pipe);
+                    return Poll::Ready(Ok(true));
+                }
+                Ok(0) => {
+                    core::put_pipe(pipe);
+                    // The end: the copying way knows what it means.
+                    return Poll::Ready(Ok(false));
+                }
+                Err(error) => {
+                    core::put_pipe(pipe);
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock => {}
+                        _ => return Poll::Ready(Ok(false)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the client reset its connection while it waits for the response. A client that has ended its half, or
+    /// sends its next request, is left in peace, and not looked at again.
+    fn is_client_reset(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.client.poll_read_ready(cx).is_pending() {
+            return false;
+        }
+        let mut byte = [0];
+        match rustix::net::recv(self.client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(_) => {
+                self.watches_client = false;
+                false
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                // A stale event: clear it, and be woken by the next.
+                let nothing = self
+                    .client
+                    .try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                debug_assert!(nothing.is_err());
+                let _ = self.client.poll_read_ready(cx);
+                false
+            }
+            Err(_) => true,
+        }
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        self.pipe.take().into_iter().for_each(core::put_pipe);
+    }
+}
+
+/// A request's body goes on in the framing that it came in.
+fn coding_of(body: &Body) -> Coding {
+    match body {
+        Body::Chunked(_) => Coding::Chunked,
+        Body::Done | Body::Length(_) | Body::UntilClose => Coding::Plain,
+    }
+}
+
+const MOVES_PER_TURN: usize = 8;
+const INTERIM_MAX: u8 = 8;
+const SPLICE_AT_LEAST: u64 = 64 * 1024;
+const SPLICE_AT_MOST: usize = 1 << 20;

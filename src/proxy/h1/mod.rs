@@ -1,0 +1,9 @@
+//! HTTP/1.1 connections: what moves the bytes that `proxy::http` parses and frames. A client connection is one task; each
+//! of its requests is balanced by itself, over upstream connections that the worker keeps.
+
+mod buffer;
+mod exchange;
+pub(super) mod pool;
+mod serve;
+
+pub(super) use serve::serve;

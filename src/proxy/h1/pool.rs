@@ -1,0 +1,69 @@
+//! Idle upstream connections of one worker, by endpoint, the last one used first. Not here: when one may be used again
+//! (`serve`).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::routing::EndpointId;
+
+thread_local! {
+    static POOL: RefCell<HashMap<EndpointId, Vec<Idle>>> = RefCell::new(HashMap::new());
+}
+
+struct Idle {
+    stream: TcpStream,
+    since: Instant,
+}
+
+/// An idle connection to `endpoint` that its peer has neither ended nor written to, as far as is known.
+pub(super) fn take(endpoint: EndpointId) -> Option<TcpStream> {
+    POOL.with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let idle = pool.get_mut(&endpoint)?;
+        while let Some(Idle { stream, .. }) = idle.pop() {
+            // Nothing is due on an idle connection: whatever there is to read is its end, or not for us.
+            match stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => return Some(stream),
+                Poll::Ready(_) => drop(stream),
+            }
+        }
+        None
+    })
+}
+
+/// Keeps a connection for the next request, unless `most` are kept already.
+pub(super) fn put(endpoint: EndpointId, stream: TcpStream, now: Instant, most: usize) {
+    POOL.with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let idle = pool.entry(endpoint).or_default();
+        if idle.len() < most {
+            idle.push(Idle { stream, since: now });
+        }
+    });
+}
+
+/// Closes all connections to an endpoint that left the table.
+pub(in crate::proxy) fn forget(endpoint: EndpointId) {
+    POOL.with(|pool| pool.borrow_mut().remove(&endpoint));
+}
+
+/// Closes those that were idle for `longest`.
+pub(in crate::proxy) fn expire(now: Instant, longest: Duration) {
+    POOL.with(|pool| {
+        pool.borrow_mut().retain(|_, idle| {
+            // The oldest come first, as the last one used is taken first.
+            let n_old = idle.partition_point(|idle| now.saturating_duration_since(idle.since) >= longest);
+            idle.drain(..n_old);
+            !idle.is_empty()
+        });
+    });
+}
+
+/// Closes everything, before the runtime that watches the connections ends.
+pub(in crate::proxy) fn clear() {
+    POOL.with(|pool| pool.borrow_mut().clear());
+}

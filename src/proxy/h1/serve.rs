@@ -1,0 +1,576 @@
+//! One client connection in http mode: requests in turn, each given to an endpoint, retried where that is safe, answered
+//! with a reason where it fails.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use rustix::net::RecvFlags;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::buffer::Buffer;
+use super::exchange::{Ended, Exchange, Failure};
+use super::pool;
+use crate::proxy::Shared;
+use crate::proxy::core::{self, Connection, Signal};
+use crate::proxy::http::{
+    Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, parse_request,
+    write_options_reply,
+};
+use crate::proxy::relay::{self, IdleLimits};
+use crate::proxy::upstream::{self, Upstream};
+use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
+use crate::sys::socket;
+
+/// Serves one client from accept to close.
+pub(in crate::proxy) async fn serve(
+    mut connection: Connection,
+    client: TcpStream,
+    peer: SocketAddr,
+    listen: Listen,
+    target: u16,
+    shared: Arc<Shared>,
+) {
+    let reason = match Box::pin(connection.admit()).await {
+        Ok(()) => {
+            let mut server = Server {
+                route: Some((connection.service().clone(), target)),
+                revision: shared.table.peek().revision(),
+                listen,
+                peer: describe(&client, peer, &shared),
+                connection: &connection,
+                client: &client,
+                shared: &shared,
+                from_client: Buffer::default(),
+            };
+            loop {
+                match server.next_request().await {
+                    Ok(()) => {}
+                    Err(reason) => break reason,
+                }
+            }
+        }
+        Err(reason) => {
+            socket::reset_on_close(&client);
+            reason
+        }
+    };
+    connection.close(reason);
+}
+
+fn describe(client: &TcpStream, peer: SocketAddr, shared: &Shared) -> Peer {
+    let ip = peer.ip().to_canonical();
+    let is_trusted = shared
+        .config
+        .trusted_proxies
+        .iter()
+        .any(|network| network.contains(&ip));
+    // Without it the connection is gone already.
+    let local = client.local_addr().unwrap_or(peer);
+    Peer::new(ip, local, is_trusted)
+}
+
+struct Server<'a> {
+    connection: &'a Connection,
+    client: &'a TcpStream,
+    shared: &'a Shared,
+    listen: Listen,
+    peer: Peer,
+    /// The service and target port as of `revision`; `None` once the port left the table.
+    route: Option<(Arc<Service>, u16)>,
+    revision: u64,
+    from_client: Buffer,
+}
+
+/// A request that was parsed, its head written anew.
+struct Begun {
+    meta: RequestMeta,
+    to_upstream: Buffer,
+    at: Instant,
+}
+
+impl Server<'_> {
+    /// Waits for one request and sees it through. Errors: the reason to close with.
+    async fn next_request(&mut self) -> Result<(), CloseReason> {
+        if self.from_client.is_empty() {
+            self.wait_idle().await?;
+        }
+        let begun = match self.begin(0) {
+            Ok(Some(begun)) => begun,
+            Ok(None) => Box::pin(self.read_head()).await?,
+            Err(refusal) => return Err(Box::pin(self.refuse(refusal)).await),
+        };
+        // Boxed: a connection between requests has no use for the room that a request takes.
+        Box::pin(self.exchange(begun)).await
+    }
+
+    /// Waits for the first byte of a request. No memory is held meanwhile.
+    async fn wait_idle(&mut self) -> Result<(), CloseReason> {
+        let idle = self
+            .route
+            .as_ref()
+            .map_or(Duration::ZERO, |(service, _)| service.spec().timeouts.idle);
+        self.connection.set_idle(true);
+        if core::is_draining() {
+            return Err(CloseReason::ProxyShutdown);
+        }
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
+        let result = poll_fn(|cx| {
+            if let Poll::Ready(Signal::End(reason)) = self.connection.poll_signal(cx) {
+                return Poll::Ready(Err(reason));
+            }
+            if let Poll::Ready(filled) = self.from_client.poll_fill(self.client, cx) {
+                return Poll::Ready(match filled {
+                    Ok(1..) => Ok(()),
+                    Ok(_) => Err(CloseReason::ClientFin),
+                    Err(_) => Err(CloseReason::ClientRst),
+                });
+            }
+            if !idle.is_zero() {
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(CloseReason::IdleTimeout));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.connection.set_idle(false);
+        result
+    }
+
+    /// Parses the head at the front of what was received. `None`: more bytes are needed.
+    /// `seen`: bytes of it that were looked at in vain before.
+    fn begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
+        let mut slots = HeaderSlots::new();
+        let max = self.shared.config.http_head_bytes_max;
+        let Some(head) = parse_request(self.from_client.rest(), seen, max, &mut slots)? else {
+            return Ok(None);
+        };
+        let meta = head.meta;
+        let mut to_upstream = Buffer::default();
+        head.forward(&self.peer, to_upstream.tail());
+        self.from_client.consume(meta.head_len);
+        Ok(Some(Begun {
+            meta,
+            to_upstream,
+            at: Instant::now(),
+        }))
+    }
+
+    /// Reads on until the head is whole, within the service's limit.
+    async fn read_head(&mut self) -> Result<Begun, CloseReason> {
+        let limit = self
+            .route
+            .as_ref()
+            .map_or(Duration::ZERO, |(service, _)| service.spec().timeouts.request_head);
+        let reading = async {
+            loop {
+                let seen = self.from_client.rest().len();
+                let read = poll_fn(|cx| {
+                    if let Poll::Ready(Signal::End(reason)) = self.connection.poll_signal(cx) {
+                        return Poll::Ready(Err(reason));
+                    }
+                    self.from_client.poll_fill(self.client, cx).map(|filled| match filled {
+                        Ok(1..) => Ok(()),
+                        Ok(_) => Err(CloseReason::ClientFin),
+                        Err(_) => Err(CloseReason::ClientRst),
+                    })
+                });
+                read.await?;
+                match self.begin(seen) {
+                    Ok(Some(begun)) => return Ok(begun),
+                    Ok(None) => {}
+                    Err(refusal) => return Err(self.refuse(refusal).await),
+                }
+            }
+        };
+        if limit.is_zero() {
+            return reading.await;
+        }
+        match tokio::time::timeout(limit, reading).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.say(408, "the request took too long", false, Method::Get).await;
+                Err(CloseReason::ClientTimeout)
+            }
+        }
+    }
+
+    async fn refuse(&mut self, refusal: Refusal) -> CloseReason {
+        self.say(refusal.status(), refusal.text(), false, Method::Get).await;
+        self.finish().await;
+        CloseReason::BadRequest
+    }
+
+    /// Sees one request through. Errors: the reason to close with.
+    async fn exchange(&mut self, begun: Begun) -> Result<(), CloseReason> {
+        let Begun {
+            meta,
+            mut to_upstream,
+            at: began_at,
+        } = begun;
+        if let Some(answer) = meta.local_answer {
+            return self.answer_locally(answer, &meta).await;
+        }
+        let Some((service, target)) = self.current_route() else {
+            self.say(503, "this port is not published any more", false, meta.method)
+                .await;
+            self.finish().await;
+            return Err(CloseReason::Drain);
+        };
+        let stats = service.stats();
+        service.state().retry_budget.earn();
+        let mut request_body = Body::of_request(meta.framing);
+        self.append_early_body(&mut request_body, &mut to_upstream)?;
+        let is_whole = request_body.is_done();
+        let mut tried: Vec<EndpointId> = Vec::new();
+        let mut n_retries = 0;
+        loop {
+            let upstream = match self.acquire(&service, target, &mut tried, meta.method).await? {
+                Ok(upstream) => upstream,
+                Err(reason) => {
+                    return self
+                        .fail(
+                            &service,
+                            reason_status(reason),
+                            reason_text(reason, &service),
+                            &meta,
+                            is_whole,
+                        )
+                        .await;
+                }
+            };
+            let endpoint = upstream.lease.endpoint().clone();
+            self.connection.hold(Some(endpoint.id()));
+            let mut exchange = Exchange {
+                client: self.client,
+                upstream: &upstream.stream,
+                stats,
+                head_bytes_max: self.shared.config.http_head_bytes_max,
+                request: meta,
+                from_client: &mut self.from_client,
+                to_upstream: &mut to_upstream,
+                request_body,
+                is_replayable: is_whole,
+                is_cut_short: false,
+                sent_at: None,
+                response: None,
+                from_upstream: Buffer::default(),
+                to_client: Buffer::default(),
+                pipe: None,
+                n_interim: 0,
+                has_begun: false,
+                watches_client: true,
+            };
+            let run = run(self.connection, &mut exchange, service.spec().timeouts.response);
+            let outcome = run.await;
+            if let Some(response) = &exchange.response {
+                stats.add_request(response.meta.status);
+                stats.request_ttfb.observe(response.at - began_at);
+                stats.request_duration.observe(began_at.elapsed());
+            }
+            let has_responded = exchange.response.is_some();
+            let may_replay = exchange.is_replayable && !exchange.has_begun;
+            let is_request_read = exchange.is_request_read();
+            let from_upstream = std::mem::take(&mut exchange.from_upstream);
+            drop(exchange);
+            let ended = match outcome {
+                Outcome::Ended(ended) => ended,
+                Outcome::Cut(reason) => {
+                    socket::reset_on_close(self.client);
+                    socket::reset_on_close(&upstream.stream);
+                    return Err(reason);
+                }
+                Outcome::TooLate => {
+                    drop(upstream);
+                    self.connection.hold(None);
+                    return self
+                        .fail(
+                            &service,
+                            504,
+                            "the endpoint did not answer in time".into(),
+                            &meta,
+                            is_request_read,
+                        )
+                        .await;
+                }
+            };
+            match ended {
+                Ended::Response {
+                    upstream_stays,
+                    client_stays,
+                } => {
+                    self.connection.hold(None);
+                    let Upstream { stream, lease, .. } = upstream;
+                    if upstream_stays && !lease.endpoint().is_draining() {
+                        pool::put(
+                            endpoint.id(),
+                            stream,
+                            Instant::now(),
+                            self.shared.config.http_pool_per_endpoint,
+                        );
+                    }
+                    drop(lease);
+                    if n_retries > 0 {
+                        stats.add_retry(RetryOutcome::Success);
+                    }
+                    if client_stays {
+                        return Ok(());
+                    }
+                    if !is_request_read {
+                        self.finish().await;
+                    }
+                    return Err(CloseReason::ResponseEnd);
+                }
+                Ended::Switched => return Err(self.switch(upstream, from_upstream).await),
+                Ended::Failed(failure) => {
+                    self.connection.hold(None);
+                    if failure != Failure::ClientGone {
+                        drop(upstream);
+                    }
+                    match failure {
+                        Failure::ClientGone => {
+                            return Err(CloseReason::ClientRst);
+                        }
+                        Failure::NoResponse if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX => {
+                            if service.state().retry_budget.spend() {
+                                n_retries += 1;
+                                tried.push(endpoint.id());
+                                to_upstream.rewind();
+                                continue;
+                            }
+                            stats.add_retry(RetryOutcome::OverBudget);
+                        }
+                        _ => {}
+                    }
+                    if n_retries > 0 {
+                        stats.add_retry(RetryOutcome::Failure);
+                    }
+                    if has_responded {
+                        // Whoever was promised a whole response must not take what it got for one.
+                        socket::reset_on_close(self.client);
+                        return Err(CloseReason::UpstreamError);
+                    }
+                    let (status, text) = match failure {
+                        Failure::RequestBody(fault) => {
+                            self.say(400, fault.text(), false, meta.method).await;
+                            self.finish().await;
+                            return Err(CloseReason::BadRequest);
+                        }
+                        Failure::ResponseHead(refusal) => {
+                            (502, format!("the endpoint's response is refused: {refusal}"))
+                        }
+                        Failure::NoResponse => {
+                            (502, "the endpoint closed the connection without a response".to_owned())
+                        }
+                        _ => (502, "the endpoint's response was cut off".to_owned()),
+                    };
+                    return self.fail(&service, status, text, &meta, is_request_read).await;
+                }
+            }
+        }
+    }
+
+    /// Body bytes that came with the head go out with it, in one call.
+    fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), CloseReason> {
+        if body.is_done() || self.from_client.is_empty() {
+            return Ok(());
+        }
+        let coding = match body {
+            Body::Chunked(_) => Coding::Chunked,
+            _ => Coding::Plain,
+        };
+        let before = *body;
+        let len = to_upstream.tail().len();
+        match body.forward(self.from_client.rest(), coding, to_upstream.tail()) {
+            Ok(progress) => self.from_client.consume(progress.consumed),
+            Err(_) => {
+                // Found again, and answered, where the exchange meets it.
+                *body = before;
+                to_upstream.tail().truncate(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// An endpoint's connection, kept or new. The outer error is the reason to close with.
+    async fn acquire(
+        &mut self,
+        service: &Service,
+        target: u16,
+        tried: &mut Vec<EndpointId>,
+        method: Method,
+    ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
+        let reuse = |endpoint: EndpointId| loop {
+            let stream = pool::take(endpoint)?;
+            // What cannot be sent twice is sent on a connection that stood a moment ago.
+            if method.is_idempotent() || stands(&stream) {
+                return Some(stream);
+            }
+        };
+        tokio::select! {
+            biased;
+            result = upstream::connect(service, target, tried, reuse) => Ok(result),
+            reason = self.connection.ended() => Err(reason),
+            _ = self.client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
+        }
+    }
+
+    /// The service behind the port now.
+    fn current_route(&mut self) -> Option<(Arc<Service>, u16)> {
+        let table = self.shared.table.peek();
+        if table.revision() != self.revision {
+            self.revision = table.revision();
+            let route = table.route(&self.listen);
+            self.route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
+        }
+        self.route.clone()
+    }
+
+    /// Answers for an endpoint that did not.
+    async fn fail(
+        &mut self,
+        service: &Service,
+        status: u16,
+        text: String,
+        meta: &RequestMeta,
+        is_request_read: bool,
+    ) -> Result<(), CloseReason> {
+        service.stats().add_request(status);
+        let stays = meta.keep_alive && meta.version == Version::Http11 && is_request_read && !core::is_draining();
+        self.say(status, &text, stays, meta.method).await;
+        if stays {
+            return Ok(());
+        }
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
+    }
+
+    async fn answer_locally(&mut self, answer: LocalAnswer, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let stays = meta.keep_alive && meta.framing == crate::proxy::http::Framing::None && !core::is_draining();
+        match answer {
+            LocalAnswer::Options => {
+                let mut out = Buffer::default();
+                write_options_reply(stays, out.tail());
+                self.send(out).await;
+            }
+            LocalAnswer::Trace => self.say(501, "TRACE is not reflected", stays, meta.method).await,
+        }
+        match stays {
+            true => Ok(()),
+            false => Err(CloseReason::ResponseEnd),
+        }
+    }
+
+    /// Sends a response of our own. Whether the client still takes it is the client's affair.
+    async fn say(&mut self, status: u16, text: &str, keep_alive: bool, method: Method) {
+        let reply = Reply {
+            status,
+            text,
+            keep_alive,
+            to_head: method == Method::Head,
+        };
+        let mut out = Buffer::default();
+        reply.write(out.tail());
+        self.send(out).await;
+    }
+
+    async fn send(&mut self, mut out: Buffer) {
+        let flush = poll_fn(|cx| out.poll_flush(self.client, cx));
+        let _ = tokio::time::timeout(SEND_AT_MOST, flush).await;
+    }
+
+    /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
+    async fn finish(&mut self) {
+        let _ = socket2::SockRef::from(self.client).shutdown(std::net::Shutdown::Write);
+        let _ = tokio::time::timeout(relay::DISCARD_AT_MOST, relay::discard(self.client)).await;
+    }
+
+    /// Goes on as a relay of bytes.
+    async fn switch(&mut self, upstream: Upstream, from_upstream: Buffer) -> CloseReason {
+        let timeouts = self
+            .route
+            .as_ref()
+            .map(|(service, _)| service.spec().timeouts.clone())
+            .unwrap_or_default();
+        let limits = IdleLimits {
+            idle: timeouts.idle,
+            half_closed: timeouts.half_closed,
+        };
+        let early = [
+            std::mem::take(&mut self.from_client).into_rest(),
+            from_upstream.into_rest(),
+        ];
+        let liveness = &self.shared.config.liveness;
+        self.connection.grow_old();
+        relay::relay(self.connection, self.client, &upstream.stream, limits, liveness, early).await
+    }
+}
+
+enum Outcome {
+    Ended(Ended),
+    /// Ended from outside.
+    Cut(CloseReason),
+    /// No response within the limit.
+    TooLate,
+}
+
+/// Runs an exchange to its end, within `response_limit` from the request sent to the response's head (zero: none).
+async fn run(connection: &Connection, exchange: &mut Exchange<'_>, response_limit: Duration) -> Outcome {
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(Signal::End(reason)) = connection.poll_signal(cx) {
+            return Poll::Ready(Outcome::Cut(reason));
+        }
+        if let Poll::Ready(ended) = exchange.poll(cx) {
+            return Poll::Ready(Outcome::Ended(ended));
+        }
+        if !response_limit.is_zero()
+            && exchange.response.is_none()
+            && let Some(sent_at) = exchange.sent_at
+        {
+            let due = tokio::time::Instant::from_std(sent_at + response_limit);
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Outcome::TooLate);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Whether an idle connection is neither ended nor written to, asked of the kernel.
+fn stands(stream: &TcpStream) -> bool {
+    let peeked = rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
+}
+
+fn reason_status(reason: CloseReason) -> u16 {
+    match reason {
+        CloseReason::ConnectTimeout => 504,
+        CloseReason::ConnectFailed => 502,
+        _ => 503,
+    }
+}
+
+fn reason_text(reason: CloseReason, service: &Service) -> String {
+    let what = match reason {
+        CloseReason::ConnectTimeout => "no endpoint accepted a connection in time",
+        CloseReason::ConnectFailed => "no endpoint accepted a connection",
+        CloseReason::NoEndpoint => "no endpoint",
+        CloseReason::Limit => "at its limit",
+        _ => "not available",
+    };
+    format!("service {}: {what}", service.name())
+}
+
+/// Times that one request is sent again.
+const RETRIES_MAX: u32 = 2;
+/// A client may take so long to take a short answer.
+const SEND_AT_MOST: Duration = Duration::from_secs(5);
