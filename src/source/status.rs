@@ -29,6 +29,10 @@ impl SourceStatus {
         self.lock().clone()
     }
 
+    pub fn is_current(&self) -> bool {
+        *self.lock() == SourceHealth::Current
+    }
+
     /// The table now is what the source says.
     pub fn applied(&self) {
         self.applied_total.fetch_add(1, Relaxed);

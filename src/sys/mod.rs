@@ -1,6 +1,7 @@
 //! What the operating system gives: pipes and splice, sockets with their options, limits of the process. All unsafe code
 //! of the project lives in this room. Not here: what the bytes are for.
 
+pub mod file;
 pub mod limits;
 pub mod socket;
 pub mod splice;

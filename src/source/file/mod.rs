@@ -1,0 +1,172 @@
+//! The services file as the source: what it says becomes the table, whole or not at all, whenever it is closed or
+//! replaced. A broken or missing file leaves the last good table, which also survives a restart.
+
+pub mod keep;
+mod parse;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use self::keep::{Keeper, Kept};
+pub use self::parse::{ParseError, parse};
+use self::watch::{Reading, Watcher};
+use super::SourceStatus;
+use crate::model::{ServiceName, ServiceSpec};
+use crate::routing::{Change, TableError, TableHandle, VipPool, VipPoolError};
+
+/// What a services file becomes tables by.
+pub struct FileSource {
+    path: PathBuf,
+    table: Arc<TableHandle>,
+    status: Arc<SourceStatus>,
+    vips: VipPool,
+    /// What the table now says.
+    applied: BTreeMap<ServiceName, Arc<ServiceSpec>>,
+    keeper: Keeper,
+    watcher: Watcher,
+}
+
+/// Why a services file does not become a table.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    #[error("{0}")]
+    Parse(#[from] ParseError),
+    #[error("{0}")]
+    Table(#[from] TableError),
+    #[error("{0}")]
+    Vips(#[from] VipPoolError),
+}
+
+impl FileSource {
+    /// Begins with the last good table, if `data_dir` has one, and then applies the file once. Blocks for as long as
+    /// reading takes; a file that is broken or missing is said in `status` and the log.
+    pub fn start(
+        path: PathBuf,
+        data_dir: &Path,
+        vip_network: Ipv4Net,
+        table: Arc<TableHandle>,
+        status: Arc<SourceStatus>,
+    ) -> FileSource {
+        let (keeper, kept) = Keeper::open(data_dir);
+        let watcher = Watcher::new(path.clone());
+        let mut source = FileSource {
+            path,
+            table,
+            status,
+            vips: VipPool::restore(vip_network, kept.vips),
+            applied: BTreeMap::new(),
+            keeper,
+            watcher,
+        };
+        if let Some(text) = kept.services {
+            match source.apply(&text) {
+                Ok(()) => tracing::info!(services = source.applied.len(), "serving the last good table"),
+                Err(error) => tracing::error!(%error, "the last good table cannot be used"),
+            }
+        }
+        let reading = source.watcher.read_now();
+        source.take(reading);
+        source
+    }
+
+    /// Follows the file until `shutdown`.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                reading = self.watcher.changed() => self.take(reading),
+                () = self.keeper.write_when_due() => {}
+            }
+        }
+        self.keeper.write_now();
+    }
+
+    fn take(&mut self, reading: Reading) {
+        let reason = match reading {
+            Reading::Text(text) => match self.apply(&text) {
+                Ok(()) => {
+                    if !self.status.is_current() {
+                        tracing::info!(path = %self.path.display(), services = self.applied.len(), "services file applied");
+                    }
+                    self.status.applied();
+                    self.keep(text);
+                    return;
+                }
+                Err(error) => error.to_string(),
+            },
+            Reading::Failed(error) => error,
+        };
+        let reason = format!("{}: {reason}", self.path.display());
+        if self.status.rejected(reason.clone()) {
+            tracing::error!("services file not applied, the last good table stays: {reason}");
+        }
+    }
+
+    /// Makes the table say what `text` says. Errors: nothing is changed.
+    fn apply(&mut self, text: &str) -> Result<(), Rejection> {
+        let specs = parse(text)?;
+        let mut vips = self.vips.clone();
+        let mut next: BTreeMap<ServiceName, Arc<ServiceSpec>> = BTreeMap::new();
+        let declared: std::collections::HashSet<&ServiceName> = specs.iter().map(|spec| &spec.name).collect();
+        let mut changes = Vec::new();
+        for name in self.applied.keys().filter(|name| !declared.contains(name)) {
+            changes.push(Change::Remove(name.clone()));
+        }
+        let mut assigned = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            assigned.push(vips.assign(&spec.name, |name| declared.contains(name))?);
+        }
+        for (spec, vip) in specs.into_iter().zip(assigned) {
+            let name = spec.name.clone();
+            let spec = match self.applied.get(&name) {
+                Some(known) if **known == spec => known.clone(),
+                _ => {
+                    let spec = Arc::new(spec);
+                    changes.push(Change::Upsert {
+                        spec: spec.clone(),
+                        vip: Some(vip),
+                    });
+                    spec
+                }
+            };
+            next.insert(name, spec);
+        }
+        self.table.commit(&changes)?;
+        self.applied = next;
+        self.vips = vips;
+        Ok(())
+    }
+
+    fn keep(&mut self, services: String) {
+        let vips = self.vips.assigned().map(|(name, vip)| (name.clone(), vip)).collect();
+        self.keeper.keep(Kept {
+            services: Some(services),
+            vips,
+        });
+    }
+}
+
+/// Reads and judges a services file as a source would, without applying it. Errors: what is wrong with it.
+pub fn check(text: &str, vip_network: Ipv4Net) -> Result<usize, Rejection> {
+    let specs = parse(text)?;
+    let mut vips = VipPool::new(vip_network);
+    let mut changes = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let vip = vips.assign(&spec.name, |_| true)?;
+        changes.push(Change::Upsert {
+            spec: Arc::new(spec),
+            vip: Some(vip),
+        });
+    }
+    TableHandle::default().commit(&changes)?;
+    Ok(changes.len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,523 @@
+//! The text of a services file to what it declares. Pure. Not here: where the text comes from (`watch`), and conflicts
+//! between services (`routing`).
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+use crate::model::{
+    Balance, EndpointSpec, HealthCheck, HealthProbe, Mode, PublishedPort, ServiceName, ServiceSpec, parse_duration,
+};
+
+/// Why a services file says nothing: where, under which key, and what was expected there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ParseError {
+    pub line: Option<u64>,
+    /// As in `services.my-web.publish[0]`; empty where the text is not YAML at all.
+    pub key: String,
+    pub message: String,
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Reads a services file. Errors: the first thing that is wrong; then nothing of the file counts.
+pub fn parse(text: &str) -> Result<Vec<ServiceSpec>, ParseError> {
+    if text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
+        return Err(ParseError {
+            line: None,
+            key: "services".to_owned(),
+            message: "the file is empty: expected services by their names".to_owned(),
+        });
+    }
+    // Twice the size of any file that makes sense, and small enough to be refused before it hurts.
+    let budget = serde_saphyr::budget! {
+        max_events: 40_000_000,
+        max_nodes: 20_000_000,
+        max_total_scalar_bytes: 256 * 1024 * 1024,
+        max_aliases: 0,
+        max_anchors: 0,
+    };
+    let options = serde_saphyr::options! {
+        budget: budget,
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
+        with_snippet: false,
+    };
+    let mut key = String::new();
+    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        serde_path_to_error::deserialize::<_, FileDto>(deserializer).map_err(|error| {
+            key = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    match parsed {
+        Ok(file) => Ok(file.services.0),
+        Err(error) => {
+            let error = error.without_snippet();
+            let line = error
+                .location()
+                .map(|location| location.line())
+                .filter(|line| *line > 0);
+            let shown = error.to_string();
+            // The position is said once, by us.
+            let message = shown.split(" at line ").next().unwrap_or(&shown).to_owned();
+            Err(ParseError {
+                line,
+                key: if key == "." { String::new() } else { key },
+                message,
+            })
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileDto {
+    services: ServicesDto,
+}
+
+/// Services in file order. A visitor of its own, because two spellings of one name are one name.
+struct ServicesDto(Vec<ServiceSpec>);
+
+impl<'de> Deserialize<'de> for ServicesDto {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ServicesDto, D::Error> {
+        struct Services;
+        impl<'de> Visitor<'de> for Services {
+            type Value = ServicesDto;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("services by their names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ServicesDto, A::Error> {
+                let mut services = Vec::new();
+                let mut names = std::collections::HashSet::new();
+                while let Some(Text(name)) = map.next_key::<Text<Name>>()? {
+                    if !names.insert(name.0.clone()) {
+                        return Err(de::Error::custom(format_args!("service {} is declared twice", name.0)));
+                    }
+                    let service: ServiceDto = map.next_value()?;
+                    let spec = service.into_spec(name.0.clone());
+                    let spec = spec.map_err(|error| de::Error::custom(format_args!("service {}: {error}", name.0)))?;
+                    services.push(spec);
+                }
+                if services.is_empty() {
+                    return Err(de::Error::custom(
+                        "no service is declared: expected at least one, so that a half-written file stops nothing",
+                    ));
+                }
+                Ok(ServicesDto(services))
+            }
+        }
+        deserializer.deserialize_map(Services)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceDto {
+    mode: Option<Text<Mode>>,
+    publish: Option<Vec<Text<PublishedPort>>>,
+    expose: Option<Vec<Port>>,
+    balance: Option<Text<Balance>>,
+    health: Option<HealthDto>,
+    stop_grace: Option<Text<Span>>,
+    limits: Option<LimitsDto>,
+    timeouts: Option<TimeoutsDto>,
+    endpoints: Vec<Text<EndpointSpec>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthDto {
+    http: Option<Text<Path>>,
+    tcp: Option<bool>,
+    interval: Option<Text<Span>>,
+    timeout: Option<Text<Span>>,
+    rise: Option<Count>,
+    fall: Option<Count>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsDto {
+    connections: Option<u32>,
+    endpoint_connections: Option<u32>,
+    queue: Option<u32>,
+    queue_timeout: Option<Text<Span>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TimeoutsDto {
+    connect: Option<Text<PositiveSpan>>,
+    idle: Option<Text<Span>>,
+    half_closed: Option<Text<Span>>,
+    request_head: Option<Text<Span>>,
+    response: Option<Text<Span>>,
+}
+
+impl ServiceDto {
+    fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
+        let mut spec = ServiceSpec::new(name);
+        set(&mut spec.mode, self.mode.map(|text| text.0));
+        set(&mut spec.balance, self.balance.map(|text| text.0));
+        set(&mut spec.stop_grace, self.stop_grace.map(|text| text.0.0));
+        spec.publish = self
+            .publish
+            .unwrap_or_default()
+            .into_iter()
+            .map(|text| text.0)
+            .collect();
+        spec.expose = self.expose.unwrap_or_default().into_iter().map(|port| port.0).collect();
+        spec.endpoints = self.endpoints.into_iter().map(|text| text.0).collect();
+        spec.health = self.health.map(HealthDto::into_check).transpose()?;
+        let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);
+        if takes_target && spec.publish.is_empty() && spec.expose.is_empty() {
+            return Err("endpoints: one has no port, and neither publish nor expose names a target port".to_owned());
+        }
+        if let Some(limits) = self.limits {
+            let to = &mut spec.limits;
+            set(&mut to.connections, limits.connections);
+            set(&mut to.endpoint_connections, limits.endpoint_connections);
+            set(&mut to.queue, limits.queue);
+            set(&mut to.queue_timeout, limits.queue_timeout.map(|text| text.0.0));
+        }
+        if let Some(timeouts) = self.timeouts {
+            let to = &mut spec.timeouts;
+            set(&mut to.connect, timeouts.connect.map(|text| text.0.0));
+            set(&mut to.idle, timeouts.idle.map(|text| text.0.0));
+            set(&mut to.half_closed, timeouts.half_closed.map(|text| text.0.0));
+            set(&mut to.request_head, timeouts.request_head.map(|text| text.0.0));
+            set(&mut to.response, timeouts.response.map(|text| text.0.0));
+        }
+        Ok(spec)
+    }
+}
+
+impl HealthDto {
+    fn into_check(self) -> Result<HealthCheck, String> {
+        let probe = match (self.http, self.tcp) {
+            (Some(Text(path)), None | Some(false)) => HealthProbe::Http { path: path.0 },
+            (None, Some(true)) => HealthProbe::Tcp,
+            (Some(_), Some(true)) => return Err("health: both http and tcp: expected one of them".to_owned()),
+            (None, None | Some(false)) => {
+                return Err("health: neither http nor tcp: expected { http: /path } or { tcp: true }".to_owned());
+            }
+        };
+        let mut check = HealthCheck::new(probe);
+        set(&mut check.interval, self.interval.map(|text| text.0.0));
+        set(&mut check.timeout, self.timeout.map(|text| text.0.0));
+        set(&mut check.rise, self.rise.map(|count| count.0));
+        set(&mut check.fall, self.fall.map(|count| count.0));
+        if check.interval < SHORTEST_INTERVAL {
+            return Err("health.interval: expected at least 10ms".to_owned());
+        }
+        if check.timeout.is_zero() {
+            return Err("health.timeout: expected more than 0".to_owned());
+        }
+        Ok(check)
+    }
+}
+
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+fn set<T>(to: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *to = value;
+    }
+}
+
+/// A scalar that is read by `FromStr`, written with or without quotes.
+struct Text<T>(T);
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<T>, D::Error> {
+        struct Scalar<T>(PhantomData<T>);
+        impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Scalar<T> {
+            type Value = Text<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<T>, E> {
+                text.parse().map(Text).map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Text<T>, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Text<T>, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+        deserializer.deserialize_str(Scalar(PhantomData))
+    }
+}
+
+struct Name(ServiceName);
+
+impl FromStr for Name {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Name, Self::Err> {
+        ServiceName::new(text).map(Name)
+    }
+}
+
+struct Span(Duration);
+
+impl FromStr for Span {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Span, Self::Err> {
+        parse_duration(text).map(Span)
+    }
+}
+
+struct PositiveSpan(Duration);
+
+impl FromStr for PositiveSpan {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<PositiveSpan, Self::Err> {
+        match parse_duration(text)? {
+            Duration::ZERO => Err(crate::model::InvalidValue::new(text, "a duration above zero")),
+            span => Ok(PositiveSpan(span)),
+        }
+    }
+}
+
+struct Path(String);
+
+impl FromStr for Path {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Path, Self::Err> {
+        match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
+            true => Ok(Path(text.to_owned())),
+            false => Err(crate::model::InvalidValue::new(
+                text,
+                "a path that begins with /, such as /health",
+            )),
+        }
+    }
+}
+
+/// A port from 1 to 65535.
+struct Port(u16);
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Port, D::Error> {
+        let Text(port) =
+            Text::<u32>::deserialize(deserializer).map_err(|_| de::Error::custom("expected a port from 1 to 65535"))?;
+        match u16::try_from(port) {
+            Ok(port @ 1..) => Ok(Port(port)),
+            _ => Err(de::Error::custom(format_args!(
+                "{port} is not valid: expected a port from 1 to 65535"
+            ))),
+        }
+    }
+}
+
+/// A count of at least one.
+struct Count(u32);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Count, D::Error> {
+        match u32::deserialize(deserializer)? {
+            0 => Err(de::Error::custom("0 is not valid: expected at least 1")),
+            count => Ok(Count(count)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WHOLE: &str = r#"
+services:
+  my-web:
+    mode: http
+    publish: ["8080:80", 127.0.0.1:8081:80]
+    expose: [443]
+    balance: least-request
+    health: { http: /health, interval: 2s, timeout: 250ms, rise: 2, fall: 5 }
+    stop_grace: 30s
+    limits: { connections: 5, endpoint_connections: 4, queue: 3, queue_timeout: 2s }
+    timeouts: { connect: 3s, idle: 1h, half_closed: 1m, request_head: 5s, response: 9s }
+    endpoints: ["127.0.0.1:9001", 127.0.0.1:9002]
+  plain:
+    endpoints: []
+"#;
+
+    #[test]
+    fn every_key_is_read() {
+        let specs = parse(WHOLE).unwrap();
+        let web = &specs[0];
+        assert_eq!(
+            (web.name.as_str(), web.mode, web.balance),
+            ("my-web", Mode::Http, Balance::LeastRequest)
+        );
+        assert_eq!(web.publish.len(), 2);
+        assert_eq!(web.vip_ports(), [80, 443]);
+        let health = web.health.as_ref().unwrap();
+        assert_eq!(
+            health.probe,
+            HealthProbe::Http {
+                path: "/health".to_owned()
+            }
+        );
+        assert_eq!(
+            (health.rise, health.fall, health.timeout),
+            (2, 5, Duration::from_millis(250))
+        );
+        assert_eq!(web.stop_grace, Duration::from_secs(30));
+        assert_eq!((web.limits.connections, web.limits.queue), (5, 3));
+        assert_eq!(
+            (web.timeouts.connect, web.timeouts.idle),
+            (Duration::from_secs(3), Duration::from_secs(3600))
+        );
+        assert_eq!(web.endpoints.len(), 2);
+        assert_eq!(specs[1], ServiceSpec::new(ServiceName::new("plain").unwrap()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_line_key_value_and_expectation() {
+        let web = |line: &str| format!("services:\n  web:\n    endpoints: []\n    {line}\n");
+        for (text, line, key, parts) in [
+            (String::new(), None, "", &["services"][..]),
+            ("services:\n".to_owned(), None, "services", &["service"]),
+            (
+                "services: {}\n".to_owned(),
+                None,
+                "services",
+                &["no service is declared"],
+            ),
+            ("- a\n- b\n".to_owned(), Some(1), "", &[]),
+            (
+                "services:\n  web:\n    mode: tcp\n".to_owned(),
+                None,
+                "services.web",
+                &["endpoints"],
+            ),
+            (web("mode: udp"), Some(4), "services.web.mode", &["udp", "tcp or http"]),
+            (
+                web("publish: [8080]"),
+                Some(4),
+                "services.web.publish[0]",
+                &["8080", "PUBLISHED:TARGET"],
+            ),
+            (
+                web("stop_grace: 10"),
+                Some(4),
+                "services.web.stop_grace",
+                &["10", "500ms"],
+            ),
+            (web("colour: red"), Some(4), "services.web.colour", &["colour"]),
+            (
+                web("expose: [0]"),
+                Some(4),
+                "services.web.expose[0]",
+                &["0", "1 to 65535"],
+            ),
+            (
+                web("health: { http: health }"),
+                Some(4),
+                "services.web.health.http",
+                &["health", "begins with /"],
+            ),
+            (
+                web("health: { tcp: true, rise: 0 }"),
+                Some(4),
+                "services.web.health.rise",
+                &["0", "at least 1"],
+            ),
+            (
+                web("health: { rise: 1 }"),
+                None,
+                "services",
+                &["web", "health", "neither http nor tcp"],
+            ),
+            (
+                web("timeouts: { connect: 0s }"),
+                Some(4),
+                "services.web.timeouts.connect",
+                &["above zero"],
+            ),
+            (
+                "services:\n  a b:\n    endpoints: []\n".to_owned(),
+                Some(2),
+                "services",
+                &["a b", "service name"],
+            ),
+            (
+                "services:\n  web: { endpoints: [] }\n  web: { endpoints: [] }\n".to_owned(),
+                Some(3),
+                "",
+                &["web"],
+            ),
+            (
+                "services:\n  web: { endpoints: [] }\n  Web: { endpoints: [] }\n".to_owned(),
+                None,
+                "services",
+                &["Web", "twice"],
+            ),
+            (
+                "services:\n  web: { endpoints: [localhost:80] }\n".to_owned(),
+                Some(2),
+                "services.web.endpoints[0]",
+                &["localhost:80", "127.0.0.1:9001"],
+            ),
+            (
+                "services:\n  web: { endpoints: [10.0.0.1] }\n".to_owned(),
+                None,
+                "services",
+                &["web", "no port"],
+            ),
+            ("services: [\n".to_owned(), None, "", &[]),
+        ] {
+            let error = parse(&text).expect_err(&text);
+            assert!(line.is_none() || error.line == line, "{text}: {error:?}");
+            assert!(error.key.starts_with(key), "{text}: {error:?}");
+            for part in parts {
+                assert!(error.to_string().contains(part), "{part} in {error}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_text_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_mutation_of_a_file_panics(at in 0..WHOLE.len(), n in 0usize..20, with in "[ -~\\n]{0,8}") {
+            let end = (at + n).min(WHOLE.len());
+            let _ = parse(&format!("{}{with}{}", &WHOLE[..at], &WHOLE[end..]));
+        }
+    }
+}

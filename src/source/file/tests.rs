@@ -1,0 +1,259 @@
+//! The source against real files: how editors write them, how they break, and a restart.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::FileSource;
+use crate::routing::TableHandle;
+use crate::source::{SourceHealth, SourceStatus};
+
+struct Running {
+    dir: Arc<TempDir>,
+    table: Arc<TableHandle>,
+    status: Arc<SourceStatus>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(dir: Arc<TempDir>) -> Running {
+        let (table, status) = (Arc::new(TableHandle::default()), Arc::new(SourceStatus::default()));
+        let (stop, stopped) = oneshot::channel();
+        let (path, data) = (dir.path().join("services.yml"), dir.path().join("data"));
+        let (t, s) = (table.clone(), status.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let source = FileSource::start(path, &data, "127.77.0.0/16".parse().unwrap(), t, s);
+                source.run(async { drop(stopped.await) }).await;
+            });
+        });
+        let running = Running {
+            dir,
+            table,
+            status,
+            stop: Some(stop),
+            thread: Some(thread),
+        };
+        running.wait("to start", || running.status.health() != SourceHealth::Starting);
+        running
+    }
+
+    fn fresh(text: &str) -> Running {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        std::fs::write(dir.path().join("services.yml"), text).unwrap();
+        Running::start(dir)
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("services.yml")
+    }
+
+    fn names(&self) -> String {
+        let table = self.table.load();
+        table
+            .services()
+            .map(|service| service.name().to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn wait(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !is_so() {
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "{what}: {:?}, {}",
+                self.status.health(),
+                self.names()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn wait_names(&self, names: &str) {
+        self.wait(names, || self.names() == names);
+    }
+
+    fn is_stale(&self) -> bool {
+        matches!(self.status.health(), SourceHealth::Stale { .. })
+    }
+
+    fn stop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn services(names: &[&str]) -> String {
+    let mut text = "services:\n".to_owned();
+    for name in names {
+        text.push_str(&format!("  {name}: {{ endpoints: [] }}\n"));
+    }
+    text
+}
+
+fn replace(path: &Path, text: &str) {
+    let aside = path.with_extension("tmp");
+    std::fs::write(&aside, text).unwrap();
+    std::fs::rename(&aside, path).unwrap();
+}
+
+#[test]
+fn a_file_that_is_written_or_replaced_takes_effect() {
+    let running = Running::fresh(&services(&["a"]));
+    assert_eq!(running.names(), "a");
+    std::fs::write(running.path(), services(&["a", "b"])).unwrap();
+    running.wait_names("a b");
+    replace(&running.path(), &services(&["c"]));
+    running.wait_names("c");
+    replace(&running.path(), &services(&["c", "d"]));
+    running.wait_names("c d");
+}
+
+#[test]
+fn half_of_a_file_never_counts() {
+    use std::io::Write;
+    let running = Running::fresh(&services(&["a", "b"]));
+    let revision = running.table.load().revision();
+    let mut file = std::fs::File::create(running.path()).unwrap();
+    file.write_all(services(&["a"]).as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(running.names(), "a b");
+    file.write_all(b"  c: { endpoints: [] }\n").unwrap();
+    drop(file);
+    running.wait_names("a c");
+    assert_eq!(running.table.load().revision(), revision + 1);
+}
+
+#[test]
+fn a_file_rewritten_without_rest_never_shows_half_of_itself() {
+    let running = Running::fresh(&services(&["a", "b", "c"]));
+    let text = services(&["a", "b", "c"]);
+    let until = Instant::now() + Duration::from_millis(700);
+    let mut i = 0;
+    while Instant::now() < until {
+        i += 1;
+        std::fs::write(running.path(), format!("{text}  n{}: {{ endpoints: [] }}\n", i % 2)).unwrap();
+        assert!(running.names().starts_with("a b c"), "{}", running.names());
+        assert!(!running.is_stale(), "{:?}", running.status.health());
+    }
+    assert!(i > 100, "{i} rewrites");
+    running.wait_names(&format!("a b c n{}", i % 2));
+}
+
+#[test]
+fn a_hundred_changes_a_second_end_with_the_last() {
+    let running = Running::fresh(&services(&["a"]));
+    for i in 0..100 {
+        replace(&running.path(), &services(&[&format!("n{i}")]));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.wait_names("n99");
+}
+
+#[test]
+fn a_broken_file_leaves_the_last_good_table_and_says_why() {
+    let running = Running::fresh(&services(&["a"]));
+    for broken in [
+        "",
+        "services:\n",
+        "services: {}\n",
+        "services:\n  a:\n    mode: x\n    endpoints: []\n",
+        "{",
+    ] {
+        replace(&running.path(), broken);
+        running.wait(broken, || running.is_stale());
+        assert_eq!(running.names(), "a", "{broken}");
+        replace(&running.path(), &services(&["a"]));
+        running.wait("to recover", || !running.is_stale());
+    }
+    let taken =
+        "services:\n  a: { publish: [\"80:80\"], endpoints: [] }\n  b: { publish: [\"80:80\"], endpoints: [] }\n";
+    replace(&running.path(), taken);
+    running.wait("the conflict", || running.is_stale());
+    let shown = format!("{:?}", running.status.health());
+    assert!(shown.contains("already published by service"), "{shown}");
+    assert_eq!(running.names(), "a");
+}
+
+#[test]
+fn a_file_may_vanish_and_return_and_so_may_its_directory() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let inner = dir.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::os::unix::fs::symlink("inner/real.yml", dir.path().join("services.yml")).unwrap();
+    std::fs::write(inner.join("real.yml"), services(&["a"])).unwrap();
+    let running = Running::start(dir);
+    assert_eq!(running.names(), "a");
+    std::fs::write(inner.join("real.yml"), services(&["b"])).unwrap();
+    running.wait_names("b");
+    std::fs::remove_dir_all(&inner).unwrap();
+    running.wait("the loss", || running.is_stale());
+    assert_eq!(running.names(), "b");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(inner.join("real.yml"), services(&["c"])).unwrap();
+    running.wait_names("c");
+    std::fs::write(running.dir.path().join("other.yml"), services(&["d"])).unwrap();
+    std::os::unix::fs::symlink("other.yml", running.dir.path().join("link")).unwrap();
+    std::fs::rename(running.dir.path().join("link"), running.path()).unwrap();
+    running.wait_names("d");
+    std::fs::remove_file(running.path()).unwrap();
+    running.wait("the loss", || running.is_stale());
+    replace(&running.path(), &services(&["e"]));
+    running.wait_names("e");
+}
+
+#[test]
+fn the_last_good_table_and_its_vips_survive_a_restart_without_the_file() {
+    let mut running = Running::fresh(&services(&["a", "b"]));
+    let vips = |running: &Running| {
+        running
+            .table
+            .load()
+            .services()
+            .map(|service| service.vip().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = vips(&running);
+    running.stop();
+    std::fs::remove_file(running.path()).unwrap();
+    let mut again = Running::start(running.dir.clone());
+    assert_eq!(again.names(), "a b");
+    assert_eq!(vips(&again), before);
+    assert!(again.is_stale());
+    again.stop();
+    std::fs::write(running.path(), services(&["b", "c", "a"])).unwrap();
+    let third = Running::start(running.dir.clone());
+    assert_eq!(third.names(), "a b c");
+    assert_eq!(vips(&third)[..2], before[..]);
+}
+
+#[test]
+fn a_change_of_one_service_touches_no_other() {
+    let running = Running::fresh(&services(&["a", "b"]));
+    let service = |name: &str| running.table.load().service_by_key(name).unwrap().clone();
+    let (a, b) = (service("a"), service("b"));
+    replace(
+        &running.path(),
+        "services:\n  a: { endpoints: [] }\n  b: { endpoints: [\"127.0.0.1:1\"] }\n",
+    );
+    running.wait("b", || !Arc::ptr_eq(&b, &service("b")));
+    assert!(Arc::ptr_eq(&a, &service("a")));
+}

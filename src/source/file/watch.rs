@@ -1,0 +1,266 @@
+//! When a services file has something new to say: after it was closed by whoever wrote it, renamed into place, or removed;
+//! never while it is being written. inotify says so; a slow look at the file's metadata is the net below. Not here: what
+//! the file says.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use inotify::{EventMask, Inotify, WatchMask};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// What looking at the file gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reading {
+    Text(String),
+    /// It is missing or cannot be read.
+    Failed(String),
+}
+
+pub(super) struct Watcher {
+    path: PathBuf,
+    /// Where the path leads, through links.
+    target: Option<PathBuf>,
+    events: Option<AsyncFd<Inotify>>,
+    /// Somebody is writing: the file says nothing until it is closed.
+    is_being_written: bool,
+    /// It has looked the same for a while since: whoever has it open does not write.
+    is_overdue: bool,
+    /// What the file looked like when it was last read.
+    read: Option<Signature>,
+    /// What it looked like at the last slow look.
+    looked: Option<Signature>,
+    last: Option<Reading>,
+}
+
+/// Enough of a file's metadata to see that it is another, or was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Signature {
+    inode: u64,
+    device: u64,
+    size: u64,
+    modified: Option<SystemTime>,
+    changed_ns: i64,
+}
+
+impl Watcher {
+    pub(super) fn new(path: PathBuf) -> Watcher {
+        Watcher {
+            path,
+            target: None,
+            events: None,
+            is_being_written: false,
+            is_overdue: false,
+            read: None,
+            looked: None,
+            last: None,
+        }
+    }
+
+    /// Reads the file as it is.
+    pub(super) fn read_now(&mut self) -> Reading {
+        self.read = signature(&self.path);
+        let (reading, _) = read(&self.path);
+        self.last = Some(reading.clone());
+        reading
+    }
+
+    /// Waits until the file says something else. Cancelled between an event and its reading, the slow look finds it.
+    pub(super) async fn changed(&mut self) -> Reading {
+        loop {
+            if self.events.is_none() {
+                self.watch();
+                // Whatever happened before the watch stood.
+                if signature(&self.path) != self.read
+                    && let Some(reading) = self.read_settled().await
+                {
+                    return reading;
+                }
+            }
+            let is_due = match &self.events {
+                Some(events) => tokio::select! {
+                    ready = events.readable() => {
+                        if let Ok(mut ready) = ready {
+                            ready.clear_ready();
+                        }
+                        self.noticed() && !self.is_being_written
+                    }
+                    () = tokio::time::sleep(LOOK_EVERY) => self.look(),
+                },
+                None => {
+                    tokio::time::sleep(RETRY_EVERY).await;
+                    self.look()
+                }
+            };
+            if is_due && let Some(reading) = self.read_settled().await {
+                return reading;
+            }
+        }
+    }
+
+    /// Takes all events that wait in the kernel, whether or not the runtime knows of them. Whether the file may say
+    /// something else now.
+    fn noticed(&mut self) -> bool {
+        let mut is_due = false;
+        let mut buffer = [0; 4096];
+        while let Some(events) = &mut self.events {
+            let taken: Vec<(EventMask, Option<OsString>)> = match events.get_mut().read_events(&mut buffer) {
+                Ok(taken) => taken
+                    .map(|event| (event.mask, event.name.map(OsStr::to_owned)))
+                    .collect(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::warn!(%error, "watching the services file");
+                    self.events = None;
+                    return true;
+                }
+            };
+            if taken.is_empty() {
+                break;
+            }
+            for (mask, name) in taken {
+                is_due |= self.noticed_one(mask, name.as_deref());
+            }
+        }
+        is_due
+    }
+
+    fn noticed_one(&mut self, mask: EventMask, name: Option<&OsStr>) -> bool {
+        if mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT) {
+            // The directory went away, or was swapped for another.
+            self.events = None;
+            return true;
+        }
+        if mask.contains(EventMask::Q_OVERFLOW) {
+            self.is_being_written = false;
+            return true;
+        }
+        let is_ours = name.is_some_and(|name| {
+            Some(name) == self.path.file_name() || Some(name) == self.target.as_deref().and_then(Path::file_name)
+        });
+        if !is_ours {
+            // A link on the way may have been turned elsewhere: that comes with a name of its own.
+            return std::fs::canonicalize(&self.path).ok() != self.target && {
+                self.events = None;
+                true
+            };
+        }
+        if mask.contains(EventMask::MODIFY) {
+            self.is_being_written = true;
+            return false;
+        }
+        if mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO | EventMask::MOVED_FROM | EventMask::DELETE) {
+            self.is_being_written = false;
+            return true;
+        }
+        // A link appears whole; a file that was just created is yet to be written.
+        mask.contains(EventMask::CREATE) && self.path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink())
+    }
+
+    /// The slow look: the file looks otherwise than when it was read, and has looked so for a while.
+    fn look(&mut self) -> bool {
+        let now = signature(&self.path);
+        let is_settled = now == self.looked;
+        self.looked = now;
+        if now != self.read && is_settled {
+            self.is_being_written = false;
+            self.is_overdue = true;
+            return true;
+        }
+        false
+    }
+
+    /// Reads the file. `None` if it says what it said before, or somebody writes to it: then its closing will be noticed.
+    async fn read_settled(&mut self) -> Option<Reading> {
+        loop {
+            let before = signature(&self.path);
+            let (reading, is_open_for_writing) = read(&self.path);
+            // Whoever wrote while this was read has either closed the file since, and that was announced before it
+            // could be seen, or has it open still.
+            let is_due_again = self.noticed();
+            if self.is_being_written || (is_open_for_writing && !self.is_overdue) {
+                return None;
+            }
+            if !is_due_again {
+                self.is_overdue = false;
+                return self.say(before, reading);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn say(&mut self, signature: Option<Signature>, reading: Reading) -> Option<Reading> {
+        self.read = signature;
+        if self.last.as_ref() == Some(&reading) {
+            return None;
+        }
+        self.last = Some(reading.clone());
+        Some(reading)
+    }
+
+    fn watch(&mut self) {
+        self.target = std::fs::canonicalize(&self.path).ok();
+        self.is_being_written = false;
+        let parent = |path: &Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let mut dirs = vec![parent(&self.path)];
+        if let Some(target) = &self.target {
+            dirs.push(parent(target));
+        }
+        self.events = watch_dirs(&dirs)
+            .inspect_err(|error| tracing::debug!(%error, "no watch, looking slowly"))
+            .ok();
+    }
+}
+
+fn watch_dirs(dirs: &[PathBuf]) -> io::Result<AsyncFd<Inotify>> {
+    let mask = WatchMask::CLOSE_WRITE
+        | WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::DELETE_SELF
+        | WatchMask::MODIFY
+        | WatchMask::MOVED_FROM
+        | WatchMask::MOVED_TO
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR;
+    let inotify = Inotify::init()?;
+    for dir in dirs {
+        inotify.watches().add(dir, mask)?;
+    }
+    sys::file::wait_for_events(inotify)
+}
+
+/// What the file says, and whether somebody had it open for writing right after it was read.
+fn read(path: &Path) -> (Reading, bool) {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        file.read_to_end(&mut bytes)?;
+        Ok(sys::file::is_open_for_writing(&file).unwrap_or(false))
+    });
+    match (read, String::from_utf8(bytes)) {
+        (Ok(is_open), Ok(text)) => (Reading::Text(text), is_open),
+        (Ok(is_open), Err(_)) => (Reading::Failed("is not UTF-8".to_owned()), is_open),
+        (Err(error), _) => (Reading::Failed(error.to_string()), false),
+    }
+}
+
+fn signature(path: &Path) -> Option<Signature> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(Signature {
+        inode: metadata.ino(),
+        device: metadata.dev(),
+        size: metadata.len(),
+        modified: metadata.modified().ok(),
+        changed_ns: metadata.ctime_nsec(),
+    })
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const RETRY_EVERY: Duration = Duration::from_millis(500);
