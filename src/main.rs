@@ -1,3 +1,86 @@
 //! The `anynode` program. Parses arguments; everything else is `anynode::app`.
 
-fn main() {}
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anynode::app::{self, DemoArgs, Flags};
+use clap::{Args, Parser, Subcommand};
+
+/// A routing mesh for container clusters: any node answers every published port.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a node until SIGTERM or SIGINT, then drains it
+    Up(Up),
+    /// Shows it at work: a node, three endpoints, one published port
+    Demo {
+        /// The port to publish
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Answers who it is, for trying things out
+    Whoami {
+        /// Where to listen; 0.0.0.0 and $PORT, or port 8000, otherwise
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<SocketAddr>,
+        /// What to call itself; $HOSTNAME or the host's name otherwise
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long, hide = true)]
+        die_with_parent: bool,
+    },
+    /// Tells whether a configuration and its services file can be used
+    Check(Up),
+}
+
+#[derive(Args)]
+struct Up {
+    /// The configuration file; config/anynode.toml has every key
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The services file
+    #[arg(long, value_name = "FILE")]
+    services: Option<String>,
+    /// Where to keep what must survive a restart
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Where metrics and status are served, or "none"
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// Where DNS is served, or "none"
+    #[arg(long, value_name = "ADDR")]
+    dns: Option<String>,
+}
+
+impl From<Up> for Flags {
+    fn from(up: Up) -> Flags {
+        Flags {
+            config: up.config,
+            services: up.services,
+            data_dir: up.data_dir,
+            admin: up.admin,
+            dns: up.dns,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let code = match Cli::parse().command {
+        Command::Up(up) => app::up(up.into()),
+        Command::Demo { port } => app::demo(DemoArgs { port }),
+        Command::Whoami {
+            listen,
+            name,
+            die_with_parent,
+        } => app::whoami(listen, name, die_with_parent),
+        Command::Check(up) => app::check(up.into()),
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,1 +1,36 @@
-//! app
+//! What joins the rooms: the commands of the program. Everything that a user may type ends in one function here; `main`
+//! only parses arguments.
+
+mod check;
+mod config;
+mod datadir;
+mod demo;
+mod node;
+mod settings;
+mod up;
+
+pub use check::check;
+pub use config::{Config, DEFAULTS, Flags};
+pub use demo::{DemoArgs, demo};
+pub use node::{Node, NodeError};
+pub use settings::SettingError;
+pub use up::{up, whoami};
+
+/// The configuration or its files cannot be used; said before any port is bound. EX_USAGE of sysexits(3).
+pub const EXIT_CONFIG: i32 = 64;
+/// Nothing answers where something should. EX_UNAVAILABLE.
+pub const EXIT_UNAVAILABLE: i32 = 69;
+/// Something else went wrong.
+pub const EXIT_FAILURE: i32 = 1;
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

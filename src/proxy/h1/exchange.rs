@@ -196,10 +196,11 @@ impl Exchange<'_> {
                     client_stays: response.client_stays && self.request_body.is_done(),
                 }));
             }
-            if self.from_upstream.is_empty() && response.body.verbatim(response.coding) >= SPLICE_AT_LEAST {
-                if ready!(self.poll_splice(cx))? {
-                    continue;
-                }
+            if self.from_upstream.is_empty()
+                && response.body.verbatim(response.coding) >= SPLICE_AT_LEAST
+                && ready!(self.poll_splice(cx))?
+            {
+                continue;
             }
             if self.forward_body()? == 0 && self.to_client.is_empty() && !self.is_response_over() {
                 ready!(self.poll_fill(cx))?;

@@ -1,0 +1,43 @@
+//! `anynode check`: whether a configuration and its services file can be used, without touching anything.
+
+use super::config::Config;
+use super::{EXIT_CONFIG, Flags};
+use crate::source::file;
+
+/// Checks what `flags` name, prints every error, and returns the exit code.
+pub fn check(flags: Flags) -> i32 {
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("error: {error}"));
+            return EXIT_CONFIG;
+        }
+    };
+    let Some(path) = &config.services else {
+        println!("ok: the configuration is valid, and names no services file");
+        return 0;
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            eprintln!(
+                "error: services = {:?}: expected a file that can be read: {error}",
+                path.display().to_string()
+            );
+            return EXIT_CONFIG;
+        }
+    };
+    match file::check(&text, config.vip_network) {
+        Ok(n_services) => {
+            println!(
+                "ok: the configuration is valid, and so are the {n_services} services of {}",
+                path.display()
+            );
+            0
+        }
+        Err(error) => {
+            eprintln!("error: {}: {error}", path.display());
+            EXIT_CONFIG
+        }
+    }
+}

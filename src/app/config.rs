@@ -1,0 +1,269 @@
+//! The configuration of a node: the only place that reads its file and its environment variables, and that knows which
+//! key is whose. Defaults stand once, in `config/anynode.toml`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use toml::Value;
+
+use super::settings::{SettingError, Settings};
+use crate::model::parse_duration;
+use crate::proxy::ProxyConfig;
+use crate::sys::socket::Liveness;
+
+/// Everything that a node is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `None`: no services file.
+    pub services: Option<PathBuf>,
+    pub data_dir: PathBuf,
+    pub log: String,
+    pub shutdown_grace: Duration,
+    pub vip_network: Ipv4Net,
+    /// `None`: off.
+    pub admin: Option<SocketAddr>,
+    pub dns: Option<SocketAddr>,
+    pub dns_upstreams: Vec<SocketAddr>,
+    pub dns_upstream_timeout: Duration,
+    pub proxy: ProxyConfig,
+}
+
+/// What the command line may say; it wins over everything else.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub services: Option<String>,
+    pub data_dir: Option<String>,
+    pub admin: Option<String>,
+    pub dns: Option<String>,
+}
+
+/// The file with every key and its default.
+pub const DEFAULTS: &str = include_str!("../../config/anynode.toml");
+
+/// Variables with a name of their own, beside those that are spelled like their key.
+const SHORT: &[(&str, &str)] = &[("ADMIN", "admin.listen"), ("DNS", "dns.listen")];
+
+impl Config {
+    /// Reads the file that `flags` or ANYNODE_CONFIG name, the environment and the flags.
+    ///
+    /// Errors: everything that is wrong, each with where it was said, key, value and what was expected.
+    pub fn load(flags: Flags) -> Result<Config, Vec<SettingError>> {
+        let variables: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Config::load_from(flags, &variables)
+    }
+
+    fn load_from(flags: Flags, variables: &[(String, String)]) -> Result<Config, Vec<SettingError>> {
+        let mut settings = Settings::defaults(DEFAULTS).map_err(|error| vec![error])?;
+        let named = variables
+            .iter()
+            .find(|(name, _)| name == "ANYNODE_CONFIG")
+            .map(|(_, path)| PathBuf::from(path));
+        if let Some(path) = flags.config.or(named) {
+            let shown = path.display().to_string();
+            match std::fs::read_to_string(&path) {
+                Ok(text) => settings.take_file(&shown, &text),
+                Err(error) => {
+                    let message = format!("cannot be read: {error}");
+                    return Err(vec![SettingError::File { path: shown, message }]);
+                }
+            }
+        }
+        settings.take_variables(variables.iter().cloned(), SHORT);
+        settings.take_flag("--services", "services", flags.services);
+        settings.take_flag("--data-dir", "data_dir", flags.data_dir);
+        settings.take_flag("--admin", "admin.listen", flags.admin);
+        settings.take_flag("--dns", "dns.listen", flags.dns);
+        Config::read(settings)
+    }
+
+    fn read(mut settings: Settings) -> Result<Config, Vec<SettingError>> {
+        let s = &mut settings;
+        let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let liveness = Liveness {
+            keepalive_idle: duration(s, "tcp.keepalive_idle"),
+            keepalive_interval: duration(s, "tcp.keepalive_interval"),
+            keepalive_count: integer(s, "tcp.keepalive_count", 1, 127) as u32,
+            user_timeout: duration(s, "tcp.user_timeout"),
+        };
+        let proxy = ProxyConfig {
+            n_workers: match integer(s, "workers", 0, 1024) {
+                0 => n_cores,
+                n => n,
+            },
+            liveness,
+            connections_max: match integer(s, "tcp.connections_max", 0, 1 << 30) {
+                0 => usize::MAX,
+                n => n,
+            },
+            splice_pipes: integer(s, "splice.pipes", 0, 1 << 20),
+            splice_pipe_bytes: integer(s, "splice.pipe_bytes", 4096, 1 << 30),
+            http_head_bytes_max: integer(s, "http.head_bytes_max", 1024, 16 << 20),
+            http_pool_idle: duration(s, "http.pool_idle"),
+            http_pool_per_endpoint: integer(s, "http.pool_per_endpoint", 0, 1 << 20),
+            trusted_proxies: list::<IpNet>(s, "trusted_proxies", "networks such as [\"10.0.0.0/8\"]"),
+        };
+        let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
+        let config = Config {
+            services: path(text(s, "services")),
+            data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
+            log: text(s, "log"),
+            shutdown_grace: duration(s, "shutdown_grace"),
+            vip_network: s.value(
+                "vip_network",
+                "an IPv4 network such as \"127.77.0.0/16\"",
+                FALLBACK_NETWORK,
+                |value| Some(value.as_str()?.parse::<Ipv4Net>().ok()?.trunc()),
+            ),
+            admin: address(s, "admin.listen"),
+            dns: address(s, "dns.listen"),
+            dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),
+            dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
+            proxy,
+        };
+        match settings.into_errors() {
+            errors if errors.is_empty() => Ok(config),
+            errors => Err(errors),
+        }
+    }
+}
+
+const FALLBACK_NETWORK: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 77, 0, 0), 16);
+
+fn text(settings: &mut Settings, key: &str) -> String {
+    settings.value(key, "a string", String::new(), |value| {
+        value.as_str().map(str::to_owned)
+    })
+}
+
+fn duration(settings: &mut Settings, key: &str) -> Duration {
+    settings.value(
+        key,
+        "a duration such as \"500ms\" or \"10s\"",
+        Duration::ZERO,
+        |value| parse_duration(value.as_str()?).ok(),
+    )
+}
+
+fn integer(settings: &mut Settings, key: &str, least: usize, most: usize) -> usize {
+    let expected = format!("a whole number from {least} to {most}");
+    settings.value(key, &expected, least, |value| {
+        let number = usize::try_from(value.as_integer()?).ok()?;
+        (least..=most).contains(&number).then_some(number)
+    })
+}
+
+fn address(settings: &mut Settings, key: &str) -> Option<SocketAddr> {
+    settings.value(
+        key,
+        "an address with a port such as \"127.0.0.1:9377\", or \"none\"",
+        None,
+        |value| match value.as_str()? {
+            "none" => Some(None),
+            text => text.parse().ok().map(Some),
+        },
+    )
+}
+
+fn list<T: FromStr>(settings: &mut Settings, key: &str, expected: &str) -> Vec<T> {
+    settings.value(key, expected, Vec::new(), |value| {
+        let items = value.as_array()?.iter();
+        items.map(|item: &Value| item.as_str()?.parse().ok()).collect()
+    })
+}
+
+fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/anynode");
+    }
+    let dir = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let state = dir("XDG_STATE_HOME").or_else(|| Some(dir("HOME")?.join(".local/state")));
+    state.unwrap_or_else(std::env::temp_dir).join("anynode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, variables: &[(&str, &str)], flags: Flags) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, file).unwrap();
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        let flags = Flags {
+            config: Some(path),
+            ..flags
+        };
+        Config::load_from(flags, &variables).map_err(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            lines.join("\n").replace(&dir.path().display().to_string(), "")
+        })
+    }
+
+    #[test]
+    fn the_file_with_every_key_says_what_the_rooms_have_as_defaults() {
+        let config = load(DEFAULTS, &[], Flags::default()).unwrap();
+        let rooms = ProxyConfig {
+            n_workers: config.proxy.n_workers,
+            ..ProxyConfig::default()
+        };
+        assert_eq!(format!("{:?}", config.proxy), format!("{rooms:?}"));
+        assert_eq!(config.vip_network, FALLBACK_NETWORK);
+        let empty = load("", &[], Flags::default()).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{empty:?}"));
+    }
+
+    #[test]
+    fn flags_override_variables_override_the_file() {
+        let file = "services = 'file'\nworkers = 3\n[admin]\nlisten = '127.0.0.1:1'\n[dns]\nlisten = '127.0.0.1:2'\n";
+        let variables = [
+            ("ANYNODE_SERVICES", "variable"),
+            ("ANYNODE_ADMIN", "127.0.0.1:3"),
+            ("ANYNODE_TCP_USER_TIMEOUT", "7s"),
+        ];
+        let flags = Flags {
+            services: Some("flag".to_owned()),
+            ..Flags::default()
+        };
+        let config = load(file, &variables, flags).unwrap();
+        assert_eq!(config.services, Some("flag".into()));
+        assert_eq!(config.admin, Some("127.0.0.1:3".parse().unwrap()));
+        assert_eq!(config.dns, Some("127.0.0.1:2".parse().unwrap()));
+        assert_eq!(
+            (config.proxy.n_workers, config.proxy.liveness.user_timeout),
+            (3, Duration::from_secs(7))
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_place_key_value_and_expectation() {
+        let file = "workers = -1\nshutdown_grace = 10\n[admin]\nlisten = 'here'\n[tcp]\nuser_timout = '1s'\nsplice = {pipes = 1}\n";
+        let variables = [
+            ("ANYNODE_VIP_NETWORK", "10.0.0.0"),
+            ("ANYNODE_TRUSTED_PROXIES", "10.0.0.0/8, x"),
+        ];
+        let error = load(file, &variables, Flags::default()).unwrap_err();
+        for line in [
+            "/c.toml:1: workers = -1: expected a whole number from 0 to 1024",
+            "/c.toml:2: shutdown_grace = 10: expected a duration",
+            "/c.toml:4: admin.listen = 'here': expected an address with a port",
+            "/c.toml:6: tcp.user_timout: no such key",
+            "tcp.splice.pipes: no such key; there is splice.pipes",
+            "variable ANYNODE_VIP_NETWORK: vip_network = ",
+            "variable ANYNODE_TRUSTED_PROXIES: trusted_proxies = ",
+        ] {
+            let quoted = line.replace('\'', "\"");
+            assert!(error.contains(line) || error.contains(&quoted), "{line}\nin\n{error}");
+        }
+        let error = load("workers = \n", &[], Flags::default()).unwrap_err();
+        assert!(error.starts_with("/c.toml:1: "), "{error}");
+    }
+}

@@ -1,0 +1,209 @@
+//! `anynode demo`: a node, three endpoints and a published port in one command, and on the screen who answers.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::config::{Config, Flags};
+use super::node::Node;
+use super::up::{Signals, block_on};
+use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, chain};
+use crate::routing::{Listen, TableHandle};
+
+/// What the command line says.
+#[derive(Debug, Clone, Copy)]
+pub struct DemoArgs {
+    /// The port to publish.
+    pub port: u16,
+}
+
+/// Runs the demo until SIGINT or SIGTERM. Returns the exit code; nothing is left behind.
+pub fn demo(args: DemoArgs) -> i32 {
+    let Ok(dir) = TemporaryDir::new() else {
+        eprintln!("error: no temporary directory can be made");
+        return EXIT_FAILURE;
+    };
+    let endpoints = match start_endpoints() {
+        Ok(endpoints) => endpoints,
+        Err(error) => {
+            eprintln!("error: the endpoints cannot be started: {error}");
+            return EXIT_FAILURE;
+        }
+    };
+    let services = services_file(args.port, &endpoints);
+    let path = dir.path.join("services.yml");
+    if let Err(error) = std::fs::write(&path, &services) {
+        eprintln!("error: {}: {error}", path.display());
+        return EXIT_FAILURE;
+    }
+    let flags = Flags {
+        services: Some(path.display().to_string()),
+        data_dir: Some(dir.path.join("data").display().to_string()),
+        admin: beside_another_node("127.0.0.1:9377"),
+        dns: beside_another_node("127.0.0.1:8553"),
+        ..Flags::default()
+    };
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("error: {error}"));
+            return EXIT_CONFIG;
+        }
+    };
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let node = match Node::start(config) {
+            Ok(node) => node,
+            Err(error) => {
+                eprintln!("error: {}", chain(&error));
+                return Ok(EXIT_FAILURE);
+            }
+        };
+        let listen = Listen {
+            port: args.port,
+            ip: None,
+        };
+        if let Some(error) = node.port_error(&listen) {
+            eprintln!(
+                "error: port {} cannot be published: {error}; --port takes another",
+                args.port
+            );
+            return Ok(EXIT_UNAVAILABLE);
+        }
+        introduce(args.port, &services);
+        let watching = tokio::spawn(show_answers(node.table.clone(), endpoints_names(&endpoints)));
+        node.run(async { signals.next().await }).await;
+        watching.abort();
+        println!("\nThe endpoints are stopped, nothing is left.");
+        Ok(0)
+    })
+}
+
+struct Endpoint {
+    name: String,
+    port: u16,
+    process: Child,
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn start_endpoints() -> std::io::Result<Vec<Endpoint>> {
+    let program = std::env::current_exe()?;
+    let start = |i: usize| {
+        let port = free_port()?;
+        let name = format!("whoami-{i}");
+        let process = Command::new(&program)
+            .args([
+                "whoami",
+                "--die-with-parent",
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--name",
+                &name,
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        wait_for(port)?;
+        Ok(Endpoint { name, port, process })
+    };
+    (1..=3).map(start).collect()
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Waits until something listens; a program takes a moment to start.
+fn wait_for(port: u16) -> std::io::Result<()> {
+    for _ in 0..500 {
+        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(std::io::ErrorKind::TimedOut.into())
+}
+
+/// `None`, which is the default address, unless another program has it: then "none".
+fn beside_another_node(addr: &str) -> Option<String> {
+    TcpListener::bind(addr).is_err().then(|| "none".to_owned())
+}
+
+fn services_file(port: u16, endpoints: &[Endpoint]) -> String {
+    let addresses: Vec<String> = endpoints
+        .iter()
+        .map(|endpoint| format!("\"127.0.0.1:{}\"", endpoint.port))
+        .collect();
+    format!(
+        "services:\n  whoami:\n    mode: http\n    publish: [\"{port}:8000\"]\n    health: {{ http: /health }}\n    endpoints: [{}]\n",
+        addresses.join(", ")
+    )
+}
+
+fn endpoints_names(endpoints: &[Endpoint]) -> Vec<String> {
+    endpoints.iter().map(|endpoint| endpoint.name.clone()).collect()
+}
+
+fn introduce(port: u16, services: &str) {
+    println!("A node is up, with three endpoints of one service behind one port. Its services file:\n");
+    for line in services.lines() {
+        println!("    {line}");
+    }
+    println!("\nIn another shell:\n");
+    println!("    for i in 1 2 3 4 5 6; do curl -s localhost:{port}; done");
+    println!("    anynode status");
+    println!("    curl \"http://$(dig +short @127.0.0.1 -p 8553 whoami):8000/\"");
+    println!("\nWho answers is shown here. Ctrl-C ends it all.\n");
+}
+
+/// Prints each endpoint whose count of requests has grown.
+async fn show_answers(table: std::sync::Arc<TableHandle>, names: Vec<String>) {
+    let mut shown = vec![0; names.len()];
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        ticks.tick().await;
+        let table = table.load();
+        let Some(service) = table.services().next() else {
+            continue;
+        };
+        for (i, endpoint) in service.endpoints().iter().enumerate() {
+            let total = endpoint.picks_total();
+            if let (Some(name), Some(shown)) = (names.get(i), shown.get_mut(i))
+                && total > *shown
+            {
+                let n = total - *shown;
+                *shown = total;
+                match n {
+                    1 => println!("  {name} answered a request, {total} by now"),
+                    _ => println!("  {name} answered {n} requests, {total} by now"),
+                }
+            }
+        }
+    }
+}
+
+/// A directory that is removed with all that is in it.
+struct TemporaryDir {
+    path: std::path::PathBuf,
+}
+
+impl TemporaryDir {
+    fn new() -> std::io::Result<TemporaryDir> {
+        let path = std::env::temp_dir().join(format!("anynode-demo-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        Ok(TemporaryDir { path })
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,128 @@
+//! `anynode up` runs a node until a signal; `anynode whoami` runs the program that answers who it is.
+
+use std::net::SocketAddr;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::config::Config;
+use super::node::Node;
+use super::{EXIT_CONFIG, EXIT_FAILURE, Flags, chain};
+use crate::whoami::{self, WhoamiConfig};
+
+/// Runs a node until SIGTERM or SIGINT, then drains it; a second signal ends it at once. Returns the exit code.
+pub fn up(flags: Flags) -> i32 {
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("error: {error}"));
+            return EXIT_CONFIG;
+        }
+    };
+    let Ok(filter) = config.log.parse::<EnvFilter>() else {
+        eprintln!(
+            "error: log = {:?}: expected a filter such as \"info\" or \"info,anynode::proxy=debug\"",
+            config.log
+        );
+        return EXIT_CONFIG;
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let node = match Node::start(config) {
+            Ok(node) => node,
+            Err(error) => {
+                eprintln!("error: {}", chain(&error));
+                return Ok(EXIT_CONFIG);
+            }
+        };
+        tracing::info!(
+            services = node.table.load().len(),
+            "anynode {} is up",
+            env!("CARGO_PKG_VERSION")
+        );
+        node.run(async { signals.drain_then_exit().await }).await;
+        Ok(0)
+    })
+}
+
+/// Runs whoami until SIGTERM or SIGINT. Returns the exit code.
+pub fn whoami(listen: Option<SocketAddr>, name: Option<String>, dies_with_parent: bool) -> i32 {
+    if dies_with_parent
+        && rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).is_err()
+    {
+        return EXIT_FAILURE;
+    }
+    let listen = match listen {
+        Some(listen) => listen,
+        None => match whoami::default_listen(std::env::var("PORT").ok().as_deref()) {
+            Ok(listen) => listen,
+            Err(error) => {
+                eprintln!("error: {error}");
+                return EXIT_CONFIG;
+            }
+        },
+    };
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let shutdown = async move { signals.next().await };
+        match whoami::run(WhoamiConfig { listen, name }, shutdown).await {
+            Ok(()) => Ok(0),
+            Err(error) => {
+                eprintln!("error: {}", chain(&error));
+                Ok(EXIT_FAILURE)
+            }
+        }
+    })
+}
+
+/// Runs `main` on this thread and returns its exit code.
+pub(super) fn block_on(main: impl Future<Output = std::io::Result<i32>>) -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.and_then(|runtime| runtime.block_on(main)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            EXIT_FAILURE
+        }
+    }
+}
+
+/// The signals that ask this program to end.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Waits for the first signal; from then on the next one ends the program at once.
+    pub(super) async fn drain_then_exit(&mut self) {
+        self.next().await;
+        tracing::info!("draining; another signal ends at once");
+        let (Ok(interrupt), Ok(terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+            return;
+        };
+        let mut second = Signals { interrupt, terminate };
+        tokio::spawn(async move {
+            second.next().await;
+            std::process::exit(130);
+        });
+    }
+}
