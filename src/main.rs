@@ -36,6 +36,18 @@ enum Command {
         #[arg(long, hide = true)]
         die_with_parent: bool,
     },
+    /// Shows services, ports, endpoints and their state of a running node
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// The node's admin server
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Tells whether a configuration and its services file can be used
     Check(Up),
 }
@@ -80,6 +92,14 @@ fn main() -> ExitCode {
             name,
             die_with_parent,
         } => app::whoami(listen, name, die_with_parent),
+        Command::Status { json, admin, config } => {
+            let flags = Flags {
+                admin,
+                config,
+                ..Flags::default()
+            };
+            app::status(flags, json)
+        }
         Command::Check(up) => app::check(up.into()),
     };
     ExitCode::from(u8::try_from(code).unwrap_or(1))

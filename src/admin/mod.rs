@@ -1,1 +1,66 @@
-//! admin
+//! What an operator sees of a node: metrics, liveness and readiness, the table, its status. It reads what the other rooms
+//! count and changes nothing. One HTTP server, on loopback unless told otherwise.
+
+mod metrics;
+mod server;
+mod views;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+
+use crate::health::HealthStats;
+use crate::proxy::Ports;
+use crate::routing::TableHandle;
+use crate::source::SourceStatus;
+
+pub use self::server::serve;
+
+/// Everything that is looked at.
+pub struct AdminState {
+    pub table: Arc<TableHandle>,
+    pub ports: Arc<Ports>,
+    pub source: Arc<SourceStatus>,
+    pub health: Arc<HealthStats>,
+    pub dns: Option<Arc<crate::dns::DnsStats>>,
+    pub readiness: Arc<Readiness>,
+    pub started: Instant,
+    pub n_workers: usize,
+}
+
+/// Where a node is in its life.
+#[derive(Debug, Default)]
+pub struct Readiness(AtomicU8);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// No table yet.
+    Starting,
+    Serving,
+    /// It accepts no more, and finishes what is open.
+    Draining,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Draining => "draining",
+        }
+    }
+}
+
+impl Readiness {
+    pub fn set(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::Release);
+    }
+
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Draining,
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod datadir;
 mod demo;
 mod node;
 mod settings;
+mod status;
 mod up;
 
 pub use check::check;
@@ -14,6 +15,7 @@ pub use config::{Config, DEFAULTS, Flags};
 pub use demo::{DemoArgs, demo};
 pub use node::{Node, NodeError};
 pub use settings::SettingError;
+pub use status::status;
 pub use up::{up, whoami};
 
 /// The configuration or its files cannot be used; said before any port is bound. EX_USAGE of sysexits(3).

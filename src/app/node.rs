@@ -2,12 +2,18 @@
 //! Not here: signals, logs, arguments (`up`, `demo`).
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::datadir::{self, DataDirError, DataDirLock};
+use crate::admin::{AdminState, Phase, Readiness};
+use crate::dns::{DnsConfig, DnsServer};
+use crate::health::Prober;
 use crate::proxy::{PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
@@ -20,7 +26,10 @@ pub struct Node {
     config: Config,
     proxy: Proxy,
     source: Option<FileSource>,
-    stopping: watch::Sender<bool>,
+    prober: Prober,
+    dns: Option<DnsServer>,
+    admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
+    readiness: Arc<Readiness>,
     /// Held until the node is gone.
     _lock: DataDirLock,
 }
@@ -32,6 +41,18 @@ pub enum NodeError {
     DataDir(#[from] DataDirError),
     #[error("start the workers")]
     Workers(#[source] std::io::Error),
+    #[error("admin.listen = {addr}: expected an address that is free, or \"none\"")]
+    Admin {
+        addr: SocketAddr,
+        #[source]
+        error: std::io::Error,
+    },
+    #[error("dns.listen = {addr}: expected an address that is free, or \"none\"")]
+    Dns {
+        addr: SocketAddr,
+        #[source]
+        error: crate::dns::BindError,
+    },
 }
 
 impl Node {
@@ -43,6 +64,9 @@ impl Node {
         config.proxy.connections_max = config.proxy.connections_max.min(room.max(1));
         let lock = datadir::lock(&config.data_dir)?;
         let table = Arc::new(TableHandle::default());
+        // What may be refused comes first, before anything serves.
+        let admin = config.admin.map(listen_admin).transpose()?;
+        let dns = config.dns.map(|listen| bind_dns(listen, &config, &table)).transpose()?;
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone()).map_err(NodeError::Workers)?;
         let status = Arc::new(SourceStatus::default());
         let source = config.services.clone().map(|path| {
@@ -54,13 +78,32 @@ impl Node {
                 status.clone(),
             )
         });
+        if source.is_none() {
+            status.applied();
+        }
+        let prober = Prober::new(table.clone());
+        let readiness = Arc::new(Readiness::default());
+        let state = Arc::new(AdminState {
+            table: table.clone(),
+            ports: proxy.ports().clone(),
+            source: status,
+            health: prober.stats().clone(),
+            dns: dns.as_ref().map(DnsServer::stats),
+            readiness: readiness.clone(),
+            started: Instant::now(),
+            n_workers: config.proxy.n_workers,
+        });
         proxy.settle();
+        readiness.set(Phase::Serving);
         Ok(Node {
             table,
             config,
             proxy,
             source,
-            stopping: watch::Sender::new(false),
+            prober,
+            dns,
+            admin: admin.map(|listener| (listener, state)),
+            readiness,
             _lock: lock,
         })
     }
@@ -80,36 +123,80 @@ impl Node {
             config,
             proxy,
             source,
-            stopping,
+            prober,
+            dns,
+            admin,
+            readiness,
             _lock,
         } = self;
-        let stopped = |stopping: &watch::Sender<bool>| {
+        let stopping = watch::Sender::new(false);
+        let stopped = || {
             let mut stopping = stopping.subscribe();
             // An error means that the sender is gone, which is as much of an end.
             async move { drop(stopping.wait_for(|is_stopping| *is_stopping).await) }
         };
-        let source = source.map(|source| tokio::spawn(source.run(stopped(&stopping))));
-        let refilling = tokio::spawn(refill_retry_budgets(table));
-        let n_cut = proxy.run(config.shutdown_grace, shutdown).await;
+        let mut beside = JoinSet::new();
+        if let Some(source) = source {
+            beside.spawn(source.run(stopped()));
+        }
+        beside.spawn(prober.run(stopped()));
+        if let Some(dns) = dns {
+            let running = dns.run(stopped());
+            beside.spawn(async {
+                if let Err(error) = running.await {
+                    tracing::error!("{}", super::chain(&error));
+                }
+            });
+        }
+        if let Some((listener, state)) = admin {
+            beside.spawn(crate::admin::serve(listener, state, stopped()));
+        }
+        beside.spawn(refill_retry_budgets(table, stopped()));
+        let draining = async {
+            shutdown.await;
+            readiness.set(Phase::Draining);
+        };
+        let n_cut = proxy.run(config.shutdown_grace, draining).await;
         match n_cut {
             0 => tracing::info!("drained"),
             _ => tracing::warn!(connections = n_cut, "drained; connections that were left are reset"),
         }
         stopping.send_replace(true);
-        refilling.abort();
-        if let Some(source) = source
-            && source.await.is_err()
-        {
-            tracing::error!("the source panicked");
+        while let Some(ended) = beside.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the node panicked");
+            }
         }
     }
 }
 
-async fn refill_retry_budgets(table: Arc<TableHandle>) {
+fn listen_admin(addr: SocketAddr) -> Result<tokio::net::TcpListener, NodeError> {
+    let listen = || {
+        let listener = std::net::TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    listen().map_err(|error| NodeError::Admin { addr, error })
+}
+
+fn bind_dns(addr: SocketAddr, config: &Config, table: &Arc<TableHandle>) -> Result<DnsServer, NodeError> {
+    let dns = DnsConfig {
+        listen: addr,
+        upstreams: config.dns_upstreams.clone(),
+        upstream_timeout: config.dns_upstream_timeout,
+        ..DnsConfig::default()
+    };
+    DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error })
+}
+
+async fn refill_retry_budgets(table: Arc<TableHandle>, shutdown: impl Future<Output = ()>) {
     let mut ticks = tokio::time::interval(REFILL_EVERY);
+    tokio::pin!(shutdown);
     loop {
-        ticks.tick().await;
-        table.refill_retry_budgets(REFILL_EVERY);
+        tokio::select! {
+            () = &mut shutdown => break,
+            _ = ticks.tick() => table.refill_retry_budgets(REFILL_EVERY),
+        }
     }
 }
 

@@ -138,7 +138,13 @@ impl Settings {
     }
 
     /// The value of `key`, as `read` makes of it. What it cannot read is an error, and `fallback` meanwhile.
-    pub(super) fn value<T>(&mut self, key: &str, expected: &str, fallback: T, read: impl FnOnce(&Value) -> Option<T>) -> T {
+    pub(super) fn value<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        fallback: T,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> T {
         let Some((value, origin)) = self.by_key.get(key) else {
             // The defaults have every key that is asked for: a test asks for all.
             return fallback;

@@ -1,1 +1,193 @@
-//! health
+//! Active health checks: every endpoint of a service that has a check is probed at its interval, and its verdict is
+//! written beside the table. Passive ejection is the endpoint's own affair (`routing`), fed by `proxy`.
+
+mod probe;
+mod verdict;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use self::probe::probe;
+use self::verdict::Verdict;
+use crate::model::HealthCheck;
+use crate::routing::{Endpoint, EndpointId, EndpointState, RoutingTable, Service, ServiceDiff, TableHandle};
+
+/// Probes by their result.
+#[derive(Debug, Default)]
+pub struct HealthStats {
+    pub good: AtomicU64,
+    pub bad: AtomicU64,
+    pub timed_out: AtomicU64,
+}
+
+/// Keeps the endpoints of a table probed.
+pub struct Prober {
+    table: Arc<TableHandle>,
+    stats: Arc<HealthStats>,
+    seen: Arc<RoutingTable>,
+    running: HashMap<EndpointId, Running>,
+    /// Probes at once; at the start of a large table the others take their turn.
+    slots: Arc<Semaphore>,
+}
+
+struct Running {
+    task: AbortHandle,
+    check: HealthCheck,
+    addr: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Prober {
+    pub fn new(table: Arc<TableHandle>) -> Prober {
+        Prober {
+            table,
+            stats: Arc::default(),
+            seen: Arc::default(),
+            running: HashMap::new(),
+            slots: Arc::new(Semaphore::new(PROBES_AT_ONCE)),
+        }
+    }
+
+    pub fn stats(&self) -> &Arc<HealthStats> {
+        &self.stats
+    }
+
+    /// Follows the table until `shutdown`. Within a tokio runtime.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut revision = self.table.subscribe();
+        tokio::pin!(shutdown);
+        loop {
+            revision.mark_unchanged();
+            self.follow();
+            tokio::select! {
+                () = &mut shutdown => break,
+                changed = revision.changed() => if changed.is_err() { break },
+            }
+        }
+    }
+
+    fn follow(&mut self) {
+        let table = self.table.load();
+        let seen = std::mem::replace(&mut self.seen, table.clone());
+        for diff in RoutingTable::diff(&seen, &table) {
+            let (before, after) = match diff {
+                ServiceDiff::Added(after) => (None, Some(after)),
+                ServiceDiff::Changed { before, after } => (Some(before), Some(after)),
+                ServiceDiff::Removed(before) => (Some(before), None),
+            };
+            for endpoint in before.iter().flat_map(|service| service.endpoints()) {
+                let stays = after.is_some_and(|after| after.endpoints().iter().any(|e| e.id() == endpoint.id()));
+                if !stays {
+                    self.running.remove(&endpoint.id());
+                }
+            }
+            if let Some(after) = after {
+                self.keep_probed(after);
+            }
+        }
+    }
+
+    fn keep_probed(&mut self, service: &Service) {
+        let target = service.spec().vip_ports().first().copied().unwrap_or_default();
+        for endpoint in service.endpoints() {
+            let Some(check) = &service.spec().health else {
+                self.running.remove(&endpoint.id());
+                endpoint.clear_probed();
+                continue;
+            };
+            let addr = endpoint.dial_addr(target);
+            let is_as_before = self
+                .running
+                .get(&endpoint.id())
+                .is_some_and(|running| running.check == *check && running.addr == addr);
+            if is_as_before {
+                continue;
+            }
+            let watch = Watch {
+                endpoint: endpoint.clone(),
+                addr,
+                check: check.clone(),
+                stats: self.stats.clone(),
+                slots: self.slots.clone(),
+            };
+            let running = Running {
+                task: tokio::spawn(watch.run()).abort_handle(),
+                check: check.clone(),
+                addr,
+            };
+            self.running.insert(endpoint.id(), running);
+        }
+    }
+}
+
+/// The probing of one endpoint.
+struct Watch {
+    endpoint: Arc<Endpoint>,
+    addr: SocketAddr,
+    check: HealthCheck,
+    stats: Arc<HealthStats>,
+    slots: Arc<Semaphore>,
+}
+
+impl Watch {
+    async fn run(self) {
+        let takes_traffic = self.endpoint.state(std::time::Instant::now()) != EndpointState::Unready;
+        let mut verdict = Verdict::new(takes_traffic);
+        loop {
+            let started = tokio::time::Instant::now();
+            let fault = self.probe_once().await;
+            if let Some(is_up) = verdict.take(fault.is_none(), &self.check) {
+                self.endpoint.set_probed(is_up);
+                let (service, addr) = (self.endpoint.service().name(), self.addr);
+                match fault {
+                    None => tracing::info!(%service, endpoint = %addr, "healthy"),
+                    Some(fault) => tracing::warn!(%service, endpoint = %addr, "unhealthy: {fault}"),
+                }
+            }
+            // Up to a tenth sooner, so that probes that began together do not stay together.
+            let jitter = self.check.interval.mul_f64(fastrand::f64() / 10.0);
+            tokio::time::sleep_until(started + self.check.interval - jitter).await;
+        }
+    }
+
+    /// `None` if the probe was good, or why not.
+    async fn probe_once(&self) -> Option<String> {
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await.ok()?;
+        match tokio::time::timeout(self.check.timeout, probe(self.addr, &self.check.probe)).await {
+            Ok(Ok(())) => {
+                self.stats.good.fetch_add(1, Relaxed);
+                None
+            }
+            Ok(Err(fault)) => {
+                self.stats.bad.fetch_add(1, Relaxed);
+                let cause = std::error::Error::source(&fault)
+                    .map(|cause| format!(": {cause}"))
+                    .unwrap_or_default();
+                Some(format!("{fault}{cause}"))
+            }
+            Err(_) => {
+                self.stats.timed_out.fetch_add(1, Relaxed);
+                Some(format!("no answer within {}", show(self.check.timeout)))
+            }
+        }
+    }
+}
+
+fn show(duration: Duration) -> String {
+    crate::model::format_duration(duration)
+}
+
+const PROBES_AT_ONCE: usize = 256;

@@ -3,5 +3,6 @@
 
 pub mod file;
 pub mod limits;
+pub mod pktinfo;
 pub mod socket;
 pub mod splice;

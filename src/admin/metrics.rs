@@ -1,0 +1,553 @@
+//! The Prometheus view: a collector that reads the rooms' atomics when somebody scrapes. Nothing is registered per
+//! service, so a service that is gone takes its series along, and nothing is sampled on the way of a byte.
+//!
+//! Labels are names of services and closed sets. Per-endpoint series are shown only when asked for (`?detail=endpoint`).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::AdminState;
+use crate::dns::{DnsStats, Rcode, Source};
+use crate::model::Mode;
+use crate::proxy::PortState;
+use crate::routing::{
+    BytePath, CloseReason, Direction, EndpointState, Histogram, HttpCode, RetryOutcome, Service, ServiceState,
+};
+use crate::source::SourceHealth;
+
+/// One family of series being written. Writing to memory cannot fail, and what cannot be written is left out.
+struct Family<'a> {
+    metric: Option<MetricEncoder<'a>>,
+    kind: MetricType,
+}
+
+impl<'a> Family<'a> {
+    fn new(out: &'a mut DescriptorEncoder<'_>, kind: MetricType, name: &'static str, help: &str) -> Family<'a> {
+        Family {
+            metric: out.encode_descriptor(name, help, None, kind).ok(),
+            kind,
+        }
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: u64) {
+        let kind = self.kind;
+        let encode = |metric: &mut MetricEncoder<'_>| match kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+            _ => metric.encode_gauge(&value),
+        };
+        self.encode(labels, encode);
+    }
+
+    fn seconds(&mut self, value: f64) {
+        self.encode(&[], |metric| metric.encode_counter::<NoLabelSet, _, u64>(&value, None));
+    }
+
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        let (counts, sum) = histogram.read();
+        let total: u64 = counts.iter().sum();
+        if total == 0 {
+            return;
+        }
+        let bounds = Histogram::BOUNDS_US
+            .map(|us| us as f64 / 1e6)
+            .into_iter()
+            .chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        self.encode(labels, |metric| {
+            metric.encode_histogram::<NoLabelSet>(sum, total, &buckets, None)
+        });
+    }
+
+    fn encode(
+        &mut self,
+        labels: &[(&str, &str)],
+        encode: impl FnOnce(&mut MetricEncoder<'_>) -> Result<(), std::fmt::Error>,
+    ) {
+        let Some(metric) = &mut self.metric else { return };
+        let _ = match labels {
+            [] => encode(metric),
+            labels => metric.encode_family(&labels).and_then(|mut metric| encode(&mut metric)),
+        };
+    }
+}
+
+/// What is said of one service: in the table, or gone while connections of its last.
+struct Counted {
+    state: Arc<ServiceState>,
+    service: Option<Arc<Service>>,
+}
+
+impl Counted {
+    fn name(&self) -> &str {
+        self.state.name().as_str()
+    }
+
+    fn proto(&self) -> &'static str {
+        self.service
+            .as_ref()
+            .map_or(Mode::Tcp, |service| service.spec().mode)
+            .as_str()
+    }
+}
+
+/// The whole scrape, in OpenMetrics' text format.
+pub(super) fn scrape(state: &Arc<AdminState>, has_detail: bool) -> String {
+    let mut registry = Registry::default();
+    let state = state.clone();
+    registry.register_collector(Box::new(Scrape { state, has_detail }));
+    let mut text = String::with_capacity(64 * 1024);
+    // Writing to memory cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+struct Scrape {
+    state: Arc<AdminState>,
+    has_detail: bool,
+}
+
+impl std::fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scrape")
+            .field("has_detail", &self.has_detail)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let now = Instant::now();
+        let table = self.state.table.load();
+        let known = table.services().map(|service| Counted {
+            state: service.state().clone(),
+            service: Some(service.clone()),
+        });
+        let gone = self
+            .state
+            .table
+            .lingering()
+            .into_iter()
+            .map(|state| Counted { state, service: None });
+        let all: Vec<Counted> = known.chain(gone).collect();
+        let out = &mut encoder;
+        write_node(&self.state, &table, out);
+        write_connections(&all, out);
+        write_requests(&all, out);
+        write_endpoints(&all, now, out);
+        if self.has_detail {
+            write_detail(&all, now, out);
+        }
+        Ok(())
+    }
+}
+
+fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mut DescriptorEncoder<'_>) {
+    Family::new(out, MetricType::Gauge, "anynode_build_info", "This program.")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_config_revision",
+        "Revision of the routing table.",
+    )
+    .sample(&[], table.revision());
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_services",
+        "Services in the routing table.",
+    )
+    .sample(&[], table.len() as u64);
+    let is_stale = matches!(state.source.health(), SourceHealth::Stale { .. });
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_source_stale",
+        "Whether the source cannot be used and the last good table is served.",
+    )
+    .sample(&[], u64::from(is_stale));
+    Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_source_rejected",
+        "Times that what the source said could not be used.",
+    )
+    .sample(&[], load(&state.source.rejected_total));
+    Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_source_applied",
+        "Times that what the source said was taken.",
+    )
+    .sample(&[], load(&state.source.applied_total));
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_listener_bind_errors",
+        "Attempts so far of ports that cannot be bound.",
+    );
+    for (listen, port) in state.ports.snapshot() {
+        if let PortState::Failed { attempts, .. } = port {
+            family.sample(&[("port", &listen.to_string())], attempts);
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_health_checks",
+        "Active probes by result.",
+    );
+    let health = &state.health;
+    for (result, count) in [
+        ("ok", &health.good),
+        ("fail", &health.bad),
+        ("timeout", &health.timed_out),
+    ] {
+        family.sample(&[("result", result)], load(count));
+    }
+    if let Some(dns) = &state.dns {
+        write_dns(dns, out);
+    }
+    write_process(out);
+}
+
+fn write_dns(dns: &DnsStats, out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(out, MetricType::Counter, "anynode_dns_queries", "DNS queries answered.");
+    for source in Source::ALL {
+        for rcode in Rcode::ALL {
+            let labels = [("rcode", rcode.as_str()), ("source", source.as_str())];
+            sample_if_any(&mut family, &labels, dns.queries(rcode, source));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Histogram,
+        "anynode_dns_query_seconds",
+        "From a query to its answer.",
+    );
+    for source in Source::ALL {
+        family.histogram(&[("source", source.as_str())], dns.seconds(source));
+    }
+}
+
+fn write_process(out: &mut DescriptorEncoder<'_>) {
+    let n_open = std::fs::read_dir("/proc/self/fd")
+        .map(Iterator::count)
+        .unwrap_or_default();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX);
+    Family::new(out, MetricType::Gauge, "process_open_fds", "Open descriptors.").sample(&[], n_open as u64);
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "process_max_fds",
+        "Most descriptors that may be open.",
+    )
+    .sample(&[], limit);
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = |i: usize| {
+        statm
+            .split(' ')
+            .nth(i)
+            .and_then(|n| n.trim().parse::<u64>().ok())
+            .unwrap_or_default()
+    };
+    let page_bytes = rustix::param::page_size() as u64;
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "process_resident_memory_bytes",
+        "Resident memory.",
+    )
+    .sample(&[], pages(1) * page_bytes);
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "process_virtual_memory_bytes",
+        "Virtual memory.",
+    )
+    .sample(&[], pages(0) * page_bytes);
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold anything: state is field 3, utime and stime are fields 14 and 15.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .collect();
+    let ticks = |i: usize| {
+        fields
+            .get(i - 3)
+            .and_then(|n| n.parse::<u64>().ok())
+            .unwrap_or_default()
+    };
+    let per_second = rustix::param::clock_ticks_per_second().max(1) as f64;
+    Family::new(out, MetricType::Counter, "process_cpu_seconds", "Processor time used.")
+        .seconds((ticks(14) + ticks(15)) as f64 / per_second);
+}
+
+fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_connections",
+        "Client connections accepted.",
+    );
+    for one in all {
+        let labels = [("service", one.name()), ("proto", one.proto())];
+        family.sample(&labels, load(&one.state.stats.connections_total));
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_connections_active",
+        "Client connections open.",
+    );
+    for one in all {
+        family.sample(
+            &[("service", one.name())],
+            u64::try_from(one.state.stats.connections_active.load(Relaxed)).unwrap_or(0),
+        );
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_connections_closed",
+        "Client connections ended, each for one reason.",
+    );
+    for one in all {
+        for reason in CloseReason::ALL {
+            let labels = [("service", one.name()), ("reason", reason.as_str())];
+            sample_if_any(&mut family, &labels, one.state.stats.closed_count(reason));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_bytes",
+        "Bytes relayed, by direction and way through this program.",
+    );
+    for one in all {
+        for direction in Direction::ALL {
+            for path in BytePath::ALL {
+                let labels = [
+                    ("service", one.name()),
+                    ("direction", direction.as_str()),
+                    ("path", path.as_str()),
+                ];
+                sample_if_any(&mut family, &labels, one.state.stats.byte_count(direction, path));
+            }
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_queue_depth",
+        "Clients that wait because a cap is reached.",
+    );
+    for one in all {
+        let depth = one.state.connection_gate.depth() + one.state.endpoint_gate.depth();
+        family.sample(&[("service", one.name())], u64::from(depth));
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Histogram,
+        "anynode_connection_duration_seconds",
+        "From accept to close.",
+    );
+    for one in all {
+        family.histogram(&[("service", one.name())], &one.state.stats.connection_duration);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Histogram,
+        "anynode_upstream_connect_seconds",
+        "Until an endpoint accepted.",
+    );
+    for one in all {
+        family.histogram(&[("service", one.name())], &one.state.stats.upstream_connect);
+    }
+}
+
+fn write_requests(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_requests",
+        "HTTP requests by class of the answer's code.",
+    );
+    for one in all {
+        for code in HttpCode::ALL {
+            let labels = [("service", one.name()), ("code_class", code.as_str())];
+            sample_if_any(&mut family, &labels, one.state.stats.request_count(code));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Histogram,
+        "anynode_request_duration_seconds",
+        "From a request's head to its answer's end.",
+    );
+    for one in all {
+        family.histogram(&[("service", one.name())], &one.state.stats.request_duration);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Histogram,
+        "anynode_request_ttfb_seconds",
+        "From a request's head to its answer's head.",
+    );
+    for one in all {
+        family.histogram(&[("service", one.name())], &one.state.stats.request_ttfb);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_retries",
+        "Further endpoints tried, by what came of it.",
+    );
+    for one in all {
+        for outcome in RetryOutcome::ALL {
+            let labels = [("service", one.name()), ("outcome", outcome.as_str())];
+            sample_if_any(&mut family, &labels, one.state.stats.retry_count(outcome));
+        }
+    }
+}
+
+fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(out, MetricType::Gauge, "anynode_endpoints", "Endpoints by state.");
+    for one in all {
+        let mut counts = [0u64; EndpointState::ALL.len()];
+        let known = one
+            .service
+            .iter()
+            .flat_map(|service| service.endpoints().iter().cloned());
+        for endpoint in known.chain(one.state.draining()) {
+            counts[endpoint.state(now) as usize] += 1;
+        }
+        for (state, count) in EndpointState::ALL.into_iter().zip(counts) {
+            let labels = [("service", one.name()), ("state", state.as_str())];
+            if state == EndpointState::Ready {
+                family.sample(&labels, count);
+            } else {
+                sample_if_any(&mut family, &labels, count);
+            }
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_inflight",
+        "Connections (tcp) or requests (http) at endpoints.",
+    );
+    for one in all {
+        let known = one
+            .service
+            .iter()
+            .flat_map(|service| service.endpoints().iter().cloned());
+        let n: u64 = known
+            .chain(one.state.draining())
+            .map(|endpoint| u64::from(endpoint.in_flight()))
+            .sum();
+        family.sample(&[("service", one.name())], n);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_ejections",
+        "Endpoints taken out for failed connects.",
+    );
+    for one in all {
+        sample_if_any(
+            &mut family,
+            &[("service", one.name())],
+            load(&one.state.stats.ejections),
+        );
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_panic_picks",
+        "Picks among all endpoints because none was ready.",
+    );
+    for one in all {
+        sample_if_any(
+            &mut family,
+            &[("service", one.name())],
+            load(&one.state.stats.panic_picks),
+        );
+    }
+}
+
+fn write_detail(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_>) {
+    let mut lines: Vec<(String, String, &'static str, u32, u64, u64)> = Vec::new();
+    for one in all {
+        let known = one
+            .service
+            .iter()
+            .flat_map(|service| service.endpoints().iter().cloned());
+        let mut seen = HashSet::new();
+        for endpoint in known
+            .chain(one.state.draining())
+            .filter(|endpoint| seen.insert(endpoint.id()))
+        {
+            lines.push((
+                one.name().to_owned(),
+                endpoint.addr().to_string(),
+                endpoint.state(now).as_str(),
+                endpoint.in_flight(),
+                endpoint.picks_total(),
+                endpoint.connect_failures_total(),
+            ));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_endpoint_inflight",
+        "In flight at one endpoint.",
+    );
+    for (service, endpoint, state, in_flight, ..) in &lines {
+        family.sample(
+            &[("service", service), ("endpoint", endpoint), ("state", state)],
+            u64::from(*in_flight),
+        );
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_endpoint_picks",
+        "Connections or requests given to one endpoint.",
+    );
+    for (service, endpoint, _, _, picks, _) in &lines {
+        family.sample(&[("service", service), ("endpoint", endpoint)], *picks);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_endpoint_connect_failures",
+        "Failed connects to one endpoint.",
+    );
+    for (service, endpoint, .., failures) in &lines {
+        family.sample(&[("service", service), ("endpoint", endpoint)], *failures);
+    }
+}
+
+/// Series of a closed set that never counted are left out: most services never see most reasons.
+fn sample_if_any(family: &mut Family<'_>, labels: &[(&str, &str)], count: u64) {
+    if count > 0 {
+        family.sample(labels, count);
+    }
+}
+
+fn load(count: &AtomicU64) -> u64 {
+    count.load(Relaxed)
+}

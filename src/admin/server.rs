@@ -1,0 +1,125 @@
+//! The admin server's paths, on hyper. Not here: what they show (`views`, `metrics`).
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::{AdminState, Phase, metrics, views};
+
+/// Serves until `shutdown`; then what is open is dropped.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl Future<Output = ()>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    tokio::pin!(shutdown);
+    let mut open = tokio::task::JoinSet::new();
+    loop {
+        let accepted = async {
+            // The semaphore is never closed.
+            let slot = slots.clone().acquire_owned().await.ok();
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = open.join_next() => continue,
+            accepted = accepted => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "admin: accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let state = state.clone();
+        open.spawn(async move {
+            let _slot = slot;
+            let service = service_fn(move |request| {
+                let response = answer(&state, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "admin: connection");
+            }
+        });
+    }
+}
+
+fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n".to_owned());
+    }
+    match request.uri().path() {
+        "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" | "/healthz" => ready(state),
+        "/metrics" => scrape(state, request),
+        "/v1/table" => json(&views::table(&state.table.load(), Instant::now())),
+        "/v1/status" => json(&views::status(state, Instant::now())),
+        "/" => text(
+            StatusCode::OK,
+            "/metrics /livez /readyz /v1/table /v1/status\n".to_owned(),
+        ),
+        path => text(
+            StatusCode::NOT_FOUND,
+            format!("no {path}: there is /metrics /livez /readyz /v1/table /v1/status\n"),
+        ),
+    }
+}
+
+/// Ready while it serves. What is wrong with the source or a port is said, and takes no node out of rotation: it serves
+/// everything else as well as its neighbours do.
+fn ready(state: &AdminState) -> Response<Full<Bytes>> {
+    let phase = state.readiness.phase();
+    let status = match phase {
+        Phase::Serving => StatusCode::OK,
+        Phase::Starting | Phase::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut lines = format!("{}\n", phase.as_str());
+    for complaint in views::complaints(state) {
+        lines.push_str(&complaint);
+        lines.push('\n');
+    }
+    text(status, lines)
+}
+
+fn scrape(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let query = request.uri().query().unwrap_or_default();
+    let has_detail = query.split('&').any(|pair| pair == "detail=endpoint");
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    respond(StatusCode::OK, kind, metrics::scrape(state, has_detail).into())
+}
+
+fn json(view: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(view) {
+        Ok(body) => respond(StatusCode::OK, "application/json", body.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", body.into())
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,190 @@
+//! What `/v1/table` and `/v1/status` show, as JSON. These types are a promise to whoever reads it; the rooms' own are not.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::AdminState;
+use crate::model::{HealthProbe, format_duration};
+use crate::proxy::PortState;
+use crate::routing::{Endpoint, EndpointState, Listen, RoutingTable, Service};
+use crate::source::SourceHealth;
+
+#[derive(Serialize)]
+pub(super) struct TableView {
+    revision: u64,
+    /// Over names and specs, not over what is counted: two nodes that serve the same have the same.
+    hash: String,
+    services: Vec<ServiceView>,
+}
+
+#[derive(Serialize)]
+pub(super) struct StatusView {
+    version: &'static str,
+    hostname: String,
+    phase: &'static str,
+    uptime_seconds: u64,
+    workers: usize,
+    revision: u64,
+    source: SourceView,
+    ports: Vec<PortView>,
+    services: Vec<ServiceView>,
+}
+
+#[derive(Serialize)]
+struct SourceView {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PortView {
+    listen: String,
+    service: String,
+    target: u16,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ServiceView {
+    name: String,
+    mode: &'static str,
+    balance: &'static str,
+    vip: Option<String>,
+    vip_ports: Vec<u16>,
+    publish: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<String>,
+    stop_grace: String,
+    connections: i64,
+    connections_total: u64,
+    endpoints: Vec<EndpointView>,
+}
+
+#[derive(Serialize)]
+struct EndpointView {
+    address: String,
+    state: &'static str,
+    in_flight: u32,
+    total: u64,
+    connect_failures: u64,
+}
+
+pub(super) fn table(table: &RoutingTable, now: Instant) -> TableView {
+    TableView {
+        revision: table.revision(),
+        hash: format!("{:016x}", content_hash(table)),
+        services: table.services().map(|service| ServiceView::of(service, now)).collect(),
+    }
+}
+
+pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
+    let table = state.table.load();
+    let (source, reason) = match state.source.health() {
+        SourceHealth::Starting => ("starting", None),
+        SourceHealth::Current => ("current", None),
+        SourceHealth::Stale { reason } => ("stale", Some(reason)),
+    };
+    let states = state.ports.snapshot();
+    let ports = table.listens().map(|(listen, route)| {
+        let (state, error) = match states.get(listen) {
+            Some(PortState::Listening) => ("listening", None),
+            Some(PortState::Failed { error, .. }) => ("failed", Some(error.clone())),
+            None => ("starting", None),
+        };
+        PortView {
+            listen: listen.to_string(),
+            service: route.service.to_string(),
+            target: route.target,
+            state,
+            error,
+        }
+    });
+    StatusView {
+        version: env!("CARGO_PKG_VERSION"),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        phase: state.readiness.phase().as_str(),
+        uptime_seconds: now.saturating_duration_since(state.started).as_secs(),
+        workers: state.n_workers,
+        revision: table.revision(),
+        source: SourceView { state: source, reason },
+        ports: ports.collect(),
+        services: table.services().map(|service| ServiceView::of(service, now)).collect(),
+    }
+}
+
+/// The lines of `/readyz`: one for each thing that is not as it should be.
+pub(super) fn complaints(state: &AdminState) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let SourceHealth::Stale { reason } = state.source.health() {
+        lines.push(format!("source: stale, the last good table is served: {reason}"));
+    }
+    let failed = |(listen, state): (Listen, PortState)| match state {
+        PortState::Failed { error, .. } => Some(format!("port {listen}: {error}")),
+        PortState::Listening => None,
+    };
+    lines.extend(state.ports.snapshot().into_iter().filter_map(failed));
+    lines
+}
+
+impl ServiceView {
+    fn of(service: &Service, now: Instant) -> ServiceView {
+        let spec = service.spec();
+        let health = spec.health.as_ref().map(|check| {
+            let probe = match &check.probe {
+                HealthProbe::Http { path } => format!("http {path}"),
+                HealthProbe::Tcp => "tcp".to_owned(),
+            };
+            format!("{probe} every {}", format_duration(check.interval))
+        });
+        let draining = service.state().draining();
+        let endpoints = service.endpoints().iter().chain(&draining);
+        ServiceView {
+            name: service.name().to_string(),
+            mode: spec.mode.as_str(),
+            balance: spec.balance.as_str(),
+            vip: service.vip().map(|vip| vip.to_string()),
+            vip_ports: spec.vip_ports(),
+            publish: spec.publish.iter().map(ToString::to_string).collect(),
+            health,
+            stop_grace: format_duration(spec.stop_grace),
+            connections: service
+                .stats()
+                .connections_active
+                .load(std::sync::atomic::Ordering::Relaxed),
+            connections_total: service
+                .stats()
+                .connections_total
+                .load(std::sync::atomic::Ordering::Relaxed),
+            endpoints: endpoints.map(|endpoint| EndpointView::of(endpoint, now)).collect(),
+        }
+    }
+}
+
+impl EndpointView {
+    fn of(endpoint: &Endpoint, now: Instant) -> EndpointView {
+        let state: EndpointState = endpoint.state(now);
+        EndpointView {
+            address: crate::model::EndpointSpec { addr: endpoint.addr() }.to_string(),
+            state: state.as_str(),
+            in_flight: endpoint.in_flight(),
+            total: endpoint.picks_total(),
+            connect_failures: endpoint.connect_failures_total(),
+        }
+    }
+}
+
+/// FNV-1a over what services are declared as.
+fn content_hash(table: &RoutingTable) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    for service in table.services() {
+        let shown = format!("{:?}{:?}", service.spec(), service.vip());
+        for byte in shown.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash
+}

@@ -1,0 +1,151 @@
+//! `anynode status`: what a running node says of itself, for people or as JSON. It asks the node's admin server.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, header};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::config::Config;
+use super::up::block_on;
+use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags};
+
+/// Prints the status of the node that `flags` lead to. Returns the exit code.
+pub fn status(flags: Flags, is_json: bool) -> i32 {
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("error: {error}"));
+            return EXIT_CONFIG;
+        }
+    };
+    let Some(admin) = config.admin else {
+        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
+        return EXIT_CONFIG;
+    };
+    block_on(async {
+        let asked = tokio::time::timeout(PATIENCE, ask(admin, "/v1/status")).await;
+        let shown = match asked.context("no answer in time").and_then(|answer| answer) {
+            Ok(body) if is_json => String::from_utf8_lossy(&body).into_owned() + "\n",
+            Ok(body) => match serde_json::from_slice(&body) {
+                Ok(status) => describe(&status),
+                Err(error) => {
+                    eprintln!("error: {admin} answers something else than a node would: {error}");
+                    return Ok(EXIT_UNAVAILABLE);
+                }
+            },
+            Err(error) => {
+                eprintln!("error: no node answers at {admin}: {error:#}");
+                return Ok(EXIT_UNAVAILABLE);
+            }
+        };
+        print!("{shown}");
+        Ok(0)
+    })
+}
+
+async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
+    let stream = TcpStream::connect(admin).await.context("connect")?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(header::HOST, admin.to_string())
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    if !response.status().is_success() {
+        bail!("status {}", response.status());
+    }
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
+    connection.abort();
+    match body {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+fn describe(status: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut out = format!(
+        "node {}   anynode {}   {}   up {}   revision {}   source {}\n",
+        text(&status["hostname"]),
+        text(&status["version"]),
+        text(&status["phase"]),
+        humantime::format_duration(std::time::Duration::from_secs(
+            status["uptime_seconds"].as_u64().unwrap_or(0)
+        )),
+        text(&status["revision"]),
+        text(&status["source"]["state"]),
+    );
+    if let Some(reason) = status["source"]["reason"].as_str() {
+        out.push_str(&format!("! source: {reason}\n"));
+    }
+    for port in list(&status["ports"]) {
+        if let Some(error) = port["error"].as_str() {
+            out.push_str(&format!(
+                "! port {} of {}: {error}\n",
+                text(&port["listen"]),
+                text(&port["service"])
+            ));
+        }
+    }
+    let mut rows = vec![["SERVICE", "MODE", "VIP", "PORTS", "ENDPOINTS", "CONNECTIONS"].map(str::to_owned)];
+    let mut endpoints =
+        vec![["ENDPOINT", "SERVICE", "STATE", "IN FLIGHT", "TOTAL", "FAILED CONNECTS"].map(str::to_owned)];
+    for service in list(&status["services"]) {
+        let all = list(&service["endpoints"]);
+        let n_ready = all.iter().filter(|endpoint| endpoint["state"] == "ready").count();
+        let ports: Vec<String> = list(&service["publish"]).iter().map(text).collect();
+        rows.push([
+            text(&service["name"]),
+            text(&service["mode"]),
+            text(&service["vip"]),
+            if ports.is_empty() {
+                "-".to_owned()
+            } else {
+                ports.join(",")
+            },
+            format!("{n_ready}/{} ready", all.len()),
+            text(&service["connections"]),
+        ]);
+        for endpoint in all {
+            endpoints.push([
+                text(&endpoint["address"]),
+                text(&service["name"]),
+                text(&endpoint["state"]),
+                text(&endpoint["in_flight"]),
+                text(&endpoint["total"]),
+                text(&endpoint["connect_failures"]),
+            ]);
+        }
+    }
+    out.push('\n');
+    push_columns(&rows, &mut out);
+    out.push('\n');
+    push_columns(&endpoints, &mut out);
+    out
+}
+
+fn push_columns(rows: &[[String; 6]], out: &mut String) {
+    let widths: [usize; 6] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+    for row in rows {
+        let line: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        out.push_str(line.join("   ").trim_end());
+        out.push('\n');
+    }
+}
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;

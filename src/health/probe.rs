@@ -1,0 +1,63 @@
+//! One probe of one endpoint. Not here: when, and what follows from it.
+
+use std::net::SocketAddr;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::{Request, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::model::HealthProbe;
+
+/// Why a probe is bad.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("connect")]
+    Connect(#[source] std::io::Error),
+    #[error("request")]
+    Http(#[source] hyper::Error),
+    #[error("path {path:?} cannot be requested")]
+    Path {
+        path: String,
+        #[source]
+        error: hyper::http::Error,
+    },
+    #[error("status {0}: expected 200 to 399")]
+    Status(u16),
+}
+
+/// Probes `addr` once. The caller limits the time.
+pub(super) async fn probe(addr: SocketAddr, how: &HealthProbe) -> Result<(), Fault> {
+    let stream = TcpStream::connect(addr).await.map_err(Fault::Connect)?;
+    let HealthProbe::Http { path } = how else { return Ok(()) };
+    let request = Request::get(path.as_str())
+        .header(header::HOST, addr.to_string())
+        .header(header::USER_AGENT, "anynode-health")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Fault::Path {
+            path: path.clone(),
+            error,
+        })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(Fault::Http)?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(Fault::Http)?;
+        match response.status().as_u16() {
+            200..400 => Ok(()),
+            status => Err(Fault::Status(status)),
+        }
+    };
+    tokio::pin!(exchange);
+    // The connection makes no progress of its own; it ends with the exchange.
+    tokio::select! {
+        biased;
+        result = &mut exchange => result,
+        result = connection => match result {
+            Ok(()) => exchange.await,
+            Err(error) => Err(Fault::Http(error)),
+        },
+    }
+}
