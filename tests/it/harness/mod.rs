@@ -199,7 +199,7 @@ impl Drop for Origin {
 
 /// A client connection that gives up after `PATIENCE`.
 pub fn dial(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
+    let stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
