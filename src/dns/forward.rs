@@ -8,11 +8,12 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use super::resolv::Upstreams;
 use super::stats::{DnsStats, UpstreamFailure};
 use super::wire::{Request, Transport, check_answer, set_id};
+use crate::sys::pktinfo;
 
 /// Queries that may wait for upstream at once.
 const MAX_IN_FLIGHT: usize = 1024;
@@ -147,16 +149,17 @@ impl Forwarder {
         id: u16,
         request: &Request,
     ) -> io::Result<(Vec<u8>, u16)> {
+        // That nobody listens there is told as an error of the socket, which is not "readable".
+        let interest = Interest::READABLE | Interest::ERROR;
         loop {
-            socket.readable().await?;
-            let mut scratch = lock(&self.scratch);
-            let answer = match socket.try_recv(&mut scratch) {
-                Ok(len) => &scratch[..len],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            };
-            match check_answer(query, request, id, answer) {
-                Some(code) => return Ok((answer.to_vec(), code)),
+            let taken = socket.async_io(interest, || {
+                let mut scratch = lock(&self.scratch);
+                let datagram = pktinfo::recv(socket.as_fd(), &mut scratch)?;
+                let answer = &scratch[..datagram.len];
+                Ok(check_answer(query, request, id, answer).map(|code| (answer.to_vec(), code)))
+            });
+            match taken.await? {
+                Some(answer) => return Ok(answer),
                 None => self.stats.mismatched(),
             }
         }
