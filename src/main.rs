@@ -7,6 +7,10 @@ use std::process::ExitCode;
 use anynode::app::{self, DemoArgs, Flags};
 use clap::{Args, Parser, Subcommand};
 
+/// Connections are many small objects that live long: its size classes waste less on them than glibc's headers do.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A routing mesh for container clusters: any node answers every published port.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]

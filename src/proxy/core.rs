@@ -36,7 +36,7 @@ struct Core {
     connections: RefCell<Slab<Entry>>,
     /// Connections in the order in which they come of age.
     young: RefCell<VecDeque<Young>>,
-    n_opened: Cell<u64>,
+    n_opened: Cell<u32>,
     is_draining: Cell<bool>,
 }
 
@@ -49,14 +49,17 @@ struct Entry {
     is_idle: bool,
     ended: Option<CloseReason>,
     has_aged: bool,
+    /// One of its sockets is not read, so that a reset would go unnoticed: it is asked to look now and then.
+    has_unread: bool,
+    is_to_look: bool,
     waker: Option<Waker>,
     /// Tells this connection from another that had its key.
-    serial: u64,
+    serial: u32,
 }
 
 struct Young {
-    key: usize,
-    serial: u64,
+    key: u32,
+    serial: u32,
     since: Instant,
 }
 
@@ -67,6 +70,8 @@ pub(super) enum Signal {
     End(CloseReason),
     /// It has lasted so long that what short connections do without is worth its cost.
     Aged,
+    /// Ask the sockets that are not read whether they were reset.
+    LookForReset,
 }
 
 /// Most connections end sooner.
@@ -115,13 +120,17 @@ pub(super) fn age(now: Instant) {
                 break;
             }
             if let Some(entry) = connections
-                .get_mut(next.key)
+                .get_mut(next.key as usize)
                 .filter(|entry| entry.serial == next.serial)
             {
                 entry.has_aged = true;
                 wakers.extend(entry.waker.take());
             }
             young.pop_front();
+        }
+        for (_, entry) in connections.iter_mut().filter(|(_, entry)| entry.has_unread) {
+            entry.is_to_look = true;
+            wakers.extend(entry.waker.take());
         }
     });
     wakers.into_iter().for_each(Waker::wake);
@@ -201,7 +210,7 @@ impl Connection {
         open.n.fetch_add(1, Ordering::SeqCst);
         let key = CORE.with(|core| {
             let serial = core.n_opened.get();
-            core.n_opened.set(serial + 1);
+            core.n_opened.set(serial.wrapping_add(1));
             core.connections.borrow_mut().insert(Entry {
                 serial,
                 ..Entry::default()
@@ -243,11 +252,17 @@ impl Connection {
         CORE.with(|core| {
             let serial = core.connections.borrow()[self.key].serial;
             core.young.borrow_mut().push_back(Young {
-                key: self.key,
+                // A worker has no more connections than descriptors.
+                key: self.key as u32,
                 serial,
                 since: Instant::now(),
             });
         });
+    }
+
+    /// Says whether one of its sockets is not read at the moment.
+    pub(super) fn set_unread(&self, has_unread: bool) {
+        self.entry(|entry| entry.has_unread = has_unread);
     }
 
     /// What the connection was told since the last call; the task is woken when there is something.
@@ -259,8 +274,11 @@ impl Connection {
             if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 entry.waker = Some(cx.waker().clone());
             }
-            match std::mem::take(&mut entry.has_aged) {
-                true => Poll::Ready(Signal::Aged),
+            if std::mem::take(&mut entry.has_aged) {
+                return Poll::Ready(Signal::Aged);
+            }
+            match std::mem::take(&mut entry.is_to_look) {
+                true => Poll::Ready(Signal::LookForReset),
                 false => Poll::Pending,
             }
         })
@@ -272,7 +290,7 @@ impl Connection {
             loop {
                 match ready!(self.poll_signal(cx)) {
                     Signal::End(reason) => return Poll::Ready(reason),
-                    Signal::Aged => {}
+                    Signal::Aged | Signal::LookForReset => {}
                 }
             }
         })

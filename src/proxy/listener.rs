@@ -94,9 +94,7 @@ impl Acceptor {
         let connection = Connection::open(service, self.shared.open.clone(), Instant::now());
         let shared = self.shared.clone();
         match connection.service().spec().mode {
-            Mode::Tcp => {
-                tokio::spawn(async move { tcp::serve(connection, stream, target, &shared.config.liveness).await })
-            }
+            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(connection, stream, target), shared)),
             Mode::Http => tokio::spawn(h1::serve(connection, stream, peer, self.listen, target, shared)),
         };
     }

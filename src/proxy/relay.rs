@@ -4,6 +4,7 @@
 //! resets the other), back pressure (nothing is read that cannot be written, besides one buffer), and that a connection
 //! without traffic holds no buffer and no pipe. Not here: who connects to whom, and HTTP.
 
+use std::borrow::Borrow;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -20,61 +21,25 @@ use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
 use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{self, Pipe};
 
-/// Time limits of a relay; zero is none.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct IdleLimits {
-    pub(super) idle: Duration,
-    /// The limit from when one side has ended its half.
-    pub(super) half_closed: Duration,
-}
-
 /// Relays until both directions have ended or the connection is ended from outside, and says why it ended. After it,
 /// both sockets may be closed at once: where a reset is due, they are prepared for it.
-///
-/// `early`: bytes of each direction that were read already.
-pub(super) async fn relay(
-    connection: &Connection,
-    client: &TcpStream,
-    upstream: &TcpStream,
-    limits: IdleLimits,
-    liveness: &Liveness,
-    early: [Vec<u8>; 2],
-) -> CloseReason {
-    let [early_in, early_out] = early;
-    let mut relay = Relay {
-        stats: connection.service().stats(),
-        halves: [
-            Half::new(Direction::In, client, upstream, early_in),
-            Half::new(Direction::Out, upstream, client, early_out),
-        ],
-        watches: [None, None],
-        first_end: None,
-        idle: None,
-        limits,
-    };
-    let reason = poll_fn(|cx| {
-        match connection.poll_signal(cx) {
-            Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
-            Poll::Ready(Signal::Aged) => {
-                // An error means that the connection is gone already, which its next read will say.
-                let _ = socket::set_liveness(&socket2::SockRef::from(upstream), liveness);
-            }
-            Poll::Pending => {}
-        }
-        relay.poll(cx)
-    })
-    .await;
-    match reason {
+pub(super) async fn run<C, S, U>(relay: &mut Relay<C, S, U>, liveness: &Liveness) -> CloseReason
+where
+    C: Borrow<Connection>,
+    S: Borrow<TcpStream>,
+    U: Borrow<TcpStream>,
+{
+    match poll_fn(|cx| relay.poll(cx, liveness)).await {
         Ending::Done(reason) => reason,
         Ending::Cut(reason) => {
-            socket::reset_on_close(client);
-            socket::reset_on_close(upstream);
+            socket::reset_on_close(relay.client.borrow());
+            socket::reset_on_close(relay.upstream.borrow());
             reason
         }
         Ending::Discard => {
             // The upstream has said everything and wants no more. Closing now, with the client still sending, would
             // reset the connection and could destroy what the client has yet to read.
-            let _ = tokio::time::timeout(DISCARD_AT_MOST, discard(client)).await;
+            Box::pin(discard_a_while(relay.client.borrow())).await;
             CloseReason::UpstreamFin
         }
     }
@@ -90,17 +55,18 @@ enum Ending {
     Discard,
 }
 
-struct Relay<'a> {
-    stats: &'a ServiceStats,
+/// Two sockets and the bytes between them. It owns them or borrows them; small, since there is one for each open
+/// connection, and what few connections need is in boxes of its own.
+pub(super) struct Relay<C, S, U> {
+    connection: C,
+    client: S,
+    upstream: U,
     /// In, then out.
-    halves: [Half<'a>; 2],
-    /// For each half, a watch over its source while nobody reads that: a reset would go unnoticed.
-    watches: [Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>; 2],
-    /// The direction that ended first.
-    first_end: Option<Direction>,
+    halves: [Half; 2],
     /// Made when it is first needed, since most services have no limit.
     idle: Option<Box<IdleTimer>>,
-    limits: IdleLimits,
+    /// The direction that ended first.
+    first_end: Option<Direction>,
 }
 
 struct IdleTimer {
@@ -108,15 +74,51 @@ struct IdleTimer {
     last_bytes_at: Instant,
 }
 
-impl Relay<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C, S, U> {
+    /// `early`: bytes of each direction that were read already.
+    pub(super) fn new(connection: C, client: S, upstream: U, early: [Vec<u8>; 2]) -> Relay<C, S, U> {
+        connection.borrow().grow_old();
+        let [early_in, early_out] = early;
+        Relay {
+            connection,
+            client,
+            upstream,
+            halves: [Half::new(Direction::In, early_in), Half::new(Direction::Out, early_out)],
+            idle: None,
+            first_end: None,
+        }
+    }
+
+    pub(super) fn into_connection(self) -> C {
+        self.connection
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, liveness: &Liveness) -> Poll<Ending> {
+        let connection = self.connection.borrow();
+        match connection.poll_signal(cx) {
+            Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
+            Poll::Ready(Signal::Aged) => {
+                // An error means that the connection is gone already, which its next read will say.
+                let _ = socket::set_liveness(&socket2::SockRef::from(self.upstream.borrow()), liveness);
+            }
+            Poll::Ready(Signal::LookForReset) => {
+                if let Some(ending) = self.look_for_reset() {
+                    return Poll::Ready(ending);
+                }
+            }
+            Poll::Pending => {}
+        }
+        let connection = self.connection.borrow();
+        let (client, upstream) = (self.client.borrow(), self.upstream.borrow());
+        let stats = connection.service().stats();
         let mut is_moved = false;
         for i in 0..2 {
+            let (source, sink) = if i == 0 { (client, upstream) } else { (upstream, client) };
             let half = &mut self.halves[i];
             if half.is_over {
                 continue;
             }
-            let polled = half.poll(cx, self.stats);
+            let polled = half.poll(cx, source, sink, stats);
             is_moved |= std::mem::take(&mut half.is_moved);
             match polled {
                 Poll::Pending => {}
@@ -127,18 +129,24 @@ impl Relay<'_> {
                         return Poll::Ready(Ending::Done(self.reason_of_first_end()));
                     }
                     self.first_end = Some(direction);
-                    // The last direction is ended by closing the socket; this one must be ended while the other goes on.
-                    self.halves[i].end();
+                    // The last direction is ended by closing the socket; this one while the other goes on. An error
+                    // means that the peer is gone, which the other direction will notice.
+                    let _ = socket2::SockRef::from(sink).shutdown(std::net::Shutdown::Write);
                 }
                 Poll::Ready(Err(failure)) => return Poll::Ready(self.failed(i, failure)),
             }
         }
-        for i in 0..2 {
-            if let Poll::Ready(ending) = self.poll_watch(i, cx) {
-                return Poll::Ready(ending);
-            }
-        }
+        // A source that nobody reads may be reset without anybody noticing.
+        let has_unread = self.halves.iter().any(Half::is_unread);
+        connection.set_unread(has_unread);
         self.poll_idle(cx, is_moved)
+    }
+
+    /// Asks those sources for errors that nobody reads now.
+    fn look_for_reset(&self) -> Option<Ending> {
+        let sources = [self.client.borrow(), self.upstream.borrow()];
+        let is_reset = |i: &usize| self.halves[*i].is_unread() && !matches!(sources[*i].take_error(), Ok(None));
+        (0..2).find(is_reset).map(|i| self.failed(i, Failure::Source))
     }
 
     fn reason_of_first_end(&self) -> CloseReason {
@@ -160,30 +168,11 @@ impl Relay<'_> {
         }
     }
 
-    /// Looks out for a reset of the source of half `i` while that half does not read it.
-    fn poll_watch(&mut self, i: usize, cx: &mut Context<'_>) -> Poll<Ending> {
-        let half = &self.halves[i];
-        let is_unread = half.is_over || half.is_blocked();
-        if !is_unread {
-            self.watches[i] = None;
-            return Poll::Pending;
-        }
-        let source = half.source;
-        let watch = self.watches[i].get_or_insert_with(|| {
-            Box::pin(async move {
-                // An error of the wait itself means that the runtime is going down.
-                let _ = source.ready(Interest::ERROR).await;
-            })
-        });
-        ready!(watch.as_mut().poll(cx));
-        Poll::Ready(self.failed(i, Failure::Source))
-    }
-
     fn poll_idle(&mut self, cx: &mut Context<'_>, is_moved: bool) -> Poll<Ending> {
-        let limit = if self.first_end.is_some() && !self.limits.half_closed.is_zero() {
-            self.limits.half_closed
-        } else {
-            self.limits.idle
+        let timeouts = &self.connection.borrow().service().spec().timeouts;
+        let limit = match self.first_end {
+            Some(_) if !timeouts.half_closed.is_zero() => timeouts.half_closed,
+            _ => timeouts.idle,
         };
         if limit.is_zero() {
             return Poll::Pending;
@@ -216,20 +205,18 @@ impl Relay<'_> {
 
 /// Which socket of a half failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+enum Failure {
     Source,
     Sink,
 }
 
-/// One direction of a relay.
-pub(super) struct Half<'a> {
-    direction: Direction,
-    source: &'a TcpStream,
-    sink: &'a TcpStream,
+/// One direction of a relay, without its sockets.
+struct Half {
     /// Bytes that were read and could not be written yet. Owns memory only while there are some.
-    held: Held,
+    held: Option<Box<Held>>,
     pipe: Option<Pipe>,
     way: Way,
+    direction: Direction,
     is_over: bool,
     is_moved: bool,
 }
@@ -245,56 +232,48 @@ enum Way {
     CopyOnly,
 }
 
-#[derive(Default)]
 struct Held {
     bytes: Vec<u8>,
     start: usize,
 }
 
-impl Held {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn rest(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn wrote(&mut self, n: usize) {
-        self.start += n;
-        if self.start >= self.bytes.len() {
-            *self = Held::default();
-        }
-    }
-}
-
-impl<'a> Half<'a> {
-    fn new(direction: Direction, source: &'a TcpStream, sink: &'a TcpStream, early: Vec<u8>) -> Half<'a> {
-        Half {
-            direction,
-            source,
-            sink,
-            held: Held { bytes: early, start: 0 },
+impl Half {
+    fn new(direction: Direction, early: Vec<u8>) -> Half {
+        let mut half = Half {
+            held: None,
             pipe: None,
             way: Way::Copy { n_large: 0 },
+            direction,
             is_over: false,
             is_moved: false,
-        }
+        };
+        half.hold(early);
+        half
     }
 
-    /// Something was read that the sink does not take.
-    fn is_blocked(&self) -> bool {
-        !self.held.is_empty() || self.pipe.is_some()
+    fn hold(&mut self, bytes: Vec<u8>) {
+        self.held = (!bytes.is_empty()).then(|| Box::new(Held { bytes, start: 0 }));
+    }
+
+    /// Nobody reads the source now: it has ended, or something was read that the sink does not take.
+    fn is_unread(&self) -> bool {
+        self.is_over || self.held.is_some() || self.pipe.is_some()
     }
 
     /// Moves bytes until the source has no more (`Pending`), or has ended and everything is written (`Ready`).
-    fn poll(&mut self, cx: &mut Context<'_>, stats: &ServiceStats) -> Poll<Result<(), Failure>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        stats: &ServiceStats,
+    ) -> Poll<Result<(), Failure>> {
         // One side may send faster than the other core of the machine can follow; others want their turn too.
         for _ in 0..MOVES_PER_TURN {
-            ready!(self.poll_flush(cx, stats))?;
+            ready!(self.poll_flush(cx, sink, stats))?;
             let n = match self.way {
-                Way::Splice { .. } => ready!(self.poll_splice(cx, stats))?,
-                Way::Copy { .. } | Way::CopyOnly => ready!(self.poll_copy(cx, stats))?,
+                Way::Splice { .. } => ready!(self.poll_splice(cx, source, sink, stats))?,
+                Way::Copy { .. } | Way::CopyOnly => ready!(self.poll_copy(cx, source, sink, stats))?,
             };
             if n == Some(0) {
                 return Poll::Ready(Ok(()));
@@ -305,10 +284,18 @@ impl<'a> Half<'a> {
     }
 
     /// Writes what is held.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, stats: &ServiceStats) -> Poll<Result<(), Failure>> {
-        while !self.held.is_empty() {
-            let n = ready!(poll_write(self.sink, cx, self.held.rest())).map_err(|_| Failure::Sink)?;
-            self.held.wrote(n);
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &TcpStream,
+        stats: &ServiceStats,
+    ) -> Poll<Result<(), Failure>> {
+        while let Some(held) = &mut self.held {
+            let n = ready!(poll_write(sink, cx, &held.bytes[held.start..])).map_err(|_| Failure::Sink)?;
+            held.start += n;
+            if held.start >= held.bytes.len() {
+                self.held = None;
+            }
             self.count(stats, BytePath::Copy, n);
         }
         while let Some(pipe) = &mut self.pipe {
@@ -316,8 +303,8 @@ impl<'a> Half<'a> {
                 self.put_pipe();
                 break;
             }
-            ready!(self.sink.poll_write_ready(cx)).map_err(|_| Failure::Sink)?;
-            match self.sink.try_io(Interest::WRITABLE, || pipe.drain(self.sink)) {
+            ready!(sink.poll_write_ready(cx)).map_err(|_| Failure::Sink)?;
+            match sink.try_io(Interest::WRITABLE, || pipe.drain(sink)) {
                 Ok(n) => self.count(stats, BytePath::Splice, n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Poll::Ready(Err(Failure::Sink)),
@@ -327,24 +314,27 @@ impl<'a> Half<'a> {
     }
 
     /// Reads once and writes what was read; what the sink does not take is held. Returns the number read, 0 at the end.
-    fn poll_copy(&mut self, cx: &mut Context<'_>, stats: &ServiceStats) -> Poll<Result<Option<usize>, Failure>> {
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        stats: &ServiceStats,
+    ) -> Poll<Result<Option<usize>, Failure>> {
         core::with_scratch(|scratch| {
-            let n = ready!(poll_read(self.source, cx, scratch)).map_err(|_| Failure::Source)?;
+            let n = ready!(poll_read(source, cx, scratch)).map_err(|_| Failure::Source)?;
             if n == 0 {
                 return Poll::Ready(Ok(Some(0)));
             }
             let bytes = &scratch[..n];
-            let n_written = match poll_write(self.sink, cx, bytes) {
+            let n_written = match poll_write(sink, cx, bytes) {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(n)) => n,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Sink)),
             };
             self.count(stats, BytePath::Copy, n_written);
             if n_written < n {
-                self.held = Held {
-                    bytes: bytes[n_written..].to_vec(),
-                    start: 0,
-                };
+                self.hold(bytes[n_written..].to_vec());
             }
             if let Way::Copy { n_large } = self.way {
                 self.way = match n {
@@ -359,16 +349,19 @@ impl<'a> Half<'a> {
 
     /// Fills a pipe once and empties it as far as the sink takes it. Returns the number moved in, 0 at the end, `None`
     /// when this turn was not spliced.
-    fn poll_splice(&mut self, cx: &mut Context<'_>, stats: &ServiceStats) -> Poll<Result<Option<usize>, Failure>> {
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        stats: &ServiceStats,
+    ) -> Poll<Result<Option<usize>, Failure>> {
         loop {
-            ready!(self.source.poll_read_ready(cx)).map_err(|_| Failure::Source)?;
+            ready!(source.poll_read_ready(cx)).map_err(|_| Failure::Source)?;
             let Some(mut pipe) = core::take_pipe() else {
-                return self.poll_copy(cx, stats);
+                return self.poll_copy(cx, source, sink, stats);
             };
-            match self
-                .source
-                .try_io(Interest::READABLE, || pipe.fill(self.source, SPLICE_AT_MOST))
-            {
+            match source.try_io(Interest::READABLE, || pipe.fill(source, SPLICE_AT_MOST)) {
                 Ok(0) => {
                     core::put_pipe(pipe);
                     return Poll::Ready(Ok(Some(0)));
@@ -401,12 +394,6 @@ impl<'a> Half<'a> {
         }
     }
 
-    /// Passes the end of this direction on.
-    fn end(&self) {
-        // An error means that the peer is gone, which the other direction will notice.
-        let _ = socket2::SockRef::from(self.sink).shutdown(std::net::Shutdown::Write);
-    }
-
     fn put_pipe(&mut self) {
         if let Some(pipe) = self.pipe.take() {
             core::put_pipe(pipe);
@@ -419,7 +406,7 @@ impl<'a> Half<'a> {
     }
 }
 
-impl Drop for Half<'_> {
+impl Drop for Half {
     fn drop(&mut self) {
         self.put_pipe();
     }
@@ -471,8 +458,13 @@ pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8])
     }
 }
 
+/// Reads and forgets for a bounded time, so that closing does not reset what the peer has yet to read.
+pub(super) async fn discard_a_while(stream: &TcpStream) {
+    let _ = tokio::time::timeout(DISCARD_AT_MOST, discard(stream)).await;
+}
+
 /// Reads and forgets until the peer ends or resets.
-pub(super) async fn discard(stream: &TcpStream) {
+async fn discard(stream: &TcpStream) {
     let read = |cx: &mut Context<'_>| core::with_scratch(|scratch| poll_read(stream, cx, scratch));
     while let Ok(1..) = poll_fn(read).await {}
 }
@@ -483,4 +475,4 @@ const LARGE_READS: u8 = 2;
 const SPLICE_AT_MOST: usize = 1 << 20;
 const SMALL_SPLICE: usize = 4 * 1024;
 const SMALL_SPLICES: u8 = 4;
-pub(super) const DISCARD_AT_MOST: Duration = Duration::from_secs(1);
+const DISCARD_AT_MOST: Duration = Duration::from_secs(1);

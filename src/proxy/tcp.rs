@@ -1,44 +1,47 @@
 //! One client connection in tcp mode: admitted, connected to an endpoint, relayed, closed for one reason.
 
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::Shared;
 use super::core::Connection;
-use super::relay::{self, IdleLimits};
+use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
 use crate::routing::CloseReason;
-use crate::sys::socket::{self, Liveness};
+use crate::sys::socket;
 
-/// Serves one client from accept to close.
-pub(super) async fn serve(mut connection: Connection, client: TcpStream, target: u16, liveness: &Liveness) {
-    let reason = match Box::pin(begin(&mut connection, &client, target)).await {
-        Ok(upstream) => {
-            connection.hold(Some(upstream.lease.endpoint().id()));
-            let timeouts = &connection.service().spec().timeouts;
-            let limits = IdleLimits {
-                idle: timeouts.idle,
-                half_closed: timeouts.half_closed,
-            };
-            connection.grow_old();
-            relay::relay(
-                &connection,
-                &client,
-                &upstream.stream,
-                limits,
-                liveness,
-                [Vec::new(), Vec::new()],
-            )
-            .await
-        }
-        Err(reason) => {
-            socket::reset_on_close(&client);
-            reason
-        }
-    };
-    connection.close(reason);
+/// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
+/// this state, and a task is as large as the largest state that it may be in.
+pub(super) type Beginning =
+    Pin<Box<dyn Future<Output = (Connection, TcpStream, Result<Upstream, CloseReason>)> + Send>>;
+
+pub(super) fn begin(mut connection: Connection, client: TcpStream, target: u16) -> Beginning {
+    Box::pin(async move {
+        let result = connect(&mut connection, &client, target).await;
+        (connection, client, result)
+    })
 }
 
-/// From accept to a connected endpoint. Boxed by its caller: most of a connection's life needs none of this state.
-async fn begin(connection: &mut Connection, client: &TcpStream, target: u16) -> Result<Upstream, CloseReason> {
+/// Serves one client from its beginning to its close.
+pub(super) async fn serve(beginning: Beginning, shared: Arc<Shared>) {
+    let (mut relay, _lease) = match beginning.await {
+        (connection, client, Ok(Upstream { stream, lease })) => {
+            connection.hold(Some(lease.endpoint().id()));
+            (Relay::new(connection, client, stream, [Vec::new(), Vec::new()]), lease)
+        }
+        (connection, client, Err(reason)) => {
+            socket::reset_on_close(&client);
+            return connection.close(reason);
+        }
+    };
+    let reason = relay::run(&mut relay, &shared.config.liveness).await;
+    relay.into_connection().close(reason);
+}
+
+async fn connect(connection: &mut Connection, client: &TcpStream, target: u16) -> Result<Upstream, CloseReason> {
     connection.admit().await?;
     let connection = &*connection;
     let mut tried = Vec::new();
@@ -47,6 +50,6 @@ async fn begin(connection: &mut Connection, client: &TcpStream, target: u16) -> 
         result = upstream::connect(connection.service(), target, &mut tried, |_| None) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
-        _ = client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
+        _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
     }
 }

@@ -21,7 +21,7 @@ use crate::proxy::http::{
     Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, parse_request,
     write_options_reply,
 };
-use crate::proxy::relay::{self, IdleLimits};
+use crate::proxy::relay::{self, Relay};
 use crate::proxy::upstream::{self, Upstream};
 use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
@@ -488,27 +488,17 @@ impl Server<'_> {
     /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
     async fn finish(&mut self) {
         let _ = socket2::SockRef::from(self.client).shutdown(std::net::Shutdown::Write);
-        let _ = tokio::time::timeout(relay::DISCARD_AT_MOST, relay::discard(self.client)).await;
+        relay::discard_a_while(self.client).await;
     }
 
     /// Goes on as a relay of bytes.
     async fn switch(&mut self, upstream: Upstream, from_upstream: Buffer) -> CloseReason {
-        let timeouts = self
-            .route
-            .as_ref()
-            .map(|(service, _)| service.spec().timeouts.clone())
-            .unwrap_or_default();
-        let limits = IdleLimits {
-            idle: timeouts.idle,
-            half_closed: timeouts.half_closed,
-        };
         let early = [
             std::mem::take(&mut self.from_client).into_rest(),
             from_upstream.into_rest(),
         ];
-        let liveness = &self.shared.config.liveness;
-        self.connection.grow_old();
-        relay::relay(self.connection, self.client, &upstream.stream, limits, liveness, early).await
+        let mut relay = Relay::new(self.connection, self.client, &upstream.stream, early);
+        relay::run(&mut relay, &self.shared.config.liveness).await
     }
 }
 
