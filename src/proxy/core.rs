@@ -10,10 +10,12 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::balancer;
 use crate::routing::{CloseReason, EndpointId, Service};
+use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{Pipe, PipePool};
 
 /// Bytes that one read may take. Two reads in a row that fill a good part of it show a bulk stream.
@@ -26,6 +28,8 @@ thread_local! {
         connections: RefCell::new(Slab::new()),
         young: RefCell::new(VecDeque::new()),
         n_opened: Cell::new(0),
+        open: RefCell::default(),
+        liveness: RefCell::default(),
         is_draining: Cell::new(false),
     };
 }
@@ -37,6 +41,9 @@ struct Core {
     /// Connections in the order in which they come of age.
     young: RefCell<VecDeque<Young>>,
     n_opened: Cell<u32>,
+    /// What all workers share, kept here so that a connection need not hold it.
+    open: RefCell<Arc<OpenConnections>>,
+    liveness: RefCell<Liveness>,
     is_draining: Cell<bool>,
 }
 
@@ -78,8 +85,22 @@ pub(super) enum Signal {
 const AGE: Duration = Duration::from_secs(5);
 
 /// Prepares the calling thread to be a worker.
-pub(super) fn set_up(pipes: PipePool) {
-    CORE.with(|core| core.pipes.replace(pipes));
+pub(super) fn set_up(pipes: PipePool, open: Arc<OpenConnections>, liveness: Liveness) {
+    CORE.with(|core| {
+        core.pipes.replace(pipes);
+        core.open.replace(open);
+        core.liveness.replace(liveness);
+    });
+}
+
+/// Has dead peers of `stream` noticed. An error means that the connection is gone already, which its next read will say.
+pub(super) fn set_liveness(stream: &TcpStream) {
+    CORE.with(|core| {
+        drop(socket::set_liveness(
+            &socket2::SockRef::from(stream),
+            &core.liveness.borrow(),
+        ))
+    });
 }
 
 /// Lends the scratch buffer. Its contents mean nothing before and after.
@@ -196,7 +217,6 @@ impl OpenConnections {
 /// One client connection: counted as open while it lives, and as closed for exactly one reason when it ends.
 pub(super) struct Connection {
     service: Arc<Service>,
-    open: Arc<OpenConnections>,
     key: usize,
     opened_at: Instant,
     reason: Option<CloseReason>,
@@ -205,10 +225,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// A connection that was just accepted for `service`.
-    pub(super) fn open(service: Arc<Service>, open: Arc<OpenConnections>, now: Instant) -> Connection {
+    pub(super) fn open(service: Arc<Service>, now: Instant) -> Connection {
         service.stats().opened();
-        open.n.fetch_add(1, Ordering::SeqCst);
         let key = CORE.with(|core| {
+            core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
             let serial = core.n_opened.get();
             core.n_opened.set(serial.wrapping_add(1));
             core.connections.borrow_mut().insert(Entry {
@@ -218,7 +238,6 @@ impl Connection {
         });
         Connection {
             service,
-            open,
             key,
             opened_at: now,
             reason: None,
@@ -316,6 +335,6 @@ impl Drop for Connection {
         if self.is_admitted {
             self.service.state().connection_gate.release();
         }
-        self.open.closed();
+        CORE.with(|core| core.open.borrow().closed());
     }
 }

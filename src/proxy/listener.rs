@@ -91,11 +91,17 @@ impl Acceptor {
             socket::reset_on_close(&stream);
             return;
         };
-        let connection = Connection::open(service, self.shared.open.clone(), Instant::now());
-        let shared = self.shared.clone();
+        let connection = Connection::open(service, Instant::now());
         match connection.service().spec().mode {
-            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(connection, stream, target), shared)),
-            Mode::Http => tokio::spawn(h1::serve(connection, stream, peer, self.listen, target, shared)),
+            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(connection, stream, target))),
+            Mode::Http => tokio::spawn(h1::serve(
+                connection,
+                stream,
+                peer,
+                self.listen,
+                target,
+                self.shared.clone(),
+            )),
         };
     }
 

@@ -18,18 +18,18 @@ use tokio::time::Sleep;
 
 use super::core::{self, Connection, Signal};
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
-use crate::sys::socket::{self, Liveness};
+use crate::sys::socket;
 use crate::sys::splice::{self, Pipe};
 
 /// Relays until both directions have ended or the connection is ended from outside, and says why it ended. After it,
 /// both sockets may be closed at once: where a reset is due, they are prepared for it.
-pub(super) async fn run<C, S, U>(relay: &mut Relay<C, S, U>, liveness: &Liveness) -> CloseReason
+pub(super) async fn run<C, S, U>(relay: &mut Relay<C, S, U>) -> CloseReason
 where
     C: Borrow<Connection>,
     S: Borrow<TcpStream>,
     U: Borrow<TcpStream>,
 {
-    match poll_fn(|cx| relay.poll(cx, liveness)).await {
+    match poll_fn(|cx| relay.poll(cx)).await {
         Ending::Done(reason) => reason,
         Ending::Cut(reason) => {
             socket::reset_on_close(relay.client.borrow());
@@ -93,14 +93,11 @@ impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C,
         self.connection
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, liveness: &Liveness) -> Poll<Ending> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         let connection = self.connection.borrow();
         match connection.poll_signal(cx) {
             Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
-            Poll::Ready(Signal::Aged) => {
-                // An error means that the connection is gone already, which its next read will say.
-                let _ = socket::set_liveness(&socket2::SockRef::from(self.upstream.borrow()), liveness);
-            }
+            Poll::Ready(Signal::Aged) => core::set_liveness(self.upstream.borrow()),
             Poll::Ready(Signal::LookForReset) => {
                 if let Some(ending) = self.look_for_reset() {
                     return Poll::Ready(ending);

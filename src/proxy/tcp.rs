@@ -1,12 +1,10 @@
 //! One client connection in tcp mode: admitted, connected to an endpoint, relayed, closed for one reason.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::Shared;
 use super::core::Connection;
 use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
@@ -26,7 +24,7 @@ pub(super) fn begin(mut connection: Connection, client: TcpStream, target: u16) 
 }
 
 /// Serves one client from its beginning to its close.
-pub(super) async fn serve(beginning: Beginning, shared: Arc<Shared>) {
+pub(super) async fn serve(beginning: Beginning) {
     let (mut relay, _lease) = match beginning.await {
         (connection, client, Ok(Upstream { stream, lease })) => {
             connection.hold(Some(lease.endpoint().id()));
@@ -37,7 +35,7 @@ pub(super) async fn serve(beginning: Beginning, shared: Arc<Shared>) {
             return connection.close(reason);
         }
     };
-    let reason = relay::run(&mut relay, &shared.config.liveness).await;
+    let reason = relay::run(&mut relay).await;
     relay.into_connection().close(reason);
 }
 

@@ -50,10 +50,8 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let shared = shared.clone();
             let run = move || {
-                core::set_up(PipePool::new(
-                    shared.config.splice_pipes,
-                    shared.config.splice_pipe_bytes,
-                ));
+                let pipes = PipePool::new(shared.config.splice_pipes, shared.config.splice_pipe_bytes);
+                core::set_up(pipes, shared.open.clone(), shared.config.liveness.clone());
                 runtime.block_on(work(shared, receiver));
             };
             workers

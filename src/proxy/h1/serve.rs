@@ -498,7 +498,7 @@ impl Server<'_> {
             from_upstream.into_rest(),
         ];
         let mut relay = Relay::new(self.connection, self.client, &upstream.stream, early);
-        relay::run(&mut relay, &self.shared.config.liveness).await
+        relay::run(&mut relay).await
     }
 }
 
