@@ -5,4 +5,5 @@
 mod churn;
 mod harness;
 mod http;
+mod rooms;
 mod tcp;

@@ -199,6 +199,7 @@ impl Drop for Origin {
 
 /// A client connection that gives up after `PATIENCE`.
 pub fn dial(addr: SocketAddr) -> TcpStream {
+    // Not `connect_timeout`: it fails where the peer has accepted and reset the connection meanwhile.
     let stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
