@@ -3,9 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::routing::EndpointId;
@@ -26,13 +28,23 @@ pub(super) fn take(endpoint: EndpointId) -> Option<TcpStream> {
         let idle = pool.get_mut(&endpoint)?;
         while let Some(Idle { stream, .. }) = idle.pop() {
             // Nothing is due on an idle connection: whatever there is to read is its end, or not for us.
-            match stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
-                Poll::Pending => return Some(stream),
-                Poll::Ready(_) => drop(stream),
+            if stream
+                .poll_read_ready(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+                || is_ready_no_more(&stream)
+            {
+                return Some(stream);
             }
         }
         None
     })
+}
+
+/// Whether the readiness is that of a body that was read to its end, and not a byte further, before.
+fn is_ready_no_more(stream: &TcpStream) -> bool {
+    let peek = || Ok(recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0);
+    let peeked = stream.try_io(Interest::READABLE, peek);
+    matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 /// Keeps a connection for the next request, unless `most` are kept already.
