@@ -322,7 +322,7 @@ impl Server<'_> {
                     if client_stays {
                         return Ok(());
                     }
-                    if !is_request_read {
+                    if !is_request_read || self.has_client_sent_on() {
                         self.finish().await;
                     }
                     return Err(CloseReason::ResponseEnd);
@@ -483,6 +483,12 @@ impl Server<'_> {
     async fn send(&mut self, mut out: Buffer) {
         let flush = poll_fn(|cx| out.poll_flush(self.client, cx));
         let _ = tokio::time::timeout(SEND_AT_MOST, flush).await;
+    }
+
+    /// Whether there is more of the client to read, as far as is known without asking the kernel.
+    fn has_client_sent_on(&self) -> bool {
+        let nobody = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        self.client.poll_read_ready(nobody).is_ready()
     }
 
     /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
