@@ -6,4 +6,5 @@ mod churn;
 mod harness;
 mod http;
 mod rooms;
+mod security;
 mod tcp;
