@@ -5,6 +5,7 @@
 mod churn;
 mod harness;
 mod http;
+mod reasons;
 mod rooms;
 mod security;
 mod tcp;
