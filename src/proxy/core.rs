@@ -2,12 +2,11 @@
 //! connection tasks need no lock and no reference to it. Not here: what connections do (`tcp`, `http`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use slab::Slab;
 use tokio::net::TcpStream;
@@ -25,9 +24,7 @@ thread_local! {
     static CORE: Core = Core {
         scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
         pipes: RefCell::new(PipePool::new(0, 0)),
-        connections: RefCell::new(Slab::new()),
-        young: RefCell::new(VecDeque::new()),
-        n_opened: Cell::new(0),
+        connections: RefCell::new(Slab::with_capacity(ROOM_AT_FIRST)),
         open: RefCell::default(),
         liveness: RefCell::default(),
         is_draining: Cell::new(false),
@@ -38,9 +35,6 @@ struct Core {
     scratch: RefCell<Box<[u8]>>,
     pipes: RefCell<PipePool>,
     connections: RefCell<Slab<Entry>>,
-    /// Connections in the order in which they come of age.
-    young: RefCell<VecDeque<Young>>,
-    n_opened: Cell<u32>,
     /// What all workers share, kept here so that a connection need not hold it.
     open: RefCell<Arc<OpenConnections>>,
     liveness: RefCell<Liveness>,
@@ -55,19 +49,22 @@ struct Entry {
     /// It may be ended without anybody losing anything: an HTTP connection between two requests.
     is_idle: bool,
     ended: Option<CloseReason>,
-    has_aged: bool,
+    age: Age,
     /// One of its sockets is not read, so that a reset would go unnoticed: it is asked to look now and then.
     has_unread: bool,
     is_to_look: bool,
     waker: Option<Waker>,
-    /// Tells this connection from another that had its key.
-    serial: u32,
 }
 
-struct Young {
-    key: u32,
-    serial: u32,
-    since: Instant,
+/// How far a connection is on its way to `Signal::Aged`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Age {
+    /// It has no upstream connection yet, or was told.
+    #[default]
+    None,
+    /// So many ticks of the worker are left.
+    Young(u8),
+    Due,
 }
 
 /// What a connection is told from outside.
@@ -81,8 +78,11 @@ pub(super) enum Signal {
     LookForReset,
 }
 
-/// Most connections end sooner.
-const AGE: Duration = Duration::from_secs(5);
+/// Seconds after which a connection has aged. Most end sooner.
+const AGE_TICKS: u8 = 5;
+
+/// Connections that the list has room for before it must move. Memory that was never touched is not there.
+const ROOM_AT_FIRST: usize = 32 * 1024;
 
 /// Prepares the calling thread to be a worker.
 pub(super) fn set_up(pipes: PipePool, open: Arc<OpenConnections>, liveness: Liveness) {
@@ -131,27 +131,20 @@ pub(super) fn drain() {
     end_where(CloseReason::ProxyShutdown, |entry| entry.is_idle);
 }
 
-/// Signals the connections that have come of age. Called about once a second.
-pub(super) fn age(now: Instant) {
+/// Signals the connections that have come of age, and those that have a socket nobody reads. Called once a second.
+pub(super) fn tick() {
     let mut wakers = Vec::new();
     CORE.with(|core| {
-        let (mut young, mut connections) = (core.young.borrow_mut(), core.connections.borrow_mut());
-        while let Some(next) = young.front() {
-            if now < next.since + AGE {
-                break;
+        for (_, entry) in core.connections.borrow_mut().iter_mut() {
+            match entry.age {
+                Age::None | Age::Due => {}
+                Age::Young(0) => entry.age = Age::Due,
+                Age::Young(left) => entry.age = Age::Young(left - 1),
             }
-            if let Some(entry) = connections
-                .get_mut(next.key as usize)
-                .filter(|entry| entry.serial == next.serial)
-            {
-                entry.has_aged = true;
+            entry.is_to_look |= entry.has_unread;
+            if entry.age == Age::Due || entry.is_to_look {
                 wakers.extend(entry.waker.take());
             }
-            young.pop_front();
-        }
-        for (_, entry) in connections.iter_mut().filter(|(_, entry)| entry.has_unread) {
-            entry.is_to_look = true;
-            wakers.extend(entry.waker.take());
         }
     });
     wakers.into_iter().for_each(Waker::wake);
@@ -229,12 +222,7 @@ impl Connection {
         service.stats().opened();
         let key = CORE.with(|core| {
             core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
-            let serial = core.n_opened.get();
-            core.n_opened.set(serial.wrapping_add(1));
-            core.connections.borrow_mut().insert(Entry {
-                serial,
-                ..Entry::default()
-            })
+            core.connections.borrow_mut().insert(Entry::default())
         });
         Connection {
             service,
@@ -268,15 +256,7 @@ impl Connection {
 
     /// Has `Signal::Aged` come once the connection has lasted a while from now.
     pub(super) fn grow_old(&self) {
-        CORE.with(|core| {
-            let serial = core.connections.borrow()[self.key].serial;
-            core.young.borrow_mut().push_back(Young {
-                // A worker has no more connections than descriptors.
-                key: self.key as u32,
-                serial,
-                since: Instant::now(),
-            });
-        });
+        self.entry(|entry| entry.age = Age::Young(AGE_TICKS));
     }
 
     /// Says whether one of its sockets is not read at the moment.
@@ -293,7 +273,8 @@ impl Connection {
             if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 entry.waker = Some(cx.waker().clone());
             }
-            if std::mem::take(&mut entry.has_aged) {
+            if entry.age == Age::Due {
+                entry.age = Age::None;
                 return Poll::Ready(Signal::Aged);
             }
             match std::mem::take(&mut entry.is_to_look) {

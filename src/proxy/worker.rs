@@ -96,9 +96,8 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
         let command = tokio::select! {
             command = commands.recv() => command,
             _ = ticks.tick() => {
-                let now = Instant::now();
-                core::age(now);
-                h1::pool::expire(now, shared.config.http_pool_idle);
+                core::tick();
+                h1::pool::expire(Instant::now(), shared.config.http_pool_idle);
                 continue;
             }
         };
