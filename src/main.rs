@@ -88,6 +88,7 @@ impl From<Up> for Flags {
 }
 
 fn main() -> ExitCode {
+    anynode::sys::limits::use_small_pages();
     let code = match Cli::parse().command {
         Command::Up(up) => app::up(up.into()),
         Command::Demo { port } => app::demo(DemoArgs { port }),

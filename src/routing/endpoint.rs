@@ -5,6 +5,7 @@
 //! this file; whoever changes it moves the service's epoch, and the next pick sees it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use super::service::ServiceState;
 
 /// Names one endpoint for the life of this program; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EndpointId(pub u64);
+pub struct EndpointId(NonZeroU64);
 
 #[derive(Debug)]
 pub struct Endpoint {
@@ -94,7 +95,8 @@ impl Endpoint {
     pub(super) fn new(addr: SocketAddr, service: Arc<ServiceState>, is_probed: bool) -> Endpoint {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Endpoint {
-            id: EndpointId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            // It begins at one, and nobody lives long enough to see it wrap.
+            id: EndpointId(NonZeroU64::new(NEXT_ID.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)),
             addr,
             service,
             probe: AtomicU8::new(if is_probed { PROBE_UNKNOWN } else { PROBE_NONE }),

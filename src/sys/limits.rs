@@ -2,6 +2,12 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Asks for memory by small pages: with huge ones, a little of everything costs two megabytes each.
+pub fn use_small_pages() {
+    // A kernel without huge pages refuses, and has none.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Raises the limit of open files to the most that this process may have, and returns it.
 pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
