@@ -5,6 +5,7 @@
 mod admin;
 mod churn;
 mod harness;
+mod health;
 mod http;
 mod reasons;
 mod rooms;
