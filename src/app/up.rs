@@ -1,5 +1,6 @@
 //! `anynode up` runs a node until a signal; `anynode whoami` runs the program that answers who it is.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,9 +27,11 @@ pub fn up(flags: Flags) -> i32 {
         );
         return EXIT_CONFIG;
     };
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && !is_plain)
         .init();
     block_on(async {
         let mut signals = Signals::new()?;
