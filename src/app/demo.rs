@@ -2,13 +2,14 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::config::{Config, Flags};
 use super::node::Node;
 use super::up::{Signals, block_on};
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, chain};
-use crate::routing::{Listen, TableHandle};
+use crate::routing::{Endpoint, EndpointState, Listen, TableHandle};
 
 /// What the command line says.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +71,13 @@ pub fn demo(args: DemoArgs) -> i32 {
             );
             return Ok(EXIT_UNAVAILABLE);
         }
-        introduce(args.port, &services);
-        let watching = tokio::spawn(show_answers(node.table.clone(), endpoints_names(&endpoints)));
+        let (table, names) = (node.table.clone(), endpoints_names(&endpoints));
+        let watching = tokio::spawn(async move {
+            // Until their first probes are good, endpoints do not take turns as we are about to say.
+            let _ = tokio::time::timeout(READY_WITHIN, all_ready(&table)).await;
+            introduce(args.port, &services);
+            show_answers(table, names).await;
+        });
         node.run(async { signals.next().await }).await;
         watching.abort();
         println!("\nThe endpoints are stopped, nothing is left.");
@@ -79,13 +85,13 @@ pub fn demo(args: DemoArgs) -> i32 {
     })
 }
 
-struct Endpoint {
+struct Whoami {
     name: String,
     port: u16,
     process: Child,
 }
 
-impl Drop for Endpoint {
+impl Drop for Whoami {
     fn drop(&mut self) {
         // An error means that it has ended already.
         let _ = self.process.kill();
@@ -93,7 +99,7 @@ impl Drop for Endpoint {
     }
 }
 
-fn start_endpoints() -> std::io::Result<Vec<Endpoint>> {
+fn start_endpoints() -> std::io::Result<Vec<Whoami>> {
     let program = std::env::current_exe()?;
     let start = |i: usize| {
         let port = free_port()?;
@@ -111,7 +117,7 @@ fn start_endpoints() -> std::io::Result<Vec<Endpoint>> {
             .stdout(Stdio::null())
             .spawn()?;
         wait_for(port)?;
-        Ok(Endpoint { name, port, process })
+        Ok(Whoami { name, port, process })
     };
     (1..=3).map(start).collect()
 }
@@ -136,7 +142,7 @@ fn beside_another_node(addr: &str) -> Option<String> {
     TcpListener::bind(addr).is_err().then(|| "none".to_owned())
 }
 
-fn services_file(port: u16, endpoints: &[Endpoint]) -> String {
+fn services_file(port: u16, endpoints: &[Whoami]) -> String {
     let addresses: Vec<String> = endpoints
         .iter()
         .map(|endpoint| format!("\"127.0.0.1:{}\"", endpoint.port))
@@ -147,7 +153,7 @@ fn services_file(port: u16, endpoints: &[Endpoint]) -> String {
     )
 }
 
-fn endpoints_names(endpoints: &[Endpoint]) -> Vec<String> {
+fn endpoints_names(endpoints: &[Whoami]) -> Vec<String> {
     endpoints.iter().map(|endpoint| endpoint.name.clone()).collect()
 }
 
@@ -163,8 +169,19 @@ fn introduce(port: u16, services: &str) {
     println!("\nWho answers is shown here. Ctrl-C ends it all.\n");
 }
 
+async fn all_ready(table: &TableHandle) {
+    let is_ready = |endpoint: &Arc<Endpoint>| endpoint.state(Instant::now()) == EndpointState::Ready;
+    while !table
+        .load()
+        .services()
+        .all(|service| service.endpoints().iter().all(is_ready))
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Prints each endpoint whose count of requests has grown.
-async fn show_answers(table: std::sync::Arc<TableHandle>, names: Vec<String>) {
+async fn show_answers(table: Arc<TableHandle>, names: Vec<String>) {
     let mut shown = vec![0; names.len()];
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     loop {
@@ -188,6 +205,9 @@ async fn show_answers(table: std::sync::Arc<TableHandle>, names: Vec<String>) {
         }
     }
 }
+
+/// How long to wait for the first probes. They take milliseconds.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// A directory that is removed with all that is in it.
 struct TemporaryDir {
