@@ -4,6 +4,7 @@
 
 mod admin;
 mod churn;
+mod cli;
 mod harness;
 mod health;
 mod http;

@@ -1,0 +1,633 @@
+//! The program itself, as a user runs it: exit codes, messages, signals, what it leaves behind.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::admin::{Scrape, request};
+use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until};
+
+/// The program, without the variables of whoever runs the tests.
+fn anynode(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anynode"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ANYNODE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command that ends by itself.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// A process in the background, killed when dropped.
+struct Running {
+    child: Child,
+    said: [Arc<Mutex<String>>; 2],
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = [
+            listen(child.stdout.take().unwrap()),
+            listen(child.stderr.take().unwrap()),
+        ];
+        Running { child, said }
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn stdout(&self) -> String {
+        self.said[0].lock().unwrap().clone()
+    }
+
+    fn stderr(&self) -> String {
+        self.said[1].lock().unwrap().clone()
+    }
+
+    /// Its exit status, once it has ended.
+    fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the program to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("stdout: {}\nstderr: {}", self.stdout(), self.stderr());
+        }
+    }
+}
+
+fn listen(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let said: Arc<Mutex<String>> = Arc::default();
+    let heard = said.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut said = heard.lock().unwrap();
+            said.push_str(&line);
+            said.push('\n');
+        }
+    });
+    said
+}
+
+/// A directory for one node: its services file, its configuration and its data, and the ports it is given.
+struct Home {
+    dir: tempfile::TempDir,
+    admin: SocketAddr,
+    dns: SocketAddr,
+    port: u16,
+}
+
+impl Home {
+    fn new() -> Home {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Home {
+            dir: tempfile::tempdir().unwrap(),
+            admin: local(free_port()),
+            dns: local(free_port()),
+            port: free_port(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.text(name)
+    }
+
+    /// Replaces the services file by rename, as editors do.
+    fn serve(&self, text: &str) {
+        self.write("services.new", text);
+        std::fs::rename(self.path("services.new"), self.path("services.yaml")).unwrap();
+    }
+
+    fn up(&self) -> Command {
+        let mut command = anynode(&["up", "--services", &self.text("services.yaml")]);
+        command.args(["--data-dir", &self.text("data")]).args([
+            "--admin",
+            &self.admin.to_string(),
+            "--dns",
+            &self.dns.to_string(),
+        ]);
+        command
+    }
+
+    /// Starts a node and waits until it is ready.
+    fn start(&self, command: &mut Command) -> Running {
+        let mut node = Running::start(command);
+        wait_until("the node to be ready", || {
+            assert_eq!(node.child.try_wait().unwrap(), None, "{}", node.stderr());
+            TcpStream::connect(self.admin).is_ok()
+        });
+        wait_until("the node to serve", || request(self.admin, "GET", "/readyz").0 == 200);
+        node
+    }
+
+    fn door(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    fn readyz(&self) -> (u16, String) {
+        let (status, _, body) = request(self.admin, "GET", "/readyz");
+        (status, body)
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let (_, _, body) = request(self.admin, "GET", "/metrics");
+        Scrape::parse(&body).unwrap().sum(name, &[])
+    }
+}
+
+/// The services file of one service on the home's port.
+fn one_service(home: &Home, mode: &str, endpoint: SocketAddr) -> String {
+    format!(
+        "services:\n  my-web:\n    mode: {mode}\n    publish: [\"127.0.0.1:{}:{}\"]\n    endpoints: [\"{endpoint}\"]\n",
+        home.port,
+        endpoint.port(),
+    )
+}
+
+/// An HTTP server that answers each connection's first request with its name.
+fn web(name: &'static str) -> Origin {
+    Origin::start(move |mut stream| {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            if !matches!(stream.read(&mut byte), Ok(1)) {
+                return;
+            }
+            head.push(byte[0]);
+        }
+        let _ = write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{name}",
+            name.len()
+        );
+    })
+}
+
+/// What `curl -s` would print, if there is an answer.
+fn curl(addr: SocketAddr) -> Option<String> {
+    let mut client = TcpStream::connect(addr).ok()?;
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: my-web\r\nConnection: close\r\n\r\n")
+        .ok()?;
+    let mut text = String::new();
+    client.read_to_string(&mut text).ok()?;
+    Some(text.strip_prefix("HTTP/1.1 200 ")?.split_once("\r\n\r\n")?.1.to_owned())
+}
+
+/// The first address that a DNS server gives for a name.
+fn dig(server: SocketAddr, name: &str) -> Option<Ipv4Addr> {
+    let mut query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(b"\x00\x00\x01\x00\x01");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(&query, server).unwrap();
+    let mut answer = [0; 512];
+    let n = socket.recv(&mut answer).unwrap();
+    // One answer, of four bytes, at the end.
+    let answer = &answer[..n];
+    (answer[..2] == query[..2] && answer[6..8] == [0, 1]).then_some(())?;
+    let address: [u8; 4] = answer[n - 4..].try_into().unwrap();
+    Some(address.into())
+}
+
+#[test]
+fn check_says_what_is_wrong_with_key_value_and_expectation() {
+    let home = Home::new();
+    let bad_config = home.write("bad.toml", "workers = -1\n[admin]\nlisten = \"here\"\n");
+    let good = home.write(
+        "good.yaml",
+        "services:\n  web:\n    publish: [\"8080:80\"]\n    endpoints: [\"127.0.0.1:9001\"]\n",
+    );
+    let bad_mode = home.write(
+        "mode.yaml",
+        "services:\n  web:\n    mode: udp\n    endpoints: [\"127.0.0.1:9001\"]\n",
+    );
+    let clash = home.write(
+        "clash.yaml",
+        "services:\n  a:\n    publish: [\"8080:80\"]\n    endpoints: []\n  b:\n    publish: [\"8080:80\"]\n    endpoints: []\n",
+    );
+    let missing = home.text("missing");
+    for (args, code, parts) in [
+        (vec![], 0, vec!["ok: ", "no services file"]),
+        (vec!["--services", &good], 0, vec!["ok: ", "1 services of ", &good]),
+        (
+            vec!["--config", &bad_config],
+            64,
+            vec![
+                "bad.toml:1: workers = -1: expected a whole number from 0 to 1024",
+                "bad.toml:3: admin.listen = \"here\": expected an address with a port",
+            ],
+        ),
+        (vec!["--config", &missing], 64, vec![&missing, "cannot be read"]),
+        (
+            vec!["--dns", "nowhere"],
+            64,
+            vec!["flag --dns: dns.listen = \"nowhere\": expected an address with a port"],
+        ),
+        (
+            vec!["--services", &bad_mode],
+            64,
+            vec!["mode.yaml: ", "3", "mode", "udp", "expected", "tcp", "http"],
+        ),
+        (vec!["--services", &clash], 64, vec!["clash.yaml: ", "8080", "a", "b"]),
+        (
+            vec!["--services", &missing],
+            64,
+            vec!["services = ", &missing, "expected a file"],
+        ),
+    ] {
+        let (ended, stdout, stderr) = run(anynode(&["check"]).args(&args));
+        assert_eq!(ended, code, "{args:?}: {stdout}{stderr}");
+        let said = if code == 0 { &stdout } else { &stderr };
+        for part in parts {
+            assert!(said.contains(part), "{args:?}: no {part:?} in {said}");
+        }
+        assert!(code != 0 || stderr.is_empty(), "{stderr}");
+    }
+}
+
+#[test]
+fn a_node_that_is_told_nonsense_binds_nothing() {
+    let home = Home::new();
+    let held = std::net::TcpListener::bind(home.admin).unwrap();
+    let bad = home.write("bad.toml", "shutdown_grace = 10\n");
+    let (code, _, stderr) = run(home.up().args(["--config", &bad]));
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains("bad.toml:1: shutdown_grace = 10: expected a duration") && !stderr.contains("admin"),
+        "{stderr}"
+    );
+    assert!(!home.path("data").exists());
+    let (code, _, stderr) = run(&mut home.up());
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains(&format!("admin.listen = {}: expected", home.admin)),
+        "{stderr}"
+    );
+    drop(held);
+    let (code, _, stderr) = run(home.up().env("ANYNODE_LOG", "a=b=c"));
+    assert_eq!(code, 64);
+    assert!(stderr.contains("log = "), "{stderr}");
+}
+
+#[test]
+fn up_follows_its_services_file_and_outlives_a_broken_one() {
+    let home = Home::new();
+    let (one, two) = (web("one"), web("two"));
+    home.serve(&one_service(&home, "http", one.addr));
+    let mut node = home.start(&mut home.up());
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    let vip = dig(home.dns, "my-web").unwrap();
+    assert_eq!(vip.octets()[..2], [127, 77]);
+    assert_eq!(curl((vip, one.addr.port()).into()).as_deref(), Some("one"));
+    assert_eq!(dig(home.dns, "tasks.my-web"), Some(Ipv4Addr::LOCALHOST));
+
+    home.serve(&one_service(&home, "http", two.addr));
+    wait_until("the new endpoint", || curl(home.door()).as_deref() == Some("two"));
+    assert_eq!(dig(home.dns, "my-web"), Some(vip));
+    assert_eq!(
+        (home.readyz().1.as_str(), home.metric("anynode_source_stale")),
+        ("serving\n", 0.0)
+    );
+
+    let revision = home.metric("anynode_config_revision");
+    home.serve("services:\n  my-web:\n    mode: udp\n    endpoints: [\"127.0.0.1:1\"]\n");
+    wait_until("the file to be refused", || home.metric("anynode_source_stale") == 1.0);
+    let (status, body) = home.readyz();
+    assert!(
+        status == 200 && body.contains("services.yaml") && body.contains("mode") && body.contains('3'),
+        "{status} {body}"
+    );
+    assert_eq!(curl(home.door()).as_deref(), Some("two"));
+    assert_eq!(home.metric("anynode_config_revision"), revision);
+    wait_until("the log", || node.stderr().contains("services file not applied"));
+    assert_eq!(node.stderr().matches("services file not applied").count(), 1);
+
+    std::fs::remove_file(home.path("services.yaml")).unwrap();
+    wait_until("the loss to be noticed", || {
+        home.metric("anynode_source_rejected_total") >= 2.0
+    });
+    assert_eq!(curl(home.door()).as_deref(), Some("two"));
+    home.serve(&one_service(&home, "http", one.addr));
+    wait_until("the file to be back", || curl(home.door()).as_deref() == Some("one"));
+    wait_until("the source to be current", || {
+        home.metric("anynode_source_stale") == 0.0
+    });
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(0));
+    assert_eq!(curl(home.door()), None);
+}
+
+#[test]
+fn a_signal_drains_and_what_is_left_then_is_reset() {
+    let home = Home::new();
+    let echo = Origin::echo();
+    home.serve(&one_service(&home, "tcp", echo.addr));
+    let mut node = home.start(home.up().env("ANYNODE_SHUTDOWN_GRACE", "700ms"));
+    let (mut ends, mut stays) = (dial(home.door()), dial(home.door()));
+    let echoes = |client: &mut TcpStream| {
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    };
+    echoes(&mut ends);
+    echoes(&mut stays);
+    node.signal(Signal::TERM);
+    wait_until("the drain", || home.readyz().0 == 503);
+    echoes(&mut stays);
+    echoes(&mut ends);
+    wait_until("the port to close", || TcpStream::connect(home.door()).is_err());
+    assert_eq!(node.child.try_wait().unwrap(), None);
+    ends.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(read_to_end(&ends).is_empty());
+    let error = stays.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(node.ended().code(), Some(0));
+    wait_until("the log", || node.stderr().contains("connections=1"));
+    assert!(!node.stderr().contains('\x1b'), "colors, and no terminal");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let home = Home::new();
+    let echo = Origin::echo();
+    home.serve(&one_service(&home, "tcp", echo.addr));
+    let mut node = home.start(home.up().env("ANYNODE_SHUTDOWN_GRACE", "1h"));
+    let mut client = dial(home.door());
+    client.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    node.signal(Signal::INT);
+    wait_until("the drain", || home.readyz().0 == 503);
+    assert_eq!(node.child.try_wait().unwrap(), None);
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(130));
+    // Without connections one signal is enough, whatever the grace.
+    let mut node = home.start(home.up().env("ANYNODE_SHUTDOWN_GRACE", "1h"));
+    node.signal(Signal::INT);
+    assert_eq!(node.ended().code(), Some(0));
+}
+
+#[test]
+fn a_data_directory_serves_one_node_and_keeps_its_table() {
+    let home = Home::new();
+    let one = web("one");
+    home.serve(&one_service(&home, "http", one.addr));
+    let mut node = home.start(&mut home.up());
+    let vip = dig(home.dns, "my-web").unwrap();
+    let mut second = anynode(&[
+        "up",
+        "--data-dir",
+        &home.text("data"),
+        "--admin",
+        "none",
+        "--dns",
+        "none",
+    ]);
+    let (code, _, stderr) = run(&mut second);
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains(&home.text("data")) && stderr.contains("another anynode uses it"),
+        "{stderr}"
+    );
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(0));
+    std::fs::remove_file(home.path("services.yaml")).unwrap();
+    // A second start at once finds the directory free, and the table in it.
+    let mut node = home.start(&mut home.up());
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    assert_eq!(dig(home.dns, "my-web"), Some(vip));
+    assert_eq!(home.metric("anynode_source_stale"), 1.0);
+    assert!(home.readyz().1.contains("services.yaml"), "{}", home.readyz().1);
+    // So does one after a kill: the lock goes with the process.
+    node.child.kill().unwrap();
+    node.ended();
+    let node = home.start(&mut home.up());
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    drop(node);
+}
+
+#[test]
+fn status_shows_a_running_node() {
+    let home = Home::new();
+    let one = web("one");
+    home.serve(&one_service(&home, "http", one.addr));
+    let admin = home.admin.to_string();
+    let (code, stdout, stderr) = run(&mut anynode(&["status", "--admin", &admin]));
+    assert_eq!(code, 69);
+    assert!(
+        stdout.is_empty() && stderr.contains(&format!("no node answers at {admin}")),
+        "{stdout}{stderr}"
+    );
+    let node = home.start(&mut home.up());
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    let (code, stdout, stderr) = run(&mut anynode(&["status", "--admin", &admin]));
+    assert_eq!(code, 0, "{stderr}");
+    let row = |first: &str| -> Vec<String> {
+        let line = stdout.lines().find(|line| line.starts_with(first)).unwrap();
+        line.split("   ")
+            .map(|cell| cell.trim().to_owned())
+            .filter(|cell| !cell.is_empty())
+            .collect()
+    };
+    assert!(
+        stdout.contains("   serving   ") && stdout.contains("source current"),
+        "{stdout}"
+    );
+    let port = format!("127.0.0.1:{}:{}", home.port, one.addr.port());
+    let vip = dig(home.dns, "my-web").unwrap().to_string();
+    assert_eq!(row("my-web"), ["my-web", "http", &vip, &port, "1/1 ready", "0"]);
+    let endpoint = one.addr.to_string();
+    assert_eq!(row(&endpoint), [&endpoint, "my-web", "ready", "0", "1", "0"]);
+
+    let (code, stdout, _) = run(&mut anynode(&["status", "--json", "--admin", &admin]));
+    assert_eq!(code, 0);
+    let status: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(status["services"][0]["name"], "my-web");
+    assert_eq!(status["services"][0]["endpoints"][0]["state"], "ready");
+    assert_eq!(
+        status["ports"].as_array().unwrap().len(),
+        2,
+        "the published one and the VIP's: {status}"
+    );
+    assert!(status["revision"].as_u64() > Some(0));
+    // The variable and the configuration file lead there too.
+    let config = home.write("node.toml", &format!("[admin]\nlisten = \"{admin}\"\n"));
+    for command in [
+        anynode(&["status"]).env("ANYNODE_ADMIN", &admin),
+        anynode(&["status", "--config", &config]).env("IGNORED", ""),
+    ] {
+        assert_eq!(run(command).0, 0);
+    }
+    drop(node);
+}
+
+#[test]
+fn flags_override_variables_override_the_file() {
+    let home = Home::new();
+    home.serve("services:\n  my-web:\n    endpoints: []\n");
+    let [in_file, in_variable] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let config = home.write(
+        "node.toml",
+        &format!("workers = 1\n[admin]\nlisten = \"{in_file}\"\n[dns]\nlisten = \"none\"\n"),
+    );
+    let answers = |addr: &str| TcpStream::connect(addr).is_ok();
+    let command = || {
+        let mut command = anynode(&["up", "--services", &home.text("services.yaml"), "--config", &config]);
+        command.args(["--data-dir", &home.text("data")]);
+        command
+    };
+    let flag = home.admin.to_string();
+    let node = Running::start(command().env("ANYNODE_ADMIN", &in_variable).args(["--admin", &flag]));
+    wait_until("the flag's address", || answers(&flag));
+    assert!(!answers(&in_variable) && !answers(&in_file));
+    drop(node);
+    let node = Running::start(command().env("ANYNODE_ADMIN", &in_variable));
+    wait_until("the variable's address", || answers(&in_variable));
+    assert!(!answers(&flag) && !answers(&in_file));
+    drop(node);
+    let node = Running::start(&mut command());
+    wait_until("the file's address", || answers(&in_file));
+    assert!(!answers(&flag) && !answers(&in_variable));
+    let (_, _, body) = request(in_file.parse().unwrap(), "GET", "/v1/status");
+    assert!(body.contains("\"workers\":1"), "{body}");
+    drop(node);
+}
+
+/// A demo on a free port, with a temporary directory of its own and out of the way of other nodes.
+fn demo(port: u16, tmp: &Path) -> Running {
+    let demo = Running::start(
+        anynode(&["demo", "--port", &port.to_string()])
+            .env("TMPDIR", tmp)
+            .env("ANYNODE_ADMIN", format!("127.0.0.1:{}", free_port()))
+            .env("ANYNODE_DNS", format!("127.0.0.1:{}", free_port())),
+    );
+    wait_until("the demo to say what to do", || {
+        demo.stdout().contains("Ctrl-C ends it all")
+    });
+    demo
+}
+
+/// The processes whose parent is `pid`.
+fn children(pid: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|child| stat(*child).is_some_and(|(_, parent)| parent == pid))
+        .collect()
+}
+
+/// The state and the parent of a process.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(')').next()?.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process has ended; nobody may have reaped it yet.
+fn is_gone(pid: u32) -> bool {
+    stat(pid).is_none_or(|(state, _)| state == 'Z')
+}
+
+#[test]
+fn the_demo_shows_three_endpoints_in_turn_and_leaves_nothing() {
+    let (port, tmp) = (free_port(), tempfile::tempdir().unwrap());
+    let mut demo = demo(port, tmp.path());
+    assert!(
+        demo.stdout().contains(&format!("curl -s localhost:{port}")),
+        "{}",
+        demo.stdout()
+    );
+    let names: Vec<String> = (0..6)
+        .map(|_| {
+            let answer = curl((Ipv4Addr::LOCALHOST, port).into()).unwrap();
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            answer["hostname"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(names[..3], names[3..], "{names:?}");
+    let mut three = names[..3].to_vec();
+    three.sort_unstable();
+    assert_eq!(three, ["whoami-1", "whoami-2", "whoami-3"], "{names:?}");
+    wait_until("the screen to say who answered", || {
+        three
+            .iter()
+            .all(|name| demo.stdout().contains(&format!("{name} answered")))
+    });
+    let endpoints = children(demo.pid());
+    assert_eq!(endpoints.len(), 3);
+    demo.signal(Signal::INT);
+    assert_eq!(demo.ended().code(), Some(0));
+    assert!(endpoints.iter().all(|pid| is_gone(*pid)));
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+    assert_eq!(curl((Ipv4Addr::LOCALHOST, port).into()), None);
+}
+
+#[test]
+fn a_demo_that_is_killed_takes_its_endpoints_along() {
+    let (port, tmp) = (free_port(), tempfile::tempdir().unwrap());
+    let mut demo = demo(port, tmp.path());
+    let endpoints = children(demo.pid());
+    assert_eq!(endpoints.len(), 3);
+    demo.child.kill().unwrap();
+    demo.ended();
+    wait_until("the endpoints to end", || endpoints.iter().all(|pid| is_gone(*pid)));
+}
+
+#[test]
+fn a_demo_whose_port_is_taken_says_so_and_leaves_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let held = std::net::TcpListener::bind(("0.0.0.0", free_port())).unwrap();
+    let port = held.local_addr().unwrap().port();
+    let mut demo = Running::start(
+        anynode(&["demo", "--port", &port.to_string()])
+            .env("TMPDIR", tmp.path())
+            .env("ANYNODE_ADMIN", "none")
+            .env("ANYNODE_DNS", "none"),
+    );
+    assert_eq!(demo.ended().code(), Some(69));
+    wait_until("the message", || {
+        demo.stderr().contains(&format!("port {port} cannot be published"))
+    });
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+}
