@@ -216,7 +216,9 @@ struct TemporaryDir {
 
 impl TemporaryDir {
     fn new() -> std::io::Result<TemporaryDir> {
-        let path = std::env::temp_dir().join(format!("anynode-demo-{}", std::process::id()));
+        // The process id alone would do until a demo is killed in a container: the next one there has the same.
+        let name = format!("anynode-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path)?;
         Ok(TemporaryDir { path })
     }
