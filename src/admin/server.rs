@@ -59,7 +59,10 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
 
 fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n".to_owned());
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n".to_owned());
+        let allowed = header::HeaderValue::from_static("GET, HEAD");
+        response.headers_mut().insert(header::ALLOW, allowed);
+        return response;
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
