@@ -1,7 +1,7 @@
 //! `anynode check`: whether a configuration and its services file can be used, without touching anything.
 
 use super::config::Config;
-use super::{EXIT_CONFIG, Flags};
+use super::{EXIT_CONFIG, Flags, print};
 use crate::source::file;
 
 /// Checks what `flags` name, prints every error, and returns the exit code.
@@ -14,7 +14,7 @@ pub fn check(flags: Flags) -> i32 {
         }
     };
     let Some(path) = &config.services else {
-        println!("ok: the configuration is valid, and names no services file");
+        print("ok: the configuration is valid, and names no services file\n");
         return 0;
     };
     let text = match std::fs::read_to_string(path) {
@@ -29,10 +29,10 @@ pub fn check(flags: Flags) -> i32 {
     };
     match file::check(&text, config.vip_network) {
         Ok(n_services) => {
-            println!(
-                "ok: the configuration is valid, and so are the {n_services} services of {}",
+            print(&format!(
+                "ok: the configuration is valid, and so are the {n_services} services of {}\n",
                 path.display()
-            );
+            ));
             0
         }
         Err(error) => {

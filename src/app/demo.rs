@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::config::{Config, Flags};
 use super::node::Node;
 use super::up::{Signals, block_on};
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, chain};
+use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, chain, print};
 use crate::routing::{Endpoint, EndpointState, Listen, TableHandle};
 
 /// What the command line says.
@@ -80,7 +80,7 @@ pub fn demo(args: DemoArgs) -> i32 {
         });
         node.run(async { signals.next().await }).await;
         watching.abort();
-        println!("\nThe endpoints are stopped, nothing is left.");
+        print("\nThe endpoints are stopped, nothing is left.\n");
         Ok(0)
     })
 }
@@ -158,15 +158,16 @@ fn endpoints_names(endpoints: &[Whoami]) -> Vec<String> {
 }
 
 fn introduce(port: u16, services: &str) {
-    println!("A node is up, with three endpoints of one service behind one port. Its services file:\n");
-    for line in services.lines() {
-        println!("    {line}");
-    }
-    println!("\nIn another shell:\n");
-    println!("    for i in 1 2 3 4 5 6; do curl -s localhost:{port}; done");
-    println!("    anynode status");
-    println!("    curl \"http://$(dig +short @127.0.0.1 -p 8553 whoami):8000/\"");
-    println!("\nWho answers is shown here. Ctrl-C ends it all.\n");
+    let shown: String = services.lines().map(|line| format!("    {line}\n")).collect();
+    print(&format!(
+        "A node is up, with three endpoints of one service behind one port. Its services file:\n\n\
+         {shown}\n\
+         In another shell:\n\n    \
+         for i in 1 2 3 4 5 6; do curl -s localhost:{port}; done\n    \
+         anynode status\n    \
+         curl \"http://$(dig +short @127.0.0.1 -p 8553 whoami):8000/\"\n\n\
+         Who answers is shown here. Ctrl-C ends it all.\n\n"
+    ));
 }
 
 async fn all_ready(table: &TableHandle) {
@@ -198,8 +199,8 @@ async fn show_answers(table: Arc<TableHandle>, names: Vec<String>) {
                 let n = total - *shown;
                 *shown = total;
                 match n {
-                    1 => println!("  {name} answered a request, {total} by now"),
-                    _ => println!("  {name} answered {n} requests, {total} by now"),
+                    1 => print(&format!("  {name} answered a request, {total} by now\n")),
+                    _ => print(&format!("  {name} answered {n} requests, {total} by now\n")),
                 }
             }
         }

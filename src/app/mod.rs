@@ -10,6 +10,8 @@ mod settings;
 mod status;
 mod up;
 
+use std::io::Write;
+
 pub use check::check;
 pub use config::{Config, DEFAULTS, Flags};
 pub use demo::{DemoArgs, demo};
@@ -24,6 +26,12 @@ pub const EXIT_CONFIG: i32 = 64;
 pub const EXIT_UNAVAILABLE: i32 = 69;
 /// Something else went wrong.
 pub const EXIT_FAILURE: i32 = 1;
+
+/// Prints to the standard output, whether somebody reads it or, as behind `| head`, not any more.
+fn print(text: &str) {
+    // `print!` would panic.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
 
 /// An error with its causes, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::config::Config;
 use super::up::block_on;
-use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags};
+use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags, print};
 
 /// Prints the status of the node that `flags` lead to. Returns the exit code.
 pub fn status(flags: Flags, is_json: bool) -> i32 {
@@ -43,7 +43,7 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
                 return Ok(EXIT_UNAVAILABLE);
             }
         };
-        print!("{shown}");
+        print(&shown);
         Ok(0)
     })
 }
