@@ -631,3 +631,45 @@ fn a_demo_whose_port_is_taken_says_so_and_leaves_nothing() {
     });
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn nobody_need_read_what_is_printed() {
+    let home = Home::new();
+    home.serve("services:\n  my-web:\n    endpoints: []\n");
+    let _node = home.start(&mut home.up());
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let admin = home.admin.to_string();
+    for args in [&["status"][..], &["status", "--json"]] {
+        let Output { status, stderr, .. } = anynode(args)
+            .args(["--admin", &admin])
+            .stdout(closed())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(status.success() && stderr.is_empty(), "{args:?}: {status} {stderr}");
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let mut child = anynode(&["demo", "--port", &home.port.to_string()])
+        .env("TMPDIR", tmp.path())
+        .env("ANYNODE_ADMIN", "none")
+        .env("ANYNODE_DNS", "none")
+        .stdout(closed())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let heard = listen(child.stderr.take().unwrap());
+    let mut demo = Running {
+        child,
+        said: [Arc::default(), heard],
+    };
+    wait_until("the demo to serve", || curl(home.door()).is_some());
+    wait_until("more", || curl(home.door()).is_some());
+    demo.signal(Signal::INT);
+    assert_eq!(demo.ended().code(), Some(0));
+    assert_eq!(demo.stderr(), "");
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+}

@@ -1119,6 +1119,12 @@ fn hop_by_hop_fields_stay_on_their_hop() {
             Passed(1, &["!Upgrade", "!HTTP2-Settings", "!Connection"]),
         ),
         (
+            "an upgrade that the endpoint declines leaves requests what they are",
+            b"GET /g HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\
+              GET /next HTTP/1.1\r\nHost: web\r\n\r\n",
+            Passed(2, &["\r\nUpgrade: websocket\r\n", "\r\nConnection: upgrade\r\n"]),
+        ),
+        (
             "TE: trailers is said anew",
             get!("TE: trailers, gzip"),
             Passed(1, &["\r\nTE: trailers\r\nConnection: TE\r\n"]),

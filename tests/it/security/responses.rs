@@ -2,11 +2,12 @@
 //! gets an answer to its own request.
 
 use std::io::{ErrorKind, Read, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anynode::proxy::ProxyConfig;
 
-use super::{Recorder, http_service, ok, read_all, statuses, talk};
+use super::{EVIL, Recorder, http_service, ok, read_all, statuses, talk};
 use crate::harness::{Node, Origin, dial, door, wait_until};
 
 const GET: &str = "GET /first HTTP/1.1\r\nHost: web\r\n\r\n";
@@ -353,7 +354,7 @@ fn bodies_that_break_cut_the_client_off() {
 #[test]
 fn surplus_bytes_that_come_later_are_nobodys_answer() {
     let (sender, receiver) = std::sync::mpsc::channel();
-    let receiver = std::sync::Mutex::new(receiver);
+    let receiver = Mutex::new(receiver);
     // Answers, and sends another response when it is told to, long after the first was taken.
     let origin = Origin::start(move |mut stream| {
         let mut buffer = [0; 4096];
@@ -435,4 +436,53 @@ fn kept_connections_serve_large_responses_too() {
         1,
         "a new connection for each of 10 requests in turn"
     );
+}
+
+#[test]
+fn an_answer_before_the_expected_body_ends_both_connections() {
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let hearing = heard.clone();
+    // Answers as soon as it has seen a head, and takes what follows for what it likes.
+    let origin = Origin::start(move |mut stream| {
+        let mut received = Vec::new();
+        let mut byte = [0];
+        while !received.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+            received.push(byte[0]);
+        }
+        let _ = stream.write_all(ok("early").as_bytes());
+        let _ = stream.read_to_end(&mut received);
+        hearing
+            .lock()
+            .unwrap()
+            .push(String::from_utf8_lossy(&received).into_owned());
+    });
+    let node = Node::start_with(ProxyConfig::default());
+    let web = http_service("web", &[origin.addr]);
+    node.apply(&web);
+    let mut client = dial(door(&web));
+    client
+        .write_all(b"PUT /first HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 33\r\n\r\n")
+        .unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"early") {
+        client.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.contains("Connection: close\r\n"), "{head}");
+    // The body after all, or the next request: nobody can tell any more.
+    let _ = client.write_all(EVIL.as_bytes());
+    let (rest, _) = read_all(&client);
+    assert_eq!(rest, "");
+    let next = talk(door(&web), b"GET /next HTTP/1.1\r\nHost: web\r\n\r\n");
+    assert_eq!(statuses(&next), [200]);
+    assert_eq!(origin.n_accepted(), 2);
+    node.table
+        .commit(&[anynode::routing::Change::Remove(web.name.clone())])
+        .unwrap();
+    wait_until("the origin's connections to end", || heard.lock().unwrap().len() == 2);
+    for one in heard.lock().unwrap().iter() {
+        assert_eq!(one.matches("HTTP/1.1\r\n").count(), 1, "{one}");
+    }
 }
