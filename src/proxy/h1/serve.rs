@@ -195,6 +195,7 @@ impl Server<'_> {
         match tokio::time::timeout(limit, reading).await {
             Ok(result) => result,
             Err(_) => {
+                self.connection.service().stats().add_request(408);
                 self.say(408, "the request took too long", false, Method::Get).await;
                 Err(CloseReason::ClientTimeout)
             }
@@ -202,6 +203,7 @@ impl Server<'_> {
     }
 
     async fn refuse(&mut self, refusal: Refusal) -> CloseReason {
+        self.connection.service().stats().add_request(refusal.status());
         self.say(refusal.status(), refusal.text(), false, Method::Get).await;
         self.finish().await;
         CloseReason::BadRequest
@@ -358,6 +360,7 @@ impl Server<'_> {
                     }
                     let (status, text) = match failure {
                         Failure::RequestBody(fault) => {
+                            stats.add_request(400);
                             self.say(400, fault.text(), false, meta.method).await;
                             self.finish().await;
                             return Err(CloseReason::BadRequest);
