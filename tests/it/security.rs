@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anynode::model::{Mode, ServiceSpec};
 use anynode::proxy::ProxyConfig;
-use anynode::routing::{Change, CloseReason};
+use anynode::routing::{Change, CloseReason, HttpCode};
 
 use crate::harness::{Node, Origin, dial, door, service, wait_until};
 
@@ -1207,6 +1207,12 @@ fn what_is_pipelined_behind_an_error_is_not_served() {
     let targets: Vec<&str> = seen.iter().map(|request| target_of(request)).collect();
     assert_eq!(targets, ["/1", "/3"]);
     wait_until("the close", || node.closed("web", CloseReason::BadRequest) == 1);
+    talk(door(&web), chunked!("x"));
+    let stats = node.service("web");
+    let n_requests = |code| stats.stats().request_count(code);
+    wait_until("the requests to be counted", || {
+        (n_requests(HttpCode::Success), n_requests(HttpCode::ClientError)) == (2, 2)
+    });
 }
 
 #[test]
@@ -1256,6 +1262,7 @@ fn a_head_that_drips_is_ended() {
     let (rest, _) = read_all(&client);
     assert!(rest.contains("Connection: close\r\n"), "{rest}");
     wait_until("the close", || node.closed("web", CloseReason::ClientTimeout) == 1);
+    assert_eq!(node.service("web").stats().request_count(HttpCode::ClientError), 1);
     assert_eq!(origin.origin.n_accepted(), 0);
 }
 
