@@ -1,0 +1,613 @@
+//! anynode beside HAProxy, nginx and no proxy at all: `cargo bench --bench versus`. Runs them in turn, in rounds, on the
+//! same core each, and prints what each unit of work costs, as medians, with ratios and goals.
+//!
+//! What it compares is cost: CPU time of the proxy's process for each unit, at whatever rate the closed loop reaches.
+//! It is no latency test under load, and its rates are ceilings of the generator as often as of a proxy.
+
+#![allow(unreachable_pub, reason = "a benchmark exports nothing")]
+
+mod load;
+mod machine;
+mod origin;
+mod proxies;
+mod stats;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+
+use load::{Job, Kind, Seen};
+use proxies::{Name, Origin, Program, Proxy, generate};
+use stats::{percentile, short, spread};
+
+/// Compares anynode with HAProxy, nginx and no proxy
+#[derive(Parser)]
+struct Args {
+    /// Rounds, in each of which everybody has a turn at everything
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long a turn is
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Only these, such as bulk,small
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Work>,
+    /// Exit with 1 when a limit is exceeded
+    #[arg(long)]
+    gate: bool,
+    /// One short round, only to see that everything works; its figures mean nothing
+    #[arg(long)]
+    smoke: bool,
+    /// What cargo adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Work {
+    Bulk,
+    Small,
+    Short,
+    Http,
+    Idle,
+    Change,
+}
+
+impl Work {
+    const ALL: [Work; 6] = [
+        Work::Bulk,
+        Work::Small,
+        Work::Short,
+        Work::Http,
+        Work::Idle,
+        Work::Change,
+    ];
+
+    fn title(self) -> &'static str {
+        match self {
+            Work::Bulk => "bulk TCP, 8 connections: CPU µs per MB",
+            Work::Small => "small TCP messages, 64 connections: CPU µs per request",
+            Work::Short => "short TCP connections, 32 at a time: CPU µs per connection",
+            Work::Http => "HTTP/1 keep-alive, 64 connections: CPU µs per request",
+            Work::Idle => "idle TCP connection: bytes of private memory",
+            Work::Change => "change to routed",
+        }
+    }
+
+    /// What one of its figures is per second.
+    fn rate_unit(self) -> &'static str {
+        match self {
+            Work::Bulk => "MB/s",
+            Work::Short => "connections/s",
+            _ => "requests/s",
+        }
+    }
+
+    fn is_timed(self) -> bool {
+        !matches!(self, Work::Idle | Work::Change)
+    }
+}
+
+/// Who has a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Direct,
+    Through(Name),
+}
+
+impl Column {
+    const ALL: [Column; 4] = [DIRECT, HAPROXY, NGINX, ANYNODE];
+
+    fn title(self) -> &'static str {
+        match self {
+            Column::Direct => "direct",
+            Column::Through(Name::HaProxy) => "HAProxy",
+            Column::Through(Name::Nginx) => "nginx",
+            Column::Through(Name::Anynode) => "anynode",
+        }
+    }
+}
+
+/// A ratio that anynode is to stay below: the goal, and where the gate is.
+struct Goal {
+    work: Work,
+    against: Column,
+    goal: f64,
+    limit: f64,
+}
+
+const GOALS: [Goal; 5] = [
+    Goal {
+        work: Work::Bulk,
+        against: HAPROXY,
+        goal: 0.9,
+        limit: 0.9 * TCP_ROOM,
+    },
+    Goal {
+        work: Work::Bulk,
+        against: NGINX,
+        goal: 0.3,
+        limit: 0.3 * TCP_ROOM,
+    },
+    Goal {
+        work: Work::Small,
+        against: HAPROXY,
+        goal: 1.0,
+        limit: TCP_ROOM,
+    },
+    Goal {
+        work: Work::Short,
+        against: HAPROXY,
+        goal: 1.0,
+        limit: TCP_ROOM,
+    },
+    Goal {
+        work: Work::Http,
+        against: HAPROXY,
+        goal: 1.0,
+        limit: HTTP_ROOM,
+    },
+];
+
+/// What ratios of the peers must be for a run to mean anything. (work, of, to, from, up to)
+const KNOWN: [(Work, Column, Column, f64, f64); 4] = [
+    // 1,150 to 290 µs on the machine of the first measurements: HAProxy splices, nginx copies.
+    (Work::Bulk, NGINX, HAPROXY, 1.5, 12.0),
+    // 17.3 to 18.6 µs there.
+    (Work::Small, HAPROXY, NGINX, 0.7, 1.4),
+    // 105 to 106 µs.
+    (Work::Short, HAPROXY, NGINX, 0.65, 1.5),
+    // 24.4 to 22.8 µs.
+    (Work::Http, HAPROXY, NGINX, 0.65, 1.6),
+];
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let done = match words.next().as_deref() {
+        Some(ORIGIN) => origin::run().map(|()| ExitCode::SUCCESS),
+        Some(LOAD) => load::run(&words.next().unwrap_or_default()).map(|()| ExitCode::SUCCESS),
+        _ => Args::parse().run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(EXIT_FAILURE)
+    })
+}
+
+impl Args {
+    fn run(mut self) -> anyhow::Result<ExitCode> {
+        let mut notes = machine::enter_namespace()?;
+        if !machine::can_pin() {
+            notes.push("processes are not pinned to cores: that needs taskset and two cores".to_owned());
+        }
+        if self.smoke {
+            (self.rounds, self.seconds) = (1, 0.2);
+            notes.push("a smoke run: the figures mean nothing".to_owned());
+        }
+        let mut run = Run::new(&self, notes)?;
+        for round in 0..self.rounds.max(1) {
+            for work in Work::ALL
+                .into_iter()
+                .filter(|work| self.only.is_empty() || self.only.contains(work))
+            {
+                run.take_turns(round, work)
+                    .with_context(|| format!("{work:?} in round {}", round + 1))?;
+            }
+        }
+        run.print();
+        if self.smoke {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let contradictions = run.contradictions(self.gate);
+        if !contradictions.is_empty() {
+            contradictions.iter().for_each(|what| println!("INVALID: {what}"));
+            return Ok(ExitCode::from(EXIT_INVALID));
+        }
+        let excesses = run.excesses();
+        excesses.iter().for_each(|what| println!("OVER THE LIMIT: {what}"));
+        Ok(if self.gate && !excesses.is_empty() {
+            ExitCode::from(EXIT_GATE)
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+}
+
+/// A turn that was had.
+struct Turn {
+    round: usize,
+    work: Work,
+    column: Column,
+    seen: Seen,
+}
+
+impl Turn {
+    /// What a unit costs: CPU microseconds, or bytes of memory.
+    fn cost(&self) -> f64 {
+        let cpu_us = self.seen.cpu_ns as f64 / 1e3;
+        match self.work {
+            Work::Bulk => cpu_us / (self.seen.n_bytes as f64 / 1e6),
+            Work::Idle => self.seen.memory_bytes as f64 / self.seen.n_units as f64,
+            _ => cpu_us / self.seen.n_units as f64,
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        match self.work {
+            Work::Bulk => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
+            _ => self.seen.n_units as f64 / self.seen.seconds,
+        }
+    }
+}
+
+struct Run {
+    seconds: f64,
+    is_smoke: bool,
+    n_idle: usize,
+    n_changes: usize,
+    n_descriptors: u64,
+    origin: Origin,
+    programs: Vec<Program>,
+    /// Those that have their turns at timed work, in the order of `programs`.
+    proxies: Vec<Proxy>,
+    turns: Vec<Turn>,
+    notes: Vec<String>,
+}
+
+impl Run {
+    fn new(args: &Args, mut notes: Vec<String>) -> anyhow::Result<Run> {
+        let n_descriptors = machine::raise_open_files();
+        let room = usize::try_from(n_descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX) / 2;
+        let wanted = if args.smoke { 200 } else { IDLE_CONNECTIONS };
+        let n_idle = if room < wanted { room / 100 * 100 } else { wanted };
+        if n_idle < wanted {
+            notes.push(format!(
+                "{n_idle} idle connections instead of {wanted}: a process may have {n_descriptors} descriptors here"
+            ));
+        }
+        let mut programs = Vec::new();
+        for name in [Name::HaProxy, Name::Nginx] {
+            match Program::find(name) {
+                Ok(program) => programs.push(program),
+                Err(why) => notes.push(format!("skipped: {why}")),
+            }
+        }
+        programs.push(Program::find(Name::Anynode).map_err(anyhow::Error::msg)?);
+        machine::describe().iter().for_each(|line| println!("{line}"));
+        programs
+            .iter()
+            .for_each(|program| println!("{:?}: {}", program.name, program.version));
+        let mut run = Run {
+            seconds: args.seconds,
+            is_smoke: args.smoke,
+            n_idle,
+            n_changes: if args.smoke { 5 } else { CHANGES },
+            n_descriptors,
+            origin: Origin::start()?,
+            programs,
+            proxies: Vec::new(),
+            turns: Vec::new(),
+            notes,
+        };
+        for program in &run.programs {
+            run.proxies.push(run.start(program)?);
+        }
+        Ok(run)
+    }
+
+    fn start(&self, program: &Program) -> anyhow::Result<Proxy> {
+        program.start(&self.origin.endpoints, self.n_idle + 64, self.n_descriptors)
+    }
+
+    /// Everybody has a turn, each round in another order.
+    fn take_turns(&mut self, round: usize, work: Work) -> anyhow::Result<()> {
+        if !work.is_timed() && round >= ROUNDS_OF_UNTIMED {
+            return Ok(());
+        }
+        let mut columns: Vec<Column> = Column::ALL
+            .into_iter()
+            .filter(|column| match (work, column) {
+                (Work::Change, column) => *column == ANYNODE,
+                (Work::Idle, Column::Direct) => false,
+                (_, Column::Direct) => true,
+                (_, Column::Through(name)) => self.programs.iter().any(|program| program.name == *name),
+            })
+            .collect();
+        let n = columns.len();
+        columns.rotate_left(round % n);
+        if round % 2 == 1 {
+            columns.reverse();
+        }
+        for column in columns {
+            let seen = self.turn(work, column).with_context(|| column.title().to_owned())?;
+            let turn = Turn {
+                round,
+                work,
+                column,
+                seen,
+            };
+            if work.is_timed() {
+                eprintln!(
+                    "round {} {work:?} {}: {} µs, {} {}",
+                    round + 1,
+                    column.title(),
+                    short(turn.cost()),
+                    short(turn.rate()),
+                    work.rate_unit()
+                );
+            } else if work == Work::Idle {
+                eprintln!(
+                    "round {} {work:?} {}: {} bytes",
+                    round + 1,
+                    column.title(),
+                    short(turn.cost())
+                );
+            }
+            self.turns.push(turn);
+        }
+        Ok(())
+    }
+
+    /// One turn, again when the host took more of the machine's time than it may.
+    fn turn(&mut self, work: Work, column: Column) -> anyhow::Result<Seen> {
+        for n_tries in 1.. {
+            let seen = match work {
+                Work::Idle => self.idle(column)?,
+                Work::Change => self.change()?,
+                _ => generate(&self.job(work, column)?)?,
+            };
+            if seen.steal <= STEAL_MAX || self.is_smoke {
+                return Ok(seen);
+            }
+            let what = format!("{work:?}, {}: {:.1} % stolen time", column.title(), seen.steal * 100.0);
+            if n_tries == TRIES_MAX {
+                self.notes.push(format!("{what}, kept after {n_tries} tries"));
+                return Ok(seen);
+            }
+            self.notes.push(format!("{what}, repeated"));
+        }
+        unreachable!("it returns after TRIES_MAX tries")
+    }
+
+    fn job(&self, work: Work, column: Column) -> anyhow::Result<Job> {
+        let run = Duration::from_secs_f64(self.seconds);
+        let warm = run / 8;
+        let is_http = work == Work::Http;
+        let (addr, pids) = match column {
+            Column::Direct => (self.origin.endpoints[0], Vec::new()),
+            Column::Through(name) => {
+                let i = self.programs.iter().position(|program| program.name == name);
+                let proxy = i.and_then(|i| self.proxies.get(i)).context("it does not run")?;
+                (if is_http { proxy.http } else { proxy.tcp }, proxy.pids.clone())
+            }
+        };
+        let path = match (work, column) {
+            (Work::Bulk, _) => 'b',
+            // Nobody adds headers on the direct way.
+            (Work::Http, Column::Through(_)) => 'h',
+            _ => 's',
+        };
+        let kind = match work {
+            Work::Short => Kind::Short {
+                n_connections: 32,
+                warm,
+                run,
+            },
+            _ => Kind::KeepAlive {
+                path,
+                n_connections: if work == Work::Bulk { 8 } else { 64 },
+                warm,
+                run,
+            },
+        };
+        Ok(self.job_of(kind, addr, pids))
+    }
+
+    fn job_of(&self, kind: Kind, addr: SocketAddr, pids: Vec<u32>) -> Job {
+        Job {
+            kind,
+            addr,
+            origin: self.origin.endpoints[0],
+            pids,
+        }
+    }
+
+    /// A proxy of its own, whose memory has seen nothing else.
+    fn idle(&self, column: Column) -> anyhow::Result<Seen> {
+        let program = self
+            .programs
+            .iter()
+            .find(|program| column == Column::Through(program.name));
+        let proxy = self.start(program.context("it is not here")?)?;
+        let kind = Kind::Idle {
+            n_connections: self.n_idle,
+            settle: Duration::from_millis(if self.is_smoke { 100 } else { 1000 }),
+        };
+        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()))
+    }
+
+    fn change(&self) -> anyhow::Result<Seen> {
+        let program = self.programs.iter().find(|program| program.name == Name::Anynode);
+        let [first, second, _] = self.origin.endpoints;
+        let text = |addr: SocketAddr, endpoint: SocketAddr| {
+            format!("services:\n  changing:\n    publish: [\"{addr}:80\"]\n    endpoints: [\"{endpoint}\"]\n")
+        };
+        let proxy = program
+            .context("it is not here")?
+            .start_changing(self.n_descriptors, |addr| text(addr, first))?;
+        let kind = Kind::Change {
+            services: proxy.config.clone(),
+            texts: [text(proxy.tcp, first), text(proxy.tcp, second)],
+            n_changes: self.n_changes,
+        };
+        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()))
+    }
+
+    fn costs(&self, work: Work, column: Column) -> Vec<f64> {
+        self.of(work, column).map(Turn::cost).collect()
+    }
+
+    fn of(&self, work: Work, column: Column) -> impl Iterator<Item = &Turn> {
+        self.turns
+            .iter()
+            .filter(move |turn| turn.work == work && turn.column == column)
+    }
+
+    /// The ratio of costs, round by round.
+    fn ratios(&self, work: Work, of: Column, to: Column) -> Vec<f64> {
+        self.of(work, of)
+            .filter_map(|turn| {
+                let other = self.of(work, to).find(|other| other.round == turn.round)?;
+                Some(turn.cost() / other.cost())
+            })
+            .collect()
+    }
+
+    fn latencies(&self) -> Vec<f64> {
+        let turns = self.of(Work::Change, ANYNODE);
+        turns.flat_map(|turn| turn.seen.latencies_ms.iter().copied()).collect()
+    }
+
+    /// Where the peers are not to each other as they are known to be.
+    fn contradictions(&self, needs_peers: bool) -> Vec<String> {
+        let mut found = Vec::new();
+        for (work, of, to, from, up_to) in KNOWN {
+            if self.of(work, ANYNODE).next().is_none() {
+                continue;
+            }
+            let what = format!("{work:?}: {} to {}", of.title(), to.title());
+            match spread(&self.ratios(work, of, to)) {
+                Some(ratio) if !(from..=up_to).contains(&ratio.median) => {
+                    found.push(format!(
+                        "{what} is {}, not within {from} and {up_to}",
+                        short(ratio.median)
+                    ));
+                }
+                None if needs_peers => found.push(format!("{what}: not both are here")),
+                Some(_) | None => {}
+            }
+        }
+        found
+    }
+
+    fn excesses(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for Goal {
+            work, against, limit, ..
+        } in GOALS
+        {
+            if let Some(ratio) = spread(&self.ratios(work, ANYNODE, against)) {
+                if ratio.median > limit {
+                    let against = against.title();
+                    found.push(format!(
+                        "{work:?}: {} of {against}, limit {}",
+                        short(ratio.median),
+                        short(limit)
+                    ));
+                }
+            }
+        }
+        if let Some(bytes) = spread(&self.costs(Work::Idle, ANYNODE)) {
+            if bytes.median >= IDLE_BYTES_GOAL {
+                found.push(format!("Idle: {} bytes, limit {IDLE_BYTES_GOAL}", short(bytes.median)));
+            }
+        }
+        if let Some(ms) = percentile(&self.latencies(), 0.99) {
+            if ms >= CHANGE_MS_GOAL {
+                found.push(format!("Change: {} ms at p99, limit {CHANGE_MS_GOAL} ms", short(ms)));
+            }
+        }
+        found
+    }
+
+    fn print(&self) {
+        self.notes.iter().for_each(|note| println!("note: {note}"));
+        println!();
+        println!("| work: cost of a unit, median | HAProxy | nginx | anynode | to HAProxy | to nginx | goal |");
+        println!("|---|---|---|---|---|---|---|");
+        for work in Work::ALL {
+            if work == Work::Change || self.of(work, ANYNODE).next().is_none() {
+                continue;
+            }
+            let cost = |column| match spread(&self.costs(work, column)) {
+                Some(cost) => short(cost.median),
+                None => "-".to_owned(),
+            };
+            let ratio = |to| match spread(&self.ratios(work, ANYNODE, to)) {
+                Some(r) => format!("{:.2} ({:.2} to {:.2})", r.median, r.min, r.max),
+                None => "-".to_owned(),
+            };
+            let mut goals: Vec<String> = GOALS
+                .iter()
+                .filter(|goal| goal.work == work)
+                .map(|goal| format!("≤ {} {}", goal.goal, goal.against.title()))
+                .collect();
+            if work == Work::Idle {
+                goals.push(format!("< {}", short(IDLE_BYTES_GOAL)));
+            }
+            let (costs, ratios) = ([HAPROXY, NGINX, ANYNODE].map(cost), [HAPROXY, NGINX].map(ratio));
+            let (costs, ratios) = (costs.join(" | "), ratios.join(" | "));
+            println!("| {} | {costs} | {ratios} | {} |", work.title(), goals.join(", "));
+        }
+        let latencies = self.latencies();
+        if let (Some(half), Some(most), Some(all)) = (
+            percentile(&latencies, 0.5),
+            percentile(&latencies, 0.99),
+            percentile(&latencies, 1.0),
+        ) {
+            let n = latencies.len();
+            let figures = format!("p50 {}, p99 {}, max {} ms", short(half), short(most), short(all));
+            let title = Work::Change.title();
+            println!("| {title}, {n} changes | - | - | {figures} | - | - | p99 < {CHANGE_MS_GOAL} ms |");
+        }
+        println!();
+        if Work::ALL
+            .iter()
+            .any(|work| work.is_timed() && self.of(*work, ANYNODE).next().is_some())
+        {
+            println!("| rate of the closed loop, median | direct | HAProxy | nginx | anynode |");
+            println!("|---|---|---|---|---|");
+        }
+        for work in Work::ALL.into_iter().filter(|work| work.is_timed()) {
+            if self.of(work, ANYNODE).next().is_none() {
+                continue;
+            }
+            let rate = |column| {
+                let rates: Vec<f64> = self.of(work, column).map(Turn::rate).collect();
+                spread(&rates).map_or("-".to_owned(), |rate| short(rate.median))
+            };
+            println!(
+                "| {work:?}, {} | {} |",
+                work.rate_unit(),
+                Column::ALL.map(rate).join(" | ")
+            );
+        }
+    }
+}
+
+const DIRECT: Column = Column::Direct;
+const HAPROXY: Column = Column::Through(Name::HaProxy);
+const NGINX: Column = Column::Through(Name::Nginx);
+const ANYNODE: Column = Column::Through(Name::Anynode);
+/// The first argument of this program as origin, and as generator.
+const ORIGIN: &str = "--child-origin";
+const LOAD: &str = "--child-load";
+const EXIT_GATE: u8 = 1;
+const EXIT_FAILURE: u8 = 2;
+const EXIT_INVALID: u8 = 3;
+/// How far above a goal a change may not go.
+const TCP_ROOM: f64 = 1.15;
+const HTTP_ROOM: f64 = 1.25;
+const IDLE_BYTES_GOAL: f64 = 1000.0;
+const CHANGE_MS_GOAL: f64 = 5.0;
+const IDLE_CONNECTIONS: usize = 9000;
+/// What anynode keeps back of its descriptors, and some more, so that no connection has to wait for one.
+const DESCRIPTORS_KEPT: u64 = 2048 + 128;
+const CHANGES: usize = 200;
+/// Memory and latency vary less than times do.
+const ROUNDS_OF_UNTIMED: usize = 3;
+const STEAL_MAX: f64 = 0.01;
+const TRIES_MAX: usize = 4;
