@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::machine::{self, Steal};
-use crate::origin::{BULK_BYTES, Counts, HOST, N_ENDPOINTS, bulk_body, noise, small_body};
+use crate::origin::{Counts, HOST, N_ENDPOINTS, bulk_body, noise, small_body};
 
 /// What to do, and against whom.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -405,7 +405,17 @@ fn change(job: &Job, services: &Path, texts: &[String; 2], n_changes: usize) -> 
         std::fs::write(&new_file, &texts[next])?;
         let start = Instant::now();
         std::fs::rename(&new_file, services)?;
-        while ask_once(job.addr, 's')? != next {
+        let ask = || {
+            let asked = Instant::now();
+            ask_once(job.addr, 's').with_context(|| {
+                format!(
+                    "change {i}, asked {:?} after it, failed after {:?}",
+                    asked - start,
+                    asked.elapsed()
+                )
+            })
+        };
+        while ask()? != next {
             ensure!(
                 start.elapsed() < CHANGE_TIME_MAX,
                 "change {i} did not take effect in {CHANGE_TIME_MAX:?}"

@@ -196,7 +196,7 @@ pub fn describe() -> Vec<String> {
     let model = cpus.lines().find(|line| line.starts_with("model name"));
     let model = model.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown CPU");
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let commit = first_line("git", &["rev-parse", "--short", "HEAD"]).unwrap_or("unknown".to_owned());
+    let commit = first_line("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
     let changed = match first_line("git", &["status", "--porcelain", "--untracked-files=no"]) {
         Some(_) => " with changes",
         None => "",

@@ -329,26 +329,26 @@ impl Run {
                 column,
                 seen,
             };
-            if work.is_timed() {
-                eprintln!(
-                    "round {} {work:?} {}: {} µs, {} {}",
-                    round + 1,
-                    column.title(),
-                    short(turn.cost()),
-                    short(turn.rate()),
-                    work.rate_unit()
-                );
-            } else if work == Work::Idle {
-                eprintln!(
-                    "round {} {work:?} {}: {} bytes",
-                    round + 1,
-                    column.title(),
-                    short(turn.cost())
-                );
-            }
+            self.progress(&turn);
             self.turns.push(turn);
         }
         Ok(())
+    }
+
+    fn progress(&self, turn: &Turn) {
+        let (round, work, who) = (turn.round + 1, turn.work, turn.column.title());
+        let mut figures = Vec::new();
+        if turn.column != DIRECT && work != Work::Change {
+            let unit = if work == Work::Idle { "bytes" } else { "µs" };
+            figures.push(format!("{} {unit}", short(turn.cost())));
+        }
+        if work.is_timed() {
+            figures.push(format!("{} {}", short(turn.rate()), work.rate_unit()));
+        }
+        if work == Work::Change {
+            figures.push(format!("{} changes", turn.seen.n_units));
+        }
+        eprintln!("round {round}, {work:?}, {who}: {}", figures.join(", "));
     }
 
     /// One turn, again when the host took more of the machine's time than it may.
@@ -499,26 +499,26 @@ impl Run {
             work, against, limit, ..
         } in GOALS
         {
-            if let Some(ratio) = spread(&self.ratios(work, ANYNODE, against)) {
-                if ratio.median > limit {
-                    let against = against.title();
-                    found.push(format!(
-                        "{work:?}: {} of {against}, limit {}",
-                        short(ratio.median),
-                        short(limit)
-                    ));
-                }
+            if let Some(ratio) = spread(&self.ratios(work, ANYNODE, against))
+                && ratio.median > limit
+            {
+                let against = against.title();
+                found.push(format!(
+                    "{work:?}: {} of {against}, limit {}",
+                    short(ratio.median),
+                    short(limit)
+                ));
             }
         }
-        if let Some(bytes) = spread(&self.costs(Work::Idle, ANYNODE)) {
-            if bytes.median >= IDLE_BYTES_GOAL {
-                found.push(format!("Idle: {} bytes, limit {IDLE_BYTES_GOAL}", short(bytes.median)));
-            }
+        if let Some(bytes) = spread(&self.costs(Work::Idle, ANYNODE))
+            && bytes.median >= IDLE_BYTES_GOAL
+        {
+            found.push(format!("Idle: {} bytes, limit {IDLE_BYTES_GOAL}", short(bytes.median)));
         }
-        if let Some(ms) = percentile(&self.latencies(), 0.99) {
-            if ms >= CHANGE_MS_GOAL {
-                found.push(format!("Change: {} ms at p99, limit {CHANGE_MS_GOAL} ms", short(ms)));
-            }
+        if let Some(ms) = percentile(&self.latencies(), 0.99)
+            && ms >= CHANGE_MS_GOAL
+        {
+            found.push(format!("Change: {} ms at p99, limit {CHANGE_MS_GOAL} ms", short(ms)));
         }
         found
     }
@@ -577,7 +577,7 @@ impl Run {
             }
             let rate = |column| {
                 let rates: Vec<f64> = self.of(work, column).map(Turn::rate).collect();
-                spread(&rates).map_or("-".to_owned(), |rate| short(rate.median))
+                spread(&rates).map_or_else(|| "-".to_owned(), |rate| short(rate.median))
             };
             println!(
                 "| {work:?}, {} | {} |",

@@ -27,7 +27,7 @@ pub fn percentile(figures: &[f64], fraction: f64) -> Option<f64> {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (fraction * sorted.len() as f64).ceil().max(1.0) as usize;
-    sorted.get(rank - 1).or(sorted.last()).copied()
+    sorted.get(rank - 1).or_else(|| sorted.last()).copied()
 }
 
 /// Three digits that count, with separators of thousands: 0.912, 17.3, 290, 1,150.
