@@ -70,6 +70,8 @@ pub struct Seen {
     /// Growth of the proxy's private memory.
     pub memory_bytes: i64,
     pub latencies_ms: Vec<f64>,
+    /// Requests that failed while the table changed; with any other job the first one ends it.
+    pub failures: Vec<String>,
 }
 
 /// Does the job that `text` says and prints what was seen.
@@ -397,7 +399,10 @@ pub fn ask_once(addr: SocketAddr, path: char) -> anyhow::Result<usize> {
 /// before the rename to the moment after that answer.
 fn change(job: &Job, services: &Path, texts: &[String; 2], n_changes: usize) -> anyhow::Result<Seen> {
     let new_file = services.with_extension("new");
-    let mut latencies_ms = Vec::with_capacity(n_changes);
+    let mut seen = Seen {
+        n_units: n_changes as u64,
+        ..Seen::default()
+    };
     let mut now_at = ask_once(job.addr, 's')?;
     ensure!(now_at < 2, "endpoint {now_at} answered, which no file names");
     for i in 0..n_changes {
@@ -405,39 +410,33 @@ fn change(job: &Job, services: &Path, texts: &[String; 2], n_changes: usize) -> 
         std::fs::write(&new_file, &texts[next])?;
         let start = Instant::now();
         std::fs::rename(&new_file, services)?;
-        let ask = || {
-            let asked = Instant::now();
-            ask_once(job.addr, 's').with_context(|| {
-                format!(
-                    "change {i}, asked {:?} after it, failed after {:?}",
-                    asked - start,
-                    asked.elapsed()
-                )
+        let mut ask = || {
+            let asked = start.elapsed();
+            ask_once(job.addr, 's').inspect_err(|error| {
+                let failed = start.elapsed();
+                seen.failures.push(format!(
+                    "change {i}: asked {asked:?} after it, failed {failed:?} after it: {error:#}"
+                ));
             })
         };
-        while ask()? != next {
+        while !ask().is_ok_and(|endpoint| endpoint == next) {
             ensure!(
                 start.elapsed() < CHANGE_TIME_MAX,
                 "change {i} did not take effect in {CHANGE_TIME_MAX:?}"
             );
             std::thread::sleep(PROBE_PAUSE);
         }
-        latencies_ms.push(start.elapsed().as_secs_f64() * 1e3);
+        let took = start.elapsed();
         for _ in 0..3 {
-            ensure!(
-                ask_once(job.addr, 's')? == next,
-                "the endpoint that is gone answered after the new one"
-            );
+            let is_gone = ask().is_ok_and(|endpoint| endpoint != next);
+            ensure!(!is_gone, "the endpoint that is gone answered after the new one");
         }
+        seen.latencies_ms.push(took.as_secs_f64() * 1e3);
         now_at = next;
         // Not in step with anybody's timer.
         std::thread::sleep(Duration::from_millis(5 + (i as u64 * 7) % 17));
     }
-    Ok(Seen {
-        n_units: n_changes as u64,
-        latencies_ms,
-        ..Seen::default()
-    })
+    Ok(seen)
 }
 
 thread_local! {

@@ -198,6 +198,11 @@ impl Args {
             }
         }
         run.print();
+        let failures: Vec<&String> = run.turns.iter().flat_map(|turn| &turn.seen.failures).collect();
+        if !failures.is_empty() {
+            failures.iter().for_each(|what| println!("FAILED: {what}"));
+            anyhow::bail!("requests failed while the table changed: {}", failures.len());
+        }
         if self.smoke {
             return Ok(ExitCode::SUCCESS);
         }
