@@ -380,13 +380,19 @@ impl Run {
     fn job(&self, work: Work, column: Column) -> anyhow::Result<Job> {
         let run = Duration::from_secs_f64(self.seconds);
         let warm = run / 8;
-        let is_http = work == Work::Http;
         let (addr, pids) = match column {
             Column::Direct => (self.origin.endpoints[0], Vec::new()),
             Column::Through(name) => {
                 let i = self.programs.iter().position(|program| program.name == name);
                 let proxy = i.and_then(|i| self.proxies.get(i)).context("it does not run")?;
-                (if is_http { proxy.http } else { proxy.tcp }, proxy.pids.clone())
+                {
+                    let addr = match work {
+                        Work::Bulk => proxy.bulk,
+                        Work::Http => proxy.http,
+                        _ => proxy.tcp,
+                    };
+                    (addr, proxy.pids.clone())
+                }
             }
         };
         let path = match (work, column) {

@@ -72,23 +72,27 @@ impl Program {
     /// Starts it with one worker before `endpoints`, and waits until it answers on both of its ports.
     pub fn start(&self, endpoints: &Endpoints, n_connections: usize, n_descriptors: u64) -> anyhow::Result<Proxy> {
         let (tcp, http) = (free_addr()?, free_addr()?);
+        // HAProxy alone has two settings to choose from, each the better one for its work.
+        let bulk = if self.name == Name::HaProxy { free_addr()? } else { tcp };
         let proxy = self.start_with(n_connections, n_descriptors, |template| {
             let mut text = template
                 .replace("{{TCP}}", &tcp.to_string())
+                .replace("{{BULK}}", &bulk.to_string())
                 .replace("{{HTTP}}", &http.to_string());
             for (i, endpoint) in endpoints.iter().enumerate() {
                 text = text.replace(&format!("{{{{ENDPOINT_{}}}}}", i + 1), &endpoint.to_string());
             }
             text
         })?;
-        proxy.finish(tcp, http)
+        proxy.finish(tcp, bulk, http)
     }
 
     /// Starts anynode with one published port, whose endpoints change. Also returns its services file.
     pub fn start_changing(&self, n_descriptors: u64, text: impl Fn(SocketAddr) -> String) -> anyhow::Result<Proxy> {
         ensure!(self.name == Name::Anynode, "only anynode reads a services file");
         let addr = free_addr()?;
-        self.start_with(0, n_descriptors, |_| text(addr))?.finish(addr, addr)
+        self.start_with(0, n_descriptors, |_| text(addr))?
+            .finish(addr, addr, addr)
     }
 
     fn start_with(
@@ -146,7 +150,7 @@ struct Starting {
 }
 
 impl Starting {
-    fn finish(mut self, tcp: SocketAddr, http: SocketAddr) -> anyhow::Result<Proxy> {
+    fn finish(mut self, tcp: SocketAddr, bulk: SocketAddr, http: SocketAddr) -> anyhow::Result<Proxy> {
         let start = Instant::now();
         let http_path = if tcp == http { 's' } else { 'h' };
         while let Err(error) = ask_once(tcp, 's').and_then(|_| ask_once(http, http_path)) {
@@ -170,6 +174,7 @@ impl Starting {
         Ok(Proxy {
             pids,
             tcp,
+            bulk,
             http,
             config: self.config,
             _child: self.child,
@@ -183,6 +188,8 @@ pub struct Proxy {
     /// The processes that do its work.
     pub pids: Vec<u32>,
     pub tcp: SocketAddr,
+    /// Also in tcp mode, for bulk.
+    pub bulk: SocketAddr,
     pub http: SocketAddr,
     pub config: PathBuf,
     // Before its directory.
