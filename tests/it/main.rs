@@ -10,5 +10,7 @@ mod health;
 mod http;
 mod reasons;
 mod rooms;
+mod scale;
 mod security;
+mod streams;
 mod tcp;
