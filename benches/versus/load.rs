@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::machine::{self, Steal};
+use crate::machine::{self, Ticks};
 use crate::origin::{Counts, HOST, N_ENDPOINTS, bulk_body, noise, small_body};
 
 /// What to do, and against whom.
@@ -29,6 +29,8 @@ pub struct Job {
     pub origin: SocketAddr,
     /// Whose CPU time and memory is read; empty: nobody's.
     pub pids: Vec<u32>,
+    /// Who else works for this job, besides the generator.
+    pub helpers: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,7 +68,10 @@ pub struct Seen {
     pub seconds: f64,
     /// Of the proxy, over the same time.
     pub cpu_ns: u64,
+    /// The part of the machine's time that its host took away.
     pub steal: f64,
+    /// The part of the machine's time that others used, who have nothing to do with this.
+    pub others: f64,
     /// Growth of the proxy's private memory.
     pub memory_bytes: i64,
     pub latencies_ms: Vec<f64>,
@@ -172,17 +177,23 @@ impl Job {
     ) -> anyhow::Result<Seen> {
         let timed = async {
             tokio::time::sleep(warm).await;
-            let steal = Steal::now()?;
+            let ticks = Ticks::now()?;
+            let ours = [&self.pids[..], &self.helpers, &[std::process::id()]].concat();
+            let ours_before = machine::cpu_ns(&ours)?;
             let n = (progress.n_units.get(), progress.n_bytes.get());
             let (start, cpu) = (Instant::now(), machine::cpu_ns(&self.pids)?);
             tokio::time::sleep(run).await;
             let cpu_ns = machine::cpu_ns(&self.pids)? - cpu;
+            let (seconds, (steal, busy)) = (start.elapsed().as_secs_f64(), ticks.since()?);
+            let n_cores = std::fs::read_to_string("/proc/cpuinfo")?.matches("processor\t").count();
+            let ours = (machine::cpu_ns(&ours)? - ours_before) as f64 / 1e9 / seconds / n_cores.max(1) as f64;
             anyhow::Ok(Seen {
                 n_units: progress.n_units.get() - n.0,
                 n_bytes: progress.n_bytes.get() - n.1,
-                seconds: start.elapsed().as_secs_f64(),
+                seconds,
                 cpu_ns,
-                steal: steal.since()?,
+                steal,
+                others: (busy - ours).max(0.0),
                 ..Seen::default()
             })
         };

@@ -159,28 +159,34 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// How much of the machine's time its host took away, from one moment on.
-pub struct Steal {
+/// Where the machine's time goes, from one moment on.
+pub struct Ticks {
+    busy: u64,
     stolen: u64,
     all: u64,
 }
 
-impl Steal {
-    pub fn now() -> anyhow::Result<Steal> {
+impl Ticks {
+    pub fn now() -> anyhow::Result<Ticks> {
         let text = fs::read_to_string("/proc/stat")?;
         let line = text.lines().next().context("/proc/stat is empty")?;
         let ticks: Vec<u64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-        Ok(Steal {
-            stolen: ticks.get(7).copied().unwrap_or_default(),
-            // What follows, guests' time, is part of what came before.
-            all: ticks.iter().take(8).sum(),
+        // User, nice, system, idle, waiting, interrupts of two kinds, stolen; what follows is part of what came before.
+        let tick = |i: usize| ticks.get(i).copied().unwrap_or_default();
+        Ok(Ticks {
+            busy: tick(0) + tick(1) + tick(2) + tick(5) + tick(6),
+            stolen: tick(7),
+            all: (0..8).map(tick).sum(),
         })
     }
 
-    /// The part of all time since then.
-    pub fn since(&self) -> anyhow::Result<f64> {
-        let now = Steal::now()?;
-        Ok((now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64)
+    /// The parts of all time since then that the host took away, and that somebody used.
+    pub fn since(&self) -> anyhow::Result<(f64, f64)> {
+        let now = Ticks::now()?;
+        let all = (now.all - self.all).max(1) as f64;
+        // Some kernels let counters go back a little.
+        let part = |now: u64, then: u64| now.saturating_sub(then) as f64 / all;
+        Ok((part(now.stolen, self.stolen), part(now.busy, self.busy)))
     }
 }
 

@@ -198,6 +198,12 @@ impl Args {
             }
         }
         run.print();
+        let contradictions = if self.smoke {
+            Vec::new()
+        } else {
+            run.contradictions(self.gate)
+        };
+        contradictions.iter().for_each(|what| println!("INVALID: {what}"));
         let failures: Vec<&String> = run.turns.iter().flat_map(|turn| &turn.seen.failures).collect();
         if !failures.is_empty() {
             failures.iter().for_each(|what| println!("FAILED: {what}"));
@@ -206,9 +212,7 @@ impl Args {
         if self.smoke {
             return Ok(ExitCode::SUCCESS);
         }
-        let contradictions = run.contradictions(self.gate);
         if !contradictions.is_empty() {
-            contradictions.iter().for_each(|what| println!("INVALID: {what}"));
             return Ok(ExitCode::from(EXIT_INVALID));
         }
         let excesses = run.excesses();
@@ -423,6 +427,7 @@ impl Run {
             addr,
             origin: self.origin.endpoints[0],
             pids,
+            helpers: vec![self.origin.pid],
         }
     }
 
@@ -536,6 +541,14 @@ impl Run {
 
     fn print(&self) {
         self.notes.iter().for_each(|note| println!("note: {note}"));
+        let timed = self.turns.iter().filter(|turn| turn.work.is_timed());
+        let others: Vec<f64> = timed.map(|turn| turn.seen.others * 100.0).collect();
+        if let Some(others) = spread(&others) {
+            println!(
+                "note: other programs used {:.0} % of the machine in the median turn, {:.0} % at most",
+                others.median, others.max
+            );
+        }
         println!();
         println!("| work: cost of a unit, median | HAProxy | nginx | anynode | to HAProxy | to nginx | goal |");
         println!("|---|---|---|---|---|---|---|");

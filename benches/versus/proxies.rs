@@ -200,6 +200,7 @@ pub struct Proxy {
 /// The origin, which is this program in another process.
 pub struct Origin {
     pub endpoints: Endpoints,
+    pub pid: u32,
     _child: Running,
 }
 
@@ -218,6 +219,7 @@ impl Origin {
         let endpoints = serde_json::from_str(&line).context("the origin did not start")?;
         Ok(Origin {
             endpoints,
+            pid: child.0.id(),
             _child: child,
         })
     }
