@@ -59,9 +59,7 @@ impl Node {
     /// Starts a node. When this returns, the first table is applied and its ports are listened on. Must be called within
     /// a tokio runtime.
     pub fn start(mut config: Config) -> Result<Node, NodeError> {
-        let n_files = limits::raise_open_files();
-        let room = usize::try_from(n_files.saturating_sub(FILES_KEPT)).unwrap_or(usize::MAX) / FILES_PER_CONNECTION;
-        config.proxy.connections_max = config.proxy.connections_max.min(room.max(1));
+        config.proxy.files_max = usize::try_from(limits::raise_open_files()).unwrap_or(usize::MAX);
         let lock = datadir::lock(&config.data_dir)?;
         let table = Arc::new(TableHandle::default());
         // What may be refused comes first, before anything serves.
@@ -201,7 +199,3 @@ async fn refill_retry_budgets(table: Arc<TableHandle>, shutdown: impl Future<Out
 }
 
 const REFILL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
-/// Descriptors for listeners, pipes, DNS and the admin server.
-const FILES_KEPT: u64 = 2048;
-/// Its own and its upstream's.
-const FILES_PER_CONNECTION: usize = 2;

@@ -13,6 +13,8 @@ pub struct ProxyConfig {
     pub liveness: Liveness,
     /// Client connections at once over all services; more wait in the kernel's queue.
     pub connections_max: usize,
+    /// Descriptors that this process may have. Connections take those that nothing else needs.
+    pub files_max: usize,
     /// Pipes per worker to splice through; 0 turns splicing off.
     pub splice_pipes: usize,
     pub splice_pipe_bytes: usize,
@@ -33,6 +35,7 @@ impl Default for ProxyConfig {
             n_workers: 1,
             liveness: Liveness::default(),
             connections_max: usize::MAX,
+            files_max: usize::MAX,
             splice_pipes: 64,
             splice_pipe_bytes: 1024 * 1024,
             http_head_bytes_max: 64 * 1024,

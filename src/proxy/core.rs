@@ -173,10 +173,11 @@ fn end_where(reason: CloseReason, is_meant: impl Fn(&Entry) -> bool) {
     wakers.into_iter().for_each(Waker::wake);
 }
 
-/// The number of connections open in all workers, and a place to wait for less of them.
+/// The number of connections open in all workers, how many there may be, and a place to wait for less of them.
 #[derive(Debug, Default)]
 pub(super) struct OpenConnections {
     n: AtomicUsize,
+    most: AtomicUsize,
     n_waiting: AtomicUsize,
     freed: Notify,
 }
@@ -186,14 +187,27 @@ impl OpenConnections {
         self.n.load(Ordering::SeqCst)
     }
 
-    /// Waits until fewer than `most` are open.
-    pub(super) async fn wait_below(&self, most: usize) {
-        if self.count() < most {
+    pub(super) fn set_most(&self, most: usize) {
+        self.most.store(most.max(1), Ordering::SeqCst);
+        self.freed.notify_waiters();
+    }
+
+    fn has_room(&self) -> bool {
+        self.count() < self.most.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there may be one more.
+    pub(super) async fn wait_for_room(&self) {
+        if self.has_room() {
             return;
         }
         self.n_waiting.fetch_add(1, Ordering::SeqCst);
-        while self.count() >= most {
-            self.freed.notified().await;
+        loop {
+            let freed = self.freed.notified();
+            if self.has_room() {
+                break;
+            }
+            freed.await;
         }
         self.n_waiting.fetch_sub(1, Ordering::SeqCst);
     }

@@ -32,11 +32,7 @@ pub(super) async fn accept_loop(
     tokio::pin!(stop);
     let mut backoff = FIRST_BACKOFF;
     loop {
-        acceptor
-            .shared
-            .open
-            .wait_below(acceptor.shared.config.connections_max)
-            .await;
+        acceptor.shared.open.wait_for_room().await;
         let accepted = tokio::select! {
             biased;
             _ = &mut stop => break,
@@ -93,7 +89,12 @@ impl Acceptor {
         };
         let connection = Connection::open(service, Instant::now());
         match connection.service().spec().mode {
-            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(connection, stream, target))),
+            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(
+                connection,
+                stream,
+                target,
+                self.shared.table.clone(),
+            ))),
             Mode::Http => tokio::spawn(h1::serve(
                 connection,
                 stream,

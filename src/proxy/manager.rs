@@ -102,8 +102,17 @@ impl Manager {
                 self.workers.tell_all(|| Command::EndpointOver(id));
             }
         }
+        self.leave_room();
         let retries = self.failed.values().map(|retry| retry.at);
         retries.chain(self.leavers.values().map(|leaver| leaver.due)).min()
+    }
+
+    /// Connections may take the descriptors that listeners, pipes, DNS and the admin server leave, two each.
+    fn leave_room(&self) {
+        let config = &self.shared.config;
+        let n_listeners: usize = self.bound.values().map(Vec::len).sum();
+        let n_left = config.files_max.saturating_sub(n_listeners + FILES_KEPT);
+        self.shared.open.set_most(config.connections_max.min(n_left / 2));
     }
 
     fn open(&mut self, listen: Listen, now: Instant) {
@@ -198,4 +207,5 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
+const FILES_KEPT: usize = 768;
 const RETRY_EVERY: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! One client connection in tcp mode: admitted, connected to an endpoint, relayed, closed for one reason.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -8,7 +9,7 @@ use tokio::net::TcpStream;
 use super::core::Connection;
 use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
-use crate::routing::CloseReason;
+use crate::routing::{CloseReason, TableHandle};
 use crate::sys::socket;
 
 /// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
@@ -16,9 +17,9 @@ use crate::sys::socket;
 pub(super) type Beginning =
     Pin<Box<dyn Future<Output = (Connection, TcpStream, Result<Upstream, CloseReason>)> + Send>>;
 
-pub(super) fn begin(mut connection: Connection, client: TcpStream, target: u16) -> Beginning {
+pub(super) fn begin(mut connection: Connection, client: TcpStream, target: u16, table: Arc<TableHandle>) -> Beginning {
     Box::pin(async move {
-        let result = connect(&mut connection, &client, target).await;
+        let result = connect(&mut connection, &client, target, &table).await;
         (connection, client, result)
     })
 }
@@ -39,13 +40,18 @@ pub(super) async fn serve(beginning: Beginning) {
     relay.into_connection().close(reason);
 }
 
-async fn connect(connection: &mut Connection, client: &TcpStream, target: u16) -> Result<Upstream, CloseReason> {
+async fn connect(
+    connection: &mut Connection,
+    client: &TcpStream,
+    target: u16,
+    table: &TableHandle,
+) -> Result<Upstream, CloseReason> {
     connection.admit().await?;
     let connection = &*connection;
     let mut tried = Vec::new();
     tokio::select! {
         biased;
-        result = upstream::connect(connection.service(), target, &mut tried, |_| None) => result,
+        result = upstream::connect(table, connection.service(), target, &mut tried, |_| None) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),

@@ -3,13 +3,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::balancer::{self, Lease, NoPick};
-use crate::routing::{CloseReason, EndpointId, Outcome, RetryOutcome, Service};
+use crate::routing::{CloseReason, EndpointId, Outcome, RetryOutcome, Service, TableHandle};
 use crate::sys::socket;
 
 /// A connection that an endpoint accepted, and its place in the endpoint's count.
@@ -23,20 +24,26 @@ pub(super) struct Upstream {
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
 /// has passed as three attempts may take. `reuse` may have a connection to an endpoint that stands already.
-/// Errors: the reason to close with.
+/// When none is left, the service is looked up again: a newer table may have others. Errors: the reason to close with.
 pub(super) async fn connect(
-    service: &Service,
+    table: &TableHandle,
+    service: &Arc<Service>,
     target: u16,
     tried: &mut Vec<EndpointId>,
     mut reuse: impl FnMut(EndpointId) -> Option<TcpStream>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
+    let mut service = service.clone();
     let timeout = service.spec().timeouts.connect;
     let mut last_failure: Option<CloseReason> = None;
     loop {
-        let lease = match balancer::pick_or_wait(service, tried, started).await {
+        let lease = match balancer::pick_or_wait(&service, tried, started).await {
             Ok(lease) => lease,
             Err(no_pick) => {
+                if let Some(newer) = newer(table, &service) {
+                    service = newer;
+                    continue;
+                }
                 let reason = last_failure.unwrap_or(match no_pick {
                     NoPick::None => CloseReason::NoEndpoint,
                     NoPick::Tried => CloseReason::ConnectFailed,
@@ -55,8 +62,12 @@ pub(super) async fn connect(
         let result = connect_once(endpoint.dial_addr(target), timeout).await;
         let now = Instant::now();
         match result {
-            // It left the table meanwhile, and its last connections may have been counted already: take another.
-            Ok(_) if endpoint.is_draining() => tried.push(endpoint.id()),
+            // It left the table meanwhile, and its last connections may have been counted already: take another. It is
+            // not tried: it may return.
+            Ok(_) if endpoint.is_draining() => match newer(table, &service) {
+                Some(newer) => service = newer,
+                None => tried.push(endpoint.id()),
+            },
             Ok(stream) => {
                 endpoint.report(Outcome::Reached, now);
                 service.stats().upstream_connect.observe(now - started);
@@ -80,6 +91,15 @@ pub(super) async fn connect(
             }
         }
     }
+}
+
+/// The service as of a newer table, if there is one.
+fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {
+    table
+        .peek()
+        .service(service.name())
+        .filter(|newer| !Arc::ptr_eq(newer, service))
+        .cloned()
 }
 
 /// Refusals are quick and all endpoints may be tried; of attempts that time out, only so many.

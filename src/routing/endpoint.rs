@@ -245,7 +245,9 @@ impl Endpoint {
 
     /// Enters or leaves the draining state with the table.
     pub(super) fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Ordering::Release);
+        if self.draining.swap(draining, Ordering::AcqRel) != draining {
+            self.service.health_changed();
+        }
     }
 
     /// std mutex: held for a few loads and stores, nothing awaits or panics under it.

@@ -66,12 +66,20 @@ impl TableHandle {
             let state = state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone())));
             Service::build(spec, vip, state, predecessor)
         })?);
+        let pairs: Vec<(Option<&Service>, Option<&Service>)> = RoutingTable::diff(&before, &table)
+            .map(|diff| match diff {
+                ServiceDiff::Added(after) => (None, Some(&**after)),
+                ServiceDiff::Changed { before, after } => (Some(&**before), Some(&**after)),
+                ServiceDiff::Removed(before) => (Some(&**before), None),
+            })
+            .collect();
+        // Who returns is no leaver any more before anybody sees the table with it, and who leaves is one only after
+        // everybody sees the table without it: so no table ever holds a leaver.
+        pairs.iter().filter_map(|(_, after)| *after).for_each(Service::welcome);
         self.current.store(table.clone());
-        for diff in RoutingTable::diff(&before, &table) {
-            match diff {
-                ServiceDiff::Added(service) => Service::hand_over(None, Some(service)),
-                ServiceDiff::Changed { before, after } => Service::hand_over(Some(before), Some(after)),
-                ServiceDiff::Removed(service) => Service::hand_over(Some(service), None),
+        for (before, after) in pairs {
+            if let Some(before) = before {
+                before.dismiss(after);
             }
         }
         writer.remember(&table, changes);

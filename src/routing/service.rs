@@ -113,12 +113,14 @@ impl Service {
         self.picks.load()
     }
 
-    /// Marks who leaves and who came back, once the table that says so is the current one.
-    pub(super) fn hand_over(before: Option<&Service>, after: Option<&Service>) {
-        for endpoint in after.iter().flat_map(|service| &service.endpoints) {
-            endpoint.set_draining(false);
-        }
-        let Some(before) = before else { return };
+    /// Takes back endpoints that had left, before the table that has them again is the current one.
+    pub(super) fn welcome(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.set_draining(false));
+    }
+
+    /// Marks the endpoints that `after` has no more, once the table that says so is the current one.
+    pub(super) fn dismiss(&self, after: Option<&Service>) {
+        let before = self;
         let stays = |endpoint: &Endpoint| {
             after.is_some_and(|service| service.endpoints.iter().any(|other| other.id() == endpoint.id()))
         };

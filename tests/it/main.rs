@@ -5,6 +5,7 @@
 mod admin;
 mod churn;
 mod cli;
+mod dns;
 mod harness;
 mod health;
 mod http;

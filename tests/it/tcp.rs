@@ -125,6 +125,32 @@ fn a_refusing_endpoint_costs_no_client_anything() {
     );
 }
 
+/// The table changes between accept and connect, all of it: whoever was on the way is taken along.
+#[test]
+fn replacing_all_endpoints_costs_no_client_anything() {
+    let origins = [Origin::named("a"), Origin::named("b")];
+    let node = Node::start();
+    let web = service("web", &[origins[0].addr]);
+    node.apply(&web);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let answer = ask(door(&web));
+                    assert!(answer == "a" || answer == "b", "{answer:?}");
+                }
+            });
+        }
+        let mut next = web.clone();
+        for i in 0..3000 {
+            next.endpoints = vec![origins[i % 2].addr.to_string().parse().unwrap()];
+            node.apply(&next);
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn nobody_to_connect_to_is_a_reset_with_its_reason() {
     let node = Node::start();

@@ -404,7 +404,7 @@ impl Server<'_> {
     /// An endpoint's connection, kept or new. The outer error is the reason to close with.
     async fn acquire(
         &mut self,
-        service: &Service,
+        service: &Arc<Service>,
         target: u16,
         tried: &mut Vec<EndpointId>,
         method: Method,
@@ -418,7 +418,7 @@ impl Server<'_> {
         };
         tokio::select! {
             biased;
-            result = upstream::connect(service, target, tried, reuse) => Ok(result),
+            result = upstream::connect(&self.shared.table, service, target, tried, reuse) => Ok(result),
             reason = self.connection.ended() => Err(reason),
             _ = self.client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
         }
