@@ -49,6 +49,7 @@ struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Work {
     Bulk,
+    Stream,
     Small,
     Short,
     Http,
@@ -57,8 +58,9 @@ enum Work {
 }
 
 impl Work {
-    const ALL: [Work; 6] = [
+    const ALL: [Work; 7] = [
         Work::Bulk,
+        Work::Stream,
         Work::Small,
         Work::Short,
         Work::Http,
@@ -68,7 +70,8 @@ impl Work {
 
     fn title(self) -> &'static str {
         match self {
-            Work::Bulk => "bulk TCP, 8 connections: CPU µs per MB",
+            Work::Bulk => "bulk TCP, bodies of 1 MiB, 8 connections: CPU µs per MB",
+            Work::Stream => "bulk TCP, streams of 32 MiB, 8 connections: CPU µs per MB",
             Work::Small => "small TCP messages, 64 connections: CPU µs per request",
             Work::Short => "short TCP connections, 32 at a time: CPU µs per connection",
             Work::Http => "HTTP/1 keep-alive, 64 connections: CPU µs per request",
@@ -80,7 +83,7 @@ impl Work {
     /// What one of its figures is per second.
     fn rate_unit(self) -> &'static str {
         match self {
-            Work::Bulk => "MB/s",
+            Work::Bulk | Work::Stream => "MB/s",
             Work::Short => "connections/s",
             _ => "requests/s",
         }
@@ -119,7 +122,7 @@ struct Goal {
     limit: f64,
 }
 
-const GOALS: [Goal; 5] = [
+const GOALS: [Goal; 7] = [
     Goal {
         work: Work::Bulk,
         against: HAPROXY,
@@ -128,6 +131,18 @@ const GOALS: [Goal; 5] = [
     },
     Goal {
         work: Work::Bulk,
+        against: NGINX,
+        goal: 0.3,
+        limit: 0.3 * TCP_ROOM,
+    },
+    Goal {
+        work: Work::Stream,
+        against: HAPROXY,
+        goal: 0.9,
+        limit: 0.9 * TCP_ROOM,
+    },
+    Goal {
+        work: Work::Stream,
         against: NGINX,
         goal: 0.3,
         limit: 0.3 * TCP_ROOM,
@@ -153,9 +168,10 @@ const GOALS: [Goal; 5] = [
 ];
 
 /// What ratios of the peers must be for a run to mean anything. (work, of, to, from, up to)
-const KNOWN: [(Work, Column, Column, f64, f64); 4] = [
+const KNOWN: [(Work, Column, Column, f64, f64); 5] = [
     // 1,150 to 290 µs on the machine of the first measurements: HAProxy splices, nginx copies.
     (Work::Bulk, NGINX, HAPROXY, 1.5, 12.0),
+    (Work::Stream, NGINX, HAPROXY, 1.5, 12.0),
     // 17.3 to 18.6 µs there.
     (Work::Small, HAPROXY, NGINX, 0.7, 1.4),
     // 105 to 106 µs.
@@ -238,7 +254,7 @@ impl Turn {
     fn cost(&self) -> f64 {
         let cpu_us = self.seen.cpu_ns as f64 / 1e3;
         match self.work {
-            Work::Bulk => cpu_us / (self.seen.n_bytes as f64 / 1e6),
+            Work::Bulk | Work::Stream => cpu_us / (self.seen.n_bytes as f64 / 1e6),
             Work::Idle => self.seen.memory_bytes as f64 / self.seen.n_units as f64,
             _ => cpu_us / self.seen.n_units as f64,
         }
@@ -246,7 +262,7 @@ impl Turn {
 
     fn rate(&self) -> f64 {
         match self.work {
-            Work::Bulk => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
+            Work::Bulk | Work::Stream => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
             _ => self.seen.n_units as f64 / self.seen.seconds,
         }
     }
@@ -391,7 +407,7 @@ impl Run {
                 let proxy = i.and_then(|i| self.proxies.get(i)).context("it does not run")?;
                 {
                     let addr = match work {
-                        Work::Bulk => proxy.bulk,
+                        Work::Bulk | Work::Stream => proxy.bulk,
                         Work::Http => proxy.http,
                         _ => proxy.tcp,
                     };
@@ -401,6 +417,7 @@ impl Run {
         };
         let path = match (work, column) {
             (Work::Bulk, _) => 'b',
+            (Work::Stream, _) => 'l',
             // Nobody adds headers on the direct way.
             (Work::Http, Column::Through(_)) => 'h',
             _ => 's',
@@ -413,7 +430,7 @@ impl Run {
             },
             _ => Kind::KeepAlive {
                 path,
-                n_connections: if work == Work::Bulk { 8 } else { 64 },
+                n_connections: if path == 's' || path == 'h' { 64 } else { 8 },
                 warm,
                 run,
             },

@@ -2,7 +2,8 @@
 //! they answered, and refuse a request whose forwarding headers are missing. Not a web server: it reads requests
 //! without bodies, one at a time.
 //!
-//! Paths: `/s/ID` small, `/h/ID` small and needs the forwarding headers, `/b/ID` bulk, `/stats` the counts as JSON.
+//! Paths: `/s/ID` small, `/h/ID` small and needs the forwarding headers, `/b/ID` bulk, `/l/ID` a long stream, `/stats` the
+//! counts as JSON.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -15,6 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub const N_ENDPOINTS: usize = 3;
 pub const BULK_BYTES: usize = 1 << 20;
+/// Of how many bulk bodies a long stream is.
+pub const STREAM_PIECES: u64 = 32;
 
 /// How many requests each endpoint answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,15 @@ pub fn noise() -> Vec<u8> {
 pub fn bulk_body(noise: &[u8], id: u64) -> &[u8] {
     let start = (id.wrapping_mul(4099) % BULK_STARTS as u64) as usize;
     &noise[start..start + BULK_BYTES]
+}
+
+/// Which bulk bodies, one after the other, are the answer `id` to a request for `path`.
+pub fn pieces(path: char, id: u64) -> std::ops::Range<u64> {
+    match path {
+        'b' => id..id + 1,
+        'l' => id * STREAM_PIECES..(id + 1) * STREAM_PIECES,
+        _ => 0..0,
+    }
 }
 
 /// Serves until stdin ends, which is when the parent is gone. Prints the endpoints' addresses, as JSON in one line.
@@ -122,7 +134,7 @@ impl Origin {
                 }
             };
             answer.clear();
-            let mut bulk: &[u8] = &[];
+            let mut bulk = 0..0;
             let mut is_last = false;
             match request {
                 Err(what) => {
@@ -150,9 +162,10 @@ impl Origin {
                         self.connections[endpoint].set(self.connections[endpoint].get() + 1);
                     }
                     match path {
-                        Path::Bulk(id) => {
-                            bulk = bulk_body(&self.noise, id);
-                            write!(answer, "HTTP/1.1 200 OK\r\nContent-Length: {BULK_BYTES}\r\n\r\n")?;
+                        Path::Bulk(pieces) => {
+                            let n_bytes = (pieces.end - pieces.start) * BULK_BYTES as u64;
+                            bulk = pieces;
+                            write!(answer, "HTTP/1.1 200 OK\r\nContent-Length: {n_bytes}\r\n\r\n")?;
                         }
                         Path::Small(id) => {
                             write_answer(&mut answer, "200 OK", &small_body(id, endpoint), is_close)?;
@@ -162,7 +175,9 @@ impl Origin {
                 }
             }
             stream.write_all(&answer).await?;
-            stream.write_all(bulk).await?;
+            for piece in bulk {
+                stream.write_all(bulk_body(&self.noise, piece)).await?;
+            }
             if is_last {
                 return stream.shutdown().await;
             }
@@ -180,7 +195,8 @@ fn write_answer(to: &mut Vec<u8>, status: &str, body: &str, is_close: bool) -> s
 }
 
 enum Path {
-    Bulk(u64),
+    /// Which pieces.
+    Bulk(std::ops::Range<u64>),
     Small(u64),
     Stats,
 }
@@ -205,7 +221,8 @@ impl Request {
         let id = |digits: &str| digits.parse().map_err(|_| format!("no such path: {text}"));
         let path = match text.get(..3) {
             Some("/s/") => Path::Small(id(&text[3..])?),
-            Some("/b/") => Path::Bulk(id(&text[3..])?),
+            Some("/b/") => Path::Bulk(pieces('b', id(&text[3..])?)),
+            Some("/l/") => Path::Bulk(pieces('l', id(&text[3..])?)),
             Some("/h/") => {
                 for (name, value) in FORWARDED {
                     let found = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
