@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::core::Connection;
 use super::h1;
-use super::tcp;
+use super::tcp::{self, Accepted};
 use crate::model::Mode;
 use crate::routing::{Listen, Service};
 use crate::sys::socket;
@@ -89,12 +89,12 @@ impl Acceptor {
         };
         let connection = Connection::open(service, Instant::now());
         match connection.service().spec().mode {
-            Mode::Tcp => tokio::spawn(tcp::serve(tcp::begin(
+            Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
                 connection,
-                stream,
+                client: stream,
                 target,
-                self.shared.table.clone(),
-            ))),
+                table: self.shared.table.clone(),
+            }))),
             Mode::Http => tokio::spawn(h1::serve(
                 connection,
                 stream,

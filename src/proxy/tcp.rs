@@ -12,21 +12,34 @@ use super::upstream::{self, Upstream};
 use crate::routing::{CloseReason, TableHandle};
 use crate::sys::socket;
 
+/// A connection that was accepted and waits for its task's first turn. Many may: this is what each of them costs.
+pub(super) struct Accepted {
+    pub(super) connection: Connection,
+    pub(super) client: TcpStream,
+    pub(super) target: u16,
+    pub(super) table: Arc<TableHandle>,
+}
+
 /// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
 /// this state, and a task is as large as the largest state that it may be in.
-pub(super) type Beginning =
-    Pin<Box<dyn Future<Output = (Connection, TcpStream, Result<Upstream, CloseReason>)> + Send>>;
+type Beginning = Pin<Box<dyn Future<Output = (Connection, TcpStream, Result<Upstream, CloseReason>)> + Send>>;
 
-pub(super) fn begin(mut connection: Connection, client: TcpStream, target: u16, table: Arc<TableHandle>) -> Beginning {
+fn begin(accepted: Box<Accepted>) -> Beginning {
     Box::pin(async move {
+        let Accepted {
+            mut connection,
+            client,
+            target,
+            table,
+        } = *accepted;
         let result = connect(&mut connection, &client, target, &table).await;
         (connection, client, result)
     })
 }
 
 /// Serves one client from its beginning to its close.
-pub(super) async fn serve(beginning: Beginning) {
-    let (mut relay, _lease) = match beginning.await {
+pub(super) async fn serve(accepted: Box<Accepted>) {
+    let (mut relay, _lease) = match begin(accepted).await {
         (connection, client, Ok(Upstream { stream, lease })) => {
             connection.hold(Some(lease.endpoint().id()));
             (Relay::new(connection, client, stream, [Vec::new(), Vec::new()]), lease)
