@@ -6,12 +6,9 @@ use crate::source::file;
 
 /// Checks what `flags` name, prints every error, and returns the exit code.
 pub fn check(flags: Flags) -> i32 {
-    let config = match Config::load(flags) {
+    let config = match Config::load_or_say(flags) {
         Ok(config) => config,
-        Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("error: {error}"));
-            return EXIT_CONFIG;
-        }
+        Err(code) => return code,
     };
     let Some(path) = &config.services else {
         print("ok: the configuration is valid, and names no services file\n");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use toml::Value;
 
+use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings};
 use crate::model::parse_duration;
 use crate::proxy::ProxyConfig;
@@ -56,6 +57,14 @@ impl Config {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         Config::load_from(flags, &variables)
+    }
+
+    /// Reads the configuration as a command does. Errors: the exit code, everything that is wrong having been printed.
+    pub(super) fn load_or_say(flags: Flags) -> Result<Config, i32> {
+        Config::load(flags).map_err(|errors| {
+            errors.iter().for_each(|error| eprintln!("error: {error}"));
+            EXIT_CONFIG
+        })
     }
 
     fn load_from(flags: Flags, variables: &[(String, String)]) -> Result<Config, Vec<SettingError>> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::config::{Config, Flags};
 use super::node::Node;
 use super::up::{Signals, block_on};
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, chain, print};
+use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, chain, print};
 use crate::routing::{Endpoint, EndpointState, Listen, TableHandle};
 
 /// What the command line says.
@@ -44,12 +44,9 @@ pub fn demo(args: DemoArgs) -> i32 {
         dns: beside_another_node("127.0.0.1:8553"),
         ..Flags::default()
     };
-    let config = match Config::load(flags) {
+    let config = match Config::load_or_say(flags) {
         Ok(config) => config,
-        Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("error: {error}"));
-            return EXIT_CONFIG;
-        }
+        Err(code) => return code,
     };
     block_on(async {
         let mut signals = Signals::new()?;

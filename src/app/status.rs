@@ -16,12 +16,9 @@ use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags, print};
 
 /// Prints the status of the node that `flags` lead to. Returns the exit code.
 pub fn status(flags: Flags, is_json: bool) -> i32 {
-    let config = match Config::load(flags) {
+    let config = match Config::load_or_say(flags) {
         Ok(config) => config,
-        Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("error: {error}"));
-            return EXIT_CONFIG;
-        }
+        Err(code) => return code,
     };
     let Some(admin) = config.admin else {
         eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");

@@ -13,12 +13,9 @@ use crate::whoami::{self, WhoamiConfig};
 
 /// Runs a node until SIGTERM or SIGINT, then drains it; a second signal ends it at once. Returns the exit code.
 pub fn up(flags: Flags) -> i32 {
-    let config = match Config::load(flags) {
+    let config = match Config::load_or_say(flags) {
         Ok(config) => config,
-        Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("error: {error}"));
-            return EXIT_CONFIG;
-        }
+        Err(code) => return code,
     };
     let Ok(filter) = config.log.parse::<EnvFilter>() else {
         eprintln!(
