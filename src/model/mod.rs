@@ -3,9 +3,14 @@
 //! Values are checked where they are made (`FromStr`, `ServiceName::new`), so that whoever holds one need not check it
 //! again. What can only be judged across services (two of them publish one port) is the routing table's to refuse.
 
+mod cluster;
 mod service;
 mod text;
 
+pub use cluster::{
+    Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
+    DigestMismatch, ObjectDiff,
+};
 pub use service::{
     Balance, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, PublishedPort, ServiceName, ServiceSpec, Timeouts,
 };
