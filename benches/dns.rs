@@ -29,9 +29,7 @@ fn service(i: u16) -> Change {
     let [high, low] = i.to_be_bytes();
     let name = ServiceName::new(&format!("service-{i}")).expect("a good name");
     let mut spec = ServiceSpec::new(name);
-    let endpoint = |n| EndpointSpec {
-        addr: (Ipv4Addr::new(10, high, low, n), 80).into(),
-    };
+    let endpoint = |n| EndpointSpec::at((Ipv4Addr::new(10, high, low, n), 80).into());
     spec.endpoints = (1..=N_ENDPOINTS).map(endpoint).collect();
     Change::Upsert {
         spec: Arc::new(spec),

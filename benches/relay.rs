@@ -73,7 +73,7 @@ fn anynode(to: SocketAddr) -> SocketAddr {
         vip: None,
     };
     table.commit(&[change]).expect("no conflicts");
-    let mut proxy = Proxy::start(ProxyConfig::default(), table).expect("a worker");
+    let mut proxy = Proxy::start(ProxyConfig::default(), table, None).expect("a worker");
     proxy.settle();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()

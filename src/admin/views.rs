@@ -168,7 +168,7 @@ impl EndpointView {
     fn of(endpoint: &Endpoint, now: Instant) -> EndpointView {
         let state: EndpointState = endpoint.state(now);
         EndpointView {
-            address: crate::model::EndpointSpec { addr: endpoint.addr() }.to_string(),
+            address: endpoint.spec().to_string(),
             state: state.as_str(),
             in_flight: endpoint.in_flight(),
             total: endpoint.picks_total(),

@@ -65,7 +65,7 @@ impl Node {
         // What may be refused comes first, before anything serves.
         let admin = config.admin.map(listen_admin).transpose()?;
         let dns = config.dns.map(|listen| bind_dns(listen, &config, &table)).transpose()?;
-        let mut proxy = Proxy::start(config.proxy.clone(), table.clone()).map_err(NodeError::Workers)?;
+        let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), None).map_err(NodeError::Workers)?;
         let status = Arc::new(SourceStatus::default());
         let source = config.services.clone().map(|path| {
             FileSource::start(

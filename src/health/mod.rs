@@ -101,7 +101,12 @@ impl Prober {
 
     fn keep_probed(&mut self, service: &Service) {
         let target = service.spec().vip_ports().first().copied().unwrap_or_default();
-        for endpoint in service.endpoints() {
+        // Tasks of other nodes are probed there; here the state of the link to their node is what is known of them.
+        for endpoint in service
+            .endpoints()
+            .iter()
+            .filter(|endpoint| !endpoint.spec().is_remote())
+        {
             let Some(check) = &service.spec().health else {
                 self.running.remove(&endpoint.id());
                 endpoint.clear_probed();

@@ -12,6 +12,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use service::{
-    Balance, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, PublishedPort, ServiceName, ServiceSpec, Timeouts,
+    Balance, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol, PublishedPort, ServiceName,
+    ServiceSpec, TaskRef, Timeouts,
 };
 pub use text::{InvalidValue, format_duration, parse_duration};

@@ -107,6 +107,8 @@ pub struct ServiceSpec {
     pub balance: Balance,
     /// `None`: passive ejection only.
     pub health: Option<HealthCheck>,
+    /// What the endpoints are told of their clients' addresses, before the first byte (tcp).
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// How long connections of a removed endpoint may go on.
     pub stop_grace: Duration,
     pub limits: Limits,
@@ -124,6 +126,7 @@ impl ServiceSpec {
             expose: Vec::new(),
             balance: Balance::default(),
             health: None,
+            proxy_protocol: None,
             stop_grace: ServiceSpec::DEFAULT_STOP_GRACE,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -207,6 +210,34 @@ impl FromStr for Balance {
             "round-robin" => Ok(Balance::RoundRobin),
             "least-request" => Ok(Balance::LeastRequest),
             _ => Err(InvalidValue::new(text, "round-robin or least-request")),
+        }
+    }
+}
+
+/// The version of the PROXY protocol (haproxy.org, proxy-protocol.txt) that endpoints expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
+}
+
+impl ProxyProtocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProxyProtocol::V1 => "v1",
+            ProxyProtocol::V2 => "v2",
+        }
+    }
+}
+
+impl FromStr for ProxyProtocol {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<ProxyProtocol, InvalidValue> {
+        match text {
+            "v1" => Ok(ProxyProtocol::V1),
+            "v2" => Ok(ProxyProtocol::V2),
+            _ => Err(InvalidValue::new(text, "v1 or v2")),
         }
     }
 }
@@ -345,10 +376,40 @@ impl Default for Timeouts {
     }
 }
 
-/// One endpoint as declared. Port 0: whichever target port the client's connection was for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// One endpoint as declared, or as a cluster's task made it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointSpec {
+    /// Port 0: whichever target port the client's connection was for. Of a task on another node: that node's link.
     pub addr: SocketAddr,
+    /// The task that it is; `None` for an endpoint that was declared by its address.
+    pub task: Option<Arc<TaskRef>>,
+}
+
+/// A task as the data plane knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskRef {
+    pub id: Arc<str>,
+    /// As Docker shows it: `web.1`.
+    pub name: String,
+    /// The service's id, which the node of the task knows it by.
+    pub service: Arc<str>,
+    /// The id of its node.
+    pub node: Arc<str>,
+    pub hostname: Arc<str>,
+    /// It runs on another node, and is reached over the link.
+    pub is_remote: bool,
+}
+
+impl EndpointSpec {
+    /// An endpoint by its address alone.
+    pub fn at(addr: SocketAddr) -> EndpointSpec {
+        EndpointSpec { addr, task: None }
+    }
+
+    /// Whether it is reached over another node.
+    pub fn is_remote(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| task.is_remote)
+    }
 }
 
 impl FromStr for EndpointSpec {
@@ -361,7 +422,7 @@ impl FromStr for EndpointSpec {
             Err(_) => text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)).map_err(|_| ()),
         };
         match addr {
-            Ok(addr) if !addr.ip().is_unspecified() && !addr.ip().is_multicast() => Ok(EndpointSpec { addr }),
+            Ok(addr) if !addr.ip().is_unspecified() && !addr.ip().is_multicast() => Ok(EndpointSpec::at(addr)),
             _ => Err(InvalidValue::new(
                 text,
                 "an address with a port, such as 127.0.0.1:9001 or [::1]:9001, or an address alone for the target port",

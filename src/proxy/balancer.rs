@@ -15,6 +15,11 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    /// Of an endpoint that was told to `begin` already.
+    pub(super) fn of(endpoint: Arc<Endpoint>) -> Lease {
+        Lease { endpoint }
+    }
+
     pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::balancer;
-use crate::routing::{CloseReason, EndpointId, Service};
+use super::wire::Dialer;
+use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
 use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{Pipe, PipePool};
 
@@ -27,6 +28,7 @@ thread_local! {
         connections: RefCell::new(Slab::with_capacity(ROOM_AT_FIRST)),
         open: RefCell::default(),
         liveness: RefCell::default(),
+        dialer: RefCell::default(),
         is_draining: Cell::new(false),
     };
 }
@@ -38,6 +40,7 @@ struct Core {
     /// What all workers share, kept here so that a connection need not hold it.
     open: RefCell<Arc<OpenConnections>>,
     liveness: RefCell<Liveness>,
+    dialer: RefCell<Option<Arc<dyn Dialer>>>,
     is_draining: Cell<bool>,
 }
 
@@ -85,12 +88,18 @@ const AGE_TICKS: u8 = 5;
 const ROOM_AT_FIRST: usize = 32 * 1024;
 
 /// Prepares the calling thread to be a worker.
-pub(super) fn set_up(pipes: PipePool, open: Arc<OpenConnections>, liveness: Liveness) {
+pub(super) fn set_up(pipes: PipePool, open: Arc<OpenConnections>, liveness: Liveness, dialer: Option<Arc<dyn Dialer>>) {
     CORE.with(|core| {
         core.pipes.replace(pipes);
         core.open.replace(open);
         core.liveness.replace(liveness);
+        core.dialer.replace(dialer);
     });
+}
+
+/// Who reaches tasks of other nodes, if anybody does.
+pub(super) fn dialer() -> Option<Arc<dyn Dialer>> {
+    CORE.with(|core| core.dialer.borrow().clone())
 }
 
 /// Has dead peers of `stream` noticed. An error means that the connection is gone already, which its next read will say.
@@ -228,12 +237,24 @@ pub(super) struct Connection {
     opened_at: Instant,
     reason: Option<CloseReason>,
     is_admitted: bool,
+    /// Its client is another node, which counts it as a client's.
+    is_last_hop: bool,
 }
 
 impl Connection {
     /// A connection that was just accepted for `service`.
     pub(super) fn open(service: Arc<Service>, now: Instant) -> Connection {
         service.stats().opened();
+        Connection::new(service, now, false)
+    }
+
+    /// A connection that another node opened to a task of `service` on this one.
+    pub(super) fn open_last_hop(service: Arc<Service>, now: Instant) -> Connection {
+        service.state().last_hops().opened();
+        Connection::new(service, now, true)
+    }
+
+    fn new(service: Arc<Service>, now: Instant, is_last_hop: bool) -> Connection {
         let key = CORE.with(|core| {
             core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
             core.connections.borrow_mut().insert(Entry::default())
@@ -244,6 +265,7 @@ impl Connection {
             opened_at: now,
             reason: None,
             is_admitted: false,
+            is_last_hop,
         }
     }
 
@@ -252,6 +274,14 @@ impl Connection {
         balancer::admit(&self.service).await?;
         self.is_admitted = true;
         Ok(())
+    }
+
+    /// Where this connection and its bytes are counted.
+    pub(super) fn stats(&self) -> &ServiceStats {
+        match self.is_last_hop {
+            true => self.service.state().last_hops(),
+            false => self.service.stats(),
+        }
     }
 
     pub(super) fn service(&self) -> &Arc<Service> {
@@ -326,7 +356,7 @@ impl Drop for Connection {
         let entry = CORE.with(|core| core.connections.borrow_mut().remove(self.key));
         // A task that is dropped without a word goes down with its runtime.
         let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);
-        self.service.stats().closed(reason, self.opened_at.elapsed());
+        self.stats().closed(reason, self.opened_at.elapsed());
         if self.is_admitted {
             self.service.state().connection_gate.release();
         }

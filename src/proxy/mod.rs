@@ -5,20 +5,26 @@ mod config;
 mod core;
 mod h1;
 pub mod http;
+mod last_hop;
 mod listener;
 mod manager;
 mod ports;
 mod relay;
 mod tcp;
 mod upstream;
+mod wire;
 mod worker;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::ProxyConfig;
+pub use last_hop::HopRequest;
 pub use ports::{PortState, Ports};
+pub use wire::{Dialer, Dialing, PendingTunnel, Refused, Tunnel, TunnelFor};
 
 use self::core::OpenConnections;
 use self::manager::Manager;
@@ -26,12 +32,43 @@ use self::worker::{Command, Workers};
 use crate::routing::TableHandle;
 
 /// What all workers share.
-#[derive(Debug)]
 struct Shared {
     config: ProxyConfig,
     table: Arc<TableHandle>,
     ports: Arc<Ports>,
     open: Arc<OpenConnections>,
+    dialer: Option<Arc<dyn Dialer>>,
+}
+
+/// Work for a worker: made there, and run there.
+pub type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// What others may ask of the workers of a running data plane.
+#[derive(Clone)]
+pub struct ProxyHandle {
+    shared: Arc<Shared>,
+    commands: Arc<[tokio::sync::mpsc::UnboundedSender<Command>]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl ProxyHandle {
+    /// Gives work to the workers in turn. After they have ended, nothing comes of it.
+    pub fn spawn(&self, job: Job) {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.commands.len().max(1);
+        if let Some(worker) = self.commands.get(next) {
+            // An error means that the worker has ended.
+            let _ = worker.send(Command::Run(job));
+        }
+    }
+
+    /// Connects a stream from another node to a task of this one, and relays until it is over. To be run on a worker.
+    pub fn serve_last_hop(
+        &self,
+        request: HopRequest,
+        pending: Box<dyn PendingTunnel>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        last_hop::serve(self.shared.clone(), request, pending)
+    }
 }
 
 /// The data plane of one node: its worker threads, and what keeps them with the table.
@@ -41,13 +78,18 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers. Errors: a thread or its runtime cannot be made.
-    pub fn start(config: ProxyConfig, table: Arc<TableHandle>) -> std::io::Result<Proxy> {
+    /// Starts the workers. `dialer`: who reaches tasks of other nodes. Errors: a thread or its runtime cannot be made.
+    pub fn start(
+        config: ProxyConfig,
+        table: Arc<TableHandle>,
+        dialer: Option<Arc<dyn Dialer>>,
+    ) -> std::io::Result<Proxy> {
         let shared = Arc::new(Shared {
             config,
             table,
             ports: Arc::default(),
             open: Arc::default(),
+            dialer,
         });
         let workers = Workers::start(&shared)?;
         let manager = Manager::new(shared.clone(), workers);
@@ -56,6 +98,14 @@ impl Proxy {
 
     pub fn ports(&self) -> &Arc<Ports> {
         &self.shared.ports
+    }
+
+    pub fn handle(&self) -> ProxyHandle {
+        ProxyHandle {
+            shared: self.shared.clone(),
+            commands: self.manager.workers().commands().into(),
+            next: Arc::default(),
+        }
     }
 
     /// Client connections now open.

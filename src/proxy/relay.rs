@@ -11,14 +11,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::core::{self, Connection, Signal};
+use super::wire::Wire;
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
-use crate::sys::socket;
 use crate::sys::splice::{self, Pipe};
 
 /// Relays until both directions have ended or the connection is ended from outside, and says why it ended. After it,
@@ -26,20 +24,20 @@ use crate::sys::splice::{self, Pipe};
 pub(super) async fn run<C, S, U>(relay: &mut Relay<C, S, U>) -> CloseReason
 where
     C: Borrow<Connection>,
-    S: Borrow<TcpStream>,
-    U: Borrow<TcpStream>,
+    S: Wire,
+    U: Wire,
 {
     match poll_fn(|cx| relay.poll(cx)).await {
         Ending::Done(reason) => reason,
         Ending::Cut(reason) => {
-            socket::reset_on_close(relay.client.borrow());
-            socket::reset_on_close(relay.upstream.borrow());
+            relay.client.reset_on_close();
+            relay.upstream.reset_on_close();
             reason
         }
         Ending::Discard => {
             // The upstream has said everything and wants no more. Closing now, with the client still sending, would
             // reset the connection and could destroy what the client has yet to read.
-            Box::pin(discard_a_while(relay.client.borrow())).await;
+            Box::pin(discard_a_while(&relay.client)).await;
             CloseReason::UpstreamFin
         }
     }
@@ -74,7 +72,7 @@ struct IdleTimer {
     last_bytes_at: Instant,
 }
 
-impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C, S, U> {
+impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
     /// `early`: bytes of each direction that were read already.
     pub(super) fn new(connection: C, client: S, upstream: U, early: [Vec<u8>; 2]) -> Relay<C, S, U> {
         connection.borrow().grow_old();
@@ -97,7 +95,7 @@ impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C,
         let connection = self.connection.borrow();
         match connection.poll_signal(cx) {
             Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
-            Poll::Ready(Signal::Aged) => core::set_liveness(self.upstream.borrow()),
+            Poll::Ready(Signal::Aged) => self.upstream.set_liveness(),
             Poll::Ready(Signal::LookForReset) => {
                 if let Some(ending) = self.look_for_reset() {
                     return Poll::Ready(ending);
@@ -106,29 +104,28 @@ impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C,
             Poll::Pending => {}
         }
         let connection = self.connection.borrow();
-        let (client, upstream) = (self.client.borrow(), self.upstream.borrow());
-        let stats = connection.service().stats();
+        let stats = connection.stats();
         let mut is_moved = false;
         for i in 0..2 {
-            let (source, sink) = if i == 0 { (client, upstream) } else { (upstream, client) };
+            let is_last = self.first_end.is_some();
             let half = &mut self.halves[i];
             if half.is_over {
                 continue;
             }
-            let polled = half.poll(cx, source, sink, stats);
+            let polled = match i {
+                0 => half.poll(cx, &self.client, &self.upstream, is_last, stats),
+                _ => half.poll(cx, &self.upstream, &self.client, is_last, stats),
+            };
             is_moved |= std::mem::take(&mut half.is_moved);
             match polled {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => {
                     half.is_over = true;
                     let direction = half.direction;
-                    if self.first_end.is_some() {
+                    if is_last {
                         return Poll::Ready(Ending::Done(self.reason_of_first_end()));
                     }
                     self.first_end = Some(direction);
-                    // The last direction is ended by closing the socket; this one while the other goes on. An error
-                    // means that the peer is gone, which the other direction will notice.
-                    let _ = socket2::SockRef::from(sink).shutdown(std::net::Shutdown::Write);
                 }
                 Poll::Ready(Err(failure)) => return Poll::Ready(self.failed(i, failure)),
             }
@@ -141,8 +138,11 @@ impl<C: Borrow<Connection>, S: Borrow<TcpStream>, U: Borrow<TcpStream>> Relay<C,
 
     /// Asks those sources for errors that nobody reads now.
     fn look_for_reset(&self) -> Option<Ending> {
-        let sources = [self.client.borrow(), self.upstream.borrow()];
-        let is_reset = |i: &usize| self.halves[*i].is_unread() && !matches!(sources[*i].take_error(), Ok(None));
+        let take_error = |i: usize| match i {
+            0 => self.client.take_error(),
+            _ => self.upstream.take_error(),
+        };
+        let is_reset = |i: &usize| self.halves[*i].is_unread() && !matches!(take_error(*i), Ok(None));
         (0..2).find(is_reset).map(|i| self.failed(i, Failure::Source))
     }
 
@@ -214,6 +214,8 @@ struct Half {
     pipe: Option<Pipe>,
     way: Way,
     direction: Direction,
+    /// The source has ended; the sink is still to be told.
+    is_ended: bool,
     is_over: bool,
     is_moved: bool,
 }
@@ -241,6 +243,7 @@ impl Half {
             pipe: None,
             way: Way::Copy { n_large: 0 },
             direction,
+            is_ended: false,
             is_over: false,
             is_moved: false,
         };
@@ -254,25 +257,33 @@ impl Half {
 
     /// Nobody reads the source now: it has ended, or something was read that the sink does not take.
     fn is_unread(&self) -> bool {
-        self.is_over || self.held.is_some() || self.pipe.is_some()
+        self.is_over || self.is_ended || self.held.is_some() || self.pipe.is_some()
     }
 
-    /// Moves bytes until the source has no more (`Pending`), or has ended and everything is written (`Ready`).
+    /// Moves bytes until the source has no more (`Pending`), or has ended and everything is written and the sink was told
+    /// (`Ready`).
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
+        source: &impl Wire,
+        sink: &impl Wire,
+        is_last: bool,
         stats: &ServiceStats,
     ) -> Poll<Result<(), Failure>> {
         // One side may send faster than the other core of the machine can follow; others want their turn too.
         for _ in 0..MOVES_PER_TURN {
             ready!(self.poll_flush(cx, sink, stats))?;
+            if self.is_ended {
+                ready!(sink.poll_end(cx, is_last));
+                return Poll::Ready(Ok(()));
+            }
             let n = match self.way {
                 Way::Splice { .. } => ready!(self.poll_splice(cx, source, sink, stats))?,
                 Way::Copy { .. } | Way::CopyOnly => ready!(self.poll_copy(cx, source, sink, stats))?,
             };
             if n == Some(0) {
+                self.is_ended = true;
+                ready!(sink.poll_end(cx, is_last));
                 return Poll::Ready(Ok(()));
             }
         }
@@ -284,11 +295,11 @@ impl Half {
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &TcpStream,
+        sink: &impl Wire,
         stats: &ServiceStats,
     ) -> Poll<Result<(), Failure>> {
         while let Some(held) = &mut self.held {
-            let n = ready!(poll_write(sink, cx, &held.bytes[held.start..])).map_err(|_| Failure::Sink)?;
+            let n = ready!(sink.poll_write(cx, &held.bytes[held.start..])).map_err(|_| Failure::Sink)?;
             held.start += n;
             if held.start >= held.bytes.len() {
                 self.held = None;
@@ -296,10 +307,10 @@ impl Half {
             self.count(stats, BytePath::Copy, n);
         }
         while let Some(pipe) = &mut self.pipe {
-            if pipe.is_empty() {
+            let Some(sink) = sink.tcp().filter(|_| !pipe.is_empty()) else {
                 self.put_pipe();
                 break;
-            }
+            };
             ready!(sink.poll_write_ready(cx)).map_err(|_| Failure::Sink)?;
             match sink.try_io(Interest::WRITABLE, || pipe.drain(sink)) {
                 Ok(n) => self.count(stats, BytePath::Splice, n),
@@ -307,24 +318,24 @@ impl Half {
                 Err(_) => return Poll::Ready(Err(Failure::Sink)),
             }
         }
-        Poll::Ready(Ok(()))
+        sink.poll_flush(cx).map_err(|_| Failure::Sink)
     }
 
     /// Reads once and writes what was read; what the sink does not take is held. Returns the number read, 0 at the end.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
+        source: &impl Wire,
+        sink: &impl Wire,
         stats: &ServiceStats,
     ) -> Poll<Result<Option<usize>, Failure>> {
         core::with_scratch(|scratch| {
-            let n = ready!(poll_read(source, cx, scratch)).map_err(|_| Failure::Source)?;
+            let n = ready!(source.poll_read(cx, scratch)).map_err(|_| Failure::Source)?;
             if n == 0 {
                 return Poll::Ready(Ok(Some(0)));
             }
             let bytes = &scratch[..n];
-            let n_written = match poll_write(sink, cx, bytes) {
+            let n_written = match sink.poll_write(cx, bytes) {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(n)) => n,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Sink)),
@@ -349,16 +360,20 @@ impl Half {
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
+        source: &impl Wire,
+        sink: &impl Wire,
         stats: &ServiceStats,
     ) -> Poll<Result<Option<usize>, Failure>> {
+        let (Some(from), Some(_)) = (source.tcp(), sink.tcp()) else {
+            self.way = Way::CopyOnly;
+            return Poll::Ready(Ok(None));
+        };
         loop {
-            ready!(source.poll_read_ready(cx)).map_err(|_| Failure::Source)?;
+            ready!(from.poll_read_ready(cx)).map_err(|_| Failure::Source)?;
             let Some(mut pipe) = core::take_pipe() else {
                 return self.poll_copy(cx, source, sink, stats);
             };
-            match source.try_io(Interest::READABLE, || pipe.fill(source, SPLICE_AT_MOST)) {
+            match from.try_io(Interest::READABLE, || pipe.fill(from, SPLICE_AT_MOST)) {
                 Ok(0) => {
                     core::put_pipe(pipe);
                     return Poll::Ready(Ok(Some(0)));
@@ -409,60 +424,14 @@ impl Drop for Half {
     }
 }
 
-/// Reads into `buffer`; 0 is the end. A read that does not fill the buffer has emptied the socket, and tokio is told so:
-/// that saves the call that would only say "nothing more".
-pub(super) fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_read_ready(cx))?;
-        let mut n_short = 0;
-        let result = stream.try_io(Interest::READABLE, || {
-            let (n, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::empty())?;
-            if n > 0 && n < buffer.len() {
-                n_short = n;
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(n)
-        });
-        match result {
-            Ok(n) => return Poll::Ready(Ok(n)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if n_short > 0 {
-                    return Poll::Ready(Ok(n_short));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-    }
-}
-
-/// Writes of `bytes` what the socket takes; never 0 unless there are none.
-///
-/// The socket is asked before tokio is: it mostly takes everything, also before its first event has come.
-pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    let send = || Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?);
-    let mut result: io::Result<usize> = send();
-    loop {
-        match result {
-            Ok(n) => return Poll::Ready(Ok(n)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
-                _ => return Poll::Ready(Err(error)),
-            },
-        }
-        ready!(stream.poll_write_ready(cx))?;
-        result = stream.try_io(Interest::WRITABLE, send);
-    }
-}
-
 /// Reads and forgets for a bounded time, so that closing does not reset what the peer has yet to read.
-pub(super) async fn discard_a_while(stream: &TcpStream) {
+pub(super) async fn discard_a_while(stream: &impl Wire) {
     let _ = tokio::time::timeout(DISCARD_AT_MOST, discard(stream)).await;
 }
 
 /// Reads and forgets until the peer ends or resets.
-async fn discard(stream: &TcpStream) {
-    let read = |cx: &mut Context<'_>| core::with_scratch(|scratch| poll_read(stream, cx, scratch));
+async fn discard(stream: &impl Wire) {
+    let read = |cx: &mut Context<'_>| core::with_scratch(|scratch| stream.poll_read(cx, scratch));
     while let Ok(1..) = poll_fn(read).await {}
 }
 

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::core::Connection;
 use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
+use super::wire::Leg;
 use crate::routing::{CloseReason, TableHandle};
 use crate::sys::socket;
 
@@ -42,7 +43,12 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
     let (mut relay, _lease) = match begin(accepted).await {
         (connection, client, Ok(Upstream { stream, lease })) => {
             connection.hold(Some(lease.endpoint().id()));
-            (Relay::new(connection, client, stream, [Vec::new(), Vec::new()]), lease)
+            // The node of a remote task tells it itself.
+            let early = match &stream {
+                Leg::Tcp(_) => upstream::proxy_header(connection.service().spec(), || upstream::addresses(&client)),
+                Leg::Tunnel(_) => Vec::new(),
+            };
+            (Relay::new(connection, client, stream, [early, Vec::new()]), lease)
         }
         (connection, client, Err(reason)) => {
             socket::reset_on_close(&client);
@@ -64,7 +70,7 @@ async fn connect(
     let mut tried = Vec::new();
     tokio::select! {
         biased;
-        result = upstream::connect(table, connection.service(), target, &mut tried, |_| None) => result,
+        result = upstream::connect(table, connection.service(), target, Some(client), &mut tried, |_| None) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),

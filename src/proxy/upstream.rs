@@ -10,27 +10,32 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::balancer::{self, Lease, NoPick};
-use crate::routing::{CloseReason, EndpointId, Outcome, RetryOutcome, Service, TableHandle};
+use super::core;
+use super::wire::{Leg, TunnelFor, TunnelLeg};
+use crate::model::ServiceSpec;
+use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, TableHandle};
 use crate::sys::socket;
 
 /// A connection that an endpoint accepted, and its place in the endpoint's count.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Leg,
     pub(super) lease: Lease,
 }
 
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. `reuse` may have a connection to an endpoint that stands already.
+/// has passed as three attempts may take. `client`: whose address the endpoint's node is told, where the connection is
+/// for one client alone. `reuse` may have a connection to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. Errors: the reason to close with.
 pub(super) async fn connect(
     table: &TableHandle,
     service: &Arc<Service>,
     target: u16,
+    client: Option<&TcpStream>,
     tried: &mut Vec<EndpointId>,
-    mut reuse: impl FnMut(EndpointId) -> Option<TcpStream>,
+    mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
     let mut service = service.clone();
@@ -59,7 +64,7 @@ pub(super) async fn connect(
         if let Some(stream) = reuse(endpoint.id()) {
             return Ok(Upstream { stream, lease });
         }
-        let result = connect_once(endpoint.dial_addr(target), timeout).await;
+        let result = reach(endpoint, target, client, timeout).await;
         let now = Instant::now();
         match result {
             // It left the table meanwhile, and its last connections may have been counted already: take another. It is
@@ -105,7 +110,49 @@ fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {
 /// Refusals are quick and all endpoints may be tried; of attempts that time out, only so many.
 const ATTEMPTS_OF_FULL_LENGTH: u32 = 3;
 
-/// One attempt. Errors: `TimedOut` after `timeout`, else what the kernel says.
+/// What the endpoint is told before the first byte: nothing, or who its client is.
+///
+/// `addresses`: the client's address, and the address that it came to; asked for only where they are needed.
+pub(super) fn proxy_header(
+    spec: &ServiceSpec,
+    addresses: impl FnOnce() -> Option<(SocketAddr, SocketAddr)>,
+) -> Vec<u8> {
+    let Some(version) = spec.proxy_protocol else {
+        return Vec::new();
+    };
+    let _ = (version, addresses());
+    Vec::new()
+}
+
+/// The client's address, and the address that it came to. `None`: the client is gone already.
+pub(super) fn addresses(client: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
+    Some((client.peer_addr().ok()?, client.local_addr().ok()?))
+}
+
+/// One attempt at an endpoint, on this node or another.
+async fn reach(endpoint: &Endpoint, target: u16, client: Option<&TcpStream>, timeout: Duration) -> io::Result<Leg> {
+    let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
+        return connect_once(endpoint.dial_addr(target), timeout).await.map(Leg::Tcp);
+    };
+    let Some(dialer) = core::dialer() else {
+        return Err(io::ErrorKind::NetworkUnreachable.into());
+    };
+    let hop = TunnelFor {
+        task,
+        link: endpoint.addr(),
+        target,
+        // A client whose address cannot be told is gone already.
+        client: client.and_then(addresses),
+        timeout,
+    };
+    let dialing = dialer.dial(hop);
+    match tokio::time::timeout(timeout, dialing).await {
+        Ok(tunnel) => Ok(Leg::Tunnel(TunnelLeg::new(tunnel?))),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// One attempt at an address. Errors: `TimedOut` after `timeout`, else what the kernel says.
 pub(super) async fn connect_once(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let (stream, is_connected) = socket::connect(addr)?;
     let stream = TcpStream::from_std(stream)?;

@@ -9,15 +9,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Shared;
 use super::core;
 use super::h1;
 use super::listener;
+use super::{Job, Shared};
 use crate::routing::{CloseReason, EndpointId, Listen};
 use crate::sys::splice::PipePool;
 
 /// What a worker may be told.
-#[derive(Debug)]
 pub(super) enum Command {
     Listen(Listen, TcpListener),
     Unlisten(Listen),
@@ -25,6 +24,8 @@ pub(super) enum Command {
     EndpointGone(EndpointId),
     /// Its stop grace period is over: end the connections that hold it.
     EndpointOver(EndpointId),
+    /// Work from elsewhere.
+    Run(Job),
     /// Accept no more, and end what is idle.
     Drain,
     /// End everything that is left, then the thread.
@@ -32,7 +33,6 @@ pub(super) enum Command {
 }
 
 /// The workers, as the rest of the program sees them.
-#[derive(Debug)]
 pub(super) struct Workers {
     commands: Vec<mpsc::UnboundedSender<Command>>,
     threads: Vec<JoinHandle<()>>,
@@ -51,7 +51,12 @@ impl Workers {
             let shared = shared.clone();
             let run = move || {
                 let pipes = PipePool::new(shared.config.splice_pipes, shared.config.splice_pipe_bytes);
-                core::set_up(pipes, shared.open.clone(), shared.config.liveness.clone());
+                core::set_up(
+                    pipes,
+                    shared.open.clone(),
+                    shared.config.liveness.clone(),
+                    shared.dialer.clone(),
+                );
                 runtime.block_on(work(shared, receiver));
             };
             workers
@@ -64,6 +69,10 @@ impl Workers {
 
     pub(super) fn len(&self) -> usize {
         self.commands.len()
+    }
+
+    pub(super) fn commands(&self) -> Vec<mpsc::UnboundedSender<Command>> {
+        self.commands.clone()
     }
 
     /// Tells one worker.
@@ -115,6 +124,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
             Command::Unlisten(listen) => drop(listeners.remove(&listen)),
             Command::EndpointGone(endpoint) => h1::pool::forget(endpoint),
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
+            Command::Run(job) => drop(tokio::spawn(job())),
             Command::Drain => {
                 listeners.clear();
                 core::drain();

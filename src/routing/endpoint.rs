@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::service::ServiceState;
+use crate::model::{EndpointSpec, TaskRef};
 
 /// Names one endpoint for the life of this program; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,7 +21,7 @@ pub struct EndpointId(NonZeroU64);
 #[derive(Debug)]
 pub struct Endpoint {
     id: EndpointId,
-    addr: SocketAddr,
+    spec: EndpointSpec,
     service: Arc<ServiceState>,
     probe: AtomicU8,
     /// It left the table: whoever still holds it finishes what is open and picks it no more.
@@ -92,12 +93,12 @@ const PROBE_DOWN: u8 = 3;
 
 impl Endpoint {
     /// `is_probed`: the service has an active check, so the endpoint waits for its first good probe.
-    pub(super) fn new(addr: SocketAddr, service: Arc<ServiceState>, is_probed: bool) -> Endpoint {
+    pub(super) fn new(spec: EndpointSpec, service: Arc<ServiceState>, is_probed: bool) -> Endpoint {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Endpoint {
             // It begins at one, and nobody lives long enough to see it wrap.
             id: EndpointId(NonZeroU64::new(NEXT_ID.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)),
-            addr,
+            spec,
             service,
             probe: AtomicU8::new(if is_probed { PROBE_UNKNOWN } else { PROBE_NONE }),
             draining: AtomicBool::new(false),
@@ -115,14 +116,23 @@ impl Endpoint {
 
     /// As declared; port 0 stands for the target port.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.spec.addr
+    }
+
+    pub fn spec(&self) -> &EndpointSpec {
+        &self.spec
+    }
+
+    /// The task that it is, if it is one.
+    pub fn task(&self) -> Option<&Arc<TaskRef>> {
+        self.spec.task.as_ref()
     }
 
     /// Where a connection for `target` goes.
     pub fn dial_addr(&self, target: u16) -> SocketAddr {
-        match self.addr.port() {
-            0 => SocketAddr::new(self.addr.ip(), target),
-            _ => self.addr,
+        match self.spec.addr.port() {
+            0 => SocketAddr::new(self.spec.addr.ip(), target),
+            _ => self.spec.addr,
         }
     }
 

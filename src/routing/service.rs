@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -38,17 +38,20 @@ impl Service {
         let mut known: std::collections::HashMap<_, Arc<Endpoint>> = retired
             .iter()
             .filter_map(Weak::upgrade)
-            .map(|endpoint| (endpoint.addr(), endpoint))
+            .map(|endpoint| (endpoint.spec().clone(), endpoint))
             .collect();
         for endpoint in before.iter().flat_map(|service| &service.endpoints) {
-            known.insert(endpoint.addr(), endpoint.clone());
+            known.insert(endpoint.spec().clone(), endpoint.clone());
         }
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::with_capacity(spec.endpoints.len());
         for declared in &spec.endpoints {
-            let endpoint = known
-                .get(&declared.addr)
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Endpoint::new(declared.addr, state.clone(), is_probed)));
+            let endpoint = known.get(declared).cloned().unwrap_or_else(|| {
+                Arc::new(Endpoint::new(
+                    declared.clone(),
+                    state.clone(),
+                    is_probed && !declared.is_remote(),
+                ))
+            });
             endpoints.push(endpoint);
         }
         drop(retired);
@@ -146,6 +149,8 @@ impl Service {
 pub struct ServiceState {
     name: ServiceName,
     pub stats: ServiceStats,
+    /// What came from other nodes for tasks of this one: apart, since the other nodes count it as their clients'.
+    last_hops: OnceLock<Box<ServiceStats>>,
     /// Where clients wait while the service has as many connections as it may.
     pub connection_gate: Gate,
     /// Where clients wait while every endpoint has as much in flight as it may.
@@ -161,6 +166,7 @@ impl ServiceState {
         ServiceState {
             name,
             stats: ServiceStats::default(),
+            last_hops: OnceLock::new(),
             connection_gate: Gate::default(),
             endpoint_gate: Gate::default(),
             retry_budget: RetryBudget::default(),
@@ -171,6 +177,16 @@ impl ServiceState {
 
     pub fn name(&self) -> &ServiceName {
         &self.name
+    }
+
+    /// The counters of what came from other nodes; made by the first.
+    pub fn last_hops(&self) -> &ServiceStats {
+        self.last_hops.get_or_init(Box::default)
+    }
+
+    /// The same, unless nothing came yet.
+    pub fn last_hops_so_far(&self) -> Option<&ServiceStats> {
+        self.last_hops.get().map(|stats| &**stats)
     }
 
     /// Endpoints that left the table and still have connections.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
+use super::endpoint::Endpoint;
 use super::service::Service;
-use crate::model::{ServiceName, ServiceSpec};
+use crate::model::{ServiceName, ServiceSpec, TaskRef};
 
 /// One step from a table to the next.
 #[derive(Debug, Clone)]
@@ -85,6 +86,8 @@ pub struct RoutingTable {
     services: OrdMap<ServiceName, ServiceRef>,
     listens: OrdMap<Listen, Route>,
     vips: OrdMap<Ipv4Addr, ServiceName>,
+    /// The services of the tasks of this node, by the task's id.
+    tasks: OrdMap<Arc<str>, ServiceName>,
 }
 
 /// A service in the map; equal only to itself, so that `diff` compares addresses and never contents.
@@ -209,7 +212,21 @@ impl RoutingTable {
         Ok(table)
     }
 
+    /// The endpoint that is the task of this node with this id, and its service.
+    pub fn local_task(&self, id: &str) -> Option<(&Arc<Service>, &Arc<Endpoint>)> {
+        let service = self.service(self.tasks.get(id)?)?;
+        let is_meant = |task: &Arc<TaskRef>| *task.id == *id && !task.is_remote;
+        let endpoint = service
+            .endpoints()
+            .iter()
+            .find(|endpoint| endpoint.task().is_some_and(is_meant))?;
+        Some((service, endpoint))
+    }
+
     fn close(&mut self, service: &Service) {
+        for task in local_tasks(service.spec()) {
+            self.tasks.remove(&task.id);
+        }
         for port in &service.spec().publish {
             self.listens.remove(&Listen {
                 ip: port.bind,
@@ -255,6 +272,9 @@ impl RoutingTable {
             };
             self.listens.insert(listen, route);
         }
+        for task in local_tasks(spec) {
+            self.tasks.insert(task.id.clone(), spec.name.clone());
+        }
         let Some(vip) = service.vip() else { return Ok(()) };
         if let Some(owner) = self.vips.insert(vip, spec.name.clone()) {
             return Err(TableError::VipTaken {
@@ -299,14 +319,19 @@ impl RoutingTable {
     }
 }
 
+fn local_tasks(spec: &ServiceSpec) -> impl Iterator<Item = &Arc<TaskRef>> {
+    let tasks = spec.endpoints.iter().filter_map(|endpoint| endpoint.task.as_ref());
+    tasks.filter(|task| !task.is_remote)
+}
+
 fn check_endpoints(spec: &ServiceSpec) -> Result<(), TableError> {
-    let mut addrs: Vec<_> = spec.endpoints.iter().map(|endpoint| endpoint.addr).collect();
-    addrs.sort_unstable();
-    match addrs.windows(2).find(|pair| pair[0] == pair[1]) {
+    let mut endpoints: Vec<_> = spec.endpoints.iter().collect();
+    endpoints.sort_unstable();
+    match endpoints.windows(2).find(|pair| pair[0] == pair[1]) {
         None => Ok(()),
         Some(pair) => Err(TableError::EndpointTwice {
             service: spec.name.clone(),
-            addr: pair[0],
+            addr: pair[0].addr,
         }),
     }
 }

@@ -8,7 +8,8 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::proxy::relay;
+use crate::proxy::core;
+use crate::proxy::wire::Wire;
 
 thread_local! {
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -80,7 +81,21 @@ impl Buffer {
     }
 
     /// Reads once from `stream` to the end of the buffer; 0 is the end of the stream.
-    pub(super) fn poll_fill(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_fill(&mut self, wire: &impl Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match wire.tcp() {
+            Some(stream) => self.poll_fill_tcp(stream, cx),
+            None => core::with_scratch(|scratch| {
+                // A tunnel cannot say whether there is something to read without giving it.
+                let n = ready!(wire.poll_read(cx, &mut scratch[..SIZE_BYTES]))?;
+                if n > 0 {
+                    self.tail().extend_from_slice(&scratch[..n]);
+                }
+                Poll::Ready(Ok(n))
+            }),
+        }
+    }
+
+    fn poll_fill_tcp(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
             // No memory is taken before there is something to put into it.
             ready!(stream.poll_read_ready(cx))?;
@@ -117,12 +132,12 @@ impl Buffer {
     }
 
     /// Writes everything to `stream`. Returns how much was written now.
-    pub(super) fn poll_flush(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_flush(&mut self, wire: &impl Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
-            let n = ready!(relay::poll_write(stream, cx, self.rest()))?;
+            let n = ready!(wire.poll_write(cx, self.rest()))?;
             self.consume(n);
         }
-        Poll::Ready(Ok(()))
+        wire.poll_flush(cx)
     }
 }
 

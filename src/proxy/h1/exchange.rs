@@ -14,6 +14,7 @@ use crate::proxy::core;
 use crate::proxy::http::{
     Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, parse_response,
 };
+use crate::proxy::wire::{Leg, Wire};
 use crate::routing::{BytePath, Direction, ServiceStats};
 use crate::sys::splice::Pipe;
 
@@ -49,7 +50,7 @@ pub(super) enum Failure {
 
 pub(super) struct Exchange<'a> {
     pub(super) client: &'a TcpStream,
-    pub(super) upstream: &'a TcpStream,
+    pub(super) upstream: &'a Leg,
     pub(super) stats: &'a ServiceStats,
     pub(super) head_bytes_max: usize,
     pub(super) request: RequestMeta,
@@ -118,11 +119,7 @@ impl Exchange<'_> {
         }
         for _ in 0..MOVES_PER_TURN {
             while !self.to_upstream.is_empty() {
-                match ready!(crate::proxy::relay::poll_write(
-                    self.upstream,
-                    cx,
-                    self.to_upstream.rest()
-                )) {
+                match ready!(self.upstream.poll_write(cx, self.to_upstream.rest())) {
                     Ok(n) => {
                         self.stats.add_bytes(Direction::In, BytePath::Copy, n as u64);
                         match self.is_replayable {
@@ -136,6 +133,10 @@ impl Exchange<'_> {
                         return Poll::Ready(Ok(()));
                     }
                 }
+            }
+            if ready!(self.upstream.poll_flush(cx)).is_err() {
+                self.is_cut_short = true;
+                return Poll::Ready(Ok(()));
             }
             if self.request_body.is_done() {
                 self.sent_at = Some(Instant::now());
@@ -218,7 +219,7 @@ impl Exchange<'_> {
     /// Sends what is ready for the client.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         while !self.to_client.is_empty() {
-            let written = ready!(crate::proxy::relay::poll_write(self.client, cx, self.to_client.rest()));
+            let written = ready!(self.client.poll_write(cx, self.to_client.rest()));
             let n = written.map_err(|_| Failure::ClientGone)?;
             self.stats.add_bytes(Direction::Out, BytePath::Copy, n as u64);
             self.to_client.consume(n);
@@ -331,18 +332,18 @@ impl Exchange<'_> {
         let Some(response) = &mut self.response else {
             return Poll::Ready(Ok(false));
         };
+        let Some(upstream) = self.upstream.tcp() else {
+            return Poll::Ready(Ok(false));
+        };
         loop {
-            ready!(self.upstream.poll_read_ready(cx)).map_err(|_| Failure::ResponseBody)?;
+            ready!(upstream.poll_read_ready(cx)).map_err(|_| Failure::ResponseBody)?;
             let Some(mut pipe) = core::take_pipe() else {
                 return Poll::Ready(Ok(false));
             };
             let most = usize::try_from(response.body.verbatim(response.coding))
                 .unwrap_or(usize::MAX)
                 .min(SPLICE_AT_MOST);
-            match self
-                .upstream
-                .try_io(Interest::READABLE, || pipe.fill(self.upstream, most))
-            {
+            match upstream.try_io(Interest::READABLE, || pipe.fill(upstream, most)) {
                 Ok(n @ 1..) => {
                     response.body.advance(n as u64);
                     self.pipe = Some(pipe);

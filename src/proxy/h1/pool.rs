@@ -3,13 +3,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-
+use crate::proxy::wire::Leg;
 use crate::routing::EndpointId;
 
 thread_local! {
@@ -17,22 +13,18 @@ thread_local! {
 }
 
 struct Idle {
-    stream: TcpStream,
+    stream: Leg,
     since: Instant,
 }
 
 /// An idle connection to `endpoint` that its peer has neither ended nor written to, as far as is known.
-pub(super) fn take(endpoint: EndpointId) -> Option<TcpStream> {
+pub(super) fn take(endpoint: EndpointId) -> Option<Leg> {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
         let idle = pool.get_mut(&endpoint)?;
         while let Some(Idle { stream, .. }) = idle.pop() {
             // Nothing is due on an idle connection: whatever there is to read is its end, or not for us.
-            if stream
-                .poll_read_ready(&mut Context::from_waker(Waker::noop()))
-                .is_pending()
-                || is_ready_no_more(&stream)
-            {
+            if stream.is_quiet() {
                 return Some(stream);
             }
         }
@@ -40,15 +32,8 @@ pub(super) fn take(endpoint: EndpointId) -> Option<TcpStream> {
     })
 }
 
-/// Whether the readiness is that of a body that was read to its end, and not a byte further, before.
-fn is_ready_no_more(stream: &TcpStream) -> bool {
-    let peek = || Ok(recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0);
-    let peeked = stream.try_io(Interest::READABLE, peek);
-    matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-}
-
 /// Keeps a connection for the next request, unless `most` are kept already.
-pub(super) fn put(endpoint: EndpointId, stream: TcpStream, now: Instant, most: usize) {
+pub(super) fn put(endpoint: EndpointId, stream: Leg, now: Instant, most: usize) {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
         let idle = pool.entry(endpoint).or_default();

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use rustix::net::RecvFlags;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
@@ -23,6 +22,7 @@ use crate::proxy::http::{
 };
 use crate::proxy::relay::{self, Relay};
 use crate::proxy::upstream::{self, Upstream};
+use crate::proxy::wire::Wire;
 use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
 
@@ -285,7 +285,7 @@ impl Server<'_> {
                 Outcome::Ended(ended) => ended,
                 Outcome::Cut(reason) => {
                     socket::reset_on_close(self.client);
-                    socket::reset_on_close(&upstream.stream);
+                    upstream.stream.reset_on_close();
                     return Err(reason);
                 }
                 Outcome::TooLate => {
@@ -412,13 +412,13 @@ impl Server<'_> {
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
-            if method.is_idempotent() || stands(&stream) {
+            if method.is_idempotent() || stream.stands() {
                 return Some(stream);
             }
         };
         tokio::select! {
             biased;
-            result = upstream::connect(&self.shared.table, service, target, tried, reuse) => Ok(result),
+            result = upstream::connect(&self.shared.table, service, target, None, tried, reuse) => Ok(result),
             reason = self.connection.ended() => Err(reason),
             _ = self.client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
         }
@@ -506,7 +506,7 @@ impl Server<'_> {
             std::mem::take(&mut self.from_client).into_rest(),
             from_upstream.into_rest(),
         ];
-        let mut relay = Relay::new(self.connection, self.client, &upstream.stream, early);
+        let mut relay = Relay::new(self.connection, self.client, upstream.stream, early);
         relay::run(&mut relay).await
     }
 }
@@ -542,12 +542,6 @@ async fn run(connection: &Connection, exchange: &mut Exchange<'_>, response_limi
         Poll::Pending
     })
     .await
-}
-
-/// Whether an idle connection is neither ended nor written to, asked of the kernel.
-fn stands(stream: &TcpStream) -> bool {
-    let peeked = rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }
 
 fn reason_status(reason: CloseReason) -> u16 {

@@ -39,7 +39,7 @@ impl Node {
     /// A node that gives connections `grace` when it is stopped.
     pub fn start_draining(config: ProxyConfig, grace: Duration) -> Node {
         let table = Arc::new(TableHandle::default());
-        let proxy = Proxy::start(config, table.clone()).unwrap();
+        let proxy = Proxy::start(config, table.clone(), None).unwrap();
         let ports = proxy.ports().clone();
         let (stop, stopped) = oneshot::channel();
         let run = move || {

@@ -1,0 +1,361 @@
+//! What bytes come from and go to: a TCP socket, or a stream through another node. The relay and the HTTP engine know
+//! sockets by this; the way to another node is a trait that others implement (`link`, joined by `app`).
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::model::TaskRef;
+use crate::sys::socket;
+
+/// A stream to a task of another node, or from another node to a task of this one.
+///
+/// Its end without the stream's own goodbye is an error; `poll_shutdown` ends this direction alone.
+pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The socket below, for its options.
+    fn socket(&self) -> &TcpStream;
+}
+
+/// Who a connection to another node's task is for.
+#[derive(Debug, Clone, Copy)]
+pub struct TunnelFor<'a> {
+    pub task: &'a TaskRef,
+    /// The link of the task's node.
+    pub link: SocketAddr,
+    /// The port that the task listens on.
+    pub target: u16,
+    /// The client's address, and the address that it came to; `None` where connections are shared by clients.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+    /// For the whole of it.
+    pub timeout: Duration,
+}
+
+/// A dial under way.
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Tunnel>>> + Send>>;
+
+/// Connects to tasks of other nodes. Called on the worker that will use the connection.
+pub trait Dialer: Send + Sync {
+    /// Errors: as a connect would have them; `NotFound` when the task left its node.
+    fn dial(&self, target: TunnelFor<'_>) -> Dialing;
+}
+
+/// A stream from another node that waits for its task to accept.
+pub trait PendingTunnel: Send {
+    /// Says that the task accepted. Errors: the other node is gone.
+    fn accept(self: Box<Self>) -> Dialing;
+    /// Says why not, and ends.
+    fn refuse(self: Box<Self>, why: Refused) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Why a stream from another node is not connected to a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The task refused, or is not well.
+    Refused,
+    /// The task did not answer in time.
+    TimedOut,
+    /// No such task runs here (any more).
+    Gone,
+    /// The service does not publish that port.
+    NotAllowed,
+}
+
+/// One side of a relay.
+pub(super) trait Wire {
+    /// Reads into `buffer`; 0 is the end.
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    /// Writes of `bytes` what is taken; never 0 unless there are none.
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+    /// Sends what was taken and not sent yet.
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ends the direction that is written to. `is_last`: the other has ended, and closing follows.
+    fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()>;
+    /// The socket, where its bytes are the stream's: only those can be spliced.
+    fn tcp(&self) -> Option<&TcpStream>;
+    /// An error that nobody has read yet, or that there is none.
+    fn take_error(&self) -> io::Result<Option<io::Error>>;
+    /// Closing will reset, so that the peer never takes a truncated stream for a complete one.
+    fn reset_on_close(&self);
+    /// Has dead peers noticed.
+    fn set_liveness(&self);
+}
+
+impl Wire for TcpStream {
+    /// A read that does not fill the buffer has emptied the socket, and tokio is told so: that saves the call that would
+    /// only say "nothing more".
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let mut n_short = 0;
+            let result = self.try_io(Interest::READABLE, || {
+                let (n, _) = rustix::net::recv(self, &mut *buffer, RecvFlags::empty())?;
+                if n > 0 && n < buffer.len() {
+                    n_short = n;
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(n)
+            });
+            match result {
+                Ok(n) => return Poll::Ready(Ok(n)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if n_short > 0 {
+                        return Poll::Ready(Ok(n_short));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// The socket is asked before tokio is: it mostly takes everything, also before its first event has come.
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let send = || Ok(rustix::net::send(self, bytes, SendFlags::NOSIGNAL)?);
+        let mut result: io::Result<usize> = send();
+        loop {
+            match result {
+                Ok(n) => return Poll::Ready(Ok(n)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                    _ => return Poll::Ready(Err(error)),
+                },
+            }
+            ready!(self.poll_write_ready(cx))?;
+            result = self.try_io(Interest::WRITABLE, send);
+        }
+    }
+
+    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_end(&self, _: &mut Context<'_>, is_last: bool) -> Poll<()> {
+        if !is_last {
+            // An error means that the peer is gone, which the other direction will notice.
+            let _ = socket2::SockRef::from(self).shutdown(std::net::Shutdown::Write);
+        }
+        Poll::Ready(())
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        TcpStream::take_error(self)
+    }
+
+    fn reset_on_close(&self) {
+        socket::reset_on_close(self);
+    }
+
+    fn set_liveness(&self) {
+        super::core::set_liveness(self);
+    }
+}
+
+/// An upstream connection: straight to the endpoint, or through the endpoint's node.
+pub(super) enum Leg {
+    Tcp(TcpStream),
+    Tunnel(TunnelLeg),
+}
+
+impl std::fmt::Debug for Leg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Leg::Tcp(stream) => stream.fmt(f),
+            Leg::Tunnel(tunnel) => tunnel.lock().socket().fmt(f),
+        }
+    }
+}
+
+/// A tunnel that is used through a shared reference, as sockets are.
+pub(super) struct TunnelLeg {
+    /// std mutex: one task has it, and nothing awaits under it.
+    tunnel: Box<Mutex<Box<dyn Tunnel>>>,
+    is_to_reset: AtomicBool,
+}
+
+impl Drop for TunnelLeg {
+    /// As closing a socket does: the peer learns that no more will come. Only a tunnel that is to be reset goes without
+    /// a word.
+    fn drop(&mut self) {
+        if !self.is_to_reset.load(Ordering::Relaxed) {
+            let _ = Pin::new(&mut *self.lock()).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+impl TunnelLeg {
+    pub(super) fn new(tunnel: Box<dyn Tunnel>) -> TunnelLeg {
+        TunnelLeg {
+            tunnel: Box::new(Mutex::new(tunnel)),
+            is_to_reset: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wire for TunnelLeg {
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut *self.lock()).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut tunnel = self.lock();
+        let n = ready!(Pin::new(&mut *tunnel).poll_write(cx, bytes))?;
+        // What the socket does not take now is flushed later; an error shows then too.
+        let _ = Pin::new(&mut *tunnel).poll_flush(cx)?;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_flush(cx)
+    }
+
+    fn poll_end(&self, cx: &mut Context<'_>, _: bool) -> Poll<()> {
+        // An error means that the peer is gone, which the other direction will notice.
+        Pin::new(&mut *self.lock()).poll_shutdown(cx).map(drop)
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.lock().socket().take_error()
+    }
+
+    fn reset_on_close(&self) {
+        self.is_to_reset.store(true, Ordering::Relaxed);
+        socket::reset_on_close(self.lock().socket());
+    }
+
+    fn set_liveness(&self) {
+        super::core::set_liveness(self.lock().socket());
+    }
+}
+
+impl<W: Wire> Wire for &W {
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        Wire::poll_read(*self, cx, buffer)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Wire::poll_write(*self, cx, bytes)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Wire::poll_flush(*self, cx)
+    }
+
+    fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()> {
+        (*self).poll_end(cx, is_last)
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        (*self).tcp()
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        Wire::take_error(*self)
+    }
+
+    fn reset_on_close(&self) {
+        (*self).reset_on_close();
+    }
+
+    fn set_liveness(&self) {
+        (*self).set_liveness();
+    }
+}
+
+macro_rules! either {
+    ($leg:expr, $wire:ident => $call:expr) => {
+        match $leg {
+            Leg::Tcp($wire) => $call,
+            Leg::Tunnel($wire) => $call,
+        }
+    };
+}
+
+impl Wire for Leg {
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        either!(self, wire => Wire::poll_read(wire, cx, buffer))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self, wire => Wire::poll_write(wire, cx, bytes))
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, wire => Wire::poll_flush(wire, cx))
+    }
+
+    fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()> {
+        either!(self, wire => wire.poll_end(cx, is_last))
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        either!(self, wire => wire.tcp())
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        either!(self, wire => Wire::take_error(wire))
+    }
+
+    fn reset_on_close(&self) {
+        either!(self, wire => wire.reset_on_close());
+    }
+
+    fn set_liveness(&self) {
+        either!(self, wire => wire.set_liveness());
+    }
+}
+
+impl Leg {
+    /// Whether nothing has come on a connection on which nothing is due: neither its end nor bytes that are not for us.
+    pub(super) fn is_quiet(&self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        match self {
+            Leg::Tcp(stream) => stream.poll_read_ready(cx).is_pending() || is_ready_no_more(stream),
+            Leg::Tunnel(tunnel) => Wire::poll_read(tunnel, cx, &mut [0]).is_pending(),
+        }
+    }
+
+    /// The same, asked of the kernel at once rather than of what it has told so far.
+    pub(super) fn stands(&self) -> bool {
+        match self {
+            Leg::Tcp(stream) => {
+                let peeked = rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+                matches!(peeked, Err(rustix::io::Errno::AGAIN))
+            }
+            Leg::Tunnel(tunnel) => {
+                let tunnel = tunnel.lock();
+                let peeked = rustix::net::recv(tunnel.socket(), &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+                matches!(peeked, Err(rustix::io::Errno::AGAIN))
+            }
+        }
+    }
+}
+
+/// Whether the readiness is that of a body that was read to its end, and not a byte further, before.
+fn is_ready_no_more(stream: &TcpStream) -> bool {
+    let peek = || Ok(rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0);
+    let peeked = stream.try_io(Interest::READABLE, peek);
+    matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
