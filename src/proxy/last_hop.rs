@@ -37,7 +37,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     };
     let now = Instant::now();
     if endpoint.state(now) == EndpointState::Unready || !endpoint.begin(service.spec().limits.endpoint_connections) {
-        return pending.refuse(Refused::Refused).await;
+        return pending.refuse(Refused::NotReached).await;
     }
     let lease = Lease::of(endpoint);
     let endpoint = lease.endpoint().clone();
@@ -52,7 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
             tracing::debug!(service = %service.name(), task = request.task, %error, "connect for another node");
             let why = match error.kind() {
                 std::io::ErrorKind::TimedOut => Refused::TimedOut,
-                _ => Refused::Refused,
+                _ => Refused::NotReached,
             };
             return pending.refuse(why).await;
         }

@@ -60,7 +60,7 @@ pub trait PendingTunnel: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// The task refused, or is not well.
-    Refused,
+    NotReached,
     /// The task did not answer in time.
     TimedOut,
     /// No such task runs here (any more).

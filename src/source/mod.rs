@@ -1,6 +1,7 @@
 //! Sources: what produces routing tables. Today one, a services file; each of them commits to the `TableHandle` and
 //! says how it fares in a `SourceStatus`.
 
+pub mod cluster;
 pub mod file;
 mod status;
 

@@ -1,0 +1,250 @@
+//! Options of a service of a cluster, from its labels that begin with `anynode.`. A wrong one is a fault that is shown for
+//! the service, never fatal: the option keeps its default. Not here: the services file, which has the same options.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::model::{HealthCheck, HealthProbe, InvalidValue, ServiceSpec, parse_duration};
+
+/// What labels say beside the spec itself.
+#[derive(Debug, Default, PartialEq)]
+pub struct Labels {
+    /// The address that published ports are bound to; `None`: all.
+    pub bind: Option<IpAddr>,
+    /// What is wrong: label, value and what was expected.
+    pub faults: Vec<String>,
+}
+
+/// Every label that is understood.
+pub const KNOWN: [&str; 19] = [
+    "anynode.mode",
+    "anynode.balance",
+    "anynode.bind",
+    "anynode.proxy-protocol",
+    "anynode.health.http",
+    "anynode.health.tcp",
+    "anynode.health.interval",
+    "anynode.health.timeout",
+    "anynode.health.rise",
+    "anynode.health.fall",
+    "anynode.timeout.connect",
+    "anynode.timeout.idle",
+    "anynode.timeout.half-closed",
+    "anynode.timeout.request-head",
+    "anynode.timeout.response",
+    "anynode.limit.connections",
+    "anynode.limit.endpoint-connections",
+    "anynode.limit.queue",
+    "anynode.limit.queue-timeout",
+];
+
+/// Sets the options of `spec` that `labels` name.
+pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
+    let mut reader = Reader {
+        labels,
+        faults: Vec::new(),
+    };
+    let mut bind = None;
+    reader.set("anynode.mode", &mut spec.mode);
+    reader.set("anynode.balance", &mut spec.balance);
+    reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
+    reader.read("anynode.bind", |text| match text.parse::<IpAddr>() {
+        Ok(ip) => {
+            // As Docker has it: everywhere.
+            bind = Some(ip).filter(|ip| !ip.is_unspecified());
+            Ok(())
+        }
+        Err(_) => Err(InvalidValue::new(text, "an IP address, such as 192.0.2.1 or ::1")),
+    });
+    spec.health = reader.health();
+    let timeouts = &mut spec.timeouts;
+    reader.span(
+        "anynode.timeout.connect",
+        Duration::from_millis(1),
+        &mut timeouts.connect,
+    );
+    reader.span("anynode.timeout.idle", Duration::ZERO, &mut timeouts.idle);
+    reader.span("anynode.timeout.half-closed", Duration::ZERO, &mut timeouts.half_closed);
+    reader.span(
+        "anynode.timeout.request-head",
+        Duration::ZERO,
+        &mut timeouts.request_head,
+    );
+    reader.span("anynode.timeout.response", Duration::ZERO, &mut timeouts.response);
+    let limits = &mut spec.limits;
+    reader.number("anynode.limit.connections", 0, &mut limits.connections);
+    reader.number(
+        "anynode.limit.endpoint-connections",
+        0,
+        &mut limits.endpoint_connections,
+    );
+    reader.number("anynode.limit.queue", 0, &mut limits.queue);
+    reader.span("anynode.limit.queue-timeout", Duration::ZERO, &mut limits.queue_timeout);
+    for (label, value) in labels {
+        if !KNOWN.contains(&label.as_str()) {
+            let known = KNOWN.join(", ");
+            reader.faults.push(format!(
+                "label {label}={value}: no such option: expected one of {known}"
+            ));
+        }
+    }
+    Labels {
+        bind,
+        faults: reader.faults,
+    }
+}
+
+struct Reader<'a> {
+    labels: &'a BTreeMap<String, String>,
+    faults: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// Gives the label's text to `take`, if there is such a label, and notes what it refuses.
+    fn read<E: Display>(&mut self, label: &str, take: impl FnOnce(&str) -> Result<(), E>) {
+        if let Some(text) = self.labels.get(label)
+            && let Err(error) = take(text.trim())
+        {
+            self.faults.push(format!("label {label}: {error}"));
+        }
+    }
+
+    fn set<T: FromStr<Err: Display>>(&mut self, label: &str, to: &mut T) {
+        self.read(label, |text| text.parse().map(|value| *to = value));
+    }
+
+    fn set_some<T: FromStr<Err: Display>>(&mut self, label: &str, to: &mut Option<T>) {
+        self.read(label, |text| text.parse().map(|value| *to = Some(value)));
+    }
+
+    fn span(&mut self, label: &str, least: Duration, to: &mut Duration) {
+        self.read(label, |text| {
+            let span = parse_duration(text)?;
+            if span < least {
+                return Err(InvalidValue::new(
+                    text,
+                    "a longer duration: 1ms at least, for health.interval 10ms",
+                ));
+            }
+            *to = span;
+            Ok(())
+        });
+    }
+
+    fn number(&mut self, label: &str, least: u32, to: &mut u32) {
+        self.read(label, |text| match text.parse::<u32>() {
+            Ok(number) if number >= least => {
+                *to = number;
+                Ok(())
+            }
+            _ if least > 0 => Err(InvalidValue::new(text, "a whole number of at least 1")),
+            _ => Err(InvalidValue::new(text, "a whole number; 0 means no limit")),
+        });
+    }
+
+    fn health(&mut self) -> Option<HealthCheck> {
+        let mut path = None;
+        self.read("anynode.health.http", |text| {
+            match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
+                true => {
+                    path = Some(text.to_owned());
+                    Ok(())
+                }
+                false => Err(InvalidValue::new(text, "a path that begins with /, such as /health")),
+            }
+        });
+        let mut is_tcp = false;
+        self.read("anynode.health.tcp", |text| match text {
+            "true" | "false" => {
+                is_tcp = text == "true";
+                Ok(())
+            }
+            _ => Err(InvalidValue::new(text, "true or false")),
+        });
+        let probe = match (path, is_tcp) {
+            (Some(path), false) => Some(HealthProbe::Http { path }),
+            (None, true) => Some(HealthProbe::Tcp),
+            (Some(path), true) => {
+                let fault = "labels anynode.health.http and anynode.health.tcp: expected one of them; http is used";
+                self.faults.push(fault.to_owned());
+                Some(HealthProbe::Http { path })
+            }
+            (None, false) => None,
+        };
+        let mut check = HealthCheck::new(probe.clone().unwrap_or(HealthProbe::Tcp));
+        self.span(
+            "anynode.health.interval",
+            Duration::from_millis(10),
+            &mut check.interval,
+        );
+        self.span("anynode.health.timeout", Duration::from_millis(1), &mut check.timeout);
+        self.number("anynode.health.rise", 1, &mut check.rise);
+        self.number("anynode.health.fall", 1, &mut check.fall);
+        probe.map(|_| check)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Balance, Mode, ProxyProtocol, ServiceName};
+
+    fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+        let rest = apply(&labels, &mut spec);
+        (spec, rest)
+    }
+
+    #[test]
+    fn labels_set_what_the_services_file_sets() {
+        let (spec, labels) = read(&[
+            ("anynode.mode", "http"),
+            ("anynode.balance", "least-request"),
+            ("anynode.bind", "192.0.2.1"),
+            ("anynode.proxy-protocol", "v2"),
+            ("anynode.health.http", "/health"),
+            ("anynode.health.interval", "2s"),
+            ("anynode.timeout.idle", "1m"),
+            ("anynode.limit.connections", "7"),
+        ]);
+        assert_eq!(labels.faults, [] as [String; 0]);
+        assert_eq!(labels.bind, Some("192.0.2.1".parse().unwrap()));
+        assert_eq!((spec.mode, spec.balance), (Mode::Http, Balance::LeastRequest));
+        assert_eq!(spec.proxy_protocol, Some(ProxyProtocol::V2));
+        assert_eq!(spec.timeouts.idle, Duration::from_secs(60));
+        assert_eq!(spec.limits.connections, 7);
+        let check = spec.health.unwrap();
+        assert_eq!(
+            check.probe,
+            HealthProbe::Http {
+                path: "/health".to_owned()
+            }
+        );
+        assert_eq!(check.interval, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn each_wrong_label_is_named_and_changes_nothing() {
+        let default = read(&[]).0;
+        for label in KNOWN {
+            let (spec, labels) = read(&[(label, "zzz")]);
+            assert_eq!(labels.faults.len(), 1, "{label}");
+            assert!(
+                labels.faults[0].contains(label) && labels.faults[0].contains("\"zzz\""),
+                "{label}"
+            );
+            assert!(labels.faults[0].contains("expected"), "{label}");
+            assert_eq!(spec, default, "{label}");
+        }
+        let (spec, labels) = read(&[("anynode.moda", "http"), ("anynode.mode", "http")]);
+        assert_eq!(spec.mode, Mode::Http);
+        assert!(
+            labels.faults[0].starts_with("label anynode.moda=http: no such option"),
+            "{labels:?}"
+        );
+    }
+}

@@ -1,0 +1,478 @@
+//! A cluster as the source: what its managers say becomes this node's routing table. Tasks of this node are endpoints at
+//! their own addresses, those of other nodes are endpoints behind the link. Not here: where the cluster comes from
+//! (`swarm`, `link`), and who finds the addresses of local tasks.
+
+mod labels;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use tokio::sync::watch;
+
+use super::SourceStatus;
+use crate::model::{
+    Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, PublishedPort, ServiceName, ServiceSpec, TaskRef,
+};
+use crate::routing::{Change, TableHandle};
+
+pub use labels::KNOWN as LABELS;
+
+/// The addresses of this node's tasks, by task id.
+pub type LocalTasks = OrdMap<Arc<str>, IpAddr>;
+
+/// What is wrong with services of the cluster, or with how they are served, by service name. Read by `admin`.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// std mutex: touched when a service changes and when somebody looks.
+    by_service: Mutex<BTreeMap<String, Vec<String>>>,
+}
+
+impl Faults {
+    pub fn snapshot(&self) -> BTreeMap<String, Vec<String>> {
+        self.lock().clone()
+    }
+
+    /// Logs what is new.
+    fn set(&self, service: &str, faults: Vec<String>) {
+        let mut by_service = self.lock();
+        let before = by_service.get(service);
+        for fault in &faults {
+            if !before.is_some_and(|before| before.contains(fault)) {
+                tracing::warn!(service, "{fault}");
+            }
+        }
+        match faults.is_empty() {
+            true => drop(by_service.remove(service)),
+            false => drop(by_service.insert(service.to_owned(), faults)),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Vec<String>>> {
+        self.by_service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who this node is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OwnNode {
+    /// Empty while it is not known: then every task is another node's.
+    pub id: Arc<str>,
+}
+
+/// Makes tables of clusters.
+pub struct ClusterSource {
+    table: Arc<TableHandle>,
+    status: Arc<SourceStatus>,
+    faults: Arc<Faults>,
+    link_port: u16,
+    seen: Arc<Cluster>,
+    local: LocalTasks,
+    own: OwnNode,
+    /// Task ids by service id.
+    tasks: BTreeMap<String, BTreeSet<String>>,
+    /// What the table says, by service id.
+    applied: BTreeMap<String, Arc<ServiceSpec>>,
+    /// Services that the table refused: tried again with every change.
+    refused: BTreeSet<String>,
+}
+
+impl ClusterSource {
+    /// `link_port`: where other nodes take connections to their tasks.
+    pub fn new(
+        table: Arc<TableHandle>,
+        status: Arc<SourceStatus>,
+        faults: Arc<Faults>,
+        link_port: u16,
+    ) -> ClusterSource {
+        ClusterSource {
+            table,
+            status,
+            faults,
+            link_port,
+            seen: Arc::default(),
+            local: LocalTasks::default(),
+            own: OwnNode::default(),
+            tasks: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            refused: BTreeSet::new(),
+        }
+    }
+
+    /// Follows all three until `shutdown`.
+    pub async fn run(
+        mut self,
+        mut clusters: watch::Receiver<Arc<Cluster>>,
+        mut local: watch::Receiver<Arc<LocalTasks>>,
+        mut own: watch::Receiver<OwnNode>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(shutdown);
+        loop {
+            let cluster = clusters.borrow_and_update().clone();
+            let tasks = local.borrow_and_update().clone();
+            let node = own.borrow_and_update().clone();
+            self.follow(&cluster, &tasks, &node);
+            // An error means that nobody will ever say more.
+            tokio::select! {
+                () = &mut shutdown => break,
+                Ok(()) = clusters.changed() => {}
+                Ok(()) = local.changed() => {}
+                Ok(()) = own.changed() => {}
+                else => break,
+            }
+        }
+    }
+
+    /// Brings the table to this cluster. Costs what differs, where only tasks and services do.
+    pub fn follow(&mut self, cluster: &Arc<Cluster>, local: &LocalTasks, own: &OwnNode) {
+        let before = std::mem::replace(&mut self.seen, cluster.clone());
+        let mut touched = std::mem::take(&mut self.refused);
+        let mut nodes_differ = self.own != *own;
+        self.own = own.clone();
+        for diff in Cluster::diff(&before, cluster) {
+            for (object, is_after) in [(diff.before, false), (diff.after, true)] {
+                match object {
+                    Some(ClusterObject::Service(service)) => drop(touched.insert(service.id.clone())),
+                    Some(ClusterObject::Task(task)) => {
+                        let tasks = self.tasks.entry(task.service.clone()).or_default();
+                        match is_after {
+                            true => tasks.insert(task.id.clone()),
+                            false => tasks.remove(&task.id),
+                        };
+                        touched.insert(task.service.clone());
+                    }
+                    Some(ClusterObject::Node(_)) => nodes_differ |= is_route_of(diff.before) != is_route_of(diff.after),
+                    Some(ClusterObject::Unknown) | None => {}
+                }
+            }
+        }
+        let local_before = std::mem::replace(&mut self.local, local.clone());
+        for item in local_before.diff(local) {
+            let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+            touched.extend(cluster.task(id).map(|task| task.service.clone()));
+        }
+        if nodes_differ {
+            touched.extend(cluster.services().map(|service| service.id.clone()));
+        }
+        self.tasks.retain(|_, tasks| !tasks.is_empty());
+        self.commit(&touched);
+    }
+
+    fn commit(&mut self, touched: &BTreeSet<String>) {
+        let mut changes = Vec::new();
+        let mut next: Vec<(String, Option<Arc<ServiceSpec>>)> = Vec::new();
+        for id in touched {
+            let applied = self.applied.get(id);
+            let wanted = self.seen.service(id).and_then(|service| self.spec_of(service));
+            match (applied, wanted) {
+                (None, None) => {}
+                (Some(before), None) => {
+                    self.faults.set(before.name.as_str(), Vec::new());
+                    changes.push(Change::Remove(before.name.clone()));
+                    next.push((id.clone(), None));
+                }
+                (Some(before), Some(after)) if **before == after => {}
+                (before, Some(after)) => {
+                    if let Some(before) = before.filter(|before| before.name != after.name) {
+                        changes.push(Change::Remove(before.name.clone()));
+                    }
+                    let after = Arc::new(after);
+                    changes.push(Change::Upsert {
+                        spec: after.clone(),
+                        vip: None,
+                    });
+                    next.push((id.clone(), Some(after)));
+                }
+            }
+        }
+        if changes.is_empty() {
+            self.status.applied();
+            return;
+        }
+        match self.table.commit(&changes) {
+            Ok(_) => next.into_iter().for_each(|(id, spec)| self.applied_now(id, spec)),
+            // One that conflicts must not keep the others out.
+            Err(_) => self.commit_each(next),
+        }
+        self.status.applied();
+    }
+
+    fn commit_each(&mut self, mut next: Vec<(String, Option<Arc<ServiceSpec>>)>) {
+        // What leaves goes first: it may hold what the others need.
+        next.sort_by_key(|(_, spec)| spec.is_some());
+        for (id, spec) in next {
+            let before = self.applied.get(&id).map(|before| before.name.clone());
+            let mut changes: Vec<Change> = before.into_iter().map(Change::Remove).collect();
+            if let Some(spec) = &spec {
+                changes.retain(|change| !matches!(change, Change::Remove(name) if *name == spec.name));
+                changes.push(Change::Upsert {
+                    spec: spec.clone(),
+                    vip: None,
+                });
+            }
+            match self.table.commit(&changes) {
+                Ok(_) => self.applied_now(id, spec),
+                Err(error) => {
+                    if let Some(spec) = spec {
+                        self.faults.set(spec.name.as_str(), vec![error.to_string()]);
+                    }
+                    self.refused.insert(id);
+                }
+            }
+        }
+    }
+
+    fn applied_now(&mut self, id: String, spec: Option<Arc<ServiceSpec>>) {
+        match spec {
+            Some(spec) => drop(self.applied.insert(id, spec)),
+            None => drop(self.applied.remove(&id)),
+        }
+    }
+
+    /// What the table is to say of a service; `None` for one that publishes nothing that is ours to serve.
+    fn spec_of(&self, service: &ClusterService) -> Option<ServiceSpec> {
+        let is_tcp = |protocol: &str| protocol == "tcp";
+        if !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
+            return None;
+        }
+        let name = match ServiceName::new(&service.name) {
+            Ok(name) => name,
+            Err(error) => {
+                self.faults.set(&service.name, vec![format!("name: {error}")]);
+                return None;
+            }
+        };
+        let mut spec = ServiceSpec::new(name);
+        let labels = labels::apply(&service.labels, &mut spec);
+        let mut faults = labels.faults;
+        for port in &service.ports {
+            match is_tcp(&port.protocol) {
+                true => spec.publish.push(PublishedPort {
+                    bind: labels.bind,
+                    published: port.published,
+                    target: port.target,
+                }),
+                false => faults.push(format!(
+                    "port {}/{}: not served here, Docker's own ingress has it",
+                    port.published, port.protocol
+                )),
+            }
+        }
+        spec.publish.sort_unstable();
+        spec.publish.dedup();
+        let grace = service
+            .stop_grace_ms
+            .map_or(ServiceSpec::DEFAULT_STOP_GRACE, Duration::from_millis);
+        // Swarm waits before it sends the stop signal, and the grace period begins with that.
+        spec.stop_grace = grace.saturating_add(SWARM_WAITS);
+        spec.endpoints = self.endpoints_of(service, &mut faults);
+        self.faults.set(&service.name, faults);
+        Some(spec)
+    }
+
+    fn endpoints_of(&self, service: &ClusterService, faults: &mut Vec<String>) -> Vec<EndpointSpec> {
+        let mut tasks: Vec<_> = self.tasks.get(&service.id).into_iter().flatten().collect();
+        tasks.sort_by_key(|id| (self.seen.task(id).map(|task| task.slot), *id));
+        let mut endpoints = Vec::with_capacity(tasks.len());
+        for task in tasks.into_iter().filter_map(|id| self.seen.task(id)) {
+            let node = self.seen.node(&task.node);
+            let is_remote = *task.node != *self.own.id;
+            let addr = if is_remote {
+                match node.and_then(|node| node.addr) {
+                    Some(ip) => SocketAddr::new(ip, self.link_port),
+                    None => {
+                        faults.push(format!(
+                            "task {}: the address of its node {} is not known",
+                            task.id, task.node
+                        ));
+                        continue;
+                    }
+                }
+            } else {
+                match self.local.get(task.id.as_str()) {
+                    // Its port is the target port.
+                    Some(ip) => SocketAddr::new(*ip, 0),
+                    // It follows within moments: the engine says so itself.
+                    None => continue,
+                }
+            };
+            let slot = match task.slot {
+                0 => task.node.clone(),
+                slot => slot.to_string(),
+            };
+            endpoints.push(EndpointSpec {
+                addr,
+                task: Some(Arc::new(TaskRef {
+                    id: task.id.as_str().into(),
+                    name: format!("{}.{slot}", service.name),
+                    service: service.id.as_str().into(),
+                    node: task.node.as_str().into(),
+                    hostname: node.map_or("", |node| node.hostname.as_str()).into(),
+                    is_remote,
+                })),
+            });
+        }
+        endpoints
+    }
+}
+
+/// What of a node the endpoints on it depend on.
+fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &String)> {
+    match object {
+        Some(ClusterObject::Node(ClusterNode { addr, hostname, .. })) => Some((addr, hostname)),
+        _ => None,
+    }
+}
+
+/// Between a task's leaving and its stop signal.
+const SWARM_WAITS: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClusterPort, ClusterTask};
+
+    fn node(id: &str, last: u8) -> ClusterObject {
+        ClusterObject::Node(ClusterNode {
+            id: id.to_owned(),
+            hostname: format!("host-{id}"),
+            addr: Some(IpAddr::from([10, 0, 0, last])),
+            is_manager: false,
+            is_up: true,
+            availability: "active".to_owned(),
+        })
+    }
+
+    fn service(id: &str, name: &str, published: u16, labels: &[(&str, &str)]) -> ClusterObject {
+        ClusterObject::Service(ClusterService {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            ports: vec![ClusterPort {
+                protocol: "tcp".to_owned(),
+                published,
+                target: 80,
+            }],
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            stop_grace_ms: None,
+        })
+    }
+
+    fn task(id: &str, service: &str, node: &str, slot: u64) -> ClusterObject {
+        ClusterObject::Task(ClusterTask {
+            id: id.to_owned(),
+            service: service.to_owned(),
+            node: node.to_owned(),
+            slot,
+        })
+    }
+
+    struct Rig {
+        source: ClusterSource,
+        cluster: Cluster,
+        local: LocalTasks,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let mut cluster = Cluster::default();
+            [node("a", 1), node("b", 2)]
+                .into_iter()
+                .for_each(|object| cluster.put(object));
+            Rig {
+                source: ClusterSource::new(Arc::default(), Arc::default(), Arc::default(), 7377),
+                cluster,
+                local: LocalTasks::default(),
+            }
+        }
+
+        fn follow(&mut self) {
+            let own = OwnNode { id: "a".into() };
+            self.source.follow(&Arc::new(self.cluster.clone()), &self.local, &own);
+        }
+
+        fn endpoints(&self, service: &str) -> Vec<String> {
+            let table = self.source.table.load();
+            let service = table.service_by_key(service);
+            service.map_or_else(Vec::new, |service| {
+                service
+                    .endpoints()
+                    .iter()
+                    .map(|endpoint| endpoint.spec().to_string())
+                    .collect()
+            })
+        }
+    }
+
+    #[test]
+    fn tasks_here_are_at_their_addresses_and_others_behind_their_nodes() {
+        let mut rig = Rig::new();
+        rig.cluster.put(service("s", "web", 8080, &[]));
+        rig.cluster.put(task("t2", "s", "b", 2));
+        rig.cluster.put(task("t1", "s", "a", 1));
+        rig.follow();
+        assert_eq!(
+            rig.endpoints("web"),
+            ["10.0.0.2:7377"],
+            "the address of t1 is not known yet"
+        );
+        rig.local.insert("t1".into(), "172.18.0.3".parse().unwrap());
+        rig.follow();
+        assert_eq!(rig.endpoints("web"), ["172.18.0.3", "10.0.0.2:7377"]);
+        let table = rig.source.table.load();
+        assert!(table.local_task("t1").is_some() && table.local_task("t2").is_none());
+        rig.cluster.remove("task/t2");
+        rig.follow();
+        assert_eq!(rig.endpoints("web"), ["172.18.0.3"]);
+        rig.cluster.remove("task/t1");
+        rig.follow();
+        assert!(
+            rig.source.table.load().service_by_key("web").is_some(),
+            "the port stays open without tasks"
+        );
+        rig.cluster.remove("service/s");
+        rig.follow();
+        assert!(rig.source.table.load().is_empty());
+    }
+
+    #[test]
+    fn two_tasks_of_one_service_on_one_node_are_two_endpoints() {
+        let mut rig = Rig::new();
+        rig.cluster.put(service("s", "web", 8080, &[]));
+        rig.cluster.put(task("t1", "s", "b", 1));
+        rig.cluster.put(task("t2", "s", "b", 2));
+        rig.follow();
+        assert_eq!(rig.endpoints("web"), ["10.0.0.2:7377", "10.0.0.2:7377"]);
+        assert_eq!(rig.source.faults.snapshot(), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_wrong_label_is_a_fault_of_its_service_and_a_conflict_keeps_nobody_else_out() {
+        let mut rig = Rig::new();
+        rig.cluster
+            .put(service("s1", "web", 8080, &[("anynode.mode", "htttp")]));
+        rig.cluster.put(service("s2", "api", 8080, &[]));
+        rig.cluster.put(service("s3", "db", 5432, &[]));
+        rig.follow();
+        let faults = rig.source.faults.snapshot();
+        assert!(
+            faults["web"][0].starts_with("label anynode.mode: \"htttp\" is not valid"),
+            "{faults:?}"
+        );
+        assert!(
+            faults["api"][0].contains("already published by service web"),
+            "{faults:?}"
+        );
+        let table = rig.source.table.load();
+        assert!(table.service_by_key("web").is_some() && table.service_by_key("db").is_some());
+        rig.cluster.remove("service/s1");
+        rig.follow();
+        let table = rig.source.table.load();
+        assert!(table.service_by_key("web").is_none() && table.service_by_key("api").is_some());
+        assert_eq!(rig.source.faults.snapshot(), BTreeMap::new());
+    }
+}
