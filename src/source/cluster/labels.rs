@@ -11,11 +11,11 @@ use crate::model::{HealthCheck, HealthProbe, InvalidValue, ServiceSpec, parse_du
 
 /// What labels say beside the spec itself.
 #[derive(Debug, Default, PartialEq)]
-pub struct Labels {
+pub(super) struct Labels {
     /// The address that published ports are bound to; `None`: all.
-    pub bind: Option<IpAddr>,
+    pub(super) bind: Option<IpAddr>,
     /// What is wrong: label, value and what was expected.
-    pub faults: Vec<String>,
+    pub(super) faults: Vec<String>,
 }
 
 /// Every label that is understood.
@@ -42,7 +42,7 @@ pub const KNOWN: [&str; 19] = [
 ];
 
 /// Sets the options of `spec` that `labels` name.
-pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
+pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
     let mut reader = Reader {
         labels,
         faults: Vec::new(),
