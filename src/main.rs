@@ -73,6 +73,9 @@ struct Up {
     /// Where DNS is served, or "none"
     #[arg(long, value_name = "ADDR")]
     dns: Option<String>,
+    /// Serve the Docker Swarm that this node belongs to
+    #[arg(long)]
+    swarm: bool,
 }
 
 impl From<Up> for Flags {
@@ -83,6 +86,7 @@ impl From<Up> for Flags {
             data_dir: up.data_dir,
             admin: up.admin,
             dns: up.dns,
+            is_swarm: up.swarm,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::model::Mode;
 use crate::proxy::PortState;
 use crate::routing::{
     BytePath, CloseReason, Direction, EndpointState, Histogram, HttpCode, RetryOutcome, Service, ServiceState,
+    ServiceStats,
 };
 use crate::source::SourceHealth;
 
@@ -139,6 +140,7 @@ impl Collector for Scrape {
         let out = &mut encoder;
         write_node(&self.state, &table, out);
         write_connections(&all, out);
+        write_last_hops(&all, out);
         write_requests(&all, out);
         write_endpoints(&all, now, out);
         if self.has_detail {
@@ -377,6 +379,62 @@ fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     }
 }
 
+/// What other nodes sent for tasks of this one. They count it as their clients' connections; here it stands apart.
+fn write_last_hops(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
+    let some: Vec<(&str, &ServiceStats)> = all
+        .iter()
+        .filter_map(|one| Some((one.name(), one.state.last_hops_so_far()?)))
+        .collect();
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_last_hop_connections",
+        "Connections from other nodes to tasks of this one.",
+    );
+    for (name, stats) in &some {
+        family.sample(&[("service", name)], load(&stats.connections_total));
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_last_hop_connections_active",
+        "Connections from other nodes that are open.",
+    );
+    for (name, stats) in &some {
+        family.sample(
+            &[("service", name)],
+            u64::try_from(stats.connections_active.load(Relaxed)).unwrap_or(0),
+        );
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_last_hop_connections_closed",
+        "Connections from other nodes that ended, each for one reason.",
+    );
+    for (name, stats) in &some {
+        for reason in CloseReason::ALL {
+            let labels = [("service", *name), ("reason", reason.as_str())];
+            sample_if_any(&mut family, &labels, stats.closed_count(reason));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_last_hop_bytes",
+        "Bytes relayed for other nodes, by direction.",
+    );
+    for (name, stats) in &some {
+        for direction in Direction::ALL {
+            let n = BytePath::ALL
+                .iter()
+                .map(|path| stats.byte_count(direction, *path))
+                .sum();
+            sample_if_any(&mut family, &[("service", *name), ("direction", direction.as_str())], n);
+        }
+    }
+}
+
 fn write_requests(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     let mut family = Family::new(
         out,
@@ -501,7 +559,7 @@ fn write_detail(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_>) 
         {
             lines.push((
                 one.name().to_owned(),
-                endpoint.addr().to_string(),
+                endpoint.label(),
                 endpoint.state(now).as_str(),
                 endpoint.in_flight(),
                 endpoint.picks_total(),

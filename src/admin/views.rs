@@ -67,6 +67,12 @@ struct ServiceView {
 #[derive(Serialize)]
 struct EndpointView {
     address: String,
+    /// As Docker names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
+    /// The hostname of its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     state: &'static str,
     in_flight: u32,
     total: u64,
@@ -169,6 +175,8 @@ impl EndpointView {
         let state: EndpointState = endpoint.state(now);
         EndpointView {
             address: endpoint.spec().to_string(),
+            task: endpoint.task().map(|_| endpoint.label()),
+            node: endpoint.task().map(|task| task.hostname.to_string()),
             state: state.as_str(),
             in_flight: endpoint.in_flight(),
             total: endpoint.picks_total(),

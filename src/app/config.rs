@@ -30,6 +30,31 @@ pub struct Config {
     pub dns_upstreams: Vec<SocketAddr>,
     pub dns_upstream_timeout: Duration,
     pub proxy: ProxyConfig,
+    /// `None`: this node serves no Docker Swarm.
+    pub swarm: Option<SwarmConfig>,
+}
+
+/// What a node of a Docker Swarm is told.
+#[derive(Debug, Clone)]
+pub struct SwarmConfig {
+    pub docker_socket: PathBuf,
+    pub control_socket: PathBuf,
+    pub takeover: Takeover,
+    /// Where other nodes connect to; `None`: no link, and only tasks of this node are reached.
+    pub link: Option<SocketAddr>,
+    pub token_file: PathBuf,
+    pub certificate_life: Duration,
+    /// Joining nodes must come from the address that the swarm knows them by.
+    pub link_checks_address: bool,
+}
+
+/// Whether ports that Docker holds are taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takeover {
+    /// Where Docker holds them.
+    Auto,
+    On,
+    Off,
 }
 
 /// What the command line may say; it wins over everything else.
@@ -40,13 +65,19 @@ pub struct Flags {
     pub data_dir: Option<String>,
     pub admin: Option<String>,
     pub dns: Option<String>,
+    /// Belong to a Docker Swarm.
+    pub is_swarm: bool,
 }
 
 /// The file with every key and its default.
 pub const DEFAULTS: &str = include_str!("../../config/anynode.toml");
 
 /// Variables with a name of their own, beside those that are spelled like their key.
-const SHORT: &[(&str, &str)] = &[("ADMIN", "admin.listen"), ("DNS", "dns.listen")];
+const SHORT: &[(&str, &str)] = &[
+    ("ADMIN", "admin.listen"),
+    ("DNS", "dns.listen"),
+    ("SWARM", "swarm.enabled"),
+];
 
 impl Config {
     /// Reads the file that `flags` or ANYNODE_CONFIG name, the environment and the flags.
@@ -88,6 +119,8 @@ impl Config {
         settings.take_flag("--data-dir", "data_dir", flags.data_dir);
         settings.take_flag("--admin", "admin.listen", flags.admin);
         settings.take_flag("--dns", "dns.listen", flags.dns);
+        let is_swarm = flags.is_swarm.then(|| "true".to_owned());
+        settings.take_flag("--swarm", "swarm.enabled", is_swarm);
         Config::read(settings)
     }
 
@@ -118,6 +151,26 @@ impl Config {
             http_pool_per_endpoint: integer(s, "http.pool_per_endpoint", 0, 1 << 20),
             trusted_proxies: list::<IpNet>(s, "trusted_proxies", "networks such as [\"10.0.0.0/8\"]"),
         };
+        let swarm = SwarmConfig {
+            docker_socket: PathBuf::from(text(s, "swarm.docker_socket")),
+            control_socket: PathBuf::from(text(s, "swarm.control_socket")),
+            takeover: s.value(
+                "swarm.takeover",
+                "\"auto\", \"on\" or \"off\"",
+                Takeover::Auto,
+                |value| match value.as_str()? {
+                    "auto" => Some(Takeover::Auto),
+                    "on" => Some(Takeover::On),
+                    "off" => Some(Takeover::Off),
+                    _ => None,
+                },
+            ),
+            link: address(s, "link.listen"),
+            token_file: PathBuf::from(text(s, "link.token_file")),
+            certificate_life: duration(s, "link.certificate_life"),
+            link_checks_address: boolean(s, "link.check_address"),
+        };
+        let is_swarm = boolean(s, "swarm.enabled");
         let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
         let config = Config {
             services: path(text(s, "services")),
@@ -135,7 +188,14 @@ impl Config {
             dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),
             dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
             proxy,
+            swarm: is_swarm.then_some(swarm),
         };
+        if config.swarm.is_some() && config.services.is_some() {
+            settings.conflict(
+                "services",
+                "no services file, since swarm.enabled = true: services come from one source",
+            );
+        }
         match settings.into_errors() {
             errors if errors.is_empty() => Ok(config),
             errors => Err(errors),
@@ -158,6 +218,17 @@ fn duration(settings: &mut Settings, key: &str) -> Duration {
         Duration::ZERO,
         |value| parse_duration(value.as_str()?).ok(),
     )
+}
+
+fn boolean(settings: &mut Settings, key: &str) -> bool {
+    settings.value(key, "true or false", false, |value| match value {
+        Value::Boolean(is) => Some(*is),
+        _ => match value.as_str()? {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        },
+    })
 }
 
 fn integer(settings: &mut Settings, key: &str, least: usize, most: usize) -> usize {

@@ -160,6 +160,11 @@ impl Settings {
         })
     }
 
+    /// Notes that the value of `key` cannot be with those of others.
+    pub(super) fn conflict(&mut self, key: &str, expected: &str) {
+        self.value(key, expected, (), |_| None);
+    }
+
     /// Everything that was wrong, in the order in which it was found.
     pub(super) fn into_errors(self) -> Vec<SettingError> {
         self.errors

@@ -115,7 +115,10 @@ fn describe(status: &Value) -> String {
         ]);
         for endpoint in all {
             endpoints.push([
-                text(&endpoint["address"]),
+                match (endpoint["task"].as_str(), endpoint["node"].as_str()) {
+                    (Some(task), Some(node)) => format!("{task} on {node} ({})", text(&endpoint["address"])),
+                    _ => text(&endpoint["address"]),
+                },
                 text(&service["name"]),
                 text(&endpoint["state"]),
                 text(&endpoint["in_flight"]),

@@ -128,6 +128,14 @@ impl Endpoint {
         self.spec.task.as_ref()
     }
 
+    /// A name of it that no other endpoint of its service has: the task as Docker names it, or the address.
+    pub fn label(&self) -> String {
+        match &self.spec.task {
+            Some(task) => format!("{}.{}", task.name, task.id),
+            None => self.spec.addr.to_string(),
+        }
+    }
+
     /// Where a connection for `target` goes.
     pub fn dial_addr(&self, target: u16) -> SocketAddr {
         match self.spec.addr.port() {
