@@ -4,6 +4,7 @@
 //! again. What can only be judged across services (two of them publish one port) is the routing table's to refuse.
 
 mod cluster;
+pub mod proxy_protocol;
 mod service;
 mod text;
 

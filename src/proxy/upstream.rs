@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::balancer::{self, Lease, NoPick};
 use super::core;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
-use crate::model::ServiceSpec;
+use crate::model::{ServiceSpec, proxy_protocol};
 use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, TableHandle};
 use crate::sys::socket;
 
@@ -117,11 +117,10 @@ pub(super) fn proxy_header(
     spec: &ServiceSpec,
     addresses: impl FnOnce() -> Option<(SocketAddr, SocketAddr)>,
 ) -> Vec<u8> {
-    let Some(version) = spec.proxy_protocol else {
-        return Vec::new();
-    };
-    let _ = (version, addresses());
-    Vec::new()
+    match spec.proxy_protocol {
+        Some(version) => proxy_protocol::header(version, addresses()),
+        None => Vec::new(),
+    }
 }
 
 /// The client's address, and the address that it came to. `None`: the client is gone already.

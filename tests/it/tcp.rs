@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use anynode::model::{ProxyProtocol, proxy_protocol};
 use anynode::routing::{CloseReason, Listen};
 
 use crate::harness::{Node, Origin, ask, dial, door, free_port, read_to_end, reset, service, wait_until};
@@ -355,5 +356,31 @@ fn bulk_goes_by_splice_and_arrives_whole() {
         let (spliced, copied) = (bytes(direction, BytePath::Splice), bytes(direction, BytePath::Copy));
         assert_eq!(spliced + copied, sent.len() as u64);
         assert!(copied < spliced, "{direction:?}: {copied} copied, {spliced} spliced");
+    }
+}
+
+#[test]
+fn an_endpoint_is_told_its_client_by_the_proxy_protocol_where_it_asks_for_it() {
+    let node = Node::start();
+    let echo = Origin::echo();
+    for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let mut spec = service(&format!("told-{}", version.as_str()), &[echo.addr]);
+        spec.proxy_protocol = Some(version);
+        node.apply(&spec);
+        let mut client = dial(door(&spec));
+        let expected = proxy_protocol::header(
+            version,
+            Some((client.local_addr().unwrap(), client.peer_addr().unwrap())),
+        );
+        client.write_all(b"hello").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let echoed = read_to_end(&client);
+        let (header, rest) = echoed.split_at(expected.len().min(echoed.len()));
+        assert_eq!(header, expected, "{}", version.as_str());
+        assert_eq!(rest, b"hello");
+        // Also where the endpoint would be the first to speak.
+        let mut silent = dial(door(&spec));
+        let mut told = vec![0; 16];
+        silent.read_exact(&mut told).unwrap();
     }
 }

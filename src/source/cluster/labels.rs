@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::model::{HealthCheck, HealthProbe, InvalidValue, ServiceSpec, parse_duration};
+use crate::model::{HealthCheck, HealthProbe, InvalidValue, Mode, ServiceSpec, parse_duration};
 
 /// What labels say beside the spec itself.
 #[derive(Debug, Default, PartialEq)]
@@ -83,6 +83,12 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
     );
     reader.number("anynode.limit.queue", 0, &mut limits.queue);
     reader.span("anynode.limit.queue-timeout", Duration::ZERO, &mut limits.queue_timeout);
+    if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
+        let fault =
+            "label anynode.proxy-protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For";
+        reader.faults.push(fault.to_owned());
+        spec.proxy_protocol = None;
+    }
     for (label, value) in labels {
         if !KNOWN.contains(&label.as_str()) {
             let known = KNOWN.join(", ");
@@ -190,7 +196,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Balance, Mode, ProxyProtocol, ServiceName};
+    use crate::model::{Balance, ProxyProtocol, ServiceName};
 
     fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -202,7 +208,7 @@ mod tests {
     #[test]
     fn labels_set_what_the_services_file_sets() {
         let (spec, labels) = read(&[
-            ("anynode.mode", "http"),
+            ("anynode.mode", "tcp"),
             ("anynode.balance", "least-request"),
             ("anynode.bind", "192.0.2.1"),
             ("anynode.proxy-protocol", "v2"),
@@ -213,7 +219,7 @@ mod tests {
         ]);
         assert_eq!(labels.faults, [] as [String; 0]);
         assert_eq!(labels.bind, Some("192.0.2.1".parse().unwrap()));
-        assert_eq!((spec.mode, spec.balance), (Mode::Http, Balance::LeastRequest));
+        assert_eq!((spec.mode, spec.balance), (Mode::Tcp, Balance::LeastRequest));
         assert_eq!(spec.proxy_protocol, Some(ProxyProtocol::V2));
         assert_eq!(spec.timeouts.idle, Duration::from_secs(60));
         assert_eq!(spec.limits.connections, 7);

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use crate::model::{
-    Balance, EndpointSpec, HealthCheck, HealthProbe, Mode, PublishedPort, ServiceName, ServiceSpec, parse_duration,
+    Balance, EndpointSpec, HealthCheck, HealthProbe, Mode, ProxyProtocol, PublishedPort, ServiceName, ServiceSpec,
+    parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -136,6 +137,7 @@ struct ServiceDto {
     publish: Option<Vec<Text<PublishedPort>>>,
     expose: Option<Vec<Port>>,
     balance: Option<Text<Balance>>,
+    proxy_protocol: Option<Text<ProxyProtocol>>,
     health: Option<HealthDto>,
     stop_grace: Option<Text<Span>>,
     limits: Option<LimitsDto>,
@@ -178,6 +180,12 @@ impl ServiceDto {
         let mut spec = ServiceSpec::new(name);
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
+        spec.proxy_protocol = self.proxy_protocol.map(|text| text.0);
+        if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
+            return Err(
+                "proxy_protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For".to_owned(),
+            );
+        }
         set(&mut spec.stop_grace, self.stop_grace.map(|text| text.0.0));
         spec.publish = self
             .publish
