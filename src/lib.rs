@@ -23,6 +23,8 @@ pub mod health;
 
 pub mod source;
 
+pub mod link;
+
 pub mod admin;
 
 pub mod whoami;

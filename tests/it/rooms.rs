@@ -13,15 +13,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dns", &["sys", "model", "routing"]),
     ("health", &["sys", "model", "routing"]),
     ("source", &["sys", "model", "routing"]),
+    ("link", &["sys", "model"]),
     (
         "admin",
-        &["sys", "model", "routing", "proxy", "dns", "health", "source"],
+        &["sys", "model", "routing", "proxy", "dns", "health", "source", "link"],
     ),
     ("whoami", &[]),
     (
         "app",
         &[
-            "sys", "model", "routing", "proxy", "dns", "health", "source", "admin", "whoami",
+            "sys", "model", "routing", "proxy", "dns", "health", "source", "link", "admin", "whoami",
         ],
     ),
 ];
