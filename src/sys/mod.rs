@@ -2,7 +2,11 @@
 //! of the project lives in this room. Not here: what the bytes are for.
 
 pub mod file;
+pub mod inet_diag;
 pub mod limits;
+mod netlink;
+pub mod nft;
 pub mod pktinfo;
+pub mod sk_lookup;
 pub mod socket;
 pub mod splice;

@@ -222,7 +222,7 @@ fn parse_listener(line: &str) -> Option<ProcListener> {
 }
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,489 @@
+//! A small BPF program that, for TCP connections to some local ports, picks a listening socket of ours before the kernel
+//! looks who is bound there. The program is written here instruction by instruction; no compiler and no library of C is
+//! asked. Not here: which ports, and when (`takeover`).
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use ipnet::Ipv4Net;
+use rustix::thread::CapabilitySet;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::socket::{BACKLOG, Liveness, set_stream_options};
+
+/// The program at work in one network namespace, until this is dropped or the process dies.
+#[derive(Debug)]
+pub struct SkLookup {
+    /// From protocol and port to a listening socket; the kernel takes out what is closed.
+    sockets: OwnedFd,
+    /// Holds the program in its place.
+    _link: OwnedFd,
+}
+
+/// Which step failed, for one cannot tell by the error number.
+#[derive(Debug, thiserror::Error)]
+pub enum SkLookupError {
+    #[error("make a BPF map of sockets")]
+    Map(#[source] io::Error),
+    #[error("load a BPF program of type sk_lookup")]
+    Program(#[source] io::Error),
+    #[error("attach a BPF program to the network namespace")]
+    Attach(#[source] io::Error),
+}
+
+impl SkLookup {
+    /// Loads the program and attaches it to the network namespace of the calling thread. Nothing is assigned yet.
+    ///
+    /// `except`: addresses whose connections go where they went before, whatever the port.
+    /// Several processes may have such a program at work; what the one attached last has assigned wins.
+    /// Errors: `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; `InvalidInput` before Linux 5.9.
+    pub fn attach(except: Option<Ipv4Net>) -> Result<SkLookup, SkLookupError> {
+        let sockets = create_map().map_err(SkLookupError::Map)?;
+        let program = load(&program(sockets.as_raw_fd(), except)).map_err(SkLookupError::Program)?;
+        let link = File::open("/proc/thread-self/ns/net")
+            .and_then(|namespace| create_link(&program, &namespace))
+            .map_err(SkLookupError::Attach)?;
+        Ok(SkLookup { sockets, _link: link })
+    }
+
+    /// Sends new connections to `port`, on any address of this node, to `socket`, which must be listening; if others
+    /// share its port (SO_REUSEPORT), to all of them in turn. Replaces what was assigned before without a gap.
+    ///
+    /// Errors: `InvalidInput` for a socket of another kind, `EOPNOTSUPP` when it does not listen, `E2BIG` when too
+    /// many ports are assigned.
+    pub fn assign(&self, port: u16, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let value = u64::from(socket.as_raw_fd().cast_unsigned());
+        for key in keys(port, socket)? {
+            update(&self.sockets, key, value)?;
+        }
+        Ok(())
+    }
+
+    /// New connections to `port` go where they went before. Whether any was assigned.
+    pub fn unassign(&self, port: u16) -> io::Result<bool> {
+        let mut is_any = false;
+        for key in [u32::from(port), IS_IPV6 | u32::from(port)] {
+            is_any |= delete(&self.sockets, key)?;
+        }
+        Ok(is_any)
+    }
+
+    /// Whether a listening socket is assigned to `port` and still open.
+    pub fn is_assigned(&self, port: u16) -> bool {
+        [u32::from(port), IS_IPV6 | u32::from(port)]
+            .into_iter()
+            .any(|key| lookup(&self.sockets, key).is_ok())
+    }
+}
+
+/// Binds `n` listening sockets that are reached by assignment only: on loopback, on a port that the kernel picks, sharing
+/// it. They take IPv4 and IPv6 (IPv4 alone where the kernel has no IPv6). Do not wait in `accept` (non-blocking).
+pub fn listen_hidden(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListener>> {
+    let new = |addr: SocketAddr| -> io::Result<Socket> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_port(true)?;
+        set_stream_options(&SockRef::from(&socket), liveness)?;
+        socket.bind(&addr.into())?;
+        Ok(socket)
+    };
+    let first = new((Ipv6Addr::LOCALHOST, 0).into()).or_else(|_| new((Ipv4Addr::LOCALHOST, 0).into()))?;
+    let addr = first.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    let mut sockets = vec![first];
+    for _ in 1..n {
+        sockets.push(new(addr)?);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+/// The names of those capabilities, of the ones that a takeover needs, that this thread does not have.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let Ok(sets) = rustix::thread::capabilities(None) else {
+        return Vec::new();
+    };
+    let has = |capability| sets.effective.contains(capability);
+    let mut missing = Vec::new();
+    if !has(CapabilitySet::NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    // The older kernels know CAP_SYS_ADMIN alone; the newer ones take it as well.
+    if !has(CapabilitySet::BPF) && !has(CapabilitySet::SYS_ADMIN) {
+        missing.push("CAP_BPF");
+    }
+    missing
+}
+
+/// The keys of the protocols that `socket` can take connections of.
+fn keys(port: u16, socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let socket = SockRef::from(&socket);
+    let (v4, v6) = (u32::from(port), IS_IPV6 | u32::from(port));
+    match socket.local_addr()?.as_socket() {
+        Some(SocketAddr::V4(_)) => Ok(vec![v4]),
+        Some(SocketAddr::V6(_)) if socket.only_v6()? => Ok(vec![v6]),
+        Some(SocketAddr::V6(_)) => Ok(vec![v4, v6]),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// The program, for a map with that descriptor: one look at the map, and the socket if there is one.
+fn program(map: i32, except: Option<Ipv4Net>) -> Vec<Instruction> {
+    let mut code = vec![
+        // r6 = the context; it is lost in r1 with the first call.
+        Instruction::mov(R6, R1),
+        Instruction::load(R2, R6, CTX_PROTOCOL),
+        Instruction::jump_unless(R2, libc::IPPROTO_TCP, PASS),
+        Instruction::load(R3, R6, CTX_FAMILY),
+        Instruction::load(R2, R6, CTX_LOCAL_PORT),
+        // IPv6: the bit above the port.
+        Instruction::skip_unless(R3, libc::AF_INET6, 1),
+        Instruction::or(R2, IS_IPV6.cast_signed()),
+        Instruction::store(R10, -4, R2),
+    ];
+    if let Some(net) = except {
+        // The address is as it was on the wire, read as this machine reads a number; IPv6 has zero here, so it is only
+        // compared for IPv4.
+        let [mask, net] = [net.netmask(), net.network()].map(|ip| u32::from_ne_bytes(ip.octets()).cast_signed());
+        code.extend([
+            Instruction::skip_unless(R3, libc::AF_INET, 4),
+            Instruction::load(R4, R6, CTX_LOCAL_IP4),
+            Instruction::and32(R4, mask),
+            Instruction::mov32(R5, net),
+            Instruction::jump_if_same32(R4, R5, PASS),
+        ]);
+    }
+    code.extend(Instruction::load_map(R1, map));
+    code.extend([
+        Instruction::mov(R2, R10),
+        Instruction::add(R2, -4),
+        Instruction::call(HELPER_MAP_LOOKUP),
+        Instruction::jump_if(R0, 0, PASS),
+        // r7 = the socket, which is ours until released.
+        Instruction::mov(R7, R0),
+        Instruction::mov(R1, R6),
+        Instruction::mov(R2, R0),
+        Instruction::mov32(R3, SK_LOOKUP_F_REPLACE),
+        Instruction::call(HELPER_SK_ASSIGN),
+        Instruction::mov(R1, R7),
+        Instruction::call(HELPER_SK_RELEASE),
+    ]);
+    // Whatever happened, the connection goes on; without a socket assigned, as it would have without us.
+    let pass = code.len();
+    code.extend([Instruction::mov32(R0, SK_PASS), Instruction::exit()]);
+    for (at, instruction) in code.iter_mut().enumerate() {
+        if instruction.offset == PASS {
+            instruction.offset = (pass - at - 1) as i16;
+        }
+    }
+    code
+}
+
+/// One instruction, as the kernel has it (struct bpf_insn).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    /// Destination register in the low half, source in the high one.
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+impl Instruction {
+    const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
+        let registers = match cfg!(target_endian = "little") {
+            true => source << 4 | destination,
+            false => destination << 4 | source,
+        };
+        Instruction {
+            code,
+            registers,
+            offset,
+            immediate,
+        }
+    }
+
+    const fn mov(destination: u8, source: u8) -> Instruction {
+        Instruction::new(0xbf, destination, source, 0, 0)
+    }
+
+    const fn mov32(destination: u8, value: i32) -> Instruction {
+        Instruction::new(0xb4, destination, 0, 0, value)
+    }
+
+    const fn add(destination: u8, value: i32) -> Instruction {
+        Instruction::new(0x07, destination, 0, 0, value)
+    }
+
+    const fn or(destination: u8, value: i32) -> Instruction {
+        Instruction::new(0x47, destination, 0, 0, value)
+    }
+
+    const fn and32(destination: u8, value: i32) -> Instruction {
+        Instruction::new(0x54, destination, 0, 0, value)
+    }
+
+    /// 32 bits from memory.
+    const fn load(destination: u8, source: u8, offset: i16) -> Instruction {
+        Instruction::new(0x61, destination, source, offset, 0)
+    }
+
+    const fn store(destination: u8, offset: i16, source: u8) -> Instruction {
+        Instruction::new(0x63, destination, source, offset, 0)
+    }
+
+    const fn jump_if(register: u8, value: i32, offset: i16) -> Instruction {
+        Instruction::new(0x15, register, 0, offset, value)
+    }
+
+    const fn jump_unless(register: u8, value: i32, offset: i16) -> Instruction {
+        Instruction::new(0x55, register, 0, offset, value)
+    }
+
+    const fn skip_unless(register: u8, value: i32, n: i16) -> Instruction {
+        Instruction::jump_unless(register, value, n)
+    }
+
+    /// Compares the lower 32 bits (Linux 5.1).
+    const fn jump_if_same32(a: u8, b: u8, offset: i16) -> Instruction {
+        Instruction::new(0x1e, a, b, offset, 0)
+    }
+
+    /// The address of a map, of 64 bits, so that it takes two places.
+    const fn load_map(destination: u8, map: i32) -> [Instruction; 2] {
+        const PSEUDO_MAP_FD: u8 = 1;
+        [
+            Instruction::new(0x18, destination, PSEUDO_MAP_FD, 0, map),
+            Instruction::new(0, 0, 0, 0, 0),
+        ]
+    }
+
+    const fn call(helper: i32) -> Instruction {
+        Instruction::new(0x85, 0, 0, 0, helper)
+    }
+
+    const fn exit() -> Instruction {
+        Instruction::new(0x95, 0, 0, 0, 0)
+    }
+}
+
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R3: u8 = 3;
+const R4: u8 = 4;
+const R5: u8 = 5;
+const R6: u8 = 6;
+const R7: u8 = 7;
+/// The stack's end.
+const R10: u8 = 10;
+/// Stands for the way to the program's end, until its length is known.
+const PASS: i16 = i16::MAX;
+
+fn create_map() -> io::Result<OwnedFd> {
+    let attr = MapCreate {
+        map_type: BPF_MAP_TYPE_SOCKHASH,
+        key_size: 4,
+        // As wide as a socket's cookie, so that it can be looked up from here too.
+        value_size: 8,
+        max_entries: PORTS_MAX,
+        ..MapCreate::default()
+    };
+    // SAFETY: BPF_MAP_CREATE takes no pointers; it returns a new descriptor, which nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_MAP_CREATE, &attr)?)) }
+}
+
+fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
+    let attr = ProgramLoad {
+        program_type: BPF_PROG_TYPE_SK_LOOKUP,
+        n_instructions: code.len() as u32,
+        instructions: code.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        name: *b"anynode_takeover",
+        expected_attach_type: BPF_SK_LOOKUP,
+        ..ProgramLoad::default()
+    };
+    let mut attr = attr;
+    attr.name[15] = 0;
+    // SAFETY: the pointers lead to as many instructions as said and to a text with a zero at its end, both alive during
+    // the call, which only reads them and returns a new descriptor, which nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_PROG_LOAD, &attr)?)) }
+}
+
+fn create_link(program: &OwnedFd, namespace: &File) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        program: program.as_raw_fd(),
+        target: namespace.as_raw_fd(),
+        attach_type: BPF_SK_LOOKUP,
+        flags: 0,
+    };
+    // SAFETY: BPF_LINK_CREATE takes no pointers here; it returns a new descriptor, which nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_LINK_CREATE, &attr)?)) }
+}
+
+fn update(map: &OwnedFd, key: u32, value: u64) -> io::Result<()> {
+    let attr = MapElement::new(map, &key, (&raw const value) as u64);
+    // SAFETY: key and value point to as many bytes as the map was made for, alive during the call, which reads them.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop) }
+}
+
+fn delete(map: &OwnedFd, key: u32) -> io::Result<bool> {
+    let attr = MapElement::new(map, &key, 0);
+    // SAFETY: the key points to as many bytes as the map was made for, alive during the call, which reads them.
+    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The cookie of the socket under `key`.
+fn lookup(map: &OwnedFd, key: u32) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let attr = MapElement::new(map, &key, (&raw mut cookie) as u64);
+    // SAFETY: the key points to as many bytes as the map was made for and is read; the value to as many, which are
+    // written; both are alive during the call and nobody else looks at them.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attr)? };
+    Ok(cookie)
+}
+
+/// Calls bpf(2). Errors: its own.
+///
+/// # Safety
+/// `attr` is what `command` takes, without padding, and every pointer and length in it holds for the call. What is
+/// returned as a descriptor is the caller's to own.
+unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<i32> {
+    // SAFETY: the attribute's address and length are those of a live value; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    match result {
+        0.. => Ok(result as i32),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+// Parts of union bpf_attr, cut off behind the last field in use; the kernel takes the rest for zero.
+
+#[derive(Default)]
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct ProgramLoad {
+    program_type: u32,
+    n_instructions: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: i32,
+    target: i32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl MapElement {
+    fn new(map: &OwnedFd, key: &u32, value: u64) -> MapElement {
+        MapElement {
+            map: map.as_fd().as_raw_fd().cast_unsigned(),
+            padding: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value,
+            flags: 0,
+        }
+    }
+}
+
+/// Stands above the port in a key.
+const IS_IPV6: u32 = 1 << 16;
+/// One of IPv4 and one of IPv6 for each of 8,192 ports. The kernel takes 16 bytes for each in advance.
+const PORTS_MAX: u32 = 16 << 10;
+
+// From the uapi header `linux/bpf.h`.
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
+const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
+const BPF_SK_LOOKUP: u32 = 36;
+const HELPER_MAP_LOOKUP: i32 = 1;
+const HELPER_SK_RELEASE: i32 = 86;
+const HELPER_SK_ASSIGN: i32 = 124;
+/// A socket that a program before this one picked is replaced: whoever attached last wins.
+const SK_LOOKUP_F_REPLACE: i32 = 1;
+const SK_PASS: i32 = 1;
+/// Where things are in struct bpf_sk_lookup.
+const CTX_FAMILY: i16 = 8;
+const CTX_PROTOCOL: i16 = 12;
+const CTX_LOCAL_IP4: i16 = 40;
+const CTX_LOCAL_PORT: i16 = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_jump_stays_within_the_program() {
+        for except in [None, Some("127.77.0.0/16".parse().unwrap())] {
+            let code = program(3, except);
+            for (at, instruction) in code.iter().enumerate() {
+                let is_jump = matches!(instruction.code, 0x15 | 0x55 | 0x1e);
+                let target = at as i64 + 1 + i64::from(instruction.offset);
+                assert!(
+                    !is_jump || (0..code.len() as i64).contains(&target),
+                    "{at}: {instruction:?}"
+                );
+            }
+            assert_eq!(code.last(), Some(&Instruction::exit()));
+        }
+        assert_eq!(size_of::<Instruction>(), 8);
+    }
+
+    #[test]
+    fn hidden_listeners_share_one_port_of_loopback() {
+        let listeners = listen_hidden(3, &Liveness::default()).unwrap();
+        let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        assert!(
+            addrs[0].ip().is_loopback() && addrs.iter().all(|addr| *addr == addrs[0]),
+            "{addrs:?}"
+        );
+    }
+}
