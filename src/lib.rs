@@ -15,6 +15,8 @@ pub mod model;
 
 pub mod routing;
 
+pub mod takeover;
+
 pub mod proxy;
 
 pub mod dns;

@@ -20,9 +20,14 @@
 //! (Docker's stand at -100) are not asked. `redirect` would do that too, but to the interface's first address, or to
 //! 127.0.0.1 for local clients, and the listener would see another address than the one that was asked for.
 
+#![allow(unsafe_code)]
+
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::netlink::{Message, Messages, NetlinkSocket, attr, attr_str, attr_u32, attrs};
 
@@ -459,6 +464,14 @@ impl NftMonitor {
         Ok(NftMonitor {
             socket: NetlinkSocket::open(rustix::net::netlink::NETFILTER, groups)?,
         })
+    }
+
+    /// Lets tokio wait for what is heard. Errors: those of `epoll_ctl`.
+    pub fn wait_for_changes(self) -> io::Result<AsyncFd<NftMonitor>> {
+        // SAFETY: the monitor owns its descriptor, keeps the same one for its life, and closes it only when dropped, which
+        // happens after `AsyncFd` has let go of it.
+        let changes = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
+        changes.map_err(Into::into)
     }
 
     /// Takes all that was heard, without waiting, and says whether there was anything. Errors: those of `recv`.

@@ -9,20 +9,23 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("model", &[]),
     ("routing", &["model"]),
-    ("proxy", &["sys", "model", "routing"]),
+    ("takeover", &["sys", "model", "routing"]),
+    ("proxy", &["sys", "model", "routing", "takeover"]),
     ("dns", &["sys", "model", "routing"]),
     ("health", &["sys", "model", "routing"]),
     ("source", &["sys", "model", "routing"]),
     ("link", &["sys", "model"]),
     (
         "admin",
-        &["sys", "model", "routing", "proxy", "dns", "health", "source", "link"],
+        &[
+            "sys", "model", "routing", "takeover", "proxy", "dns", "health", "source", "link",
+        ],
     ),
     ("whoami", &[]),
     (
         "app",
         &[
-            "sys", "model", "routing", "proxy", "dns", "health", "source", "link", "admin", "whoami",
+            "sys", "model", "routing", "takeover", "proxy", "dns", "health", "source", "link", "admin", "whoami",
         ],
     ),
 ];
