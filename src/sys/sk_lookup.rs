@@ -10,7 +10,6 @@ use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use ipnet::Ipv4Net;
 use rustix::thread::CapabilitySet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -39,12 +38,11 @@ pub enum SkLookupError {
 impl SkLookup {
     /// Loads the program and attaches it to the network namespace of the calling thread. Nothing is assigned yet.
     ///
-    /// `except`: addresses whose connections go where they went before, whatever the port.
     /// Several processes may have such a program at work; what the one attached last has assigned wins.
     /// Errors: `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; `InvalidInput` before Linux 5.9.
-    pub fn attach(except: Option<Ipv4Net>) -> Result<SkLookup, SkLookupError> {
+    pub fn attach() -> Result<SkLookup, SkLookupError> {
         let sockets = create_map().map_err(SkLookupError::Map)?;
-        let program = load(&program(sockets.as_raw_fd(), except)).map_err(SkLookupError::Program)?;
+        let program = load(&program(sockets.as_raw_fd())).map_err(SkLookupError::Program)?;
         let link = File::open("/proc/thread-self/ns/net")
             .and_then(|namespace| create_link(&program, &namespace))
             .map_err(SkLookupError::Attach)?;
@@ -137,7 +135,7 @@ fn keys(port: u16, socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 }
 
 /// The program, for a map with that descriptor: one look at the map, and the socket if there is one.
-fn program(map: i32, except: Option<Ipv4Net>) -> Vec<Instruction> {
+fn program(map: i32) -> Vec<Instruction> {
     let mut code = vec![
         // r6 = the context; it is lost in r1 with the first call.
         Instruction::mov(R6, R1),
@@ -150,18 +148,6 @@ fn program(map: i32, except: Option<Ipv4Net>) -> Vec<Instruction> {
         Instruction::or(R2, IS_IPV6.cast_signed()),
         Instruction::store(R10, -4, R2),
     ];
-    if let Some(net) = except {
-        // The address is as it was on the wire, read as this machine reads a number; IPv6 has zero here, so it is only
-        // compared for IPv4.
-        let [mask, net] = [net.netmask(), net.network()].map(|ip| u32::from_ne_bytes(ip.octets()).cast_signed());
-        code.extend([
-            Instruction::skip_unless(R3, libc::AF_INET, 4),
-            Instruction::load(R4, R6, CTX_LOCAL_IP4),
-            Instruction::and32(R4, mask),
-            Instruction::mov32(R5, net),
-            Instruction::jump_if_same32(R4, R5, PASS),
-        ]);
-    }
     code.extend(Instruction::load_map(R1, map));
     code.extend([
         Instruction::mov(R2, R10),
@@ -229,10 +215,6 @@ impl Instruction {
         Instruction::new(0x47, destination, 0, 0, value)
     }
 
-    const fn and32(destination: u8, value: i32) -> Instruction {
-        Instruction::new(0x54, destination, 0, 0, value)
-    }
-
     /// 32 bits from memory.
     const fn load(destination: u8, source: u8, offset: i16) -> Instruction {
         Instruction::new(0x61, destination, source, offset, 0)
@@ -252,11 +234,6 @@ impl Instruction {
 
     const fn skip_unless(register: u8, value: i32, n: i16) -> Instruction {
         Instruction::jump_unless(register, value, n)
-    }
-
-    /// Compares the lower 32 bits (Linux 5.1).
-    const fn jump_if_same32(a: u8, b: u8, offset: i16) -> Instruction {
-        Instruction::new(0x1e, a, b, offset, 0)
     }
 
     /// The address of a map, of 64 bits, so that it takes two places.
@@ -281,8 +258,6 @@ const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
 const R3: u8 = 3;
-const R4: u8 = 4;
-const R5: u8 = 5;
 const R6: u8 = 6;
 const R7: u8 = 7;
 /// The stack's end.
@@ -453,7 +428,6 @@ const SK_PASS: i32 = 1;
 /// Where things are in struct bpf_sk_lookup.
 const CTX_FAMILY: i16 = 8;
 const CTX_PROTOCOL: i16 = 12;
-const CTX_LOCAL_IP4: i16 = 40;
 const CTX_LOCAL_PORT: i16 = 60;
 
 #[cfg(test)]
@@ -462,18 +436,16 @@ mod tests {
 
     #[test]
     fn every_jump_stays_within_the_program() {
-        for except in [None, Some("127.77.0.0/16".parse().unwrap())] {
-            let code = program(3, except);
-            for (at, instruction) in code.iter().enumerate() {
-                let is_jump = matches!(instruction.code, 0x15 | 0x55 | 0x1e);
-                let target = at as i64 + 1 + i64::from(instruction.offset);
-                assert!(
-                    !is_jump || (0..code.len() as i64).contains(&target),
-                    "{at}: {instruction:?}"
-                );
-            }
-            assert_eq!(code.last(), Some(&Instruction::exit()));
+        let code = program(3);
+        for (at, instruction) in code.iter().enumerate() {
+            let is_jump = matches!(instruction.code, 0x15 | 0x55);
+            let target = at as i64 + 1 + i64::from(instruction.offset);
+            assert!(
+                !is_jump || (0..code.len() as i64).contains(&target),
+                "{at}: {instruction:?}"
+            );
         }
+        assert_eq!(code.last(), Some(&Instruction::exit()));
         assert_eq!(size_of::<Instruction>(), 8);
     }
 

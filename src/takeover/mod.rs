@@ -23,7 +23,6 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
@@ -51,8 +50,6 @@ pub struct TakeoverConfig {
     pub program: String,
     /// The chain of the table `nat` in which that program names the ports it translates.
     pub chain: String,
-    /// Addresses that have listeners of their own, which no published port takes connections from.
-    pub except: Option<Ipv4Net>,
     /// Let the kernel tie the table to this process, where it can. Without, as before Linux 5.12, `run` repairs.
     pub wants_owner: bool,
     /// How often `run` looks at its table when nothing was heard.
@@ -65,7 +62,6 @@ impl Default for TakeoverConfig {
             mode: Mode::Auto,
             program: "dockerd".to_owned(),
             chain: "DOCKER-INGRESS".to_owned(),
-            except: None,
             wants_owner: true,
             check_every: Duration::from_secs(5),
         }
@@ -213,7 +209,7 @@ impl Takeover {
             }
             Err(error) => off("Docker's NAT rules stay before us", &["CAP_NET_ADMIN"], &error),
         };
-        takeover.assign = match SkLookup::attach(takeover.config.except) {
+        takeover.assign = match SkLookup::attach() {
             Ok(sk_lookup) => {
                 takeover.sk_lookup = Some(sk_lookup);
                 Feature::On
@@ -334,7 +330,7 @@ impl Takeover {
         })
     }
 
-    /// New connections to this port, at any address of this node but `except`, go to these listening sockets, though
+    /// New connections to this port, at any address of this node, go to these listening sockets, though
     /// another is bound to the port: the kernel spreads them over all that share one address (SO_REUSEPORT). What was
     /// assigned before is replaced without a gap. `sys::sk_lookup::listen_hidden` makes sockets that fit.
     ///
@@ -573,7 +569,7 @@ fn off(consequence: &str, needed: &[&str], error: &io::Error) -> Feature {
         io::ErrorKind::PermissionDenied if missing.is_empty() => {
             format!("{error}, though this process has {}", needed.join(" and "))
         }
-        io::ErrorKind::PermissionDenied => format!("{} is missing", missing.join(" and ")),
+        io::ErrorKind::PermissionDenied => format!("missing: {}", missing.join(", ")),
         _ => format!("this kernel cannot: {error}"),
     };
     tracing::warn!(reason, "{consequence}");

@@ -14,4 +14,5 @@ mod rooms;
 mod scale;
 mod security;
 mod streams;
+mod takeover;
 mod tcp;
