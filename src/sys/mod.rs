@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod inet_diag;
+pub mod iptables;
 pub mod limits;
 mod netlink;
 pub mod nft;

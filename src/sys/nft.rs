@@ -60,7 +60,7 @@ pub enum Family {
 impl NftTable {
     /// Makes the table, empty, in the network namespace of the calling thread.
     ///
-    /// `name`: letters, digits and `_`; a table of that name that nobody owns is replaced.
+    /// `name`: letters, digits and `_`, of no other table.
     /// `wants_owner`: ask the kernel to tie it to this process (since Linux 5.12); without that it is an ordinary table.
     /// Errors: `PermissionDenied` without CAP_NET_ADMIN; `Unsupported` or `NotFound` where the kernel has no nf_tables
     /// or not all of fib, set and nat in it.

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::thread::CapabilitySet;
@@ -52,8 +52,8 @@ impl SkLookup {
     /// Sends new connections to `port`, on any address of this node, to `socket`, which must be listening; if others
     /// share its port (SO_REUSEPORT), to all of them in turn. Replaces what was assigned before without a gap.
     ///
-    /// Errors: `InvalidInput` for a socket of another kind, `EOPNOTSUPP` when it does not listen, `E2BIG` when too
-    /// many ports are assigned.
+    /// Errors: `InvalidInput` for a socket of another kind or one that does not listen, `E2BIG` when too many ports are
+    /// assigned.
     pub fn assign(&self, port: u16, socket: BorrowedFd<'_>) -> io::Result<()> {
         let value = u64::from(socket.as_raw_fd().cast_unsigned());
         for key in keys(port, socket)? {
@@ -81,6 +81,8 @@ impl SkLookup {
 
 /// Binds `n` listening sockets that are reached by assignment only: on loopback, on a port that the kernel picks, sharing
 /// it. They take IPv4 and IPv6 (IPv4 alone where the kernel has no IPv6). Do not wait in `accept` (non-blocking).
+///
+/// Errors: those of `socket`, `bind` and `listen`.
 pub fn listen_hidden(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListener>> {
     let new = |addr: SocketAddr| -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
@@ -93,7 +95,10 @@ pub fn listen_hidden(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListene
         socket.bind(&addr.into())?;
         Ok(socket)
     };
-    let first = new((Ipv6Addr::LOCALHOST, 0).into()).or_else(|_| new((Ipv4Addr::LOCALHOST, 0).into()))?;
+    // An IPv6 socket bound to an address of IPv6 would refuse IPv4; one bound to 127.0.0.1 in IPv6's writing takes both
+    // when they are assigned to it.
+    let loopback = Ipv4Addr::LOCALHOST;
+    let first = new((loopback.to_ipv6_mapped(), 0).into()).or_else(|_| new((loopback, 0).into()))?;
     let addr = first.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     let mut sockets = vec![first];
     for _ in 1..n {
@@ -125,6 +130,13 @@ pub fn missing_capabilities() -> Vec<&'static str> {
 /// The keys of the protocols that `socket` can take connections of.
 fn keys(port: u16, socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let socket = SockRef::from(&socket);
+    // The kernel would take a connected one too, and never pick it.
+    if !socket.is_listener()? {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the socket does not listen",
+        ));
+    }
     let (v4, v6) = (u32::from(port), IS_IPV6 | u32::from(port));
     match socket.local_addr()?.as_socket() {
         Some(SocketAddr::V4(_)) => Ok(vec![v4]),
@@ -454,7 +466,7 @@ mod tests {
         let listeners = listen_hidden(3, &Liveness::default()).unwrap();
         let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
         assert!(
-            addrs[0].ip().is_loopback() && addrs.iter().all(|addr| *addr == addrs[0]),
+            addrs[0].ip().to_canonical().is_loopback() && addrs.iter().all(|addr| *addr == addrs[0]),
             "{addrs:?}"
         );
     }

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 pub use self::need::{Holder, TakeoverNeed};
 use self::need::{IsTranslated, decide};
 use crate::sys::inet_diag::{self, InetDiag, Listener};
+use crate::sys::iptables::legacy_dnat_ports;
 use crate::sys::nft::{NftMonitor, NftReader, NftTable};
 use crate::sys::sk_lookup::{SkLookup, missing_capabilities};
 
@@ -162,8 +163,10 @@ struct State {
     diag: InetDiag,
     redirected: BTreeSet<u16>,
     assigned: BTreeSet<u16>,
-    /// The ports that Docker's rules name, as of a generation of rules.
+    /// The ports that Docker's rules in nf_tables name, as of a generation of rules.
     translated: Option<(u32, BTreeSet<u16>)>,
+    /// The same as `run` last saw it, those of iptables-legacy among them.
+    told: Option<BTreeSet<u16>>,
     n_repairs: u64,
 }
 
@@ -186,6 +189,7 @@ impl Takeover {
                 redirected: BTreeSet::new(),
                 assigned: BTreeSet::new(),
                 translated: None,
+                told: None,
                 n_repairs: 0,
             }),
             monitor: Mutex::new(None),
@@ -239,7 +243,8 @@ impl Takeover {
     }
 
     /// What each of these ports takes to be answered by us, by one look for all of them. Sockets of this process count
-    /// for nobody's. Where the kernel does not answer, as if nobody had the port: binding it will tell.
+    /// for nobody's. Where the kernel does not answer, as if nobody had the port: binding it will tell. To be asked in the
+    /// network namespace that `start` was called in.
     pub fn needs_of(&self, ports: &BTreeSet<u16>) -> BTreeMap<u16, TakeoverNeed> {
         let mut state = self.lock();
         let one = ports.first().copied().filter(|_| ports.len() == 1);
@@ -252,17 +257,16 @@ impl Takeover {
                 .iter()
                 .filter(|listener| ports.contains(&listener.addr.port())),
         );
-        let legacy = state.table.is_some() && has_legacy_nat();
         let translated = self.translated(&mut state);
         ports
             .iter()
             .map(|port| {
-                let is_translated = match translated {
-                    Some(translated) if translated.contains(port) => IsTranslated::Yes,
-                    Some(_) if legacy => IsTranslated::Unknown,
-                    Some(_) => IsTranslated::No,
+                let is_translated = match &translated {
+                    Ok(translated) if translated.contains(port) => IsTranslated::Yes,
+                    Ok(_) => IsTranslated::No,
+                    Err(_) if self.redirect == Feature::On => IsTranslated::Unknown,
                     // Nothing can be done about rules then, and `status` says so.
-                    None => IsTranslated::No,
+                    Err(_) => IsTranslated::No,
                 };
                 let holders = holders.get(port).map_or(&[][..], Vec::as_slice);
                 (
@@ -433,28 +437,39 @@ impl Takeover {
                 Err(error) => tracing::warn!(table = table.name(), %error, "look at our table of nf_tables"),
             }
         }
-        let before = state.translated.as_ref().map(|(_, ports)| ports.clone());
-        let now = self.translated(&mut state).cloned();
+        let now = match self.translated(&mut state) {
+            Ok(ports) => ports,
+            Err(_) if state.reader.is_none() => return,
+            Err(error) => {
+                tracing::warn!(%error, chain = self.config.chain, "read NAT rules");
+                return;
+            }
+        };
+        let is_changed = state.told.as_ref() != Some(&now);
+        state.told = Some(now);
         drop(state);
-        if now != before {
+        if is_changed {
             self.changes.send_modify(|n| *n += 1);
         }
     }
 
-    /// The ports that Docker's rules name; `None` where rules cannot be read.
-    fn translated<'a>(&self, state: &'a mut State) -> Option<&'a BTreeSet<u16>> {
-        let reader = state.reader.as_mut()?;
-        let generation = reader.generation().ok()?;
-        if state.translated.as_ref().is_none_or(|(known, _)| *known != generation) {
-            match reader.dnat_ports(&self.config.chain) {
-                Ok(ports) => state.translated = Some((generation, ports)),
-                Err(error) => {
-                    tracing::warn!(%error, chain = self.config.chain, "read NAT rules of nf_tables");
-                    return None;
-                }
+    /// The ports that Docker's rules name, whichever iptables wrote them. Errors: rules cannot be read.
+    fn translated(&self, state: &mut State) -> io::Result<BTreeSet<u16>> {
+        let State { reader, translated, .. } = state;
+        let reader = reader.as_mut().ok_or(io::ErrorKind::PermissionDenied)?;
+        let chain = &self.config.chain;
+        let generation = reader.generation()?;
+        let mut ports = match translated {
+            Some((known, ports)) if *known == generation => ports.clone(),
+            _ => {
+                let ports = reader.dnat_ports(chain)?;
+                *translated = Some((generation, ports.clone()));
+                ports
             }
-        }
-        state.translated.as_ref().map(|(_, ports)| ports)
+        };
+        // These have no generation.
+        ports.append(&mut legacy_dnat_ports(chain)?);
+        Ok(ports)
     }
 
     /// Whose these sockets are, by port; our own left out.
@@ -567,21 +582,14 @@ fn off(consequence: &str, needed: &[&str], error: &io::Error) -> Feature {
         .collect();
     let reason = match error.kind() {
         io::ErrorKind::PermissionDenied if missing.is_empty() => {
-            format!("{error}, though this process has {}", needed.join(" and "))
+            let has = needed.join(" and ");
+            format!("{error}, though {has} are there: a seccomp profile or a user namespace forbids it")
         }
         io::ErrorKind::PermissionDenied => format!("missing: {}", missing.join(", ")),
         _ => format!("this kernel cannot: {error}"),
     };
     tracing::warn!(reason, "{consequence}");
     Feature::Off(reason)
-}
-
-/// Whether iptables-legacy has NAT rules here, which cannot be read by the way that we read.
-fn has_legacy_nat() -> bool {
-    ["ip_tables_names", "ip6_tables_names"].into_iter().any(|file| {
-        std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
-            .is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
-    })
 }
 
 /// Each instance's table has this and eight hexadecimal digits of its own.

@@ -21,7 +21,7 @@ pub enum TakeoverNeed {
         pid: u32,
         addr: SocketAddr,
     },
-    /// It cannot be taken: somebody listens on it whom we cannot see.
+    /// It cannot be taken: somebody listens on it whom we cannot see, and no rule of Docker's names it.
     HeldByUnseen { addr: SocketAddr },
 }
 
@@ -62,13 +62,16 @@ impl fmt::Display for TakeoverNeed {
             TakeoverNeed::HeldByUnseen { addr } => write!(
                 f,
                 "is held by a process that cannot be seen from here: somebody listens on {addr}; expected dockerd; run the \
-                 container with `--pid host` so that it can be told"
+                 container with `--pid host` and CAP_SYS_PTRACE so that it can be told"
             ),
         }
     }
 }
 
 /// `holders`: who listens, ourselves left out. `program`: whose sockets may be passed over.
+///
+/// A holder whom we cannot see may be passed over where Docker's rules name the port: whoever it is, no connection to this
+/// node reaches him. Inside of a container dockerd is never seen, unless it shares the host's processes.
 pub(super) fn decide(mode: Mode, is_translated: IsTranslated, holders: &[Holder], program: &str) -> TakeoverNeed {
     if mode == Mode::Off {
         return TakeoverNeed::None;
@@ -88,7 +91,8 @@ pub(super) fn decide(mode: Mode, is_translated: IsTranslated, holders: &[Holder]
         }
     }
     match unseen {
-        Some(addr) => TakeoverNeed::HeldByUnseen { addr },
+        Some(addr) if is_translated != IsTranslated::Yes => TakeoverNeed::HeldByUnseen { addr },
+        Some(_) => TakeoverNeed::RedirectAndAssign,
         None if !holders.is_empty() => TakeoverNeed::RedirectAndAssign,
         None if mode == Mode::On || is_translated != IsTranslated::No => TakeoverNeed::Redirect,
         None => TakeoverNeed::None,

@@ -104,16 +104,16 @@ fn is_possible(programs: &[&str]) -> bool {
             return false;
         }
     }
-    let made = Command::new("ip").args(["netns", "add", "any-probe"]).output();
-    if made.is_ok_and(|output| output.status.success()) {
-        let _ = Command::new("ip").args(["netns", "del", "any-probe"]).status();
-        return true;
-    }
-    // Another test may be probing right now.
-    std::path::Path::new("/run/netns").exists() || {
+    // A container may lack what it takes.
+    let probe = format!("any-probe-{:?}", std::thread::current().id()).replace(['(', ')'], "");
+    let made = Command::new("ip").args(["netns", "add", &probe]).output();
+    let is_made = made.is_ok_and(|output| output.status.success());
+    if is_made {
+        let _ = Command::new("ip").args(["netns", "del", &probe]).status();
+    } else {
         println!("skipped: no network namespaces here");
-        false
     }
+    is_made
 }
 
 /// A node with a client on one side and, behind it, the task that Docker's rules lead to.
@@ -347,7 +347,8 @@ fn answers_before_docker(iptables: &str) {
         "ours",
     );
     assert_eq!(stage.heard(), ["docker", "docker"], "not asked yet");
-    assert_eq!(takeover.needs(PORT), TakeoverNeed::Redirect);
+    assert_eq!(stage.node.run(|| takeover.needs(PORT)), TakeoverNeed::Redirect);
+    assert_eq!(stage.node.run(|| takeover.needs(PORT + 1)), TakeoverNeed::None);
     takeover.redirect(PORT).unwrap();
     takeover.redirect(PORT).unwrap();
     assert_eq!(stage.heard(), ["ours", "ours"]);
@@ -422,12 +423,16 @@ fn what_a_port_takes_is_told_by_rules_and_holders() {
         })
         .unwrap()
     });
-    let needs = || [&auto, &on, &off].map(|takeover| takeover.needs(PORT));
+    let needs = || {
+        stage
+            .node
+            .run(|| [&auto, &on, &off].map(|takeover| takeover.needs(PORT)))
+    };
     use TakeoverNeed::{None, Redirect, RedirectAndAssign};
     assert_eq!(needs(), [None, Redirect, None]);
     stage.docker_rules("iptables", "10.9.1.2:80");
     assert_eq!(needs(), [Redirect, Redirect, None]);
-    assert_eq!(auto.needs(PORT + 1), None);
+    assert_eq!(stage.node.run(|| auto.needs(PORT + 1)), None);
     let dockerd = stage.holder("dockerd", "[::]:8080");
     assert_eq!(needs(), [RedirectAndAssign, RedirectAndAssign, None]);
     let who = auto.who_listens(PORT).unwrap();
@@ -438,7 +443,7 @@ fn what_a_port_takes_is_told_by_rules_and_holders() {
     let own = stage.node.run(|| TcpListener::bind(("0.0.0.0", PORT)).unwrap());
     assert_eq!(needs(), [Redirect, Redirect, None]);
     drop(own);
-    let many = auto.needs_of(&BTreeSet::from([PORT, PORT + 1]));
+    let many = stage.node.run(|| auto.needs_of(&BTreeSet::from([PORT, PORT + 1])));
     assert_eq!(many.into_values().collect::<Vec<_>>(), [Redirect, None]);
     assert!(matches!(off.redirect(PORT), Err(TakeoverError::RedirectOff { .. })));
 }
@@ -451,7 +456,7 @@ fn another_programs_port_is_refused_by_name() {
     let stage = Stage::new();
     let takeover = stage.takeover(TakeoverConfig::default());
     let squatter = stage.holder("squatter", "127.0.0.1:8080");
-    let need = takeover.needs(PORT);
+    let need = stage.node.run(|| takeover.needs(PORT));
     let pid = squatter.child.id();
     assert!(
         matches!(&need, TakeoverNeed::HeldBy { program, .. } if program == "squatter"),
@@ -480,7 +485,7 @@ fn a_port_that_dockerd_never_accepts_from_is_answered_by_the_whole_group() {
     let _dockerd = stage.holder("dockerd", "[::]:8080");
     stage.docker_rules("iptables", "10.99.0.2:80");
     let takeover = stage.takeover(TakeoverConfig::default());
-    assert_eq!(takeover.needs(PORT), TakeoverNeed::RedirectAndAssign);
+    assert_eq!(stage.node.run(|| takeover.needs(PORT)), TakeoverNeed::RedirectAndAssign);
     let ours = Server::new(
         stage.node.run(|| listen_hidden(2, &Liveness::default()).unwrap()),
         "ours",
@@ -655,7 +660,7 @@ fn a_flushed_ruleset_is_repaired() {
         until("the loss of Docker's rules is seen", || changes.has_changed().unwrap());
         stop.send(()).unwrap();
         running.join().unwrap();
-        assert_eq!(takeover.needs(PORT), TakeoverNeed::Redirect);
+        assert_eq!(stage.node.run(|| takeover.needs(PORT)), TakeoverNeed::Redirect);
         drop(takeover);
         assert_eq!(stage.tables(), [""; 0]);
     }
@@ -838,12 +843,8 @@ fn a_thousand_ports_are_taken_and_given_back() {
         println!("{what}: {:?} for {} ports", begun.elapsed(), ports.len());
         begun = Instant::now();
     };
-    assert!(
-        takeover
-            .needs_of(&ports)
-            .values()
-            .all(|need| *need == TakeoverNeed::None)
-    );
+    let needs = stage.node.run(|| takeover.needs_of(&ports));
+    assert!(needs.into_values().all(|need| need == TakeoverNeed::None));
     took("needs_of");
     ports.iter().for_each(|port| takeover.redirect(*port).unwrap());
     took("redirect");
@@ -863,4 +864,28 @@ fn a_thousand_ports_are_taken_and_given_back() {
     ports.iter().for_each(|port| takeover.unassign(*port).unwrap());
     took("unassign");
     assert!(stage.client.run(|| ask(last)).is_err());
+}
+
+#[test]
+fn an_ordinary_user_gets_errors_and_cannot_see_who_holds_a_port() {
+    if !is_possible(PROGRAMS) {
+        return;
+    }
+    let stage = Stage::new();
+    let _dockerd = stage.holder("dockerd", "[::]:8080");
+    let listener = stage.node.run(|| listen_hidden(1, &Liveness::default()).unwrap());
+    let nobody = rustix::process::Uid::from_raw(65534);
+    stage.node.run(|| {
+        rustix::thread::set_thread_uid(nobody).unwrap();
+        let takeover = Takeover::start(TakeoverConfig::default()).unwrap();
+        let status = takeover.status();
+        assert!(matches!(status.redirect, Feature::Off(_)) && matches!(status.assign, Feature::Off(_)));
+        assert!(takeover.redirect(PORT).is_err() && takeover.assign(PORT, &borrow(&listener)).is_err());
+        assert!(takeover.unredirect(PORT).is_ok() && takeover.unassign(PORT).is_ok());
+        let need = takeover.needs(PORT);
+        assert!(matches!(need, TakeoverNeed::HeldByUnseen { .. }), "{need:?}");
+        assert!(need.to_string().contains("--pid host"), "{need}");
+        assert_eq!(takeover.needs(PORT + 1), TakeoverNeed::None);
+        assert_eq!(takeover.who_listens(PORT).unwrap()[0].program, None);
+    });
 }
