@@ -153,15 +153,27 @@ impl Stage {
 
     /// Rules as dockerd writes them, from the port to `to`.
     fn docker_rules(&self, iptables: &str, to: &str) {
-        for rule in [
+        assert!(self.try_docker_rules(iptables, to), "{iptables}");
+    }
+
+    /// Whether this kernel takes them.
+    fn try_docker_rules(&self, iptables: &str, to: &str) -> bool {
+        [
             "-N DOCKER-INGRESS".to_owned(),
             "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS".to_owned(),
             "-A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS".to_owned(),
             format!("-A DOCKER-INGRESS -p tcp -m tcp --dport {PORT} -j DNAT --to-destination {to}"),
             "-A DOCKER-INGRESS -j RETURN".to_owned(),
-        ] {
-            self.node.sh(&format!("{iptables} -w -t nat {rule}"));
-        }
+        ]
+        .iter()
+        .all(|rule| {
+            let command = format!("ip netns exec {} {iptables} -w -t nat {rule}", self.node.0);
+            let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+            if !output.status.success() {
+                println!("{command}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            output.status.success()
+        })
     }
 
     fn takeover(&self, config: TakeoverConfig) -> Takeover {
@@ -395,13 +407,9 @@ fn we_answer_before_rules_of_iptables_legacy() {
     if !is_possible(PROGRAMS) || !is_possible(&["iptables-legacy"]) {
         return;
     }
-    let probe = Namespace::new("p");
-    let listed = Command::new("ip")
-        .args(["netns", "exec", &probe.0, "iptables-legacy", "-t", "nat", "-L"])
-        .output();
-    match listed {
-        Ok(output) if output.status.success() => answers_before_docker("iptables-legacy"),
-        _ => println!("skipped: this kernel has no NAT for iptables-legacy"),
+    match Stage::new().try_docker_rules("iptables-legacy", "10.9.1.2:80") {
+        true => answers_before_docker("iptables-legacy"),
+        false => println!("skipped: this kernel has no NAT for iptables-legacy"),
     }
 }
 
@@ -888,4 +896,48 @@ fn an_ordinary_user_gets_errors_and_cannot_see_who_holds_a_port() {
         assert_eq!(takeover.needs(PORT + 1), TakeoverNeed::None);
         assert_eq!(takeover.who_listens(PORT).unwrap()[0].program, None);
     });
+}
+
+/// An instance in a container sees no process of the host, and need not: Docker's rules say whose the port is.
+#[test]
+fn a_holder_that_cannot_be_seen_is_passed_over_where_dockers_rules_name_the_port() {
+    if !is_possible(PROGRAMS) {
+        return;
+    }
+    for iptables in ["iptables-nft", "iptables-legacy"] {
+        if !is_possible(&[iptables]) {
+            continue;
+        }
+        let stage = Stage::new();
+        let _dockerd = stage.holder("dockerd", "[::]:8080");
+        let (takeover, server, refused) = stage.node.run(|| {
+            let mut sets = rustix::thread::capabilities(None).unwrap();
+            sets.effective &= CapabilitySet::NET_ADMIN | CapabilitySet::BPF;
+            rustix::thread::set_capabilities(None, sets).unwrap();
+            let takeover = Takeover::start(TakeoverConfig::default()).unwrap();
+            assert_eq!(takeover.who_listens(PORT).unwrap()[0].program, None);
+            let server = Server::new(listen_hidden(2, &Liveness::default()).unwrap(), "ours");
+            let refused = takeover.assign(PORT, &server.fds());
+            (takeover, server, refused)
+        });
+        assert!(matches!(
+            refused,
+            Err(TakeoverError::Held {
+                need: TakeoverNeed::HeldByUnseen { .. },
+                ..
+            })
+        ));
+        if !stage.try_docker_rules(iptables, "10.99.0.2:80") {
+            println!("skipped: this kernel has no NAT for {iptables}");
+            continue;
+        }
+        stage.node.run(|| {
+            let mut sets = rustix::thread::capabilities(None).unwrap();
+            sets.effective &= CapabilitySet::NET_ADMIN | CapabilitySet::BPF;
+            rustix::thread::set_capabilities(None, sets).unwrap();
+            takeover.redirect(PORT).unwrap();
+            takeover.assign(PORT, &server.fds()).unwrap();
+        });
+        assert_eq!(stage.heard(), ["ours", "ours"]);
+    }
 }
