@@ -633,10 +633,10 @@ fn a_flushed_ruleset_is_repaired() {
         takeover.redirect(PORT).unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut changes = takeover.changes();
-        let watching = takeover.clone();
+        let watching = takeover.clone().run(async { drop(stopped.await) });
         let running = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(watching.run(async { drop(stopped.await) }));
+            runtime.unwrap().block_on(watching);
         });
         until("Docker's rules are seen", || changes.has_changed().unwrap());
         changes.mark_unchanged();
