@@ -4,5 +4,6 @@
 pub mod cluster;
 pub mod file;
 mod status;
+pub mod swarm;
 
 pub use status::{SourceHealth, SourceStatus};

@@ -1,0 +1,172 @@
+//! The last cluster on disk, so that a node that starts while every manager is away serves what it served. Written a moment
+//! after it changes, by rename. Not here: what is made of it.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::docker::EngineInfo;
+use crate::model::{Cluster, ClusterChange};
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    format: u32,
+    node: String,
+    hostname: String,
+    addr: Option<IpAddr>,
+    managers: Vec<(String, IpAddr)>,
+    cluster: ClusterChange,
+}
+
+const FORMAT: u32 = 1;
+const NAME: &str = "cluster.json";
+const WRITE_AFTER: Duration = Duration::from_millis(200);
+
+/// Writes the cluster as it changes.
+#[derive(Debug)]
+pub struct ClusterKeeper {
+    path: PathBuf,
+}
+
+impl ClusterKeeper {
+    pub fn new(dir: &Path) -> ClusterKeeper {
+        ClusterKeeper { path: dir.join(NAME) }
+    }
+
+    /// What was kept: who this node is, and the cluster. `None`: nothing. A file that cannot be used is set aside.
+    pub fn read(&self) -> Option<(EngineInfo, Cluster)> {
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::error!(path = %self.path.display(), %error, "the last cluster cannot be read");
+                return None;
+            }
+        };
+        let read = || {
+            let file: File = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            if file.format != FORMAT {
+                return Err(format!("format = {}: expected {FORMAT}", file.format));
+            }
+            let cluster = Cluster::default()
+                .apply(file.cluster)
+                .map_err(|error| error.to_string())?;
+            let info = EngineInfo {
+                node: file.node,
+                hostname: file.hostname,
+                addr: file.addr,
+                // Whether it still is, the engine says.
+                is_manager: false,
+                managers: file.managers,
+            };
+            Ok((info, cluster))
+        };
+        match read() {
+            Ok(kept) => Some(kept),
+            Err(error) => {
+                let aside = self.path.with_extension("json.broken");
+                tracing::error!(path = %self.path.display(), aside = %aside.display(), error, "the last cluster is broken");
+                // Whether it could be moved shows at the next start.
+                let _ = std::fs::rename(&self.path, aside);
+                None
+            }
+        }
+    }
+
+    /// Writes what changes until `shutdown`.
+    pub async fn run(
+        self,
+        mut clusters: watch::Receiver<Arc<Cluster>>,
+        info: watch::Receiver<EngineInfo>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(shutdown);
+        let mut is_failing = false;
+        clusters.mark_changed();
+        loop {
+            let is_over = tokio::select! {
+                () = &mut shutdown => true,
+                changed = clusters.changed() => changed.is_err(),
+            };
+            if is_over {
+                break;
+            }
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = tokio::time::sleep(WRITE_AFTER) => {}
+            }
+            let cluster = clusters.borrow_and_update().clone();
+            if cluster.is_empty() {
+                continue;
+            }
+            match self.write(&cluster, &info.borrow().clone()) {
+                Ok(()) => is_failing = false,
+                Err(error) if !is_failing => {
+                    is_failing = true;
+                    tracing::error!(path = %self.path.display(), %error, "the last cluster cannot be kept");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn write(&self, cluster: &Cluster, info: &EngineInfo) -> io::Result<()> {
+        let file = File {
+            format: FORMAT,
+            node: info.node.clone(),
+            hostname: info.hostname.clone(),
+            addr: info.addr,
+            managers: info.managers.clone(),
+            cluster: cluster.whole(),
+        };
+        let new = self.path.with_extension("json.new");
+        let mut out = std::fs::File::create(&new)?;
+        out.write_all(serde_json::to_string(&file)?.as_bytes())?;
+        out.sync_all()?;
+        std::fs::rename(&new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClusterNode, ClusterObject};
+
+    #[test]
+    fn what_was_written_is_read_and_what_is_broken_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = ClusterKeeper::new(dir.path());
+        assert!(keeper.read().is_none());
+        let mut cluster = Cluster::default();
+        cluster.put(ClusterObject::Node(ClusterNode {
+            id: "n".to_owned(),
+            hostname: "h".to_owned(),
+            addr: None,
+            is_manager: true,
+            is_up: true,
+            availability: "active".to_owned(),
+        }));
+        cluster.set_revision(9);
+        let info = EngineInfo {
+            node: "n".to_owned(),
+            is_manager: true,
+            ..EngineInfo::default()
+        };
+        keeper.write(&cluster, &info).unwrap();
+        let (kept_info, kept) = keeper.read().unwrap();
+        assert_eq!((kept.digest(), kept.revision()), (cluster.digest(), 9));
+        assert_eq!((kept_info.node.as_str(), kept_info.is_manager), ("n", false));
+        let path = dir.path().join(NAME);
+        let text = std::fs::read_to_string(&path)
+            .unwrap()
+            .replace("\\\"h\\\"", "\\\"x\\\"");
+        std::fs::write(&path, text).unwrap();
+        assert!(keeper.read().is_none(), "the digest does not fit");
+        assert!(!path.exists() && dir.path().join("cluster.json.broken").exists());
+    }
+}
