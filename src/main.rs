@@ -52,6 +52,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Compares the tables of all nodes of a swarm, and opens every published port of every node from every node
+    Verify {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// The node's admin server
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Tells whether a configuration and its services file can be used
     Check(Up),
 }
@@ -108,6 +120,14 @@ fn main() -> ExitCode {
                 ..Flags::default()
             };
             app::status(flags, json)
+        }
+        Command::Verify { json, admin, config } => {
+            let flags = Flags {
+                admin,
+                config,
+                ..Flags::default()
+            };
+            app::verify(flags, json)
         }
         Command::Check(up) => app::check(up.into()),
     };

@@ -5,14 +5,21 @@ mod metrics;
 mod server;
 mod views;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
+use tokio::sync::watch;
+
 use crate::health::HealthStats;
+use crate::link::{LinkState, Peers};
 use crate::proxy::Ports;
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
+use crate::source::cluster::Faults;
+use crate::source::swarm::{EngineInfo, SwarmStatus};
 
 pub use self::server::serve;
 
@@ -26,6 +33,22 @@ pub struct AdminState {
     pub readiness: Arc<Readiness>,
     pub started: Instant,
     pub n_workers: usize,
+    /// `None`: no node of a swarm.
+    pub swarm: Option<Arc<SwarmView>>,
+    /// Looks at all nodes of the cluster, where there is one.
+    pub verify: Option<Verify>,
+}
+
+/// Makes what `/v1/verify` shows.
+pub type Verify = Box<dyn Fn() -> Pin<Box<dyn Future<Output = serde_json::Value> + Send>> + Send + Sync>;
+
+/// What there is to see of a node of a swarm.
+pub struct SwarmView {
+    pub status: Arc<SwarmStatus>,
+    pub faults: Arc<Faults>,
+    pub link: Arc<LinkState>,
+    pub peers: Arc<Peers>,
+    pub info: watch::Receiver<EngineInfo>,
 }
 
 /// Where a node is in its life.

@@ -43,8 +43,14 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
         open.spawn(async move {
             let _slot = slot;
             let service = service_fn(move |request| {
-                let response = answer(&state, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let state = state.clone();
+                async move {
+                    let response = match (request.uri().path(), &state.verify) {
+                        ("/v1/verify", Some(verify)) => json(&verify().await),
+                        _ => answer(&state, &request),
+                    };
+                    Ok::<_, Infallible>(response)
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -72,7 +78,11 @@ fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full
         "/v1/status" => json(&views::status(state, Instant::now())),
         "/" => text(
             StatusCode::OK,
-            "/metrics /livez /readyz /v1/table /v1/status\n".to_owned(),
+            "/metrics /livez /readyz /v1/table /v1/status /v1/verify\n".to_owned(),
+        ),
+        "/v1/verify" => text(
+            StatusCode::NOT_FOUND,
+            "this node is of no swarm: there is nothing to compare it with\n".to_owned(),
         ),
         path => text(
             StatusCode::NOT_FOUND,

@@ -8,7 +8,9 @@ mod demo;
 mod node;
 mod settings;
 mod status;
+mod swarm;
 mod up;
+mod verify;
 
 use std::io::Write;
 
@@ -19,6 +21,7 @@ pub use node::{Node, NodeError};
 pub use settings::SettingError;
 pub use status::status;
 pub use up::{up, whoami};
+pub use verify::verify;
 
 /// The configuration or its files cannot be used; said before any port is bound. EX_USAGE of sysexits(3).
 pub const EXIT_CONFIG: i32 = 64;

@@ -11,6 +11,8 @@ use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::datadir::{self, DataDirError, DataDirLock};
+use super::swarm::{LinkListenError, SwarmNode};
+use super::verify;
 use crate::admin::{AdminState, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer};
 use crate::health::Prober;
@@ -26,6 +28,7 @@ pub struct Node {
     config: Config,
     proxy: Proxy,
     source: Option<FileSource>,
+    swarm: Option<SwarmNode>,
     prober: Prober,
     dns: Option<DnsServer>,
     admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
@@ -47,6 +50,8 @@ pub enum NodeError {
         #[source]
         error: std::io::Error,
     },
+    #[error(transparent)]
+    Link(#[from] LinkListenError),
     #[error("dns.listen = {addr}: expected an address that is free, or \"none\"")]
     Dns {
         addr: SocketAddr,
@@ -65,8 +70,14 @@ impl Node {
         // What may be refused comes first, before anything serves.
         let admin = config.admin.map(listen_admin).transpose()?;
         let dns = config.dns.map(|listen| bind_dns(listen, &config, &table)).transpose()?;
-        let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), None).map_err(NodeError::Workers)?;
         let status = Arc::new(SourceStatus::default());
+        let swarm = config
+            .swarm
+            .clone()
+            .map(|swarm| SwarmNode::new(swarm, &config.data_dir, table.clone(), status.clone()));
+        let swarm = swarm.transpose()?;
+        let dialer = swarm.as_ref().map(SwarmNode::dialer);
+        let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), dialer).map_err(NodeError::Workers)?;
         let source = config.services.clone().map(|path| {
             FileSource::start(
                 path,
@@ -76,7 +87,7 @@ impl Node {
                 status.clone(),
             )
         });
-        if source.is_none() {
+        if source.is_none() && swarm.is_none() {
             status.applied();
         }
         let prober = Prober::new(table.clone());
@@ -90,6 +101,10 @@ impl Node {
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: config.proxy.n_workers,
+            swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
+            verify: swarm
+                .as_ref()
+                .map(|swarm| verify::for_admin(table.clone(), swarm.view.clone())),
         });
         proxy.settle();
         readiness.set(Phase::Serving);
@@ -98,6 +113,7 @@ impl Node {
             config,
             proxy,
             source,
+            swarm,
             prober,
             dns,
             admin: admin.map(|listener| (listener, state)),
@@ -121,6 +137,7 @@ impl Node {
             config,
             proxy,
             source,
+            swarm,
             prober,
             dns,
             admin,
@@ -136,6 +153,10 @@ impl Node {
         let mut beside = JoinSet::new();
         if let Some(source) = source {
             beside.spawn(source.run(stopped()));
+        }
+        let drain_link = swarm.as_ref().map(SwarmNode::drain);
+        if let Some(swarm) = swarm {
+            beside.spawn(swarm.run(proxy.handle(), stopped()));
         }
         beside.spawn(prober.run(stopped()));
         if let Some(dns) = dns {
@@ -153,6 +174,7 @@ impl Node {
         let draining = async {
             shutdown.await;
             readiness.set(Phase::Draining);
+            drain_link.into_iter().for_each(|drain| drain());
         };
         let n_cut = proxy.run(config.shutdown_grace, draining).await;
         match n_cut {

@@ -45,7 +45,7 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
     })
 }
 
-async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
+pub(super) async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let stream = TcpStream::connect(admin).await.context("connect")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);

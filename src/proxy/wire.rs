@@ -23,6 +23,8 @@ use crate::sys::socket;
 pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
     /// The socket below, for its options.
     fn socket(&self) -> &TcpStream;
+    /// The other node is about to end: nothing new should be given to it.
+    fn is_leaving(&self) -> bool;
 }
 
 /// Who a connection to another node's task is for.
@@ -334,6 +336,14 @@ impl Leg {
         match self {
             Leg::Tcp(stream) => stream.poll_read_ready(cx).is_pending() || is_ready_no_more(stream),
             Leg::Tunnel(tunnel) => Wire::poll_read(tunnel, cx, &mut [0]).is_pending(),
+        }
+    }
+
+    /// Its other end is about to end: it should not be kept for another request.
+    pub(super) fn is_leaving(&self) -> bool {
+        match self {
+            Leg::Tcp(_) => false,
+            Leg::Tunnel(tunnel) => tunnel.lock().is_leaving(),
         }
     }
 

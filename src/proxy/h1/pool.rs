@@ -24,7 +24,7 @@ pub(super) fn take(endpoint: EndpointId) -> Option<Leg> {
         let idle = pool.get_mut(&endpoint)?;
         while let Some(Idle { stream, .. }) = idle.pop() {
             // Nothing is due on an idle connection: whatever there is to read is its end, or not for us.
-            if stream.is_quiet() {
+            if stream.is_quiet() && !stream.is_leaving() {
                 return Some(stream);
             }
         }

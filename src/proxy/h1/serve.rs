@@ -309,7 +309,7 @@ impl Server<'_> {
                 } => {
                     self.connection.hold(None);
                     let Upstream { stream, lease, .. } = upstream;
-                    if upstream_stays && !lease.endpoint().is_draining() {
+                    if upstream_stays && !lease.endpoint().is_draining() && !stream.is_leaving() {
                         pool::put(
                             endpoint.id(),
                             stream,

@@ -1,0 +1,537 @@
+//! A node of a Docker Swarm: joins the swarm source, the link and the data plane. Who this node is comes from its engine;
+//! by that it gets a certificate, learns the cluster, links to every other node, and serves its tasks to them.
+//! Not here: any of their work.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::chain;
+use super::config::SwarmConfig;
+use super::verify;
+use crate::admin::SwarmView;
+use crate::link::{
+    self, Authority, Handler, Identity, Job, Later, LinkSettings, LinkState, Peer, Peers, Role, Target, Token,
+    TunnelRequest,
+};
+use crate::model::Cluster;
+use crate::proxy::{self, Dialing, HopRequest, ProxyHandle, Refused, TunnelFor};
+use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
+use crate::source::SourceStatus;
+use crate::source::cluster::{ClusterSource, Faults, OwnNode};
+use crate::source::swarm::{ClusterKeeper, Engine, EngineInfo, SwarmPaths, SwarmSource, SwarmStatus};
+
+/// The parts of a node of a swarm, made before anything serves.
+pub(super) struct SwarmNode {
+    pub(super) view: Arc<SwarmView>,
+    config: SwarmConfig,
+    data_dir: PathBuf,
+    table: Arc<TableHandle>,
+    cluster: watch::Sender<Arc<Cluster>>,
+    keeper: ClusterKeeper,
+    source: SwarmSource,
+    tables: ClusterSource,
+    link: Arc<LinkState>,
+    peers: Arc<Peers>,
+    listener: Option<tokio::net::TcpListener>,
+}
+
+/// Why the link cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("link.listen = {addr}: expected an address that is free, or \"none\"")]
+pub struct LinkListenError {
+    addr: SocketAddr,
+    #[source]
+    error: io::Error,
+}
+
+impl SwarmNode {
+    /// Begins with the last cluster, if there is one in `data_dir`.
+    pub(super) fn new(
+        config: SwarmConfig,
+        data_dir: &Path,
+        table: Arc<TableHandle>,
+        status: Arc<SourceStatus>,
+    ) -> Result<SwarmNode, LinkListenError> {
+        let keeper = ClusterKeeper::new(data_dir);
+        let kept = keeper.read();
+        let (info, cluster) = kept.unwrap_or_default();
+        let cluster = Arc::new(cluster);
+        let clusters = watch::Sender::new(cluster.clone());
+        let port = config.link.map_or(0, |addr| addr.port());
+        let settings = LinkSettings {
+            port,
+            certificate_life: config.certificate_life,
+            checks_address: config.link_checks_address,
+        };
+        let link = Arc::new(LinkState::new(clusters.subscribe(), settings));
+        let swarm_status = Arc::new(SwarmStatus::default());
+        let for_source = link.clone();
+        let is_source = Arc::new(move |is_source| for_source.is_source.store(is_source, Relaxed));
+        let paths = SwarmPaths {
+            docker_socket: config.docker_socket.clone(),
+            control_socket: config.control_socket.clone(),
+        };
+        let source = SwarmSource::new(paths, swarm_status.clone(), clusters.clone(), is_source);
+        source.recall(info.clone());
+        let faults = Arc::new(Faults::default());
+        let mut tables = ClusterSource::new(table.clone(), status, faults.clone(), port);
+        if !cluster.is_empty() {
+            tracing::info!(revision = cluster.revision(), "serving the last cluster");
+            let own = OwnNode {
+                id: info.node.as_str().into(),
+            };
+            tables.follow(&cluster, &source.tasks().borrow().clone(), &own);
+        }
+        let peers = Arc::new(Peers::new(link.clone(), clusters.clone()));
+        let listener = config.link.map(listen).transpose()?;
+        let view = Arc::new(SwarmView {
+            status: swarm_status,
+            faults,
+            link: link.clone(),
+            peers: peers.clone(),
+            info: source.info(),
+        });
+        Ok(SwarmNode {
+            view,
+            config,
+            data_dir: data_dir.to_owned(),
+            table,
+            cluster: clusters,
+            keeper,
+            source,
+            tables,
+            link,
+            peers,
+            listener,
+        })
+    }
+
+    /// Who reaches tasks of other nodes for the data plane.
+    pub(super) fn dialer(&self) -> Arc<dyn proxy::Dialer> {
+        Arc::new(Dials {
+            dialer: link::Dialer::new(self.link.clone()),
+        })
+    }
+
+    /// Others hear that this node is about to end.
+    pub(super) fn drain(&self) -> impl Fn() + use<> {
+        let link = self.link.clone();
+        move || link.drain()
+    }
+
+    /// Runs everything until `shutdown`.
+    pub(super) async fn run(self, proxy: ProxyHandle, shutdown: impl Future<Output = ()>) {
+        let SwarmNode {
+            view,
+            config,
+            data_dir,
+            table,
+            cluster,
+            keeper,
+            source,
+            tables,
+            link,
+            peers,
+            listener,
+        } = self;
+        link.set_handler(Arc::new(Serves {
+            proxy,
+            table: table.clone(),
+            view,
+        }));
+        let stopping = watch::Sender::new(false);
+        let stopped = || {
+            let mut stopping = stopping.subscribe();
+            // An error means that the sender is gone, which is as much of an end.
+            async move { drop(stopping.wait_for(|is_stopping| *is_stopping).await) }
+        };
+        let own = watch::Sender::new(OwnNode {
+            id: source.info().borrow().node.as_str().into(),
+        });
+        let targets = watch::Sender::new(Vec::new());
+        let mut parts = JoinSet::new();
+        let (tasks, info) = (source.tasks(), source.info());
+        parts.spawn(keeper.run(cluster.subscribe(), info.clone(), stopped()));
+        parts.spawn(tables.run(cluster.subscribe(), tasks, own.subscribe(), stopped()));
+        parts.spawn(follow_node(info.clone(), own, stopped()));
+        if let Some(listener) = listener {
+            let targets_of = targets.subscribe();
+            parts.spawn(follow_targets(
+                cluster.subscribe(),
+                info.clone(),
+                link.settings.port,
+                targets,
+                stopped(),
+            ));
+            parts.spawn(keep_identity(config, data_dir, link.clone(), info, stopped()));
+            parts.spawn(link::serve(link.clone(), listener, stopped()));
+            let for_peers = peers.clone();
+            let until = stopped();
+            parts.spawn(async move { for_peers.run(targets_of, until).await });
+            parts.spawn(follow_peers(table, peers, stopped()));
+        }
+        let until = stopped();
+        parts.spawn(async move { source.run(until).await });
+        shutdown.await;
+        stopping.send_replace(true);
+        while let Some(ended) = parts.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the swarm node panicked");
+            }
+        }
+    }
+}
+
+fn listen(addr: SocketAddr) -> Result<tokio::net::TcpListener, LinkListenError> {
+    let listen = || {
+        let listener = std::net::TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    listen().map_err(|error| LinkListenError { addr, error })
+}
+
+/// Passes on who this node is.
+async fn follow_node(
+    mut info: watch::Receiver<EngineInfo>,
+    own: watch::Sender<OwnNode>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let follow = async {
+        loop {
+            let node = OwnNode {
+                id: info.borrow_and_update().node.as_str().into(),
+            };
+            own.send_if_modified(|known| {
+                let is_news = *known != node;
+                *known = node;
+                is_news
+            });
+            if info.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown => {}
+    }
+}
+
+/// Every other node: those of the cluster, and before there is one, the managers that the engine knows.
+async fn follow_targets(
+    mut clusters: watch::Receiver<Arc<Cluster>>,
+    mut info: watch::Receiver<EngineInfo>,
+    port: u16,
+    targets: watch::Sender<Vec<Target>>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let follow = async {
+        loop {
+            let (cluster, info_now) = (clusters.borrow_and_update().clone(), info.borrow_and_update().clone());
+            let mut by_node: BTreeMap<String, (IpAddr, bool)> = info_now
+                .managers
+                .iter()
+                .map(|(node, ip)| (node.clone(), (*ip, true)))
+                .collect();
+            for node in cluster.nodes() {
+                if let Some(ip) = node.addr {
+                    by_node.insert(node.id.clone(), (ip, node.is_manager));
+                }
+            }
+            by_node.remove(&info_now.node);
+            let wanted: Vec<Target> = by_node
+                .into_iter()
+                .filter(|_| !info_now.node.is_empty())
+                .map(|(node, (ip, is_manager))| Target {
+                    node: node.as_str().into(),
+                    addr: SocketAddr::new(ip, port),
+                    is_manager,
+                })
+                .collect();
+            targets.send_if_modified(|known| {
+                let is_news = *known != wanted;
+                *known = wanted;
+                is_news
+            });
+            let changed = tokio::select! {
+                changed = clusters.changed() => changed,
+                changed = info.changed() => changed,
+            };
+            if changed.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown => {}
+    }
+}
+
+/// Tasks of a node that does not answer get no traffic while other tasks are left.
+async fn follow_peers(table: Arc<TableHandle>, peers: Arc<Peers>, shutdown: impl Future<Output = ()>) {
+    let follow = async {
+        let mut changed = peers.subscribe();
+        let mut revision = table.subscribe();
+        let mut seen = Arc::new(RoutingTable::default());
+        let mut are_peers_new = true;
+        loop {
+            revision.mark_unchanged();
+            let states = peers.table();
+            let mark = |service: &Service| {
+                for endpoint in service.endpoints() {
+                    let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
+                        continue;
+                    };
+                    // Of a node that nobody has tried to reach yet nothing is known.
+                    if let Some(peer) = states.get(&task.node) {
+                        endpoint.set_probed(peer.is_up);
+                    }
+                }
+            };
+            let now = table.load();
+            if are_peers_new {
+                now.services().for_each(|service| mark(service));
+            } else {
+                for diff in RoutingTable::diff(&seen, &now) {
+                    match diff {
+                        ServiceDiff::Added(after) | ServiceDiff::Changed { after, .. } => mark(after),
+                        ServiceDiff::Removed(_) => {}
+                    }
+                }
+            }
+            seen = now;
+            let woken;
+            (woken, are_peers_new) = tokio::select! {
+                changed = changed.changed() => (changed, true),
+                changed = revision.changed() => (changed, false),
+            };
+            if woken.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown => {}
+    }
+}
+
+/// Sees to this node's certificate: managers write their own, workers join and renew.
+async fn keep_identity(
+    config: SwarmConfig,
+    data_dir: PathBuf,
+    link: Arc<LinkState>,
+    mut info: watch::Receiver<EngineInfo>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let keep = async {
+        let mut said = String::new();
+        loop {
+            let now = info.borrow_and_update().clone();
+            let pause = match keep_identity_once(&config, &data_dir, &link, &now).await {
+                Ok(pause) => {
+                    said.clear();
+                    pause
+                }
+                Err(error) => {
+                    if said != error {
+                        tracing::warn!("the link's certificate: {error}");
+                        said = error;
+                    }
+                    IDENTITY_AGAIN
+                }
+            };
+            tokio::select! {
+                changed = info.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = keep => {}
+        () = shutdown => {}
+    }
+}
+
+/// One step; returns when to look again. Errors: what is missing, in words.
+async fn keep_identity_once(
+    config: &SwarmConfig,
+    data_dir: &Path,
+    link: &Arc<LinkState>,
+    info: &EngineInfo,
+) -> Result<Duration, String> {
+    if info.node.is_empty() {
+        return Ok(IDENTITY_AGAIN);
+    }
+    let identity = match link.identity().filter(|identity| **identity.node() == *info.node) {
+        Some(identity) => identity,
+        None => {
+            let identity = Arc::new(Identity::open(data_dir, &info.node).map_err(|error| chain(&error))?);
+            link.set_identity(identity.clone());
+            identity
+        }
+    };
+    let token = Token::read(&config.token_file).map(Arc::new);
+    link.set_token(token.as_ref().ok().cloned());
+    if info.is_manager {
+        let authority = match link.authority() {
+            Some(authority) => authority,
+            None => {
+                let engine = Engine::connect(&config.docker_socket)
+                    .await
+                    .map_err(|error| chain(&error))?;
+                let candidate = Authority::generate().map_err(|error| chain(&error))?;
+                let pem = engine
+                    .create_or_read_config(AUTHORITY_CONFIG, candidate.as_bytes())
+                    .await;
+                let pem = String::from_utf8(pem.map_err(|error| chain(&error))?).map_err(|error| error.to_string())?;
+                let authority = Arc::new(Authority::from_pem(&pem).map_err(|error| chain(&error))?);
+                link.set_authority(Some(authority.clone()));
+                authority
+            }
+        };
+        let is_ours = identity.authority_pem().as_deref() == Some(authority.certificate_pem());
+        let is_due = identity.renew_at().is_none_or(|at| at <= std::time::SystemTime::now());
+        if is_due || !is_ours || identity.role() != Some(Role::Manager) {
+            identity
+                .issue_own(&authority, config.certificate_life)
+                .map_err(|error| chain(&error))?;
+            tracing::info!("certificate written");
+        }
+        if let Err(error) = token {
+            return Err(format!("no other node can join: {}", chain(&error)));
+        }
+        return Ok(IDENTITY_CHECK.min(config.certificate_life / 8));
+    }
+    link.set_authority(None);
+    if identity.role().is_some() {
+        // It is renewed over the link.
+        return Ok(IDENTITY_CHECK.min(config.certificate_life / 8));
+    }
+    let token = token.map_err(|error| format!("this node cannot join: {}", chain(&error)))?;
+    let mut errors = Vec::new();
+    let mut managers: Vec<SocketAddr> = info
+        .managers
+        .iter()
+        .map(|(_, ip)| SocketAddr::new(*ip, link.settings.port))
+        .collect();
+    let known = link.cluster.borrow().clone();
+    managers.extend(
+        known
+            .nodes()
+            .filter(|node| node.is_manager)
+            .filter_map(|node| Some(SocketAddr::new(node.addr?, link.settings.port))),
+    );
+    managers.sort_unstable();
+    managers.dedup();
+    fastrand::shuffle(&mut managers);
+    for manager in managers {
+        match link::join(&identity, &token, manager).await {
+            Ok(()) => {
+                tracing::info!(%manager, "joined");
+                return Ok(IDENTITY_CHECK);
+            }
+            Err(error) => errors.push(format!("{manager}: {error}")),
+        }
+    }
+    match errors.is_empty() {
+        true => Err("no manager is known".to_owned()),
+        false => Err(format!("no manager lets this node join: {}", errors.join("; "))),
+    }
+}
+
+/// The swarm's config that holds the authority, so that all managers have the same, and nobody else any.
+const AUTHORITY_CONFIG: &str = "anynode-authority";
+const IDENTITY_AGAIN: Duration = Duration::from_millis(500);
+const IDENTITY_CHECK: Duration = Duration::from_secs(30);
+
+/// The link's tunnels as the data plane wants them.
+struct Dials {
+    dialer: link::Dialer,
+}
+
+impl proxy::Tunnel for link::Tunnel {
+    fn socket(&self) -> &tokio::net::TcpStream {
+        link::Tunnel::socket(self)
+    }
+
+    fn is_leaving(&self) -> bool {
+        link::Tunnel::is_leaving(self)
+    }
+}
+
+impl proxy::Dialer for Dials {
+    fn dial(&self, hop: TunnelFor<'_>) -> Dialing {
+        let dialer = self.dialer.clone();
+        let (node, addr) = (hop.task.node.clone(), hop.link);
+        let request = TunnelRequest {
+            task: hop.task.id.to_string(),
+            target: hop.target,
+            client: hop.client,
+        };
+        Box::pin(async move {
+            let tunnel = dialer.dial(node, addr, request).await?;
+            Ok(Box::new(tunnel) as Box<dyn proxy::Tunnel>)
+        })
+    }
+}
+
+/// What this node does for others.
+struct Serves {
+    proxy: ProxyHandle,
+    table: Arc<TableHandle>,
+    view: Arc<SwarmView>,
+}
+
+impl Handler for Serves {
+    fn spawn(&self, job: Job) {
+        self.proxy.spawn(job);
+    }
+
+    fn serve_tunnel(&self, request: TunnelRequest, pending: link::PendingTunnel) -> Later<()> {
+        let request = HopRequest {
+            task: request.task,
+            target: request.target,
+            client: request.client,
+        };
+        Box::pin(self.proxy.serve_last_hop(request, Box::new(Pending(pending))))
+    }
+
+    fn call(&self, _: Peer, method: String, _: serde_json::Value) -> Later<Result<serde_json::Value, String>> {
+        let (table, view) = (self.table.clone(), self.view.clone());
+        Box::pin(async move {
+            match method.as_str() {
+                "verify" => Ok(verify::own(&table, &view).await),
+                _ => Err(format!("no such call: {method}")),
+            }
+        })
+    }
+}
+
+struct Pending(link::PendingTunnel);
+
+impl proxy::PendingTunnel for Pending {
+    fn accept(self: Box<Self>) -> Dialing {
+        Box::pin(async move { Ok(Box::new(self.0.accept().await?) as Box<dyn proxy::Tunnel>) })
+    }
+
+    fn refuse(self: Box<Self>, why: Refused) -> Later<()> {
+        let why = match why {
+            Refused::NotReached => link::Refusal::NotReached,
+            Refused::TimedOut => link::Refusal::TimedOut,
+            Refused::Gone => link::Refusal::Gone,
+            Refused::NotAllowed => link::Refusal::NotAllowed,
+        };
+        Box::pin(self.0.refuse(why))
+    }
+}
