@@ -38,6 +38,8 @@ impl Admin {
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: 2,
+            swarm: None,
+            verify: None,
         });
         source.applied();
         readiness.set(Phase::Serving);
