@@ -257,12 +257,15 @@ impl Shared {
     /// Takes what a manager sent.
     fn received(&self, node: &Arc<str>, cluster: Arc<Cluster>) {
         let mut follow = self.follow();
-        follow.from.insert(node.clone(), cluster.clone());
+        let before = follow.from.insert(node.clone(), cluster.clone());
         if !self.is_follower() {
             return;
         }
         self.publish.send_if_modified(|published| {
-            let is_newer = cluster.revision() > published.revision() || published.is_empty();
+            // One commit may come in several steps: of the manager that was followed so far, the next step counts too.
+            let is_next_step = cluster.revision() == published.revision()
+                && before.is_some_and(|before| before.digest() == published.digest());
+            let is_newer = cluster.revision() > published.revision() || is_next_step || published.is_empty();
             if is_newer {
                 *published = cluster;
             }
@@ -286,11 +289,16 @@ impl Shared {
             return;
         }
         let since = *follow.behind_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= BEHIND_LONGEST {
+        let patience = match newest.revision() == published.revision() {
+            // Only what was read in several steps differs.
+            true => STEPS_LONGEST,
+            false => BEHIND_LONGEST,
+        };
+        if since.elapsed() >= patience {
             tracing::warn!(
                 from = published.revision(),
                 to = newest.revision(),
-                "all managers are behind: following"
+                "all managers say otherwise: following"
             );
             follow.behind_since = None;
             self.publish.send_replace(newest);
@@ -435,7 +443,9 @@ impl Talk<'_> {
         }
         let has = self.shared.publish.borrow().clone();
         let (revision, digest) = (has.revision(), has.digest());
-        self.subscribed = Some(has);
+        self.subscribed = Some(has.clone());
+        // Whatever it sends next is a step from this.
+        self.shared.follow().from.insert(self.target.node.clone(), has);
         self.messages.send(&Ask::Subscribe { revision, digest }).await
     }
 
@@ -531,7 +541,8 @@ const SILENCE_LONGEST: Duration = Duration::from_millis(1200);
 const CONNECT_PATIENCE: Duration = Duration::from_millis(1000);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(1);
-const BEHIND_CHECK: Duration = Duration::from_secs(1);
+const BEHIND_CHECK: Duration = Duration::from_millis(500);
 const BEHIND_LONGEST: Duration = Duration::from_secs(10);
+const STEPS_LONGEST: Duration = Duration::from_millis(500);
 const RENEW_AGAIN: Duration = Duration::from_secs(2);
 const CALLS_MAX: usize = 64;

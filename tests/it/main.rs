@@ -14,5 +14,6 @@ mod rooms;
 mod scale;
 mod security;
 mod streams;
+mod swarm;
 mod takeover;
 mod tcp;

@@ -1,0 +1,293 @@
+//! A program for the tests of a cluster: `task serve` is what runs in containers, and behaves as it is told; `task load`
+//! makes requests and says what became of each. Not a part of anynode, and nothing to build on.
+//!
+//! `task serve` answers HTTP on `$HTTP` (0.0.0.0:80) with who it is and who it thinks its client is (`?delay=MS`,
+//! `?bytes=N`), and on `$TCP` (0.0.0.0:9000) says its peer on a line, or the PROXY line that it is sent, and echoes.
+//! `$ON_TERM`: `graceful` ends as a good program does, `exit` at once, `ignore` never.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("serve") => tokio::runtime::Runtime::new_current().block_on(serve()),
+        Some("load") => load(&args[1..]),
+        _ => panic!("expected `serve` or `load`"),
+    }
+}
+
+trait NewCurrent {
+    fn new_current() -> tokio::runtime::Runtime;
+}
+
+impl NewCurrent for tokio::runtime::Runtime {
+    fn new_current() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+}
+
+async fn serve() {
+    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let http = TcpListener::bind(variable("HTTP", "0.0.0.0:80")).await.unwrap();
+    let tcp = TcpListener::bind(variable("TCP", "0.0.0.0:9000")).await.unwrap();
+    let on_term = variable("ON_TERM", "graceful");
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut term = signal(SignalKind::terminate()).unwrap();
+    let ending = watch::Sender::new(false);
+    let n_open = Arc::new(AtomicU64::new(0));
+    tokio::spawn(async move {
+        loop {
+            let (stream, peer) = tcp.accept().await.unwrap();
+            tokio::spawn(echo(stream, peer));
+        }
+    });
+    loop {
+        tokio::select! {
+            accepted = http.accept() => {
+                let (stream, peer) = accepted.unwrap();
+                let (hostname, mut ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
+                n_open.fetch_add(1, SeqCst);
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request| answer(request, peer, hostname.clone()));
+                    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                    tokio::pin!(connection);
+                    tokio::select! {
+                        _ = &mut connection => {}
+                        _ = async { drop(ended.wait_for(|is| *is).await) } => {
+                            connection.as_mut().graceful_shutdown();
+                            let _ = connection.await;
+                        }
+                    }
+                    n_open.fetch_sub(1, SeqCst);
+                });
+            }
+            _ = term.recv() => match on_term.as_str() {
+                "exit" => std::process::exit(0),
+                "ignore" => {}
+                _ => break,
+            },
+        }
+    }
+    // Refuses new connections, and finishes what it has.
+    drop(http);
+    ending.send_replace(true);
+    while n_open.load(SeqCst) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    hostname: String,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let number = |key: &str| {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .filter(|(name, _)| *name == key)
+            .find_map(|(_, value)| value.parse::<u64>().ok())
+    };
+    let (delay, bytes) = (number("delay"), number("bytes"));
+    let headers: BTreeMap<String, String> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
+    if let Some(delay) = delay {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    let body = match bytes {
+        Some(n) => vec![b'x'; usize::try_from(n).unwrap()].into(),
+        None => serde_json::json!({
+            "hostname": hostname,
+            "peer": peer.ip().to_string(),
+            "headers": headers,
+            "body_bytes": body.len(),
+        })
+        .to_string()
+        .into(),
+    };
+    let mut response = Response::new(Full::new(body));
+    let name = hyper::header::HeaderValue::from_str(&hostname).unwrap();
+    response.headers_mut().insert("x-task", name);
+    Ok(response)
+}
+
+async fn echo(mut stream: tokio::net::TcpStream, peer: SocketAddr) {
+    let mut buffer = vec![0; 64 * 1024];
+    let expects_proxy = std::env::var("PROXY").is_ok();
+    if !expects_proxy && stream.write_all(format!("{}\n", peer.ip()).as_bytes()).await.is_err() {
+        return;
+    }
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                if stream.write_all(&buffer[..n]).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// `task load ADDR,... --seconds S [--new] [--threads N] [--path P]`: prints what became of every request, as JSON.
+fn load(args: &[String]) {
+    let option = |name: &str| {
+        args.iter()
+            .position(|arg| arg == name)
+            .and_then(|i| args.get(i + 1))
+            .cloned()
+    };
+    let addrs: Vec<SocketAddr> = args[0].split(',').map(|addr| addr.parse().unwrap()).collect();
+    let is_new = args.iter().any(|arg| arg == "--new");
+    let n_threads: usize = option("--threads").map_or(6, |n| n.parse().unwrap());
+    let until = Instant::now() + Duration::from_secs_f64(option("--seconds").unwrap().parse().unwrap());
+    let path = option("--path").unwrap_or_else(|| "/".to_owned());
+    let pause = Duration::from_micros(option("--pause-us").map_or(0, |n| n.parse().unwrap()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let counts: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
+    let times: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let threads: Vec<_> = (0..n_threads)
+        .map(|i| {
+            let (addr, path, stop) = (addrs[i % addrs.len()], path.clone(), stop.clone());
+            let (counts, times) = (counts.clone(), times.clone());
+            std::thread::spawn(move || {
+                let mut own: BTreeMap<String, u64> = BTreeMap::new();
+                let mut own_times = Vec::new();
+                let mut kept: Option<TcpStream> = None;
+                while Instant::now() < until && !stop.load(SeqCst) {
+                    let started = Instant::now();
+                    let outcome = request(addr, &path, is_new, &mut kept);
+                    own_times.push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
+                    match outcome {
+                        Ok(task) => {
+                            *own.entry("ok".to_owned()).or_default() += 1;
+                            *own.entry(format!("task {task}")).or_default() += 1;
+                        }
+                        Err(error) => {
+                            *own.entry("failed".to_owned()).or_default() += 1;
+                            *own.entry(format!("error at {addr}: {error}")).or_default() += 1;
+                            kept = None;
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                    }
+                    std::thread::sleep(pause);
+                }
+                let mut all = counts.lock().unwrap();
+                own.into_iter().for_each(|(key, n)| *all.entry(key).or_default() += n);
+                times.lock().unwrap().extend(own_times);
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let mut times = std::mem::take(&mut *times.lock().unwrap());
+    times.sort_unstable();
+    let at = |share: f64| {
+        times
+            .get(((times.len() as f64 - 1.0) * share) as usize)
+            .copied()
+            .unwrap_or(0)
+    };
+    let counts = std::mem::take(&mut *counts.lock().unwrap());
+    let count = |key: &str| counts.get(key).copied().unwrap_or(0);
+    let report = serde_json::json!({
+        "ok": count("ok"), "failed": count("failed"),
+        "p50_us": at(0.5), "p99_us": at(0.99), "max_us": at(1.0),
+        "tasks": counts.iter().filter(|(key, _)| key.starts_with("task ")).collect::<BTreeMap<_, _>>(),
+        "errors": counts.iter().filter(|(key, _)| key.starts_with("error ")).collect::<BTreeMap<_, _>>(),
+    });
+    println!("{report}");
+}
+
+/// One request, on a new connection or the kept one. A kept connection that its peer had ended before anything of the
+/// request was answered is no failure: clients open another, as RFC 9112 9.3.1 has it, for requests that may be repeated.
+fn request(addr: SocketAddr, path: &str, is_new: bool, kept: &mut Option<TcpStream>) -> Result<String, String> {
+    if let Some(stream) = kept.take().filter(|_| !is_new) {
+        match exchange(stream, path, is_new, kept) {
+            Err((0, ErrorKind::UnexpectedEof, _)) => {}
+            result => return result.map_err(|(n, _, error)| format!("kept, after {n} bytes: {error}")),
+        }
+    }
+    let stream = TcpStream::connect_timeout(&addr, PATIENCE).map_err(|error| format!("connect: {error}"))?;
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    exchange(stream, path, is_new, kept).map_err(|(n, _, error)| format!("new, after {n} bytes: {error}"))
+}
+
+type Failed = (usize, ErrorKind, String);
+
+fn exchange(mut stream: TcpStream, path: &str, is_new: bool, kept: &mut Option<TcpStream>) -> Result<String, Failed> {
+    let connection = if is_new { "close" } else { "keep-alive" };
+    let request = format!("GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n");
+    // What cannot be written any more shows in what is read.
+    let _ = stream.write_all(request.as_bytes());
+    let mut received = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let (head_len, length, task, is_kept) = loop {
+        let n = match stream.read(&mut buffer) {
+            Ok(0) => return Err((received.len(), ErrorKind::UnexpectedEof, "the end".to_owned())),
+            Ok(n) => n,
+            Err(error) => return Err((received.len(), error.kind(), error.to_string())),
+        };
+        received.extend_from_slice(&buffer[..n]);
+        if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&received[..end]).to_lowercase();
+            let field = |name: &str| {
+                let line = head.lines().find(|line| line.starts_with(name))?;
+                Some(line[name.len()..].trim().to_owned())
+            };
+            if !head.starts_with("http/1.1 200") {
+                return Err((
+                    received.len(),
+                    ErrorKind::Other,
+                    head.lines().next().unwrap_or_default().to_owned(),
+                ));
+            }
+            let length: usize = field("content-length:").and_then(|text| text.parse().ok()).unwrap_or(0);
+            let is_kept = field("connection:").is_none_or(|value| value != "close");
+            break (end + 4, length, field("x-task:").unwrap_or_default(), is_kept);
+        }
+    };
+    let mut left = (head_len + length).saturating_sub(received.len());
+    while left > 0 {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err((1, ErrorKind::UnexpectedEof, format!("the end, {left} bytes early"))),
+            Ok(n) => left = left.saturating_sub(n),
+            Err(error) => return Err((1, error.kind(), format!("{left} bytes early: {error}"))),
+        }
+    }
+    if !is_new && is_kept {
+        *kept = Some(stream);
+    }
+    Ok(task)
+}
+
+const PATIENCE: Duration = Duration::from_secs(15);

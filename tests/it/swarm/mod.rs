@@ -1,0 +1,193 @@
+//! anynode on a real Docker Swarm of three engines: every node answers, whatever happens to the others.
+
+mod rig;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const ALL: [usize; 3] = [1, 2, 3];
+
+fn no_failure(what: &str, report: &Value) {
+    assert!(report["ok"].as_u64().unwrap() > 0, "{what}: {report}");
+    assert_eq!(report["failed"], 0, "{what}: {report}");
+}
+
+#[test]
+fn every_node_answers_for_services_made_before_and_after() {
+    let Some(mut swarm) = rig::up("answers", 3, 1) else {
+        return;
+    };
+    let publish = ["--publish", "published=8080,target=80", "--replicas", "3"];
+    swarm.create("before", &publish);
+    swarm.start_all();
+    swarm.create("my-web", &["--publish", "published=8081,target=80", "--replicas", "3"]);
+    for (service, port) in [("before", 8080), ("my-web", 8081)] {
+        swarm.wait_ready(&ALL, service, 3);
+        for node in ALL {
+            let tasks = swarm.tasks_at(node, port, 6);
+            assert_eq!(tasks[..3], tasks[3..], "in turn");
+            assert_eq!(tasks.iter().collect::<BTreeSet<_>>().len(), 3, "all of them: {tasks:?}");
+        }
+    }
+    let verified = swarm.anynode(2, &["verify"]);
+    let text = String::from_utf8_lossy(&verified.stdout);
+    assert!(
+        verified.status.success() && text.contains("all nodes hold the same table"),
+        "{text}"
+    );
+    // A port that only another program answers is found out.
+    swarm.docker(1, &["service", "update", "--detach", "--publish-rm", "80", "my-web"]);
+    swarm.wait_for("the port to close", Duration::from_secs(30), || {
+        ALL.iter().all(|node| swarm.curl(*node, 8081, "/").is_err())
+    });
+}
+
+#[test]
+fn the_task_learns_its_clients_address_whichever_node_was_asked() {
+    let Some(mut swarm) = rig::up("address", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    let on_node_3 = ["--constraint", "node.hostname==node3"];
+    let with = |rest: &[&'static str]| [&on_node_3[..], rest].concat();
+    swarm.create("web", &with(&["--label", "anynode.mode=http", "--publish", "8080:80"]));
+    for (name, version, port) in [
+        ("v1", "anynode.proxy-protocol=v1", "9001:9000"),
+        ("v2", "anynode.proxy-protocol=v2", "9002:9000"),
+    ] {
+        swarm.create(
+            name,
+            &with(&["--label", version, "--publish", port, "--env", "PROXY=1"]),
+        );
+    }
+    for service in ["web", "v1", "v2"] {
+        swarm.wait_ready(&ALL, service, 1);
+    }
+    let client = swarm.client_ip();
+    for node in ALL {
+        let answer: Value = serde_json::from_str(&swarm.curl(node, 8080, "/").unwrap()).unwrap();
+        assert_eq!(answer["headers"]["x-forwarded-for"], client, "{answer}");
+        let forwarded = answer["headers"]["forwarded"].as_str().unwrap();
+        assert!(forwarded.starts_with(&format!("for={client};")), "{answer}");
+        let ip = swarm.ip(node);
+        let said = |port: &str| {
+            let script =
+                format!("exec 3<>/dev/tcp/{ip}/{port}; printf 'end' >&3; head -c 60 <&3 & sleep 0.5; kill $!; wait");
+            swarm.client(&["bash", "-c", &script]).stdout
+        };
+        let v1 = String::from_utf8_lossy(&said("9001")).into_owned();
+        assert!(
+            v1.starts_with(&format!("PROXY TCP4 {client} {ip} ")) && v1.ends_with("end"),
+            "node {node}: {v1:?}"
+        );
+        let v2 = said("9002");
+        let octets: Vec<u8> = client.split('.').map(|octet| octet.parse().unwrap()).collect();
+        assert_eq!(&v2[..12], b"\r\n\r\n\0\r\nQUIT\n", "node {node}: {v2:?}");
+        assert_eq!(v2[16..20], octets[..], "node {node}: {v2:?}");
+        assert!(v2.ends_with(b"end"));
+    }
+}
+
+#[test]
+fn updates_scaling_and_drained_nodes_cost_no_request() {
+    let Some(mut swarm) = rig::up("updates", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    swarm.create("tcp", &["--publish", "8080:80", "--replicas", "3"]);
+    swarm.create(
+        "http",
+        &[
+            "--label",
+            "anynode.mode=http",
+            "--publish",
+            "8081:80",
+            "--replicas",
+            "3",
+        ],
+    );
+    for service in ["tcp", "http"] {
+        swarm.wait_ready(&ALL, service, 3);
+    }
+    let rounds: u64 = std::env::var("ANYNODE_ROUNDS").map_or(2, |n| n.parse().unwrap());
+    for round in 0..rounds {
+        let seconds = "14";
+        let loads = [
+            (
+                "tcp, new connections",
+                swarm.load(&ALL, 8080, &["--seconds", seconds, "--new", "--pause-us", "2000"]),
+            ),
+            (
+                "http, new connections",
+                swarm.load(&ALL, 8081, &["--seconds", seconds, "--new", "--pause-us", "2000"]),
+            ),
+            (
+                "http, kept connections",
+                swarm.load(&ALL, 8081, &["--seconds", seconds, "--pause-us", "2000"]),
+            ),
+            (
+                "http, slow",
+                swarm.load(&ALL, 8081, &["--seconds", seconds, "--path", "/?delay=1000"]),
+            ),
+        ];
+        std::thread::sleep(Duration::from_millis(500));
+        let order = ["start-first", "stop-first"][usize::try_from(round % 2).unwrap()];
+        let on_term = ["graceful", "exit"][usize::try_from(round / 2 % 2).unwrap()];
+        for service in ["tcp", "http"] {
+            let env = format!("ROUND={round}");
+            let term = format!("ON_TERM={on_term}");
+            let update = [
+                "service",
+                "update",
+                "--detach",
+                "--no-resolve-image",
+                "--update-order",
+                order,
+                "--update-delay",
+                "0s",
+                "--env-add",
+                &env,
+                "--env-add",
+                &term,
+                service,
+            ];
+            swarm.docker(1, &update);
+        }
+        std::thread::sleep(Duration::from_secs(7));
+        swarm.docker(1, &["service", "scale", "--detach", "tcp=5", "http=5"]);
+        std::thread::sleep(Duration::from_secs(2));
+        swarm.docker(1, &["service", "scale", "--detach", "tcp=3", "http=3"]);
+        for (what, load) in loads {
+            let report = load.wait();
+            no_failure(&format!("round {round}, {order}, {on_term}, {what}"), &report);
+        }
+    }
+    let load = swarm.load(&ALL, 8081, &["--seconds", "8", "--pause-us", "2000"]);
+    swarm.docker(1, &["node", "update", "--availability", "drain", "node3"]);
+    no_failure("drain of a node", &load.wait());
+}
+
+#[test]
+fn a_task_is_routed_on_all_nodes_as_soon_as_it_runs() {
+    let Some(mut swarm) = rig::up("starts", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    swarm.create("web", &["--publish", "8080:80", "--replicas", "1"]);
+    swarm.wait_ready(&ALL, "web", 1);
+    // What each node logs of its table is beside the point: it is asked how many endpoints it has, again and again.
+    let mut late = Vec::new();
+    for n in 2..=5 {
+        swarm.docker(1, &["service", "scale", "--detach", &format!("web={n}")]);
+        swarm.wait_for("the task to run", Duration::from_secs(30), || {
+            let states = swarm.docker(1, &["service", "ps", "web", "--format", "{{.CurrentState}}"]);
+            states.lines().filter(|state| state.starts_with("Running")).count() == n
+        });
+        let seen = Instant::now();
+        swarm.wait_ready(&ALL, "web", n);
+        late.push(seen.elapsed());
+    }
+    println!("routed on all nodes so long after `docker service ps` said running: {late:?}");
+}

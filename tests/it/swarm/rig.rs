@@ -1,0 +1,347 @@
+//! A swarm of real engines in network namespaces (`tests/cluster/cluster`), an anynode on every node, and a client outside.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The image that tasks are made of. A registry at that address refuses at once, so that the local image is taken.
+pub const IMAGE: &str = "127.0.0.1:1/anynode-task";
+
+pub struct Swarm {
+    name: &'static str,
+    pub n: usize,
+    dir: tempfile::TempDir,
+    anynodes: BTreeMap<usize, Child>,
+    /// Engines of several swarms at once would be too much for a small machine.
+    _turn: File,
+}
+
+/// `None`, said why: this machine cannot run engines.
+pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
+    let is_root = rustix::process::geteuid().is_root();
+    let has = |program: &str| {
+        Command::new("which")
+            .arg(program)
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    let missing = ["dockerd", "docker", "nsenter", "ip", "iptables", "python3", "curl"]
+        .into_iter()
+        .find(|p| !has(p));
+    if !is_root || missing.is_some() {
+        let what = missing.map_or_else(|| "root".to_owned(), str::to_owned);
+        println!("skipped: this needs {what}");
+        return None;
+    }
+    let turn = File::create(std::env::temp_dir().join("anynode-swarm-tests.lock")).unwrap();
+    turn.lock().unwrap();
+    let swarm = Swarm {
+        name,
+        n,
+        dir: tempfile::tempdir().unwrap(),
+        anynodes: BTreeMap::new(),
+        _turn: turn,
+    };
+    // Of a run that was killed.
+    swarm.cluster(&["down"]);
+    let up = ["up", "--nodes", &n.to_string(), "--managers", &managers.to_string()].map(str::to_owned);
+    swarm.cluster(&up.each_ref().map(String::as_str));
+    std::fs::write(
+        swarm.dir.path().join("token"),
+        "a token for tests, of more than 32 characters",
+    )
+    .unwrap();
+    let rootfs = rootfs();
+    let change = r#"ENTRYPOINT ["/task","serve"]"#;
+    for node in 1..=n {
+        swarm.docker(
+            node,
+            &["import", "--change", change, &rootfs.display().to_string(), IMAGE],
+        );
+    }
+    Some(swarm)
+}
+
+/// The file system of a task: the program and the libraries that it needs, as a tar.
+fn rootfs() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let task = task_program();
+        let dir = std::env::temp_dir().join(format!("anynode-rootfs-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        run(Command::new("strip").arg("-o").arg(dir.join("task")).arg(&task));
+        let ldd = run(Command::new("ldd").arg(&task));
+        for library in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
+            let to = dir.join(&library[1..]);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(library, to).unwrap();
+        }
+        let tar = dir.with_extension("tar");
+        run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg("."));
+        tar
+    };
+    MADE.get_or_init(make).clone()
+}
+
+pub fn task_program() -> PathBuf {
+    let anynode = Path::new(env!("CARGO_BIN_EXE_anynode"));
+    let task = anynode.with_file_name("examples").join("task");
+    assert!(
+        task.exists(),
+        "{}: expected it to be built with the tests",
+        task.display()
+    );
+    task
+}
+
+fn run(command: &mut Command) -> String {
+    let out = command.output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert!(out.status.success(), "{command:?}: {}\n{stdout}{stderr}", out.status);
+    stdout.into_owned()
+}
+
+impl Swarm {
+    fn cluster_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/cluster"));
+        command.args(["--name", self.name]).args(args);
+        command
+    }
+
+    /// A command of `tests/cluster/cluster`.
+    pub fn cluster(&self, args: &[&str]) -> String {
+        run(&mut self.cluster_command(args))
+    }
+
+    fn engine_dir(&self, node: usize) -> String {
+        format!("/tmp/anynode-cluster-{}/n{node}", self.name)
+    }
+
+    /// The docker command line against a node's engine.
+    pub fn docker(&self, node: usize, args: &[&str]) -> String {
+        let out = self.try_docker(node, args);
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr),
+        );
+        assert!(out.status.success(), "docker {args:?}: {stdout}{stderr}");
+        stdout.trim().to_owned()
+    }
+
+    pub fn try_docker(&self, node: usize, args: &[&str]) -> Output {
+        let socket = format!("unix://{}/docker.sock", self.engine_dir(node));
+        Command::new("docker")
+            .args(["-H", &socket])
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    /// A service of `IMAGE`.
+    pub fn create(&self, name: &str, options: &[&str]) {
+        let mut args = vec!["service", "create", "--detach", "--no-resolve-image", "--name", name];
+        args.extend(options);
+        args.push(IMAGE);
+        self.docker(1, &args);
+    }
+
+    pub fn ip(&self, node: usize) -> String {
+        let env = self.cluster(&["env"]);
+        let line = format!("IP_{node}=");
+        env.lines().find_map(|l| l.strip_prefix(&line)).unwrap().to_owned()
+    }
+
+    pub fn client_ip(&self) -> String {
+        let env = self.cluster(&["env"]);
+        env.lines()
+            .find_map(|line| line.strip_prefix("IP_client="))
+            .unwrap()
+            .to_owned()
+    }
+
+    /// A command in the network of the client outside the swarm.
+    pub fn client(&self, args: &[&str]) -> Output {
+        let ns = format!("--net=/run/netns/an-{}-client", self.name);
+        Command::new("nsenter").arg(ns).args(args).output().unwrap()
+    }
+
+    /// What the client gets from a port of a node; `Err` is why not.
+    pub fn curl(&self, node: usize, port: u16, path: &str) -> Result<String, String> {
+        let url = format!("http://{}:{port}{path}", self.ip(node));
+        let out = self.client(&["curl", "-sS", "--fail", "-m", "10", &url]);
+        match out.status.success() {
+            true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&out.stderr).into_owned()),
+        }
+    }
+
+    /// The tasks that `n` requests to a port of a node reach, in order.
+    pub fn tasks_at(&self, node: usize, port: u16, n: usize) -> Vec<String> {
+        let answer = |_| -> Value { serde_json::from_str(&self.curl(node, port, "/").unwrap()).unwrap() };
+        (0..n)
+            .map(answer)
+            .map(|answer| answer["hostname"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Load from the client on a port of all `nodes`, until it is waited for.
+    pub fn load(&self, nodes: &[usize], port: u16, args: &[&str]) -> Load {
+        let addrs: Vec<String> = nodes.iter().map(|node| format!("{}:{port}", self.ip(*node))).collect();
+        let ns = format!("--net=/run/netns/an-{}-client", self.name);
+        let child = Command::new("nsenter")
+            .arg(ns)
+            .arg(task_program())
+            .args(["load", &addrs.join(",")])
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Load(child)
+    }
+
+    fn anynode_command(&self, node: usize, args: &[&str]) -> Command {
+        let ns = format!("--net=/run/netns/an-{}-{node}", self.name);
+        let engine = self.engine_dir(node);
+        let mut command = Command::new("nsenter");
+        command
+            .arg(ns)
+            .arg(env!("CARGO_BIN_EXE_anynode"))
+            .args(args)
+            .env("ANYNODE_SWARM", "true")
+            .env("ANYNODE_SWARM_DOCKER_SOCKET", format!("{engine}/docker.sock"))
+            .env(
+                "ANYNODE_SWARM_CONTROL_SOCKET",
+                format!("{engine}/run/swarm/control.sock"),
+            )
+            .env("ANYNODE_LINK_TOKEN_FILE", self.dir.path().join("token"))
+            .env("ANYNODE_DATA_DIR", self.data_dir(node));
+        command
+    }
+
+    pub fn data_dir(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("n{node}"))
+    }
+
+    /// The program's own words on a node.
+    pub fn anynode(&self, node: usize, args: &[&str]) -> Output {
+        self.anynode_command(node, args).output().unwrap()
+    }
+
+    pub fn start(&mut self, node: usize) {
+        self.start_with(node, &[]);
+    }
+
+    pub fn start_with(&mut self, node: usize, env: &[(&str, &str)]) {
+        std::fs::create_dir_all(self.data_dir(node)).unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.path().join(format!("log{node}")))
+            .unwrap();
+        let child = self
+            .anynode_command(node, &["up"])
+            .envs(env.iter().copied())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.anynodes.insert(node, child);
+    }
+
+    pub fn start_all(&mut self) {
+        (1..=self.n).for_each(|node| self.start(node));
+    }
+
+    pub fn signal(&self, node: usize, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.anynodes[&node]);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub fn kill(&mut self, node: usize) {
+        let mut child = self.anynodes.remove(&node).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn log(&self, node: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("log{node}"))).unwrap_or_default()
+    }
+
+    pub fn status(&self, node: usize) -> Option<Value> {
+        let out = self.anynode(node, &["status", "--json"]);
+        serde_json::from_slice(&out.stdout).ok()
+    }
+
+    /// How many endpoints of a service a node knows, ready ones.
+    pub fn n_ready(&self, node: usize, service: &str) -> usize {
+        let status = self.status(node).unwrap_or_default();
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        let service = services
+            .iter()
+            .find(|one| one["name"] == service)
+            .cloned()
+            .unwrap_or_default();
+        let endpoints = service["endpoints"].as_array().cloned().unwrap_or_default();
+        endpoints.iter().filter(|endpoint| endpoint["state"] == "ready").count()
+    }
+
+    /// Until all `nodes` have so many ready endpoints of a service.
+    pub fn wait_ready(&self, nodes: &[usize], service: &str, n: usize) {
+        self.wait_for(
+            &format!("{n} ready endpoints of {service}"),
+            Duration::from_secs(60),
+            || nodes.iter().all(|node| self.n_ready(*node, service) == n),
+        );
+    }
+
+    pub fn wait_for(&self, what: &str, patience: Duration, mut is_so: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !is_so() {
+            if started.elapsed() > patience {
+                for node in 1..=self.n {
+                    let log = self.log(node);
+                    let tail: Vec<&str> = log.lines().rev().take(25).collect();
+                    eprintln!(
+                        "-- node {node}\n{}",
+                        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+                    );
+                    let out = self.anynode(node, &["status"]);
+                    eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+                }
+                panic!("waited in vain for {what}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        for child in self.anynodes.values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::env::var_os("ANYNODE_KEEP_CLUSTER").is_none() {
+            let _ = self.cluster_command(&["down"]).output();
+        }
+    }
+}
+
+/// Load under way.
+pub struct Load(Child);
+
+impl Load {
+    /// What became of it.
+    pub fn wait(self) -> Value {
+        let out = self.0.wait_with_output().unwrap();
+        assert!(out.status.success());
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+}
