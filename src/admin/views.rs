@@ -1,10 +1,11 @@
 //! What `/v1/table` and `/v1/status` show, as JSON. These types are a promise to whoever reads it; the rooms' own are not.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::AdminState;
+use super::{AdminState, SwarmView};
 use crate::model::{HealthProbe, format_duration};
 use crate::proxy::PortState;
 use crate::routing::{Endpoint, EndpointState, Listen, RoutingTable, Service};
@@ -27,8 +28,55 @@ pub(super) struct StatusView {
     workers: usize,
     revision: u64,
     source: SourceView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterView>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
+}
+
+/// The cluster as this node sees it.
+#[derive(Serialize)]
+struct ClusterView {
+    /// This node's id.
+    node: String,
+    is_manager: bool,
+    /// How the cluster is learned: watch, poll, link or none.
+    way: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    revision: u64,
+    digest: String,
+    /// What is wrong with services, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    faults: BTreeMap<String, Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_seconds: Option<u64>,
+    nodes: Vec<NodeView>,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    id: String,
+    hostname: String,
+    address: Option<String>,
+    role: &'static str,
+    availability: String,
+    /// up or down, as the managers see it.
+    swarm: &'static str,
+    /// self, up, draining or down, as this node sees it.
+    link: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    round_trip_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    revision: Option<u64>,
+    digest: Option<String>,
+    /// How many revisions behind the newest that this node knows of.
+    lag: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -117,8 +165,69 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         workers: state.n_workers,
         revision: table.revision(),
         source: SourceView { state: source, reason },
+        cluster: state.swarm.as_ref().map(|swarm| ClusterView::of(swarm, now)),
         ports: ports.collect(),
         services: table.services().map(|service| ServiceView::of(service, now)).collect(),
+    }
+}
+
+impl ClusterView {
+    fn of(swarm: &SwarmView, now: Instant) -> ClusterView {
+        let (way, since, error) = swarm.status.way();
+        let (info, cluster, peers) = (
+            swarm.info.borrow().clone(),
+            swarm.link.cluster.borrow().clone(),
+            swarm.peers.table(),
+        );
+        let own = swarm.link.report();
+        let newest = peers.values().filter_map(|peer| Some(peer.report.as_ref()?.revision));
+        let newest = newest.chain([own.revision]).max().unwrap_or(0);
+        let nodes = cluster.nodes().map(|node| {
+            let peer = peers.get(node.id.as_str());
+            let is_own = node.id == info.node;
+            let report = match is_own {
+                true => Some(&own),
+                false => peer.and_then(|peer| peer.report.as_ref()),
+            };
+            let link = match peer {
+                _ if is_own => "self",
+                Some(peer) if peer.is_up && report.is_some_and(|report| report.is_draining) => "draining",
+                Some(peer) if peer.is_up => "up",
+                _ => "down",
+            };
+            NodeView {
+                id: node.id.clone(),
+                hostname: node.hostname.clone(),
+                address: node.addr.map(|addr| addr.to_string()),
+                role: if node.is_manager { "manager" } else { "worker" },
+                availability: node.availability.clone(),
+                swarm: if node.is_up { "up" } else { "down" },
+                link,
+                round_trip_us: peer
+                    .and_then(|peer| peer.round_trip)
+                    .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+                version: report.map(|report| report.version.clone()),
+                revision: report.map(|report| report.revision),
+                digest: report.map(|report| report.digest.to_string()),
+                lag: report.map(|report| newest.saturating_sub(report.revision)),
+                error: peer.and_then(|peer| peer.error.clone()),
+            }
+        });
+        let certificate = swarm.link.identity().and_then(|identity| identity.expires_at());
+        ClusterView {
+            node: info.node.clone(),
+            is_manager: info.is_manager,
+            way: way.as_str(),
+            way_seconds: since.map(|since| now.saturating_duration_since(since).as_secs()),
+            error,
+            revision: cluster.revision(),
+            digest: cluster.digest().to_string(),
+            faults: swarm.faults.snapshot(),
+            certificate_seconds: certificate
+                .and_then(|at| at.duration_since(std::time::SystemTime::now()).ok())
+                .map(|left| left.as_secs()),
+            nodes: nodes.collect(),
+        }
     }
 }
 

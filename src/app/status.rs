@@ -85,6 +85,9 @@ fn describe(status: &Value) -> String {
     if let Some(reason) = status["source"]["reason"].as_str() {
         out.push_str(&format!("! source: {reason}\n"));
     }
+    if status["cluster"].is_object() {
+        describe_cluster(&status["cluster"], &mut out);
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(
@@ -134,8 +137,53 @@ fn describe(status: &Value) -> String {
     out
 }
 
-fn push_columns(rows: &[[String; 6]], out: &mut String) {
-    let widths: [usize; 6] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+/// The cluster: how it is learned, what is wrong, and every node.
+fn describe_cluster(cluster: &Value, out: &mut String) {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let way = match cluster["way"].as_str() {
+        Some("watch") => "managers' watch stream",
+        Some("poll") => "polling the engine, the slow way: mount Docker's run directory for the control socket",
+        Some("link") => "other nodes",
+        _ => "nothing yet: the last cluster is served",
+    };
+    out.push_str(&format!("cluster learned from {way}\n"));
+    if let Some(error) = cluster["error"].as_str() {
+        out.push_str(&format!("! cluster: {error}\n"));
+    }
+    for (service, faults) in cluster["faults"].as_object().into_iter().flatten() {
+        for fault in faults.as_array().into_iter().flatten() {
+            out.push_str(&format!("! service {service}: {}\n", text(fault)));
+        }
+    }
+    let mut rows = vec![["NODE", "ROLE", "SWARM", "LINK", "ROUND TRIP", "REVISION", "LAG", "HASH"].map(str::to_owned)];
+    for node in cluster["nodes"].as_array().into_iter().flatten() {
+        let round_trip = node["round_trip_us"]
+            .as_f64()
+            .map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us / 1000.0));
+        rows.push([
+            text(&node["hostname"]),
+            text(&node["role"]),
+            format!("{} {}", text(&node["swarm"]), text(&node["availability"])),
+            text(&node["link"]),
+            round_trip,
+            text(&node["revision"]),
+            text(&node["lag"]),
+            text(&node["digest"]).chars().take(12).collect(),
+        ]);
+        if let Some(error) = node["error"].as_str() {
+            out.push_str(&format!("! node {}: {error}\n", text(&node["hostname"])));
+        }
+    }
+    out.push('\n');
+    push_columns(&rows, out);
+}
+
+fn push_columns<const N: usize>(rows: &[[String; N]], out: &mut String) {
+    let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
     for row in rows {
         let line: Vec<String> = row
             .iter()

@@ -190,3 +190,139 @@ fn a_task_is_routed_on_all_nodes_as_soon_as_it_runs() {
     }
     println!("routed on all nodes so long after `docker service ps` said running: {late:?}");
 }
+
+/// Whether all nodes hold the same cluster, and it says what `docker service ps` says of `service`.
+fn agree(swarm: &rig::Swarm, nodes: &[usize], manager: usize, service: &str) -> bool {
+    let states: Vec<Value> = nodes.iter().filter_map(|node| swarm.status(*node)).collect();
+    let digests: BTreeSet<&str> = states
+        .iter()
+        .filter_map(|state| state["cluster"]["digest"].as_str())
+        .collect();
+    let ps = [
+        "service",
+        "ps",
+        service,
+        "--no-trunc",
+        "--filter",
+        "desired-state=running",
+        "--format",
+        "{{.ID}} {{.CurrentState}}",
+    ];
+    let out = swarm.try_docker(manager, &ps);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let running: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.split_once(" Running"))
+        .map(|(id, _)| id.to_owned())
+        .collect();
+    let known = |state: &Value| -> BTreeSet<String> {
+        let services = state["services"].as_array().cloned().unwrap_or_default();
+        let endpoints = services.into_iter().filter(|one| one["name"] == service);
+        let endpoints = endpoints.flat_map(|one| one["endpoints"].as_array().cloned().unwrap_or_default());
+        let live = endpoints.filter(|endpoint| endpoint["state"] != "draining");
+        live.filter_map(|one| Some(one["task"].as_str()?.rsplit('.').next()?.to_owned()))
+            .collect()
+    };
+    states.len() == nodes.len()
+        && digests.len() == 1
+        && out.status.success()
+        && states.iter().all(|state| known(state) == running)
+}
+
+#[test]
+fn whatever_happens_to_one_node_the_others_serve_and_all_agree_again() {
+    let Some(mut swarm) = rig::up("trouble", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    swarm.create("web", &["--publish", "8080:80", "--replicas", "6"]);
+    swarm.wait_ready(&ALL, "web", 6);
+    let threads = 6;
+    let load = |swarm: &rig::Swarm, nodes: &[usize], seconds: &str| {
+        swarm.load(nodes, 8080, &["--seconds", seconds, "--new", "--pause-us", "3000"])
+    };
+    // What was in flight on what died is lost; nothing else is.
+    let few = |what: &str, report: &Value| {
+        println!("{what}: {report}");
+        assert!(report["ok"].as_u64().unwrap() > 200, "{what}: {report}");
+        assert!(report["failed"].as_u64().unwrap() <= threads, "{what}: {report}");
+    };
+    let settle = |swarm: &rig::Swarm, what: &str| {
+        let started = Instant::now();
+        swarm.wait_for(&format!("all to agree after {what}"), Duration::from_secs(60), || {
+            agree(swarm, &ALL, 1, "web")
+        });
+        println!("agreed {:?} after {what}", started.elapsed());
+    };
+    settle(&swarm, "the start");
+
+    let under_load = load(&swarm, &ALL, "5");
+    std::thread::sleep(Duration::from_millis(500));
+    let container = swarm.docker(2, &["ps", "-q", "--filter", "name=web"]);
+    let container = container.lines().next().unwrap().to_owned();
+    let pid = swarm.docker(2, &["inspect", "-f", "{{.State.Pid}}", &container]);
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    few("a task is killed", &under_load.wait());
+    swarm.wait_ready(&ALL, "web", 6);
+    settle(&swarm, "the task's death");
+
+    let under_load = load(&swarm, &[2, 3], "6");
+    std::thread::sleep(Duration::from_millis(500));
+    swarm.kill(1);
+    std::thread::sleep(Duration::from_secs(3));
+    swarm.start(1);
+    few("anynode on the manager is killed", &under_load.wait());
+    settle(&swarm, "its return");
+
+    let under_load = load(&swarm, &[1, 2], "8");
+    std::thread::sleep(Duration::from_millis(500));
+    swarm.signal(3, rustix::process::Signal::STOP);
+    std::thread::sleep(Duration::from_secs(5));
+    swarm.signal(3, rustix::process::Signal::CONT);
+    few("a node is frozen", &under_load.wait());
+    settle(&swarm, "it goes on");
+
+    let under_load = load(&swarm, &[1, 2], "36");
+    std::thread::sleep(Duration::from_millis(500));
+    swarm.cluster(&["partition", "3"]);
+    std::thread::sleep(Duration::from_secs(30));
+    swarm.cluster(&["heal", "3"]);
+    few("a node is cut off", &under_load.wait());
+    settle(&swarm, "it is back");
+    swarm.wait_ready(&ALL, "web", 6);
+
+    let under_load = load(&swarm, &ALL, "25");
+    std::thread::sleep(Duration::from_millis(500));
+    swarm.cluster(&["kill-dockerd", "3"]);
+    few("a node's engine is killed", &under_load.wait());
+    swarm.cluster(&["start-dockerd", "3"]);
+    swarm.wait_ready(&ALL, "web", 6);
+    settle(&swarm, "it is back");
+
+    // The only manager goes, with its engine: the others serve, also one that begins anew.
+    let under_load = load(&swarm, &[2, 3], "10");
+    std::thread::sleep(Duration::from_millis(500));
+    swarm.cluster(&["kill-dockerd", "1"]);
+    swarm.kill(1);
+    std::thread::sleep(Duration::from_secs(3));
+    few("the manager is gone", &{
+        let report = under_load.wait();
+        swarm.kill(2);
+        report
+    });
+    swarm.start(2);
+    swarm.wait_for("the last table", Duration::from_secs(20), || {
+        swarm.curl(2, 8080, "/").is_ok()
+    });
+    assert!(swarm.tasks_at(2, 8080, 8).len() == 8);
+    swarm.cluster(&["start-dockerd", "1"]);
+    swarm.start(1);
+    swarm.wait_ready(&ALL, "web", 6);
+    settle(&swarm, "the manager's return");
+}
