@@ -321,6 +321,16 @@ fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     }
     let mut family = Family::new(
         out,
+        MetricType::Gauge,
+        "anynode_connections_parked",
+        "Client connections that are open and put aside, since nothing passes.",
+    );
+    for one in all {
+        let n = u64::try_from(one.state.stats.connections_parked.load(Relaxed)).unwrap_or(0);
+        sample_if_any(&mut family, &[("service", one.name())], n);
+    }
+    let mut family = Family::new(
+        out,
         MetricType::Counter,
         "anynode_connections_closed",
         "Client connections ended, each for one reason.",

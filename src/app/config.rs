@@ -144,6 +144,7 @@ impl Config {
                 n => n,
             },
             files_max: usize::MAX,
+            park_after: duration(s, "tcp.park_after"),
             splice_pipes: integer(s, "splice.pipes", 0, 1 << 20),
             splice_pipe_bytes: integer(s, "splice.pipe_bytes", 4096, 1 << 30),
             http_head_bytes_max: integer(s, "http.head_bytes_max", 1024, 16 << 20),

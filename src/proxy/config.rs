@@ -15,6 +15,8 @@ pub struct ProxyConfig {
     pub connections_max: usize,
     /// Descriptors that this process may have. Connections take those that nothing else needs.
     pub files_max: usize,
+    /// A connection in tcp mode through which nothing has passed for so long is put aside; zero: never.
+    pub park_after: Duration,
     /// Pipes per worker to splice through; 0 turns splicing off.
     pub splice_pipes: usize,
     pub splice_pipe_bytes: usize,
@@ -36,6 +38,7 @@ impl Default for ProxyConfig {
             liveness: Liveness::default(),
             connections_max: usize::MAX,
             files_max: usize::MAX,
+            park_after: Duration::from_secs(5),
             splice_pipes: 64,
             splice_pipe_bytes: 1024 * 1024,
             http_head_bytes_max: 64 * 1024,

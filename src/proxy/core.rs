@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::balancer;
+use super::park::Parked;
 use super::wire::Dialer;
 use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
 use crate::sys::socket::{self, Liveness};
@@ -56,7 +57,14 @@ struct Entry {
     /// One of its sockets is not read, so that a reset would go unnoticed: it is asked to look now and then.
     has_unread: bool,
     is_to_look: bool,
+    /// It holds no byte, and may be parked once it is quiet for long enough.
+    can_park: bool,
+    is_to_park: bool,
+    /// Ticks of `count_quiet` in which nothing passed.
+    n_quiet: u16,
     waker: Option<Waker>,
+    /// What is left of it, if it has no task.
+    parked: Option<Box<Parked>>,
 }
 
 /// How far a connection is on its way to `Signal::Aged`.
@@ -79,6 +87,8 @@ pub(super) enum Signal {
     Aged,
     /// Ask the sockets that are not read whether they were reset.
     LookForReset,
+    /// Nothing has passed for a while: end the task, if nothing passes now.
+    Park,
 }
 
 /// Seconds after which a connection has aged. Most end sooner.
@@ -159,6 +169,79 @@ pub(super) fn tick() {
     wakers.into_iter().for_each(Waker::wake);
 }
 
+/// Connections that nothing passed through.
+#[derive(Debug, Default)]
+pub(super) struct Quiet {
+    /// May be asked to park.
+    pub(super) to_ask: Vec<usize>,
+    /// Are parked, and idle for longer than they may be.
+    pub(super) overdue: Vec<usize>,
+}
+
+/// Counts a tick for each connection that may be parked, and says which were quiet for `n_ticks` by now.
+pub(super) fn count_quiet(n_ticks: u16, now: Instant) -> Quiet {
+    let mut quiet = Quiet::default();
+    CORE.with(|core| {
+        for (key, entry) in core.connections.borrow_mut().iter_mut() {
+            match &entry.parked {
+                Some(parked) if parked.is_overdue(now) => quiet.overdue.push(key),
+                None if entry.can_park => {
+                    entry.n_quiet = entry.n_quiet.saturating_add(1);
+                    if entry.n_quiet > n_ticks {
+                        quiet.to_ask.push(key);
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    quiet
+}
+
+/// Asks connections to park. Those that nothing passes through still do at their next turn.
+pub(super) fn ask_to_park(keys: &[usize]) {
+    let mut wakers = Vec::new();
+    CORE.with(|core| {
+        let mut connections = core.connections.borrow_mut();
+        for key in keys {
+            // It may have ended meanwhile, or have become another.
+            if let Some(entry) = connections.get_mut(*key)
+                && entry.can_park
+                && entry.n_quiet > 0
+            {
+                entry.n_quiet = 0;
+                entry.is_to_park = true;
+                wakers.extend(entry.waker.take());
+            }
+        }
+    });
+    wakers.into_iter().for_each(Waker::wake);
+}
+
+/// Keeps what is left of a connection until it is taken or ended.
+pub(super) fn keep_parked(parked: Box<Parked>) {
+    CORE.with(|core| {
+        let entry = &mut core.connections.borrow_mut()[parked.connection().key];
+        // It would keep the task's memory.
+        entry.waker = None;
+        (entry.can_park, entry.is_to_park) = (false, false);
+        entry.parked = Some(parked);
+    });
+}
+
+/// Takes a parked connection out. `None`: it is not parked.
+pub(super) fn take_parked(key: usize) -> Option<Box<Parked>> {
+    CORE.with(|core| {
+        let mut connections = core.connections.borrow_mut();
+        let entry = connections.get_mut(key)?;
+        let parked = entry.parked.take()?;
+        entry.n_quiet = 0;
+        // What woke it may be a reset of a socket that nobody reads.
+        entry.is_to_look |= entry.has_unread;
+        Some(parked)
+    })
+}
+
 /// Ends every connection of this worker.
 pub(super) fn end_all(reason: CloseReason) {
     end_where(reason, |_| true);
@@ -171,15 +254,18 @@ pub(super) fn end_endpoint(endpoint: EndpointId, reason: CloseReason) {
 
 fn end_where(reason: CloseReason, is_meant: impl Fn(&Entry) -> bool) {
     let mut wakers = Vec::new();
+    let mut parked = Vec::new();
     CORE.with(|core| {
         for (_, entry) in core.connections.borrow_mut().iter_mut() {
             if entry.ended.is_none() && is_meant(entry) {
                 entry.ended = Some(reason);
                 wakers.extend(entry.waker.take());
+                parked.extend(entry.parked.take());
             }
         }
     });
     wakers.into_iter().for_each(Waker::wake);
+    parked.into_iter().for_each(|parked| parked.cut(reason));
 }
 
 /// The number of connections open in all workers, how many there may be, and a place to wait for less of them.
@@ -303,9 +389,26 @@ impl Connection {
         self.entry(|entry| entry.age = Age::Young(AGE_TICKS));
     }
 
-    /// Says whether one of its sockets is not read at the moment.
-    pub(super) fn set_unread(&self, has_unread: bool) {
-        self.entry(|entry| entry.has_unread = has_unread);
+    /// Has no `Signal::Aged` come. Returns whether one was still to come.
+    pub(super) fn stop_growing_old(&self) -> bool {
+        self.entry(|entry| std::mem::take(&mut entry.age)) != Age::None
+    }
+
+    /// Says how a turn ended: whether one of its sockets is not read at the moment, whether the connection may be parked
+    /// as it is now, and whether anything passed.
+    pub(super) fn had_turn(&self, has_unread: bool, can_park: bool, is_moved: bool) {
+        self.entry(|entry| {
+            entry.has_unread = has_unread;
+            entry.can_park = can_park;
+            if is_moved {
+                entry.n_quiet = 0;
+            }
+        });
+    }
+
+    /// Names it on its worker, while it lives.
+    pub(super) fn key(&self) -> usize {
+        self.key
     }
 
     /// What the connection was told since the last call; the task is woken when there is something.
@@ -321,8 +424,11 @@ impl Connection {
                 entry.age = Age::None;
                 return Poll::Ready(Signal::Aged);
             }
-            match std::mem::take(&mut entry.is_to_look) {
-                true => Poll::Ready(Signal::LookForReset),
+            if std::mem::take(&mut entry.is_to_look) {
+                return Poll::Ready(Signal::LookForReset);
+            }
+            match std::mem::take(&mut entry.is_to_park) {
+                true => Poll::Ready(Signal::Park),
                 false => Poll::Pending,
             }
         })
@@ -334,7 +440,7 @@ impl Connection {
             loop {
                 match ready!(self.poll_signal(cx)) {
                     Signal::End(reason) => return Poll::Ready(reason),
-                    Signal::Aged | Signal::LookForReset => {}
+                    Signal::Aged | Signal::LookForReset | Signal::Park => {}
                 }
             }
         })

@@ -8,6 +8,7 @@ pub mod http;
 mod last_hop;
 mod listener;
 mod manager;
+mod park;
 mod ports;
 mod relay;
 mod tcp;

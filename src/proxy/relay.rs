@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 
 use super::core::{self, Connection, Signal};
 use super::wire::Wire;
+use crate::model::Timeouts;
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
 use crate::sys::splice::{self, Pipe};
 
@@ -27,7 +28,21 @@ where
     S: Wire,
     U: Wire,
 {
-    match poll_fn(|cx| relay.poll(cx)).await {
+    loop {
+        if let Some(reason) = run_until_quiet(relay).await {
+            return reason;
+        }
+    }
+}
+
+/// The same, but also returns when nothing has passed for a while and the relay may be parked (`let_park`): `None` then.
+pub(super) async fn run_until_quiet<C, S, U>(relay: &mut Relay<C, S, U>) -> Option<CloseReason>
+where
+    C: Borrow<Connection>,
+    S: Wire,
+    U: Wire,
+{
+    let reason = match poll_fn(|cx| relay.poll(cx)).await {
         Ending::Done(reason) => reason,
         Ending::Cut(reason) => {
             relay.client.reset_on_close();
@@ -40,7 +55,9 @@ where
             Box::pin(discard_a_while(&relay.client)).await;
             CloseReason::UpstreamFin
         }
-    }
+        Ending::Quiet => return None,
+    };
+    Some(reason)
 }
 
 /// How a relay ended.
@@ -51,6 +68,8 @@ enum Ending {
     Cut(CloseReason),
     /// The client still sends to an upstream that has ended and closed.
     Discard,
+    /// Not ended, but nothing passes and nothing is held.
+    Quiet,
 }
 
 /// Two sockets and the bytes between them. It owns them or borrows them; small, since there is one for each open
@@ -65,11 +84,46 @@ pub(super) struct Relay<C, S, U> {
     idle: Option<Box<IdleTimer>>,
     /// The direction that ended first.
     first_end: Option<Direction>,
+    may_park: bool,
 }
 
 struct IdleTimer {
     sleep: Pin<Box<Sleep>>,
     last_bytes_at: Instant,
+}
+
+/// What makes a relay go on that is quiet, besides its connection and sockets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rest {
+    /// In, then out.
+    ways: [Way; 2],
+    is_over: [bool; 2],
+    first_end: Option<Direction>,
+    /// `None`: the service has no limit.
+    last_bytes_at: Option<Instant>,
+}
+
+impl Rest {
+    pub(super) fn has_client_ended(&self) -> bool {
+        self.is_over[0]
+    }
+
+    pub(super) fn has_upstream_ended(&self) -> bool {
+        self.is_over[1]
+    }
+
+    /// When it will have been idle for as long as it may be.
+    pub(super) fn idle_due(&self, timeouts: &Timeouts) -> Option<Instant> {
+        Some(self.last_bytes_at? + idle_limit(timeouts, self.first_end.is_some()))
+    }
+}
+
+/// How long nothing may pass. Zero: for ever.
+fn idle_limit(timeouts: &Timeouts, is_half_closed: bool) -> Duration {
+    match is_half_closed {
+        true if !timeouts.half_closed.is_zero() => timeouts.half_closed,
+        _ => timeouts.idle,
+    }
 }
 
 impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
@@ -84,7 +138,62 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
             halves: [Half::new(Direction::In, early_in), Half::new(Direction::Out, early_out)],
             idle: None,
             first_end: None,
+            may_park: false,
         }
+    }
+
+    /// A relay that was quiet and goes on.
+    pub(super) fn resume(connection: C, client: S, upstream: U, rest: Rest) -> Relay<C, S, U> {
+        let due = rest.idle_due(&connection.borrow().service().spec().timeouts);
+        let idle = rest.last_bytes_at.zip(due).map(|(last_bytes_at, due)| {
+            let sleep = Box::pin(tokio::time::sleep_until(due.into()));
+            Box::new(IdleTimer { sleep, last_bytes_at })
+        });
+        let half = |i: usize| {
+            let mut half = Half::new(Direction::ALL[i], Vec::new());
+            half.way = rest.ways[i];
+            (half.is_ended, half.is_over) = (rest.is_over[i], rest.is_over[i]);
+            half
+        };
+        Relay {
+            connection,
+            client,
+            upstream,
+            halves: [half(0), half(1)],
+            idle,
+            first_end: rest.first_end,
+            may_park: true,
+        }
+    }
+
+    /// Allows `run_until_quiet` to end.
+    pub(super) fn let_park(&mut self) {
+        self.may_park = true;
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        self.connection.borrow()
+    }
+
+    /// The client's and the upstream's.
+    pub(super) fn sockets(&self) -> (&S, &U) {
+        (&self.client, &self.upstream)
+    }
+
+    /// What there is to keep of it while it is quiet.
+    pub(super) fn rest(&self) -> Rest {
+        Rest {
+            ways: self.halves.each_ref().map(|half| half.way),
+            is_over: self.halves.each_ref().map(|half| half.is_over),
+            first_end: self.first_end,
+            last_bytes_at: self.idle.as_ref().map(|timer| timer.last_bytes_at),
+        }
+    }
+
+    /// Only a relay that is quiet has no more than this.
+    pub(super) fn into_parts(self) -> (C, S, U, Rest) {
+        let rest = self.rest();
+        (self.connection, self.client, self.upstream, rest)
     }
 
     pub(super) fn into_connection(self) -> C {
@@ -93,6 +202,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         let connection = self.connection.borrow();
+        let mut is_to_park = false;
         match connection.poll_signal(cx) {
             Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
             Poll::Ready(Signal::Aged) => self.upstream.set_liveness(),
@@ -101,6 +211,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
                     return Poll::Ready(ending);
                 }
             }
+            Poll::Ready(Signal::Park) => is_to_park = true,
             Poll::Pending => {}
         }
         let connection = self.connection.borrow();
@@ -132,8 +243,12 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         }
         // A source that nobody reads may be reset without anybody noticing.
         let has_unread = self.halves.iter().any(Half::is_unread);
-        connection.set_unread(has_unread);
-        self.poll_idle(cx, is_moved)
+        let can_park = self.may_park && self.halves.iter().all(Half::is_empty);
+        connection.had_turn(has_unread, can_park, is_moved);
+        match self.poll_idle(cx, is_moved) {
+            Poll::Pending if is_to_park && can_park && !is_moved => Poll::Ready(Ending::Quiet),
+            polled => polled,
+        }
     }
 
     /// Asks those sources for errors that nobody reads now.
@@ -167,10 +282,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
 
     fn poll_idle(&mut self, cx: &mut Context<'_>, is_moved: bool) -> Poll<Ending> {
         let timeouts = &self.connection.borrow().service().spec().timeouts;
-        let limit = match self.first_end {
-            Some(_) if !timeouts.half_closed.is_zero() => timeouts.half_closed,
-            _ => timeouts.idle,
-        };
+        let limit = idle_limit(timeouts, self.first_end.is_some());
         if limit.is_zero() {
             return Poll::Pending;
         }
@@ -258,6 +370,11 @@ impl Half {
     /// Nobody reads the source now: it has ended, or something was read that the sink does not take.
     fn is_unread(&self) -> bool {
         self.is_over || self.is_ended || self.held.is_some() || self.pipe.is_some()
+    }
+
+    /// It has nothing that is still to be written or told.
+    fn is_empty(&self) -> bool {
+        self.held.is_none() && self.pipe.is_none() && self.is_ended == self.is_over
     }
 
     /// Moves bytes until the source has no more (`Pending`), or has ended and everything is written and the sink was told

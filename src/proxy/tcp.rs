@@ -6,10 +6,12 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::balancer::Lease;
 use super::core::Connection;
+use super::park;
 use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
-use super::wire::Leg;
+use super::wire::{Leg, Wire};
 use crate::routing::{CloseReason, TableHandle};
 use crate::sys::socket;
 
@@ -38,9 +40,12 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
     })
 }
 
-/// Serves one client from its beginning to its close.
+/// A client's connection with what it is relayed to.
+pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
+
+/// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
-    let (mut relay, _lease) = match begin(accepted).await {
+    let (relay, lease) = match begin(accepted).await {
         (connection, client, Ok(Upstream { stream, lease })) => {
             connection.hold(Some(lease.endpoint().id()));
             // The node of a remote task tells it itself.
@@ -48,15 +53,32 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
                 Leg::Tcp(_) => upstream::proxy_header(connection.service().spec(), || upstream::addresses(&client)),
                 Leg::Tunnel(_) => Vec::new(),
             };
-            (Relay::new(connection, client, stream, [early, Vec::new()]), lease)
+            let is_parkable = stream.tcp().is_some();
+            let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
+            if is_parkable {
+                relay.let_park();
+            }
+            (relay, lease)
         }
         (connection, client, Err(reason)) => {
             socket::reset_on_close(&client);
             return connection.close(reason);
         }
     };
-    let reason = relay::run(&mut relay).await;
-    relay.into_connection().close(reason);
+    go_on(relay, lease).await;
+}
+
+/// Relays until the close, or until it is parked.
+pub(super) async fn go_on(mut relay: TcpRelay, mut lease: Lease) {
+    loop {
+        if let Some(reason) = relay::run_until_quiet(&mut relay).await {
+            return relay.into_connection().close(reason);
+        }
+        match park::park(relay, lease) {
+            Ok(()) => return,
+            Err(back) => (relay, lease) = back,
+        }
+    }
 }
 
 async fn connect(

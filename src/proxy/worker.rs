@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::core;
 use super::h1;
 use super::listener;
+use super::park;
 use super::{Job, Shared};
 use crate::routing::{CloseReason, EndpointId, Listen};
 use crate::sys::splice::PipePool;
@@ -99,6 +100,7 @@ impl Workers {
 
 async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<Listen, oneshot::Sender<()>> = HashMap::new();
+    park::set_up(shared.config.park_after);
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

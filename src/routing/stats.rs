@@ -198,6 +198,8 @@ pub struct ServiceStats {
     pub connections_total: AtomicU64,
     /// Client connections now open. Never below zero; signed only so that a bug would show.
     pub connections_active: AtomicI64,
+    /// Those of them that are parked: open, and waiting without a task.
+    pub connections_parked: AtomicI64,
     closed: [AtomicU64; CloseReason::ALL.len()],
     bytes: [[AtomicU64; BytePath::ALL.len()]; Direction::ALL.len()],
     requests: [AtomicU64; HttpCode::ALL.len()],

@@ -1,12 +1,14 @@
 //! What the operating system gives: pipes and splice, sockets with their options, limits of the process. All unsafe code
 //! of the project lives in this room. Not here: what the bytes are for.
 
+pub mod epoll;
 pub mod file;
 pub mod inet_diag;
 pub mod iptables;
 pub mod limits;
 mod netlink;
 pub mod nft;
+pub mod memory;
 pub mod pktinfo;
 pub mod sk_lookup;
 pub mod socket;

@@ -9,6 +9,7 @@ mod dns;
 mod harness;
 mod health;
 mod http;
+mod park;
 mod reasons;
 mod rooms;
 mod scale;
