@@ -189,6 +189,13 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         "Times that what the source said was taken.",
     )
     .sample(&[], load(&state.source.applied_total));
+    Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_sockets_adopted",
+        "Sockets that an instance before this one handed over.",
+    )
+    .sample(&[], load(&state.ports.adopted_total));
     let mut family = Family::new(
         out,
         MetricType::Gauge,

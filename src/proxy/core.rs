@@ -31,6 +31,7 @@ thread_local! {
         liveness: RefCell::default(),
         dialer: RefCell::default(),
         is_draining: Cell::new(false),
+        ends_idle: Cell::new(false),
     };
 }
 
@@ -43,6 +44,7 @@ struct Core {
     liveness: RefCell<Liveness>,
     dialer: RefCell<Option<Arc<dyn Dialer>>>,
     is_draining: Cell<bool>,
+    ends_idle: Cell<bool>,
 }
 
 /// One connection of this worker, as those who may end it see it.
@@ -144,9 +146,21 @@ pub(super) fn n_connections() -> usize {
     CORE.with(|core| core.connections.borrow().len())
 }
 
+/// Whether connections between two requests end, too.
+pub(super) fn ends_idle() -> bool {
+    CORE.with(|core| core.ends_idle.get())
+}
+
+/// Begins to drain: HTTP connections end with their next response. An idle one waits for its next request, which may be on
+/// its way already.
+pub(super) fn drain_gently() {
+    CORE.with(|core| core.is_draining.set(true));
+}
+
 /// Begins to drain: idle connections end now, the others at their next chance.
 pub(super) fn drain() {
-    CORE.with(|core| core.is_draining.set(true));
+    drain_gently();
+    CORE.with(|core| core.ends_idle.set(true));
     end_where(CloseReason::ProxyShutdown, |entry| entry.is_idle);
 }
 

@@ -17,9 +17,10 @@ use crate::model::Mode;
 use crate::routing::{Listen, Service};
 use crate::sys::socket;
 
-/// Accepts until `stop` is sent or dropped; then whoever waits in the kernel's queue is still accepted.
+/// Accepts until `stop` is dropped; then whoever waits in the kernel's queue is still accepted. Once `stop` is sent,
+/// another process has the socket as well, and the queue is left to it.
 pub(super) async fn accept_loop(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     listen: Listen,
     shared: Arc<Shared>,
     stop: oneshot::Receiver<()>,
@@ -35,7 +36,10 @@ pub(super) async fn accept_loop(
         acceptor.shared.open.wait_for_room().await;
         let accepted = tokio::select! {
             biased;
-            _ = &mut stop => break,
+            is_handed_over = &mut stop => match is_handed_over {
+                Ok(()) => return,
+                Err(_) => break,
+            },
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,11 @@ use crate::sys::socket;
 pub(super) struct Manager {
     shared: Arc<Shared>,
     workers: Workers,
-    /// The table that listeners and leavers are by.
+    /// The table that leavers are by.
     seen: Arc<RoutingTable>,
+    /// The table that listeners are by: an older one while they are lent.
+    listened: Arc<RoutingTable>,
+    adoption: Adoption,
     /// Inodes of what listens, by port, to tell ourselves from other programs.
     bound: BTreeMap<Listen, Vec<u64>>,
     failed: HashMap<Listen, Retry>,
@@ -26,6 +30,25 @@ pub(super) struct Manager {
 struct Retry {
     at: Instant,
     attempts: u64,
+}
+
+/// Sockets that an instance before this one handed over, until everything that is to be done with them is known.
+#[derive(Default)]
+struct Adoption {
+    offered: BTreeMap<Listen, Vec<TcpListener>>,
+    /// Inodes of all of them, which are no other program's.
+    family: HashSet<u64>,
+    /// Taken, and not accepted on yet: the instance before may still go on.
+    withheld: BTreeMap<Listen, Vec<TcpListener>>,
+}
+
+/// What became of the sockets that were handed over.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// Sockets that are in use now.
+    pub n_sockets: usize,
+    /// Ports that were handed over and are not in the table.
+    pub left: Vec<Listen>,
 }
 
 struct Leaver {
@@ -39,6 +62,8 @@ impl Manager {
             shared,
             workers,
             seen: Arc::default(),
+            listened: Arc::default(),
+            adoption: Adoption::default(),
             bound: BTreeMap::new(),
             failed: HashMap::new(),
             leavers: HashMap::new(),
@@ -56,20 +81,10 @@ impl Manager {
     /// Brings everything to the current table, retries what is due, and says when to come back at the latest.
     pub(super) fn step(&mut self, now: Instant) -> Option<Instant> {
         let table = self.shared.table.load();
+        if !self.shared.lending.is_lent() {
+            self.listen(&table, now);
+        }
         let seen = std::mem::replace(&mut self.seen, table.clone());
-        let mut opened = Vec::new();
-        for (listen, before, after) in RoutingTable::diff_listens(&seen, &table) {
-            match (before, after) {
-                (Some(_), None) => self.close(listen),
-                (None, Some(_)) => opened.push(listen),
-                // Another service or target behind the same listener: connections look that up.
-                _ => {}
-            }
-        }
-        // After what was closed: a port may have moved from one address to all.
-        for listen in opened {
-            self.open(listen, now);
-        }
         for diff in RoutingTable::diff(&seen, &table) {
             match diff {
                 ServiceDiff::Added(service) => self.returned(service),
@@ -79,15 +94,6 @@ impl Manager {
                 }
                 ServiceDiff::Removed(service) => self.left(service, None, now),
             }
-        }
-        let due: Vec<Listen> = self
-            .failed
-            .iter()
-            .filter(|(_, retry)| retry.at <= now)
-            .map(|(l, _)| *l)
-            .collect();
-        for listen in due {
-            self.open(listen, now);
         }
         let over: Vec<EndpointId> = self
             .leavers
@@ -103,8 +109,66 @@ impl Manager {
             }
         }
         self.leave_room();
-        let retries = self.failed.values().map(|retry| retry.at);
+        let is_lent = self.shared.lending.is_lent();
+        let retries = self.failed.values().filter(|_| !is_lent).map(|retry| retry.at);
         retries.chain(self.leavers.values().map(|leaver| leaver.due)).min()
+    }
+
+    /// Brings listeners to `table`, and retries those that are due.
+    fn listen(&mut self, table: &Arc<RoutingTable>, now: Instant) {
+        let before = std::mem::replace(&mut self.listened, table.clone());
+        let mut opened = Vec::new();
+        for (listen, before, after) in RoutingTable::diff_listens(&before, table) {
+            match (before, after) {
+                (Some(_), None) => self.close(listen),
+                (None, Some(_)) => opened.push(listen),
+                // Another service or target behind the same listener: connections look that up.
+                _ => {}
+            }
+        }
+        // After what was closed: a port may have moved from one address to all.
+        for listen in opened {
+            self.open(listen, now);
+        }
+        let due: Vec<Listen> = self
+            .failed
+            .iter()
+            .filter(|(_, retry)| retry.at <= now)
+            .map(|(l, _)| *l)
+            .collect();
+        for listen in due {
+            self.open(listen, now);
+        }
+    }
+
+    /// Takes listening sockets of an instance before this one, for the ports that the table names or comes to name.
+    pub(super) fn offer(&mut self, sockets: Vec<(Listen, TcpListener)>) {
+        for (listen, socket) in sockets {
+            self.adoption.family.extend(socket::inode(&socket));
+            self.adoption.offered.entry(listen).or_default().push(socket);
+        }
+    }
+
+    /// What the table does not name is given up.
+    pub(super) fn end_adopting(&mut self) -> Adopted {
+        self.adoption.family.clear();
+        Adopted {
+            n_sockets: self.adoption.withheld.values().map(Vec::len).sum(),
+            left: std::mem::take(&mut self.adoption.offered).into_keys().collect(),
+        }
+    }
+
+    /// Accepts on what was adopted. Several sockets of a port may fall to one worker: none may be left alone.
+    pub(super) fn accept_adopted(&mut self) {
+        for (listen, sockets) in std::mem::take(&mut self.adoption.withheld) {
+            self.accept(listen, sockets);
+        }
+    }
+
+    fn accept(&self, listen: Listen, sockets: Vec<TcpListener>) {
+        for (i, socket) in sockets.into_iter().enumerate() {
+            self.workers.tell(i % self.workers.len(), Command::Listen(listen, socket));
+        }
     }
 
     /// Connections may take the descriptors that listeners, pipes, DNS and the admin server leave, two each.
@@ -116,6 +180,10 @@ impl Manager {
     }
 
     fn open(&mut self, listen: Listen, now: Instant) {
+        if let Some(sockets) = self.adoption.offered.remove(&listen) {
+            self.adopt(listen, sockets);
+            return;
+        }
         let beside: HashSet<u64> = self
             .bound
             .range(
@@ -125,7 +193,9 @@ impl Manager {
                 }..,
             )
             .take_while(|(other, _)| other.port == listen.port)
-            .flat_map(|(_, inodes)| inodes.iter().copied())
+            .flat_map(|(_, inodes)| inodes.iter())
+            .chain(&self.adoption.family)
+            .copied()
             .collect();
         let n = self.workers.len();
         let result = socket::listen(listen.ip, listen.port, n, &self.shared.config.liveness, |inode| {
@@ -138,9 +208,7 @@ impl Manager {
         match result {
             Ok((sockets, inodes)) => {
                 self.bound.insert(listen, inodes);
-                for (worker, socket) in sockets.into_iter().enumerate() {
-                    self.workers.tell(worker, Command::Listen(listen, socket));
-                }
+                self.accept(listen, sockets);
                 if self.failed.remove(&listen).is_some() {
                     tracing::info!(%listen, "listening after all");
                 }
@@ -160,8 +228,28 @@ impl Manager {
         }
     }
 
+    /// Takes the sockets of a port as they are. Workers that there are more of get sockets of their own.
+    fn adopt(&mut self, listen: Listen, mut sockets: Vec<TcpListener>) {
+        let n_missing = self.workers.len().saturating_sub(sockets.len());
+        let more = sockets
+            .first()
+            .map(|first| socket::listen_beside(first, n_missing, &self.shared.config.liveness));
+        match more.transpose() {
+            Ok(more) => sockets.extend(more.into_iter().flatten()),
+            Err(error) => tracing::debug!(%listen, %error, "workers without a listener"),
+        }
+        self.failed.remove(&listen);
+        self.bound
+            .insert(listen, sockets.iter().flat_map(socket::inode).collect());
+        self.adoption.withheld.insert(listen, sockets);
+        self.shared.ports.set(listen, PortState::Listening);
+    }
+
     fn close(&mut self, listen: Listen) {
         self.failed.remove(&listen);
+        if let Some(sockets) = self.adoption.withheld.remove(&listen) {
+            self.adoption.offered.insert(listen, sockets);
+        }
         if self.bound.remove(&listen).is_some() {
             self.workers.tell_all(|| Command::Unlisten(listen));
         }

@@ -6,6 +6,7 @@ mod core;
 mod h1;
 pub mod http;
 mod last_hop;
+mod lending;
 mod listener;
 mod manager;
 mod park;
@@ -24,13 +25,16 @@ use std::time::{Duration, Instant};
 
 pub use config::ProxyConfig;
 pub use last_hop::HopRequest;
+pub use lending::LentListener;
+pub use manager::Adopted;
 pub use ports::{PortState, Ports};
 pub use wire::{Dialer, Dialing, PendingTunnel, Refused, Tunnel, TunnelFor};
 
 use self::core::OpenConnections;
+use self::lending::Lending;
 use self::manager::Manager;
 use self::worker::{Command, Workers};
-use crate::routing::TableHandle;
+use crate::routing::{Listen, TableHandle};
 
 /// What all workers share.
 struct Shared {
@@ -39,6 +43,7 @@ struct Shared {
     ports: Arc<Ports>,
     open: Arc<OpenConnections>,
     dialer: Option<Arc<dyn Dialer>>,
+    lending: Lending,
 }
 
 /// Work for a worker: made there, and run there.
@@ -91,6 +96,7 @@ impl Proxy {
             ports: Arc::default(),
             open: Arc::default(),
             dialer,
+            lending: Lending::default(),
         });
         let workers = Workers::start(&shared)?;
         let manager = Manager::new(shared.clone(), workers);
@@ -119,8 +125,27 @@ impl Proxy {
         self.manager.step(Instant::now());
     }
 
+    /// Takes listening sockets of an instance before this one, for the ports that the table names or comes to name until
+    /// `end_adopting`. Nothing is accepted on them before `accept_adopted`.
+    pub fn offer(&mut self, sockets: Vec<(Listen, std::net::TcpListener)>) {
+        self.manager.offer(sockets);
+    }
+
+    /// Gives up what was offered and is not in the table.
+    pub fn end_adopting(&mut self) -> Adopted {
+        self.manager.end_adopting()
+    }
+
+    /// Begins to accept on what was adopted.
+    pub fn accept_adopted(&mut self) {
+        self.manager.accept_adopted();
+    }
+
     /// Follows the table until `shutdown`, then drains: nothing more is accepted, idle connections end, the others have
     /// `grace` to end by themselves, and what is left is reset. Ends when the workers have.
+    ///
+    /// After `ProxyHandle::hand_over`, idle HTTP connections wait for one more request first, for most of `grace`: their
+    /// clients can come back at once, so that there is no need to end one while a request is on its way.
     ///
     /// Returns the number of connections that were reset.
     pub async fn run(mut self, grace: Duration, shutdown: impl Future<Output = ()>) -> usize {
@@ -139,19 +164,29 @@ impl Proxy {
                 () = &mut shutdown => break,
                 _ = revision.changed() => {}
                 () = wake => {}
+                () = self.shared.lending.returned() => {}
             }
         }
+        let ends_at = Instant::now() + grace;
+        if self.shared.lending.is_over() {
+            self.drained_until(ends_at - grace / 10).await;
+        }
         self.manager.workers().tell_all(|| Command::Drain);
-        let drained = async {
-            while self.n_connections() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(grace, drained).await;
+        self.drained_until(ends_at).await;
         let n_left = self.n_connections();
         let workers = self.manager.into_workers();
         // Joining blocks, but nothing else of this runtime matters any more, and workers end within a turn.
         workers.stop();
         n_left
+    }
+
+    async fn drained_until(&self, at: Instant) {
+        let drained = async {
+            while self.n_connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // An error means that some are left.
+        let _ = tokio::time::timeout_at(at.into(), drained).await;
     }
 }

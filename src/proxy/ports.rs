@@ -1,6 +1,7 @@
 //! What became of each port that this node is to listen on: written by the listener, read by `admin`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::routing::Listen;
@@ -10,6 +11,8 @@ use crate::routing::Listen;
 pub struct Ports {
     /// std mutex: touched when listeners change and when somebody looks, never on the way of a byte.
     by_listen: Mutex<BTreeMap<Listen, PortState>>,
+    /// Sockets of all kinds that an instance before this one handed over, and that are in use here.
+    pub adopted_total: AtomicU64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The threads that serve connections: each has a runtime, listeners and connections of its own, and takes commands from
 //! the rest of the program. A connection never changes its thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,8 +19,14 @@ use crate::sys::splice::PipePool;
 
 /// What a worker may be told.
 pub(super) enum Command {
+    /// Accept on this socket; several may be for the same port.
     Listen(Listen, TcpListener),
     Unlisten(Listen),
+    /// Say what is listened on.
+    Lend(mpsc::UnboundedSender<Lent>),
+    /// Another process accepts from now on, except on these ports: accept no more, and end HTTP connections with their
+    /// next response.
+    HandOver(Arc<HashSet<Listen>>),
     /// The endpoint left the table: forget idle connections to it.
     EndpointGone(EndpointId),
     /// Its stop grace period is over: end the connections that hold it.
@@ -31,6 +37,15 @@ pub(super) enum Command {
     Drain,
     /// End everything that is left, then the thread.
     Stop,
+}
+
+/// A listening socket of a worker, which goes on accepting.
+pub(super) type Lent = (Listen, Arc<tokio::net::TcpListener>);
+
+/// A socket that is accepted on.
+struct Listening {
+    socket: Arc<tokio::net::TcpListener>,
+    stop: oneshot::Sender<()>,
 }
 
 /// The workers, as the rest of the program sees them.
@@ -99,7 +114,7 @@ impl Workers {
 }
 
 async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
-    let mut listeners: HashMap<Listen, oneshot::Sender<()>> = HashMap::new();
+    let mut listeners: HashMap<Listen, Vec<Listening>> = HashMap::new();
     park::set_up(shared.config.park_after);
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -115,15 +130,33 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
         let Some(command) = command else { break };
         match command {
             Command::Listen(listen, socket) => match tokio::net::TcpListener::from_std(socket) {
-                Ok(listener) => {
+                Ok(socket) => {
+                    let socket = Arc::new(socket);
                     let (stop, stopped) = oneshot::channel();
-                    // Whoever listened there before is stopped by dropping its sender.
-                    listeners.insert(listen, stop);
-                    tokio::spawn(listener::accept_loop(listener, listen, shared.clone(), stopped));
+                    tokio::spawn(listener::accept_loop(socket.clone(), listen, shared.clone(), stopped));
+                    listeners.entry(listen).or_default().push(Listening { socket, stop });
                 }
                 Err(error) => tracing::error!(%listen, %error, "listener cannot be watched"),
             },
+            // Dropping the senders stops whoever accepts there.
             Command::Unlisten(listen) => drop(listeners.remove(&listen)),
+            Command::Lend(to) => {
+                for (listen, listening) in &listeners {
+                    for Listening { socket, .. } in listening {
+                        // An error means that nobody asks any more.
+                        let _ = to.send((*listen, socket.clone()));
+                    }
+                }
+            }
+            Command::HandOver(left) => {
+                for (listen, listening) in listeners.drain() {
+                    for Listening { stop, .. } in listening.into_iter().filter(|_| !left.contains(&listen)) {
+                        // An error means that it does not accept anyway.
+                        let _ = stop.send(());
+                    }
+                }
+                core::drain_gently();
+            }
             Command::EndpointGone(endpoint) => h1::pool::forget(endpoint),
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
             Command::Run(job) => drop(tokio::spawn(job())),

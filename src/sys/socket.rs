@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::time::Duration;
 
@@ -118,19 +118,7 @@ fn listen_at(
     liveness: &Liveness,
     is_ours: impl Fn(u64) -> bool,
 ) -> io::Result<Vec<TcpListener>> {
-    let new = || -> io::Result<Socket> {
-        let socket = Socket::new(
-            Domain::for_address(addr),
-            Type::STREAM.nonblocking().cloexec(),
-            Some(Protocol::TCP),
-        )?;
-        socket.set_reuse_address(true)?;
-        if addr.is_ipv6() && addr.ip().is_unspecified() {
-            socket.set_only_v6(false)?;
-        }
-        set_stream_options(&SockRef::from(&socket), liveness)?;
-        Ok(socket)
-    };
+    let new = || new_listener(addr, liveness);
     // The first socket is bound without sharing: that fails when anybody has the port. Sharing is allowed afterwards.
     let first = new()?;
     match first.bind(&addr.into()) {
@@ -156,6 +144,60 @@ fn listen_at(
         socket.listen(BACKLOG)?;
     }
     Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+/// A socket that is to be bound to `addr`.
+fn new_listener(addr: SocketAddr, liveness: &Liveness) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    set_stream_options(&SockRef::from(&socket), liveness)?;
+    Ok(socket)
+}
+
+/// Binds `n` more listening sockets beside `first`, which allows it. Errors: as `bind`; `PermissionDenied` or `AddrInUse`
+/// also where another user bound `first`.
+pub fn listen_beside(first: &TcpListener, n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListener>> {
+    let addr = first.local_addr()?;
+    let more: io::Result<Vec<Socket>> = (0..n)
+        .map(|_| {
+            let socket = new_listener(addr, liveness)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&addr.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        })
+        .collect();
+    Ok(more?.into_iter().map(TcpListener::from).collect())
+}
+
+/// Makes sure that `fd`, which came from elsewhere, is a TCP socket that listens at `ip` (`None`: everywhere) and `port`,
+/// and gives it the options of our own.
+///
+/// Errors: `InvalidInput` when it is something else.
+pub fn adopt_listener(fd: OwnedFd, ip: Option<IpAddr>, port: u16, liveness: &Liveness) -> io::Result<TcpListener> {
+    let socket = Socket::from(fd);
+    let is_tcp = socket.r#type()? == Type::STREAM && socket.protocol()? == Some(Protocol::TCP);
+    let listens_at = match is_tcp && socket.is_listener()? {
+        true => socket.local_addr()?.as_socket(),
+        false => None,
+    };
+    let is_there = listens_at.is_some_and(|at| {
+        let at_ip = (!at.ip().is_unspecified()).then_some(at.ip());
+        (at_ip, at.port()) == (ip, port)
+    });
+    if !is_there {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    socket.set_nonblocking(true)?;
+    set_stream_options(&SockRef::from(&socket), liveness)?;
+    Ok(socket.into())
 }
 
 /// The inode that `/proc/net/tcp` knows a socket by.

@@ -115,7 +115,7 @@ impl Server<'_> {
             .as_ref()
             .map_or(Duration::ZERO, |(service, _)| service.spec().timeouts.idle);
         self.connection.set_idle(true);
-        if core::is_draining() {
+        if core::ends_idle() {
             return Err(CloseReason::ProxyShutdown);
         }
         let mut timer: Option<Pin<Box<Sleep>>> = None;
