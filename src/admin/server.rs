@@ -15,19 +15,33 @@ use tokio::sync::Semaphore;
 
 use super::{AdminState, Phase, metrics, views};
 
-/// Serves until `shutdown`; then what is open is dropped.
-pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl Future<Output = ()>) {
+/// Accepts until `handed_over`, and serves until `shutdown`; then what is open is dropped.
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<AdminState>,
+    handed_over: impl Future<Output = ()>,
+    shutdown: impl Future<Output = ()>,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::pin!(shutdown);
+    tokio::pin!(handed_over, shutdown);
     let mut open = tokio::task::JoinSet::new();
+    let mut listener = Some(listener);
     loop {
         let accepted = async {
             // The semaphore is never closed.
             let slot = slots.clone().acquire_owned().await.ok();
-            (slot, listener.accept().await)
+            match &listener {
+                Some(listener) => (slot, listener.accept().await),
+                None => std::future::pending().await,
+            }
         };
         let (slot, accepted) = tokio::select! {
             () = &mut shutdown => break,
+            () = &mut handed_over, if listener.is_some() => {
+                // Whoever waits to be accepted is the other process's.
+                listener = None;
+                continue;
+            }
             Some(_) = open.join_next() => continue,
             accepted = accepted => accepted,
         };

@@ -1,7 +1,10 @@
-//! The data directory: made when missing, and locked against a second process for as long as this one runs.
+//! The data directory: made when missing, and locked against a second process for as long as this one runs, or longer if it
+//! hands the lock on.
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Why the data directory cannot be used.
@@ -15,16 +18,26 @@ pub enum DataDirError {
         #[source]
         error: io::Error,
     },
+    #[error(
+        "data_dir = {path}: another anynode handed over a lock that is not {FILE}: expected it to use this directory"
+    )]
+    OtherLock { path: PathBuf },
 }
 
-/// The lock; held until dropped or the process ends, however it ends.
+/// The lock; held until dropped or the process ends, however it ends, by each process that it was handed to.
 #[derive(Debug)]
 pub(super) struct DataDirLock {
-    _file: File,
+    file: File,
 }
 
-/// Makes and locks `path`.
-pub(super) fn lock(path: &Path) -> Result<DataDirLock, DataDirError> {
+impl AsFd for DataDirLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Makes and locks `path`. `None`: another process has it.
+pub(super) fn try_lock(path: &Path) -> Result<Option<DataDirLock>, DataDirError> {
     let open = |error| DataDirError::Open {
         path: path.to_owned(),
         error,
@@ -34,11 +47,24 @@ pub(super) fn lock(path: &Path) -> Result<DataDirLock, DataDirError> {
         .create(true)
         .truncate(false)
         .write(true)
-        .open(path.join("lock"))
+        .open(path.join(FILE))
         .map_err(open)?;
     match file.try_lock() {
-        Ok(()) => Ok(DataDirLock { _file: file }),
-        Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
+        Ok(()) => Ok(Some(DataDirLock { file })),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(open(error)),
     }
 }
+
+/// Takes the lock of `path` from the process that has it. Errors: `fd` is another.
+pub(super) fn adopt(path: &Path, fd: OwnedFd) -> Result<DataDirLock, DataDirError> {
+    let file = File::from(fd);
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let expected = std::fs::metadata(path.join(FILE)).map(identity);
+    match (file.metadata().map(identity), expected) {
+        (Ok(is), Ok(expected)) if is == expected => Ok(DataDirLock { file }),
+        _ => Err(DataDirError::OtherLock { path: path.to_owned() }),
+    }
+}
+
+const FILE: &str = "lock";

@@ -50,7 +50,7 @@ pub fn demo(args: DemoArgs) -> i32 {
     };
     block_on(async {
         let mut signals = Signals::new()?;
-        let node = match Node::start(config) {
+        let node = match Node::start(config).await {
             Ok(node) => node,
             Err(error) => {
                 eprintln!("error: {}", chain(&error));
@@ -75,8 +75,12 @@ pub fn demo(args: DemoArgs) -> i32 {
             introduce(args.port, &services);
             show_answers(table, names).await;
         });
-        node.run(async { signals.next().await }).await;
+        let ran = node.run(async { signals.next().await }).await;
         watching.abort();
+        if let Err(error) = ran {
+            eprintln!("error: {}", chain(&error));
+            return Ok(EXIT_FAILURE);
+        }
         print("\nThe endpoints are stopped, nothing is left.\n");
         Ok(0)
     })

@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod datadir;
 mod demo;
+mod handoff;
 mod node;
 mod settings;
 mod status;
@@ -16,7 +17,9 @@ use std::io::Write;
 
 pub use check::check;
 pub use config::{Config, DEFAULTS, Flags};
+pub use datadir::DataDirError;
 pub use demo::{DemoArgs, demo};
+pub use handoff::HandoffError;
 pub use node::{Node, NodeError};
 pub use settings::SettingError;
 pub use status::status;

@@ -1,8 +1,10 @@
 //! One node: the data plane, a source, and what watches and answers beside them, started in order and drained together.
 //! Not here: signals, logs, arguments (`up`, `demo`).
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::config::Config;
-use super::datadir::{self, DataDirError, DataDirLock};
+use super::handoff::{self, HandoffError, Inherited, Offer, Succession};
 use super::swarm::{LinkListenError, SwarmNode};
 use super::verify;
 use crate::admin::{AdminState, Phase, Readiness};
@@ -33,15 +35,20 @@ pub struct Node {
     dns: Option<DnsServer>,
     admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
     readiness: Arc<Readiness>,
-    /// Held until the node is gone.
-    _lock: DataDirLock,
+    status: Arc<SourceStatus>,
+    /// For the instance that comes after this one.
+    offer: Offer,
+    /// From the instance that was before.
+    inherited: Inherited,
 }
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error(transparent)]
-    DataDir(#[from] DataDirError),
+    Handoff(#[from] HandoffError),
+    #[error("duplicate a listening socket")]
+    Lend(#[source] std::io::Error),
     #[error("start the workers")]
     Workers(#[source] std::io::Error),
     #[error("admin.listen = {addr}: expected an address that is free, or \"none\"")]
@@ -61,31 +68,53 @@ pub enum NodeError {
 }
 
 impl Node {
-    /// Starts a node. When this returns, the first table is applied and its ports are listened on. Must be called within
-    /// a tokio runtime.
-    pub fn start(mut config: Config) -> Result<Node, NodeError> {
+    /// Starts a node. When this returns, the first table is applied and its ports are listened on. An instance that has
+    /// the data directory has lent its sockets, and is superseded once `run` begins.
+    pub async fn start(mut config: Config) -> Result<Node, NodeError> {
         config.proxy.files_max = usize::try_from(limits::raise_open_files()).unwrap_or(usize::MAX);
-        let lock = datadir::lock(&config.data_dir)?;
+        let claim = handoff::claim(&config.data_dir, config.proxy.n_workers).await?;
+        let mut inherited = claim.inherited;
+        let mut named = Vec::new();
         let table = Arc::new(TableHandle::default());
         // What may be refused comes first, before anything serves.
-        let admin = config.admin.map(listen_admin).transpose()?;
-        let dns = config.dns.map(|listen| bind_dns(listen, &config, &table)).transpose()?;
+        let admin = config
+            .admin
+            .map(|addr| listen_admin(addr, &mut inherited))
+            .transpose()?;
+        let dns = config
+            .dns
+            .map(|listen| bind_dns(listen, &config, &table, &mut inherited))
+            .transpose()?;
+        lend(&mut named, handoff::ADMIN, admin.iter().map(AsFd::as_fd))?;
+        lend(&mut named, handoff::DNS, dns.iter().flat_map(DnsServer::sockets))?;
+        let may_write = watch::Sender::new(!inherited.is_waited_for());
         let status = Arc::new(SourceStatus::default());
-        let swarm = config
-            .swarm
-            .clone()
-            .map(|swarm| SwarmNode::new(swarm, &config.data_dir, table.clone(), status.clone()));
+        let swarm = config.swarm.clone().map(|swarm| {
+            let listener = swarm.link.and_then(|addr| inherited.take_listener(handoff::LINK, addr));
+            SwarmNode::new(
+                swarm,
+                &config.data_dir,
+                table.clone(),
+                status.clone(),
+                may_write.subscribe(),
+                listener,
+            )
+        });
         let swarm = swarm.transpose()?;
+        lend(&mut named, handoff::LINK, swarm.iter().filter_map(SwarmNode::listener))?;
         let dialer = swarm.as_ref().map(SwarmNode::dialer);
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), dialer).map_err(NodeError::Workers)?;
+        proxy.offer(inherited.take_ports(&config.proxy.liveness));
         let source = config.services.clone().map(|path| {
-            FileSource::start(
+            let mut source = FileSource::start(
                 path,
                 &config.data_dir,
                 config.vip_network,
                 table.clone(),
                 status.clone(),
-            )
+            );
+            source.keep_while(may_write.subscribe());
+            source
         });
         if source.is_none() && swarm.is_none() {
             status.applied();
@@ -95,7 +124,7 @@ impl Node {
         let state = Arc::new(AdminState {
             table: table.clone(),
             ports: proxy.ports().clone(),
-            source: status,
+            source: status.clone(),
             health: prober.stats().clone(),
             dns: dns.as_ref().map(DnsServer::stats),
             readiness: readiness.clone(),
@@ -107,7 +136,14 @@ impl Node {
                 .map(|swarm| verify::for_admin(table.clone(), swarm.view.clone())),
         });
         proxy.settle();
-        readiness.set(Phase::Serving);
+        let offer = Offer {
+            lock: claim.lock,
+            door: claim.door,
+            instance: claim.instance,
+            named,
+            proxy: proxy.handle(),
+            may_write,
+        };
         Ok(Node {
             table,
             config,
@@ -118,7 +154,9 @@ impl Node {
             dns,
             admin: admin.map(|listener| (listener, state)),
             readiness,
-            _lock: lock,
+            status,
+            offer,
+            inherited,
         })
     }
 
@@ -130,20 +168,35 @@ impl Node {
         }
     }
 
-    /// Serves until `shutdown`, then drains.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    /// Serves until `shutdown` or until another instance has taken over, then drains. Errors: the instance before this one
+    /// does not hand over after all, and goes on.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
         let Node {
             table,
             config,
-            proxy,
+            mut proxy,
             source,
             swarm,
             prober,
             dns,
             admin,
             readiness,
-            _lock,
+            status,
+            offer,
+            inherited,
         } = self;
+        let succession = watch::Sender::new(None);
+        let handed_over = |name: &'static str| {
+            let mut succession = succession.subscribe();
+            async move {
+                let taken = succession.wait_for(Option::is_some).await;
+                let is_taken =
+                    taken.is_ok_and(|taken| taken.as_ref().is_some_and(|taken: &Succession| taken.takes(name)));
+                if !is_taken {
+                    std::future::pending().await
+                }
+            }
+        };
         let stopping = watch::Sender::new(false);
         let stopped = || {
             let mut stopping = stopping.subscribe();
@@ -155,12 +208,39 @@ impl Node {
             beside.spawn(source.run(stopped()));
         }
         let drain_link = swarm.as_ref().map(SwarmNode::drain);
+        let accepting = watch::Sender::new(false);
         if let Some(swarm) = swarm {
-            beside.spawn(swarm.run(proxy.handle(), stopped()));
+            let run = swarm.run(
+                proxy.handle(),
+                accepting.subscribe(),
+                handed_over(handoff::LINK),
+                stopped(),
+            );
+            beside.spawn(run);
         }
+        tokio::pin!(shutdown);
+        let is_up = match inherited.is_waited_for() {
+            true => tokio::select! {
+                biased;
+                () = &mut shutdown => false,
+                finished = inherited.finish(&mut proxy, &table, &status) => {
+                    finished?;
+                    offer.may_write.send_replace(true);
+                    true
+                }
+            },
+            false => true,
+        };
+        if !is_up {
+            // Nothing has begun: the instance before goes on.
+            return Ok(());
+        }
+        accepting.send_replace(true);
+        readiness.set(Phase::Serving);
+        beside.spawn(offer.run(succession.clone(), stopped()));
         beside.spawn(prober.run(stopped()));
         if let Some(dns) = dns {
-            let running = dns.run(stopped());
+            let running = dns.run(handed_over(handoff::DNS), stopped());
             beside.spawn(async {
                 if let Err(error) = running.await {
                     tracing::error!("{}", super::chain(&error));
@@ -168,15 +248,34 @@ impl Node {
             });
         }
         if let Some((listener, state)) = admin {
-            beside.spawn(crate::admin::serve(listener, state, stopped()));
+            beside.spawn(crate::admin::serve(
+                listener,
+                state,
+                handed_over(handoff::ADMIN),
+                stopped(),
+            ));
         }
         beside.spawn(refill_retry_budgets(table, stopped()));
-        let draining = async {
+        let is_asked = watch::Sender::new(false);
+        let asked = async {
             shutdown.await;
+            is_asked.send_replace(true);
+            // Whoever is asked while it drains goes on draining; being asked again is not for us.
+            std::future::pending::<Infallible>().await
+        };
+        let draining = async {
+            let (mut asked, mut succession) = (is_asked.subscribe(), succession.subscribe());
+            tokio::select! {
+                _ = asked.wait_for(|asked| *asked) => {}
+                _ = succession.wait_for(Option::is_some) => {}
+            }
             readiness.set(Phase::Draining);
             drain_link.into_iter().for_each(|drain| drain());
         };
-        let n_cut = proxy.run(config.shutdown_grace, draining).await;
+        let n_cut = tokio::select! {
+            n_cut = proxy.run(config.shutdown_grace, draining) => n_cut,
+            never = asked => match never {},
+        };
         match n_cut {
             0 => tracing::info!("drained"),
             _ => tracing::warn!(connections = n_cut, "drained; connections that were left are reset"),
@@ -187,26 +286,51 @@ impl Node {
                 tracing::error!(%error, "a part of the node panicked");
             }
         }
+        Ok(())
     }
 }
 
-fn listen_admin(addr: SocketAddr) -> Result<tokio::net::TcpListener, NodeError> {
-    let listen = || {
-        let listener = std::net::TcpListener::bind(addr)?;
+/// Has sockets ready to be lent under `name`.
+fn lend<'a>(
+    named: &mut Vec<(String, OwnedFd)>,
+    name: &str,
+    sockets: impl Iterator<Item = BorrowedFd<'a>>,
+) -> Result<(), NodeError> {
+    for socket in sockets {
+        let duplicate = socket.try_clone_to_owned().map_err(NodeError::Lend)?;
+        named.push((name.to_owned(), duplicate));
+    }
+    Ok(())
+}
+
+fn listen_admin(addr: SocketAddr, inherited: &mut Inherited) -> Result<tokio::net::TcpListener, NodeError> {
+    let mut listen = || {
+        let listener = match inherited.take_listener(handoff::ADMIN, addr) {
+            Some(listener) => listener,
+            None => std::net::TcpListener::bind(addr)?,
+        };
         listener.set_nonblocking(true)?;
         tokio::net::TcpListener::from_std(listener)
     };
     listen().map_err(|error| NodeError::Admin { addr, error })
 }
 
-fn bind_dns(addr: SocketAddr, config: &Config, table: &Arc<TableHandle>) -> Result<DnsServer, NodeError> {
+fn bind_dns(
+    addr: SocketAddr,
+    config: &Config,
+    table: &Arc<TableHandle>,
+    inherited: &mut Inherited,
+) -> Result<DnsServer, NodeError> {
     let dns = DnsConfig {
         listen: addr,
         upstreams: config.dns_upstreams.clone(),
         upstream_timeout: config.dns_upstream_timeout,
         ..DnsConfig::default()
     };
-    DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error })
+    match inherited.take_dns(addr) {
+        Some((at, udp, tcp)) => Ok(DnsServer::adopt(dns, table.clone(), at, udp, tcp)),
+        None => DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error }),
+    }
 }
 
 async fn refill_retry_budgets(table: Arc<TableHandle>, shutdown: impl Future<Output = ()>) {

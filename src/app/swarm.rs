@@ -25,7 +25,7 @@ use crate::model::Cluster;
 use crate::proxy::{self, Dialing, HopRequest, ProxyHandle, Refused, TunnelFor};
 use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
 use crate::source::SourceStatus;
-use crate::source::cluster::{ClusterSource, Faults, OwnNode};
+use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::swarm::{ClusterKeeper, Engine, EngineInfo, SwarmPaths, SwarmSource, SwarmStatus};
 
 /// The parts of a node of a swarm, made before anything serves.
@@ -59,8 +59,10 @@ impl SwarmNode {
         data_dir: &Path,
         table: Arc<TableHandle>,
         status: Arc<SourceStatus>,
+        may_write: watch::Receiver<bool>,
+        inherited: Option<std::net::TcpListener>,
     ) -> Result<SwarmNode, LinkListenError> {
-        let keeper = ClusterKeeper::new(data_dir);
+        let keeper = ClusterKeeper::new(data_dir, may_write);
         let kept = keeper.read();
         let (info, cluster) = kept.unwrap_or_default();
         let cluster = Arc::new(cluster);
@@ -88,10 +90,10 @@ impl SwarmNode {
             let own = OwnNode {
                 id: info.node.as_str().into(),
             };
-            tables.follow(&cluster, &source.tasks().borrow().clone(), &own);
+            tables.follow(&cluster, &LocalTasks::default(), &own);
         }
         let peers = Arc::new(Peers::new(link.clone(), clusters.clone()));
-        let listener = config.link.map(listen).transpose()?;
+        let listener = config.link.map(|addr| listen(addr, inherited)).transpose()?;
         let view = Arc::new(SwarmView {
             status: swarm_status,
             faults,
@@ -121,14 +123,26 @@ impl SwarmNode {
         })
     }
 
+    /// The socket that other nodes connect to, to be lent to the next instance.
+    pub(super) fn listener(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.listener.as_ref().map(std::os::fd::AsFd::as_fd)
+    }
+
     /// Others hear that this node is about to end.
     pub(super) fn drain(&self) -> impl Fn() + use<> {
         let link = self.link.clone();
         move || link.drain()
     }
 
-    /// Runs everything until `shutdown`.
-    pub(super) async fn run(self, proxy: ProxyHandle, shutdown: impl Future<Output = ()>) {
+    /// Runs everything until `shutdown`. Connections of other nodes are accepted from the moment that `accepting` says
+    /// so until `handed_over`.
+    pub(super) async fn run(
+        self,
+        proxy: ProxyHandle,
+        mut accepting: watch::Receiver<bool>,
+        handed_over: impl Future<Output = ()> + Send + 'static,
+        shutdown: impl Future<Output = ()>,
+    ) {
         let SwarmNode {
             view,
             config,
@@ -172,7 +186,19 @@ impl SwarmNode {
                 stopped(),
             ));
             parts.spawn(keep_identity(config, data_dir, link.clone(), info, stopped()));
-            parts.spawn(link::serve(link.clone(), listener, stopped()));
+            let (state, until) = (link.clone(), stopped());
+            parts.spawn(async move {
+                // An error means that the node ends before it began.
+                if accepting.wait_for(|is| *is).await.is_ok() {
+                    let over = async {
+                        tokio::select! {
+                            () = handed_over => {}
+                            () = until => {}
+                        }
+                    };
+                    link::serve(state, listener, over).await;
+                }
+            });
             let for_peers = peers.clone();
             let until = stopped();
             parts.spawn(async move { for_peers.run(targets_of, until).await });
@@ -190,9 +216,15 @@ impl SwarmNode {
     }
 }
 
-fn listen(addr: SocketAddr) -> Result<tokio::net::TcpListener, LinkListenError> {
+fn listen(
+    addr: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<tokio::net::TcpListener, LinkListenError> {
     let listen = || {
-        let listener = std::net::TcpListener::bind(addr)?;
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => std::net::TcpListener::bind(addr)?,
+        };
         listener.set_nonblocking(true)?;
         tokio::net::TcpListener::from_std(listener)
     };

@@ -32,7 +32,7 @@ pub fn up(flags: Flags) -> i32 {
         .init();
     block_on(async {
         let mut signals = Signals::new()?;
-        let node = match Node::start(config) {
+        let node = match Node::start(config).await {
             Ok(node) => node,
             Err(error) => {
                 eprintln!("error: {}", chain(&error));
@@ -44,8 +44,13 @@ pub fn up(flags: Flags) -> i32 {
             "anynode {} is up",
             env!("CARGO_PKG_VERSION")
         );
-        node.run(async { signals.drain_then_exit().await }).await;
-        Ok(0)
+        match node.run(async { signals.drain_then_exit().await }).await {
+            Ok(()) => Ok(0),
+            Err(error) => {
+                eprintln!("error: {}", chain(&error));
+                Ok(EXIT_CONFIG)
+            }
+        }
     })
 }
 

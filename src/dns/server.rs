@@ -4,11 +4,12 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use hickory_proto::op::ResponseCode;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
@@ -107,6 +108,17 @@ impl DnsServer {
                 Err(err) => return Err(BindError::Tcp { addr, err }),
             }
         };
+        Ok(DnsServer::adopt(config, table, addr, udp, tcp))
+    }
+
+    /// As `bind`, with sockets that are open at `addr`.
+    pub fn adopt(
+        config: DnsConfig,
+        table: Arc<TableHandle>,
+        addr: SocketAddr,
+        udp: std::net::UdpSocket,
+        tcp: std::net::TcpListener,
+    ) -> DnsServer {
         let stats = Arc::new(DnsStats::default());
         let upstreams = Upstreams::new(&config.upstreams, config.resolv_conf, addr);
         let indexed = table.load();
@@ -116,13 +128,13 @@ impl DnsServer {
             forwarder: Forwarder::new(upstreams, config.upstream_timeout, stats.clone()),
             stats,
         };
-        Ok(DnsServer {
+        DnsServer {
             core: Arc::new(core),
             addr,
             udp,
             tcp,
             indexed,
-        })
+        }
     }
 
     pub fn stats(&self) -> Arc<DnsStats> {
@@ -134,19 +146,29 @@ impl DnsServer {
         self.addr
     }
 
-    /// Answers until `shutdown` is done; then whoever still waits for upstream is left to ask again.
+    /// The sockets, for another process: datagrams, then streams.
+    pub fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.udp.as_fd(), self.tcp.as_fd()]
+    }
+
+    /// Answers until `shutdown` is done; then whoever still waits for upstream is left to ask again. Once `handed_over` is
+    /// done, nothing more is taken from the sockets, and this ends with the last answer.
     ///
     /// Runs on whatever tokio runtime it is polled on; made for a thread of its own or one that only controls.
     /// Errors: the runtime cannot watch the sockets.
-    pub async fn run(self, shutdown: impl Future) -> Result<(), BindError> {
+    pub async fn run(self, handed_over: impl Future, shutdown: impl Future) -> Result<(), BindError> {
         let addr = self.addr;
         let watch = |err| BindError::Watch { addr, err };
         let udp = Arc::new(UdpSocket::from_std(self.udp).map_err(watch)?);
         let tcp = TcpListener::from_std(self.tcp).map_err(watch)?;
+        let handed_over = handed_over.map(drop).shared();
+        let serving = futures_util::future::join(
+            serve_datagrams(&self.core, &udp, handed_over.clone()),
+            tcp::serve(&self.core, tcp, handed_over),
+        );
         tokio::select! {
             _ = shutdown => {}
-            () = serve_datagrams(&self.core, &udp) => {}
-            () = tcp::serve(&self.core, &tcp) => {}
+            _ = serving => {}
             () = follow_tables(&self.core, self.indexed) => {}
         }
         Ok(())
@@ -244,22 +266,30 @@ impl Core {
     }
 }
 
-async fn serve_datagrams(core: &Arc<Core>, socket: &Arc<UdpSocket>) {
+async fn serve_datagrams(core: &Arc<Core>, socket: &Arc<UdpSocket>, handed_over: impl Future<Output = ()>) {
+    tokio::pin!(handed_over);
     let mut buffer = vec![0; MAX_QUERY_BYTES];
     let mut forwards = JoinSet::new();
     loop {
         match answer_batch(core, socket, &mut buffer, &mut forwards) {
-            Ok(BATCH) => tokio::task::yield_now().await,
-            Ok(_) => {
-                if let Err(error) = socket.readable().await {
-                    pause_after(&error).await;
+            Ok(n) => tokio::select! {
+                biased;
+                () = &mut handed_over => break,
+                () = tokio::task::yield_now(), if n == BATCH => {}
+                ready = socket.readable(), if n < BATCH => {
+                    if let Err(error) = ready {
+                        pause_after(&error).await;
+                    }
                 }
-            }
+            },
             Err(error) => pause_after(&error).await,
         }
         while let Some(ended) = forwards.try_join_next() {
             log_panic(ended);
         }
+    }
+    while let Some(ended) = forwards.join_next().await {
+        log_panic(ended);
     }
 }
 

@@ -31,15 +31,24 @@ const READ_BYTES: usize = 1024;
 /// Queries answered in a row before others have their turn.
 const BATCH: usize = 32;
 
-pub(super) async fn serve(core: &Arc<Core>, listener: &TcpListener) {
+/// Accepts until `handed_over`; ends when the last connection then has.
+pub(super) async fn serve(core: &Arc<Core>, listener: TcpListener, handed_over: impl Future<Output = ()>) {
+    tokio::pin!(handed_over);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
+        let accepted = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            listener.accept().await.map(|accepted| (place, accepted))
         };
-        match listener.accept().await {
-            Ok((stream, from)) => {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut handed_over => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((place, (stream, from))) => {
                 let core = core.clone();
                 connections.spawn(async move {
                     if let Err(error) = serve_connection(&core, stream, from).await {
@@ -53,6 +62,10 @@ pub(super) async fn serve(core: &Arc<Core>, listener: &TcpListener) {
         while let Some(ended) = connections.try_join_next() {
             log_panic(ended);
         }
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
     }
 }
 

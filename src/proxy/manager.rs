@@ -167,7 +167,8 @@ impl Manager {
 
     fn accept(&self, listen: Listen, sockets: Vec<TcpListener>) {
         for (i, socket) in sockets.into_iter().enumerate() {
-            self.workers.tell(i % self.workers.len(), Command::Listen(listen, socket));
+            self.workers
+                .tell(i % self.workers.len(), Command::Listen(listen, socket));
         }
     }
 

@@ -3,12 +3,13 @@
 
 pub mod epoll;
 pub mod file;
+pub mod handoff;
 pub mod inet_diag;
 pub mod iptables;
 pub mod limits;
+pub mod memory;
 mod netlink;
 pub mod nft;
-pub mod memory;
 pub mod pktinfo;
 pub mod sk_lookup;
 pub mod socket;

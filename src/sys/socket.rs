@@ -182,22 +182,35 @@ pub fn listen_beside(first: &TcpListener, n: usize, liveness: &Liveness) -> io::
 ///
 /// Errors: `InvalidInput` when it is something else.
 pub fn adopt_listener(fd: OwnedFd, ip: Option<IpAddr>, port: u16, liveness: &Liveness) -> io::Result<TcpListener> {
-    let socket = Socket::from(fd);
-    let is_tcp = socket.r#type()? == Type::STREAM && socket.protocol()? == Some(Protocol::TCP);
-    let listens_at = match is_tcp && socket.is_listener()? {
-        true => socket.local_addr()?.as_socket(),
-        false => None,
-    };
-    let is_there = listens_at.is_some_and(|at| {
+    let is_there = listens_at(&fd).is_some_and(|at| {
         let at_ip = (!at.ip().is_unspecified()).then_some(at.ip());
         (at_ip, at.port()) == (ip, port)
     });
     if !is_there {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
+    let socket = Socket::from(fd);
     socket.set_nonblocking(true)?;
     set_stream_options(&SockRef::from(&socket), liveness)?;
     Ok(socket.into())
+}
+
+/// Where `fd` listens; `None` when it is no TCP socket that does.
+pub fn listens_at(fd: impl AsFd) -> Option<SocketAddr> {
+    let socket = SockRef::from(&fd);
+    let addr = bound_at(&socket, Type::STREAM, Protocol::TCP)?;
+    socket.is_listener().ok()?.then_some(addr)
+}
+
+/// Where `fd` receives; `None` when it is no UDP socket that does.
+pub fn receives_at(fd: impl AsFd) -> Option<SocketAddr> {
+    bound_at(&SockRef::from(&fd), Type::DGRAM, Protocol::UDP)
+}
+
+fn bound_at(socket: &SockRef<'_>, kind: Type, protocol: Protocol) -> Option<SocketAddr> {
+    let is_such = socket.r#type().ok()? == kind && socket.protocol().ok()? == Some(protocol);
+    let addr = is_such.then(|| socket.local_addr().ok())??.as_socket()?;
+    (addr.port() > 0).then_some(addr)
 }
 
 /// The inode that `/proc/net/tcp` knows a socket by.

@@ -54,7 +54,7 @@ impl Admin {
                 .unwrap();
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                anynode::admin::serve(listener, state, async { drop(stopped.await) }).await;
+                anynode::admin::serve(listener, state, std::future::pending(), async { drop(stopped.await) }).await;
             });
         };
         Admin {

@@ -55,7 +55,9 @@ fn try_start(listen: SocketAddr, upstreams: &[SocketAddr], upstream_timeout: Dur
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(server.run(stopped)).unwrap();
+        runtime
+            .block_on(server.run(std::future::pending::<()>(), stopped))
+            .unwrap();
     });
     Ok(Running {
         addr,

@@ -79,6 +79,8 @@ pub struct ClusterSource {
     applied: BTreeMap<String, Arc<ServiceSpec>>,
     /// Services that the table refused: tried again with every change.
     refused: BTreeSet<String>,
+    /// Everything that a table needs is known, or was waited for long enough.
+    is_settled: bool,
 }
 
 impl ClusterSource {
@@ -100,6 +102,7 @@ impl ClusterSource {
             tasks: BTreeMap::new(),
             applied: BTreeMap::new(),
             refused: BTreeSet::new(),
+            is_settled: false,
         }
     }
 
@@ -107,22 +110,27 @@ impl ClusterSource {
     pub async fn run(
         mut self,
         mut clusters: watch::Receiver<Arc<Cluster>>,
-        mut local: watch::Receiver<Arc<LocalTasks>>,
+        mut local: watch::Receiver<Option<Arc<LocalTasks>>>,
         mut own: watch::Receiver<OwnNode>,
         shutdown: impl Future<Output = ()>,
     ) {
         tokio::pin!(shutdown);
+        let patience = tokio::time::sleep(ENGINE_PATIENCE);
+        tokio::pin!(patience);
         loop {
             let cluster = clusters.borrow_and_update().clone();
             let tasks = local.borrow_and_update().clone();
+            // Without the engine's word, tasks of this node are missing.
+            self.is_settled |= tasks.is_some() || patience.is_elapsed();
             let node = own.borrow_and_update().clone();
-            self.follow(&cluster, &tasks, &node);
+            self.follow(&cluster, &tasks.unwrap_or_default(), &node);
             // An error means that nobody will ever say more.
             tokio::select! {
                 () = &mut shutdown => break,
                 Ok(()) = clusters.changed() => {}
                 Ok(()) = local.changed() => {}
                 Ok(()) = own.changed() => {}
+                () = &mut patience, if !patience.is_elapsed() => {}
                 else => break,
             }
         }
@@ -191,7 +199,7 @@ impl ClusterSource {
             }
         }
         if changes.is_empty() {
-            self.status.applied();
+            self.applied_all();
             return;
         }
         match self.table.commit(&changes) {
@@ -199,7 +207,13 @@ impl ClusterSource {
             // One that conflicts must not keep the others out.
             Err(_) => self.commit_each(next),
         }
-        self.status.applied();
+        self.applied_all();
+    }
+
+    fn applied_all(&self) {
+        if self.is_settled {
+            self.status.applied();
+        }
     }
 
     fn commit_each(&mut self, mut next: Vec<(String, Option<Arc<ServiceSpec>>)>) {
@@ -329,6 +343,8 @@ fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &Stri
     }
 }
 
+/// How long a table waits for the engine's word on this node's tasks before it counts as whole without.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
 /// Between a task's leaving and its stop signal.
 const SWARM_WAITS: Duration = Duration::from_secs(2);
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use tokio::sync::watch;
+
 use crate::model::ServiceName;
 
 /// What is remembered.
@@ -25,6 +27,8 @@ pub struct Keeper {
     due: Option<Instant>,
     /// The last write failed, and it was said.
     is_failing: bool,
+    /// Whether the directory is ours to write to.
+    may_write: watch::Receiver<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +62,19 @@ impl Keeper {
             pending: None,
             due: None,
             is_failing: false,
+            // Its sender is gone, so that it stays what it is.
+            may_write: watch::Sender::new(true).subscribe(),
         };
         let kept = Kept {
             services: keeper.read(SERVICES),
             vips: keeper.read_vips(),
         };
         (keeper, kept)
+    }
+
+    /// Writes only while `may_write` says so; what is due meanwhile waits.
+    pub fn write_while(&mut self, may_write: watch::Receiver<bool>) {
+        self.may_write = may_write;
     }
 
     /// Remembers `kept`, soon.
@@ -78,11 +89,18 @@ impl Keeper {
             Some(due) => tokio::time::sleep_until(due.into()).await,
             None => std::future::pending().await,
         }
+        if self.may_write.wait_for(|may| *may).await.is_err() {
+            // Nobody is left to allow it.
+            std::future::pending::<()>().await;
+        }
         self.write_now();
     }
 
-    /// Writes what is pending. A failure is said once, and tried again with the next change.
+    /// Writes what is pending, if it may. A failure is said once, and tried again with the next change.
     pub fn write_now(&mut self) {
+        if !*self.may_write.borrow() {
+            return;
+        }
         self.due = None;
         let Some(kept) = self.pending.take() else { return };
         match self.write(&kept) {
@@ -164,6 +182,26 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_may_not_be_written_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let may_write = watch::Sender::new(false);
+        let mut keeper = Keeper::open(dir.path()).0;
+        keeper.write_while(may_write.subscribe());
+        let kept = Kept {
+            services: Some("services: ...".to_owned()),
+            vips: Vec::new(),
+        };
+        keeper.keep(kept.clone());
+        keeper.write_now();
+        let due = tokio::time::timeout(WRITE_AFTER * 2, keeper.write_when_due());
+        assert!(due.await.is_err());
+        assert_eq!(Keeper::open(dir.path()).1, Kept::default());
+        may_write.send_replace(true);
+        keeper.write_when_due().await;
+        assert_eq!(Keeper::open(dir.path()).1, kept);
+    }
 
     #[test]
     fn what_is_kept_is_read_again_and_what_is_damaged_is_set_aside() {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use tokio::sync::watch::Receiver;
 
 use self::keep::{Keeper, Kept};
 pub use self::parse::{ParseError, parse};
@@ -72,6 +73,11 @@ impl FileSource {
         let reading = source.watcher.read_now();
         source.take(reading);
         source
+    }
+
+    /// Keeps what is to survive a restart only while `may_write` says so.
+    pub fn keep_while(&mut self, may_write: Receiver<bool>) {
+        self.keeper.write_while(may_write);
     }
 
     /// Follows the file until `shutdown`.

@@ -31,11 +31,16 @@ const WRITE_AFTER: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct ClusterKeeper {
     path: PathBuf,
+    may_write: watch::Receiver<bool>,
 }
 
 impl ClusterKeeper {
-    pub fn new(dir: &Path) -> ClusterKeeper {
-        ClusterKeeper { path: dir.join(NAME) }
+    /// `may_write`: false while another instance has the directory.
+    pub fn new(dir: &Path, may_write: watch::Receiver<bool>) -> ClusterKeeper {
+        ClusterKeeper {
+            path: dir.join(NAME),
+            may_write,
+        }
     }
 
     /// What was kept: who this node is, and the cluster. `None`: nothing. A file that cannot be used is set aside.
@@ -101,7 +106,7 @@ impl ClusterKeeper {
                 () = tokio::time::sleep(WRITE_AFTER) => {}
             }
             let cluster = clusters.borrow_and_update().clone();
-            if cluster.is_empty() {
+            if cluster.is_empty() || !*self.may_write.borrow() {
                 continue;
             }
             match self.write(&cluster, &info.borrow().clone()) {
@@ -140,7 +145,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_what_is_broken_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = ClusterKeeper::new(dir.path());
+        let keeper = ClusterKeeper::new(dir.path(), watch::Sender::new(true).subscribe());
         assert!(keeper.read().is_none());
         let mut cluster = Cluster::default();
         cluster.put(ClusterObject::Node(ClusterNode {

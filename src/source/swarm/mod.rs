@@ -102,7 +102,8 @@ pub struct SwarmSource {
     /// Where the cluster goes, while this node learns it itself.
     cluster: latest::Sender<Arc<Cluster>>,
     info: latest::Sender<EngineInfo>,
-    tasks: latest::Sender<Arc<LocalTasks>>,
+    /// `None`: the engine has not said yet.
+    tasks: latest::Sender<Option<Arc<LocalTasks>>>,
     is_source: Arc<dyn Fn(bool) + Send + Sync>,
     /// The engine answered when it was asked last.
     is_engine_up: AtomicBool,
@@ -137,8 +138,8 @@ impl SwarmSource {
         self.info.send_replace(info);
     }
 
-    /// The addresses of this node's tasks.
-    pub fn tasks(&self) -> latest::Receiver<Arc<LocalTasks>> {
+    /// The addresses of this node's tasks; `None` until the engine has said.
+    pub fn tasks(&self) -> latest::Receiver<Option<Arc<LocalTasks>>> {
         self.tasks.subscribe()
     }
 
@@ -211,9 +212,9 @@ impl SwarmSource {
                     Ok(tasks) => {
                         pause.reset();
                         self.tasks.send_if_modified(|known| {
-                            let is_news = **known != tasks;
+                            let is_news = known.as_deref() != Some(&tasks);
                             if is_news {
-                                *known = Arc::new(tasks);
+                                *known = Some(Arc::new(tasks));
                             }
                             is_news
                         });
@@ -257,9 +258,9 @@ impl SwarmSource {
     fn is_any_missing(&self) -> bool {
         let info = self.info.borrow().clone();
         let (cluster, tasks) = (self.cluster.borrow().clone(), self.tasks.borrow().clone());
-        cluster
-            .tasks()
-            .any(|task| task.node == info.node && !tasks.contains_key(task.id.as_str()))
+        cluster.tasks().any(|task| {
+            task.node == info.node && !tasks.as_ref().is_some_and(|tasks| tasks.contains_key(task.id.as_str()))
+        })
     }
 
     /// Learns the swarm where this node is a manager; elsewhere waits until it is.
