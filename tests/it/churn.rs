@@ -14,8 +14,8 @@ use crate::harness::{self, dial, free_port, wait_until};
 
 /// An endpoint that can be killed as a process is: all its sockets are gone at once, and whoever was being served sees
 /// a reset. It counts every POST by its number.
-struct Endpoint {
-    addr: SocketAddr,
+pub struct Endpoint {
+    pub addr: SocketAddr,
     posts: Arc<Mutex<HashMap<u64, u32>>>,
     alive: Mutex<Option<Alive>>,
 }
@@ -27,7 +27,7 @@ struct Alive {
 }
 
 impl Endpoint {
-    fn start(posts: &Arc<Mutex<HashMap<u64, u32>>>) -> Endpoint {
+    pub fn start(posts: &Arc<Mutex<HashMap<u64, u32>>>) -> Endpoint {
         let endpoint = Endpoint {
             addr: ([127, 0, 0, 1], free_port()).into(),
             posts: posts.clone(),
@@ -147,15 +147,15 @@ fn read_message(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<String> 
 }
 
 /// What went wrong for a client, and when.
-struct Failed {
+pub struct Failed {
     at: Instant,
-    what: String,
+    pub what: String,
 }
 
 #[derive(Default)]
-struct Tally {
-    n_ok: AtomicU64,
-    failed: Mutex<Vec<Failed>>,
+pub struct Tally {
+    pub n_ok: AtomicU64,
+    pub failed: Mutex<Vec<Failed>>,
     next: AtomicU64,
     /// POSTs that were answered with 200, which must have arrived exactly once.
     posted: Mutex<Vec<u64>>,
@@ -188,7 +188,7 @@ impl Tally {
 }
 
 /// Requests on one connection for as long as it lasts; every fourth is a POST.
-fn keep_alive(door: SocketAddr, has_posts: bool, tally: &Tally, stop: &AtomicBool) {
+pub fn keep_alive(door: SocketAddr, has_posts: bool, tally: &Tally, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let mut stream = dial(door);
         let mut buffer = Vec::new();
@@ -203,7 +203,10 @@ fn keep_alive(door: SocketAddr, has_posts: bool, tally: &Tally, stop: &AtomicBoo
                 .write_all(request.as_bytes())
                 .ok()
                 .and_then(|()| read_message(&mut stream, &mut buffer));
-            if !tally.judge(number, is_post, answer) {
+            let says_close = answer
+                .as_ref()
+                .is_some_and(|answer| answer.contains("\r\nConnection: close\r\n"));
+            if !tally.judge(number, is_post, answer) || says_close {
                 break;
             }
         }
@@ -211,7 +214,7 @@ fn keep_alive(door: SocketAddr, has_posts: bool, tally: &Tally, stop: &AtomicBoo
 }
 
 /// A new connection for every request.
-fn one_by_one(door: SocketAddr, tally: &Tally, stop: &AtomicBool) {
+pub fn one_by_one(door: SocketAddr, tally: &Tally, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let number = tally.number();
         let answer = TcpStream::connect(door).ok().and_then(|mut stream| {

@@ -6,6 +6,7 @@ mod admin;
 mod churn;
 mod cli;
 mod dns;
+mod handoff;
 mod harness;
 mod health;
 mod http;

@@ -126,6 +126,9 @@ async fn visit(
         Ok(hello) => hello,
         Err(error) => {
             tracing::warn!(%error, "handoff: a visitor that is no new instance");
+            let reason = error.to_string();
+            // An error means that it is gone.
+            let _ = timeout(PATIENCE, channel.send(&Message::Refused { reason }, &[])).await;
             return None;
         }
     };

@@ -271,18 +271,11 @@ impl Predecessor {
                 });
             }
         }
-        // A reset hides what was said before it, once.
-        for _ in 0..2 {
-            match timeout(PATIENCE, self.channel.receive()).await {
-                Ok(Ok(Some((Message::Refused { reason }, _)))) => {
-                    return Err(HandoffError::Refused {
-                        path: self.path.clone(),
-                        reason,
-                    });
-                }
-                Ok(_) => {}
-                Err(_) => break,
-            }
+        if let Ok(Ok(Some((Message::Refused { reason }, _)))) = timeout(PATIENCE, self.channel.receive()).await {
+            return Err(HandoffError::Refused {
+                path: self.path.clone(),
+                reason,
+            });
         }
         tracing::warn!(from = self.instance, "the instance before is gone");
         Ok(())

@@ -101,13 +101,16 @@ impl Channel {
     /// Errors: `InvalidData` for what is no message.
     pub(super) async fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; handoff::BYTES_MAX];
-        let receive = || handoff::receive(self.stream.as_fd(), &mut buffer);
-        let received = self.stream.async_io(Interest::READABLE, receive).await;
-        let (n, fds) = match received {
-            Ok((0, _)) => return Ok(None),
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(error),
+        let mut is_reset = false;
+        let (n, fds) = loop {
+            let receive = || handoff::receive(self.stream.as_fd(), &mut buffer);
+            match self.stream.async_io(Interest::READABLE, receive).await {
+                Ok((0, _)) => return Ok(None),
+                Ok(received) => break received,
+                // It has not read all that we said. That is said once, and before what it has said.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !is_reset => is_reset = true,
+                Err(error) => return Err(error),
+            }
         };
         let message: Message = serde_json::from_slice(&buffer[..n])?;
         let n_named = match &message {
