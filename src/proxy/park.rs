@@ -60,6 +60,7 @@ pub(super) fn set_up(after: Duration) {
 }
 
 /// Parks a relay that is quiet, or gives it back where that cannot be done.
+#[expect(clippy::result_large_err, reason = "what cannot be parked is handed back as it was")]
 pub(super) fn park(relay: TcpRelay, lease: Lease) -> Result<(), (TcpRelay, Lease)> {
     let Some(watch) = WATCH.with_borrow(Clone::clone) else {
         return Err((relay, lease));

@@ -157,7 +157,7 @@ fn the_grace_of_a_removed_endpoint_ends_what_is_parked_there_and_nothing_else() 
     let node = Node::start_with(config());
     let (first, second) = (Origin::echo(), Origin::echo());
     let mut web = service("web", &[first.addr, second.addr]);
-    web.stop_grace = Duration::from_millis(300);
+    web.stop_grace = Duration::from_secs(3);
     node.apply(&web);
     let (mut on_first, on_second) = (dial(door(&web)), dial(door(&web)));
     exchange(&on_first, 1);
