@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anynode::model::{ServiceName, ServiceSpec};
-use anynode::proxy::{Proxy, ProxyConfig};
+use anynode::proxy::{Beside, Proxy, ProxyConfig};
 use anynode::routing::{Change, TableHandle};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -73,7 +73,7 @@ fn anynode(to: SocketAddr) -> SocketAddr {
         vip: None,
     };
     table.commit(&[change]).expect("no conflicts");
-    let mut proxy = Proxy::start(ProxyConfig::default(), table, None).expect("a worker");
+    let mut proxy = Proxy::start(ProxyConfig::default(), table, Beside::default()).expect("a worker");
     proxy.settle();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()

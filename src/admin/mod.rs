@@ -20,6 +20,7 @@ use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
 use crate::source::swarm::{EngineInfo, SwarmStatus};
+use crate::takeover::Takeover;
 
 pub use self::server::serve;
 
@@ -33,6 +34,8 @@ pub struct AdminState {
     pub readiness: Arc<Readiness>,
     pub started: Instant,
     pub n_workers: usize,
+    /// `None`: no port is taken over.
+    pub takeover: Option<Arc<Takeover>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
     /// Looks at all nodes of the cluster, where there is one.

@@ -10,6 +10,7 @@ use crate::model::{HealthProbe, format_duration};
 use crate::proxy::PortState;
 use crate::routing::{Endpoint, EndpointState, Listen, RoutingTable, Service};
 use crate::source::SourceHealth;
+use crate::takeover::{Feature, TakeoverStatus};
 
 #[derive(Serialize)]
 pub(super) struct TableView {
@@ -30,8 +31,39 @@ pub(super) struct StatusView {
     source: SourceView,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    takeover: Option<TakeoverView>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
+}
+
+/// Ports whose connections are taken ahead of Docker.
+#[derive(Serialize)]
+struct TakeoverView {
+    mode: String,
+    /// on, or what is missing.
+    redirect: String,
+    assign: String,
+    redirected: Vec<u16>,
+    assigned: Vec<u16>,
+    repairs: u64,
+}
+
+impl TakeoverView {
+    fn of(status: TakeoverStatus) -> TakeoverView {
+        let feature = |feature: Feature| match feature {
+            Feature::On => "on".to_owned(),
+            Feature::Off(missing) => missing,
+        };
+        TakeoverView {
+            mode: status.mode.to_string(),
+            redirect: feature(status.redirect),
+            assign: feature(status.assign),
+            redirected: status.redirected.into_iter().collect(),
+            assigned: status.assigned.into_keys().collect(),
+            repairs: status.n_repairs,
+        }
+    }
 }
 
 /// The cluster as this node sees it.
@@ -165,6 +197,10 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         workers: state.n_workers,
         revision: table.revision(),
         source: SourceView { state: source, reason },
+        takeover: state
+            .takeover
+            .as_ref()
+            .map(|takeover| TakeoverView::of(takeover.status())),
         cluster: state.swarm.as_ref().map(|swarm| ClusterView::of(swarm, now)),
         ports: ports.collect(),
         services: table.services().map(|service| ServiceView::of(service, now)).collect(),

@@ -14,6 +14,7 @@ use super::settings::{SettingError, Settings};
 use crate::model::parse_duration;
 use crate::proxy::ProxyConfig;
 use crate::sys::socket::Liveness;
+use crate::takeover::Mode;
 
 /// Everything that a node is told.
 #[derive(Debug, Clone)]
@@ -39,22 +40,13 @@ pub struct Config {
 pub struct SwarmConfig {
     pub docker_socket: PathBuf,
     pub control_socket: PathBuf,
-    pub takeover: Takeover,
+    pub takeover: Mode,
     /// Where other nodes connect to; `None`: no link, and only tasks of this node are reached.
     pub link: Option<SocketAddr>,
     pub token_file: PathBuf,
     pub certificate_life: Duration,
     /// Joining nodes must come from the address that the swarm knows them by.
     pub link_checks_address: bool,
-}
-
-/// Whether ports that Docker holds are taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Takeover {
-    /// Where Docker holds them.
-    Auto,
-    On,
-    Off,
 }
 
 /// What the command line may say; it wins over everything else.
@@ -158,13 +150,8 @@ impl Config {
             takeover: s.value(
                 "swarm.takeover",
                 "\"auto\", \"on\" or \"off\"",
-                Takeover::Auto,
-                |value| match value.as_str()? {
-                    "auto" => Some(Takeover::Auto),
-                    "on" => Some(Takeover::On),
-                    "off" => Some(Takeover::Off),
-                    _ => None,
-                },
+                Mode::default(),
+                |value| value.as_str()?.parse().ok(),
             ),
             link: address(s, "link.listen"),
             token_file: PathBuf::from(text(s, "link.token_file")),

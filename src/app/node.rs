@@ -18,11 +18,12 @@ use super::verify;
 use crate::admin::{AdminState, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer};
 use crate::health::Prober;
-use crate::proxy::{PortState, Proxy};
+use crate::proxy::{Beside, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
 use crate::source::file::FileSource;
 use crate::sys::limits;
+use crate::takeover::Takeover;
 
 /// A node that is started and serves.
 pub struct Node {
@@ -31,6 +32,7 @@ pub struct Node {
     proxy: Proxy,
     source: Option<FileSource>,
     swarm: Option<SwarmNode>,
+    takeover: Option<Arc<Takeover>>,
     prober: Prober,
     dns: Option<DnsServer>,
     admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
@@ -102,8 +104,12 @@ impl Node {
         });
         let swarm = swarm.transpose()?;
         lend(&mut named, handoff::LINK, swarm.iter().filter_map(SwarmNode::listener))?;
-        let dialer = swarm.as_ref().map(SwarmNode::dialer);
-        let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), dialer).map_err(NodeError::Workers)?;
+        let takeover = config.swarm.as_ref().and_then(|swarm| swarm.start_takeover());
+        let outside = Beside {
+            dialer: swarm.as_ref().map(SwarmNode::dialer),
+            takeover: takeover.clone(),
+        };
+        let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
         proxy.offer(inherited.take_ports(&config.proxy.liveness));
         let source = config.services.clone().map(|path| {
             let mut source = FileSource::start(
@@ -131,6 +137,7 @@ impl Node {
             started: Instant::now(),
             n_workers: config.proxy.n_workers,
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
+            takeover: takeover.clone(),
             verify: swarm
                 .as_ref()
                 .map(|swarm| verify::for_admin(table.clone(), swarm.view.clone())),
@@ -150,6 +157,7 @@ impl Node {
             proxy,
             source,
             swarm,
+            takeover,
             prober,
             dns,
             admin: admin.map(|listener| (listener, state)),
@@ -177,6 +185,7 @@ impl Node {
             mut proxy,
             source,
             swarm,
+            takeover,
             prober,
             dns,
             admin,
@@ -206,6 +215,9 @@ impl Node {
         let mut beside = JoinSet::new();
         if let Some(source) = source {
             beside.spawn(source.run(stopped()));
+        }
+        if let Some(takeover) = takeover {
+            beside.spawn(takeover.run(stopped()));
         }
         let drain_link = swarm.as_ref().map(SwarmNode::drain);
         let accepting = watch::Sender::new(false);

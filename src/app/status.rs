@@ -88,6 +88,13 @@ fn describe(status: &Value) -> String {
     if status["cluster"].is_object() {
         describe_cluster(&status["cluster"], &mut out);
     }
+    for feature in ["redirect", "assign"] {
+        if let Some(missing) = status["takeover"][feature].as_str().filter(|state| *state != "on") {
+            out.push_str(&format!(
+                "! takeover of ports that Docker holds, {feature}: {missing}\n"
+            ));
+        }
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(

@@ -27,6 +27,7 @@ use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
 use crate::source::SourceStatus;
 use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::swarm::{ClusterKeeper, Engine, EngineInfo, SwarmPaths, SwarmSource, SwarmStatus};
+use crate::takeover::{Mode, Takeover, TakeoverConfig};
 
 /// The parts of a node of a swarm, made before anything serves.
 pub(super) struct SwarmNode {
@@ -41,6 +42,26 @@ pub(super) struct SwarmNode {
     link: Arc<LinkState>,
     peers: Arc<Peers>,
     listener: Option<tokio::net::TcpListener>,
+}
+
+impl SwarmConfig {
+    /// `None`: it is not wanted, or nothing of it can be had here, which is said.
+    pub(super) fn start_takeover(&self) -> Option<Arc<Takeover>> {
+        if self.takeover == Mode::Off {
+            return None;
+        }
+        let config = TakeoverConfig {
+            mode: self.takeover,
+            ..TakeoverConfig::default()
+        };
+        match Takeover::start(config) {
+            Ok(takeover) => Some(Arc::new(takeover)),
+            Err(error) => {
+                tracing::warn!("ports that Docker holds are not taken over: {}", chain(&error));
+                None
+            }
+        }
+    }
 }
 
 /// Why the link cannot be served.

@@ -1,7 +1,7 @@
 //! Follows the routing table for the workers: opens and closes listeners, and ends the connections of endpoints that
 //! left when their stop grace period is over. Runs beside the workers, never in the way of a byte.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::ports::PortState;
 use super::worker::{Command, Workers};
-use crate::routing::{Endpoint, EndpointId, Listen, RoutingTable, Service, ServiceDiff};
-use crate::sys::socket;
+use crate::routing::{Endpoint, EndpointId, Listen, ListenKind, RoutingTable, Service, ServiceDiff};
+use crate::sys::{sk_lookup, socket};
+use crate::takeover::{self, Takeover, TakeoverNeed};
 
 pub(super) struct Manager {
     shared: Arc<Shared>,
@@ -23,6 +24,8 @@ pub(super) struct Manager {
     adoption: Adoption,
     /// Inodes of what listens, by port, to tell ourselves from other programs.
     bound: BTreeMap<Listen, Vec<u64>>,
+    /// Ports whose connections are taken ahead of Docker.
+    taken: BTreeSet<Listen>,
     failed: HashMap<Listen, Retry>,
     leavers: HashMap<EndpointId, Leaver>,
 }
@@ -65,6 +68,7 @@ impl Manager {
             listened: Arc::default(),
             adoption: Adoption::default(),
             bound: BTreeMap::new(),
+            taken: BTreeSet::new(),
             failed: HashMap::new(),
             leavers: HashMap::new(),
         }
@@ -198,13 +202,9 @@ impl Manager {
             .chain(&self.adoption.family)
             .copied()
             .collect();
-        let n = self.workers.len();
-        let result = socket::listen(listen.ip, listen.port, n, &self.shared.config.liveness, |inode| {
-            beside.contains(&inode)
-        })
-        .and_then(|sockets| {
-            let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>()?;
-            Ok((sockets, inodes))
+        let result = self.bind(listen, &beside).and_then(|sockets| {
+            let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>();
+            Ok((sockets, inodes.map_err(|error| explain(&error))?))
         });
         match result {
             Ok((sockets, inodes)) => {
@@ -216,7 +216,6 @@ impl Manager {
                 self.shared.ports.set(listen, PortState::Listening);
             }
             Err(error) => {
-                let error = explain(&error);
                 let retry = self.failed.entry(listen).or_insert(Retry { at: now, attempts: 0 });
                 if retry.attempts == 0 {
                     tracing::error!(%listen, %error, "cannot listen, trying again");
@@ -225,6 +224,96 @@ impl Manager {
                 retry.at = now + RETRY_EVERY;
                 let attempts = retry.attempts;
                 self.shared.ports.set(listen, PortState::Failed { error, attempts });
+            }
+        }
+    }
+
+    /// Listening sockets for a port, which Docker may hold: then connections are taken ahead of it. Errors: in words.
+    fn bind(&mut self, listen: Listen, ours: &HashSet<u64>) -> Result<Vec<TcpListener>, String> {
+        let n = self.workers.len();
+        let liveness = &self.shared.config.liveness;
+        let takeover = self.shared.takeover.clone().filter(|_| self.may_be_dockers(listen));
+        let need = takeover
+            .as_ref()
+            .map_or(TakeoverNeed::None, |takeover| takeover.needs(listen.port));
+        let is_hidden = match &need {
+            TakeoverNeed::None | TakeoverNeed::Redirect => false,
+            TakeoverNeed::RedirectAndAssign => true,
+            // Whether it is in the way, binding will tell.
+            TakeoverNeed::HeldBy { .. } | TakeoverNeed::HeldByUnseen { .. } => false,
+        };
+        let sockets = match is_hidden {
+            true => sk_lookup::listen_hidden(n, liveness),
+            false => socket::listen(listen.ip, listen.port, n, liveness, |inode| ours.contains(&inode)),
+        };
+        let sockets = sockets.map_err(|error| match need.is_refused() {
+            true => need.to_string(),
+            false => explain(&error),
+        })?;
+        if let Some(takeover) =
+            takeover.filter(|_| matches!(need, TakeoverNeed::Redirect | TakeoverNeed::RedirectAndAssign))
+        {
+            self.take_over(&takeover, listen, &sockets, is_hidden)?;
+        }
+        Ok(sockets)
+    }
+
+    /// Published on all addresses, as Docker publishes.
+    fn may_be_dockers(&self, listen: Listen) -> bool {
+        let route = self.listened.route(&listen);
+        listen.ip.is_none() && route.is_some_and(|route| route.kind == ListenKind::Published)
+    }
+
+    /// The sockets first, then the rule that leads to them.
+    fn take_over(
+        &mut self,
+        takeover: &Takeover,
+        listen: Listen,
+        sockets: &[TcpListener],
+        is_hidden: bool,
+    ) -> Result<(), String> {
+        if is_hidden {
+            takeover
+                .assign(listen.port, &takeover::borrow(sockets))
+                .map_err(|error| error.to_string())?;
+        }
+        self.taken.insert(listen);
+        takeover.redirect(listen.port).map_err(|error| error.to_string())
+    }
+
+    fn give_up(&mut self, listen: Listen) {
+        let Some(takeover) = self.shared.takeover.clone().filter(|_| self.taken.remove(&listen)) else {
+            return;
+        };
+        for result in [takeover.unredirect(listen.port), takeover.unassign(listen.port)] {
+            if let Err(error) = result {
+                tracing::warn!(%listen, %error, "given up, but not all of it");
+            }
+        }
+    }
+
+    /// Docker's rules changed: ports that we have and that it now leads elsewhere are taken over, and others let go.
+    pub(super) fn recheck_takeover(&mut self) {
+        let Some(takeover) = self.shared.takeover.clone().filter(|_| !self.shared.lending.is_lent()) else {
+            return;
+        };
+        let all: Vec<Listen> = self
+            .bound
+            .keys()
+            .copied()
+            .filter(|listen| self.may_be_dockers(*listen))
+            .collect();
+        let needs = takeover.needs_of(&all.iter().map(|listen| listen.port).collect());
+        for listen in all {
+            let is_taken = self.taken.contains(&listen);
+            match needs.get(&listen.port) {
+                Some(TakeoverNeed::Redirect) if !is_taken => {
+                    if let Err(error) = self.take_over(&takeover, listen, &[], false) {
+                        tracing::error!(%listen, error, "Docker has this port's connections");
+                    }
+                }
+                Some(TakeoverNeed::None) if is_taken => self.give_up(listen),
+                _ => {}
             }
         }
     }
@@ -239,6 +328,16 @@ impl Manager {
             Ok(more) => sockets.extend(more.into_iter().flatten()),
             Err(error) => tracing::debug!(%listen, %error, "workers without a listener"),
         }
+        if let Some(takeover) = self.shared.takeover.clone().filter(|_| self.may_be_dockers(listen)) {
+            // The instance before took it over, or did not need to; a rule too many does no harm.
+            let is_hidden = sockets
+                .iter()
+                .flat_map(TcpListener::local_addr)
+                .any(|addr| addr.port() != listen.port);
+            if let Err(error) = self.take_over(&takeover, listen, &sockets, is_hidden) {
+                tracing::warn!(%listen, error, "adopted, but not taken over");
+            }
+        }
         self.failed.remove(&listen);
         self.bound
             .insert(listen, sockets.iter().flat_map(socket::inode).collect());
@@ -248,6 +347,7 @@ impl Manager {
 
     fn close(&mut self, listen: Listen) {
         self.failed.remove(&listen);
+        self.give_up(listen);
         if let Some(sockets) = self.adoption.withheld.remove(&listen) {
             self.adoption.offered.insert(listen, sockets);
         }

@@ -35,6 +35,7 @@ use self::lending::Lending;
 use self::manager::Manager;
 use self::worker::{Command, Workers};
 use crate::routing::{Listen, TableHandle};
+use crate::takeover::Takeover;
 
 /// What all workers share.
 struct Shared {
@@ -43,6 +44,7 @@ struct Shared {
     ports: Arc<Ports>,
     open: Arc<OpenConnections>,
     dialer: Option<Arc<dyn Dialer>>,
+    takeover: Option<Arc<Takeover>>,
     lending: Lending,
 }
 
@@ -77,6 +79,15 @@ impl ProxyHandle {
     }
 }
 
+/// What stands beside a data plane, where it does.
+#[derive(Default, Clone)]
+pub struct Beside {
+    /// Reaches tasks of other nodes.
+    pub dialer: Option<Arc<dyn Dialer>>,
+    /// Takes connections to published ports ahead of Docker.
+    pub takeover: Option<Arc<Takeover>>,
+}
+
 /// The data plane of one node: its worker threads, and what keeps them with the table.
 pub struct Proxy {
     manager: Manager,
@@ -84,18 +95,15 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers. `dialer`: who reaches tasks of other nodes. Errors: a thread or its runtime cannot be made.
-    pub fn start(
-        config: ProxyConfig,
-        table: Arc<TableHandle>,
-        dialer: Option<Arc<dyn Dialer>>,
-    ) -> std::io::Result<Proxy> {
+    /// Starts the workers. Errors: a thread or its runtime cannot be made.
+    pub fn start(config: ProxyConfig, table: Arc<TableHandle>, beside: Beside) -> std::io::Result<Proxy> {
         let shared = Arc::new(Shared {
             config,
             table,
             ports: Arc::default(),
             open: Arc::default(),
-            dialer,
+            dialer: beside.dialer,
+            takeover: beside.takeover,
             lending: Lending::default(),
         });
         let workers = Workers::start(&shared)?;
@@ -150,6 +158,7 @@ impl Proxy {
     /// Returns the number of connections that were reset.
     pub async fn run(mut self, grace: Duration, shutdown: impl Future<Output = ()>) -> usize {
         let mut revision = self.shared.table.subscribe();
+        let mut rules = self.shared.takeover.as_ref().map(|takeover| takeover.changes());
         tokio::pin!(shutdown);
         loop {
             revision.mark_unchanged();
@@ -165,6 +174,7 @@ impl Proxy {
                 _ = revision.changed() => {}
                 () = wake => {}
                 () = self.shared.lending.returned() => {}
+                () = changed(&mut rules) => self.manager.recheck_takeover(),
             }
         }
         let ends_at = Instant::now() + grace;
@@ -189,4 +199,15 @@ impl Proxy {
         // An error means that some are left.
         let _ = tokio::time::timeout_at(at.into(), drained).await;
     }
+}
+
+/// Waits until Docker's rules changed; for ever where nobody watches them.
+async fn changed(rules: &mut Option<tokio::sync::watch::Receiver<u64>>) {
+    if let Some(rules) = rules
+        && rules.changed().await.is_ok()
+    {
+        return;
+    }
+    *rules = None;
+    std::future::pending().await
 }

@@ -38,6 +38,7 @@ impl Admin {
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: 2,
+            takeover: None,
             swarm: None,
             verify: None,
         });

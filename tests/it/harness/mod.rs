@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anynode::model::{ServiceName, ServiceSpec};
-use anynode::proxy::{Ports, Proxy, ProxyConfig};
+use anynode::proxy::{Beside, Ports, Proxy, ProxyConfig};
 use anynode::routing::{Change, CloseReason, Service, TableHandle};
 use tokio::sync::oneshot;
 
@@ -39,7 +39,7 @@ impl Node {
     /// A node that gives connections `grace` when it is stopped.
     pub fn start_draining(config: ProxyConfig, grace: Duration) -> Node {
         let table = Arc::new(TableHandle::default());
-        let proxy = Proxy::start(config, table.clone(), None).unwrap();
+        let proxy = Proxy::start(config, table.clone(), Beside::default()).unwrap();
         let ports = proxy.ports().clone();
         let (stop, stopped) = oneshot::channel();
         let run = move || {
