@@ -91,18 +91,14 @@ impl Node {
         lend(&mut named, handoff::DNS, dns.iter().flat_map(DnsServer::sockets))?;
         let may_write = watch::Sender::new(!inherited.is_waited_for());
         let status = Arc::new(SourceStatus::default());
-        let swarm = config.swarm.clone().map(|swarm| {
-            let listener = swarm.link.and_then(|addr| inherited.take_listener(handoff::LINK, addr));
-            SwarmNode::new(
-                swarm,
-                &config.data_dir,
-                table.clone(),
-                status.clone(),
-                may_write.subscribe(),
-                listener,
-            )
-        });
-        let swarm = swarm.transpose()?;
+        let swarm = match config.swarm.clone() {
+            Some(swarm) => {
+                let listener = swarm.link.and_then(|addr| inherited.take_listener(handoff::LINK, addr));
+                let (table, status, may_write) = (table.clone(), status.clone(), may_write.subscribe());
+                Some(SwarmNode::new(swarm, &config.data_dir, table, status, may_write, listener).await?)
+            }
+            None => None,
+        };
         lend(&mut named, handoff::LINK, swarm.iter().filter_map(SwarmNode::listener))?;
         let takeover = config.swarm.as_ref().and_then(|swarm| swarm.start_takeover());
         let outside = Beside {

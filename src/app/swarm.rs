@@ -25,7 +25,7 @@ use crate::model::Cluster;
 use crate::proxy::{self, Dialing, HopRequest, ProxyHandle, Refused, TunnelFor};
 use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
 use crate::source::SourceStatus;
-use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
+use crate::source::cluster::{ClusterSource, Faults, OwnNode};
 use crate::source::swarm::{ClusterKeeper, Engine, EngineInfo, SwarmPaths, SwarmSource, SwarmStatus};
 use crate::takeover::{Mode, Takeover, TakeoverConfig};
 
@@ -75,7 +75,7 @@ pub struct LinkListenError {
 
 impl SwarmNode {
     /// Begins with the last cluster, if there is one in `data_dir`.
-    pub(super) fn new(
+    pub(super) async fn new(
         config: SwarmConfig,
         data_dir: &Path,
         table: Arc<TableHandle>,
@@ -111,7 +111,15 @@ impl SwarmNode {
             let own = OwnNode {
                 id: info.node.as_str().into(),
             };
-            tables.follow(&cluster, &LocalTasks::default(), &own);
+            let tasks = source.recall_tasks(ENGINE_PATIENCE).await;
+            tables.follow(&cluster, &tasks, &own);
+        }
+        if !info.node.is_empty() {
+            // So that other nodes are reached, and reach this one, from the first moment on.
+            match Identity::open(data_dir, &info.node) {
+                Ok(identity) => link.set_identity(Arc::new(identity)),
+                Err(error) => tracing::warn!("the link's certificate: {}", chain(&error)),
+            }
         }
         let peers = Arc::new(Peers::new(link.clone(), clusters.clone()));
         let listener = config.link.map(|addr| listen(addr, inherited)).transpose()?;
@@ -505,6 +513,8 @@ async fn keep_identity_once(
 
 /// The swarm's config that holds the authority, so that all managers have the same, and nobody else any.
 const AUTHORITY_CONFIG: &str = "anynode-authority";
+/// How long a start waits for the engine's word on this node's tasks.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 const IDENTITY_AGAIN: Duration = Duration::from_millis(500);
 const IDENTITY_CHECK: Duration = Duration::from_secs(30);
 

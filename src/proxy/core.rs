@@ -477,6 +477,13 @@ impl Drop for Connection {
         // A task that is dropped without a word goes down with its runtime.
         let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);
         self.stats().closed(reason, self.opened_at.elapsed());
+        let is_well = matches!(
+            reason,
+            CloseReason::ClientFin | CloseReason::UpstreamFin | CloseReason::ResponseEnd
+        );
+        if !is_well {
+            tracing::debug!(service = %self.service.name(), reason = reason.as_str(), last_hop = self.is_last_hop, "closed");
+        }
         if self.is_admitted {
             self.service.state().connection_gate.release();
         }

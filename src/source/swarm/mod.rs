@@ -143,6 +143,28 @@ impl SwarmSource {
         self.tasks.subscribe()
     }
 
+    /// Asks the engine for this node's tasks once, before anything is followed; none where it does not answer in time.
+    pub async fn recall_tasks(&self, patience: Duration) -> LocalTasks {
+        let asked = async { Engine::connect(&self.paths.docker_socket).await?.local_tasks().await };
+        match tokio::time::timeout(patience, asked).await {
+            Ok(Ok(tasks)) => {
+                self.tasks.send_replace(Some(Arc::new(tasks.clone())));
+                tasks
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    "the addresses of this node's tasks are not known yet: {}",
+                    chain(&error)
+                );
+                LocalTasks::default()
+            }
+            Err(_) => {
+                tracing::warn!("the addresses of this node's tasks are not known yet: the engine does not answer");
+                LocalTasks::default()
+            }
+        }
+    }
+
     pub fn is_engine_up(&self) -> bool {
         self.is_engine_up.load(Relaxed)
     }

@@ -326,3 +326,95 @@ fn whatever_happens_to_one_node_the_others_serve_and_all_agree_again() {
     swarm.wait_ready(&ALL, "web", 6);
     settle(&swarm, "the manager's return");
 }
+
+#[test]
+fn an_update_of_anynode_itself_costs_no_request() {
+    let Some(mut swarm) = rig::up("itself", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    swarm.create("tcp", &["--publish", "8080:80", "--replicas", "3"]);
+    swarm.create(
+        "http",
+        &[
+            "--label",
+            "anynode.mode=http",
+            "--publish",
+            "8081:80",
+            "--replicas",
+            "3",
+        ],
+    );
+    for service in ["tcp", "http"] {
+        swarm.wait_ready(&ALL, service, 3);
+    }
+    let rounds: u64 = std::env::var("ANYNODE_ROUNDS").map_or(1, |n| n.parse().unwrap());
+    for round in 0..rounds {
+        let loads = [
+            (
+                "tcp, new connections",
+                8080,
+                &["--seconds", "40", "--new", "--pause-us", "3000"][..],
+            ),
+            (
+                "http, new connections",
+                8081,
+                &["--seconds", "40", "--new", "--pause-us", "3000"],
+            ),
+            (
+                "http, kept connections",
+                8081,
+                &["--seconds", "40", "--pause-us", "3000"],
+            ),
+        ]
+        .map(|(what, port, args)| (what, swarm.load(&ALL, port, args)));
+        std::thread::sleep(Duration::from_millis(500));
+        for node in ALL {
+            swarm.replace(node);
+        }
+        for (what, load) in loads {
+            no_failure(&format!("round {round}, anynode itself, {what}"), &load.wait());
+        }
+    }
+}
+
+#[test]
+fn a_port_that_dockers_rules_lead_astray_is_answered_and_given_back() {
+    let Some(mut swarm) = rig::up("taken", 2, 1) else {
+        return;
+    };
+    swarm.create("web", &["--publish", "8080:80", "--replicas", "2"]);
+    let (one, two) = (swarm.ip(1), swarm.ip(2));
+    let rules = format!(
+        "iptables -t nat -N DOCKER-INGRESS && iptables -t nat -I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS \
+         && iptables -t nat -I OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS \
+         && iptables -t nat -A DOCKER-INGRESS -p tcp --dport 8080 -j DNAT --to-destination {two}:9090 \
+         && iptables -t nat -A POSTROUTING -p tcp --dport 9090 -j MASQUERADE"
+    );
+    let out = swarm.on_node(1, &["sh", "-c", &rules]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(swarm.curl(1, 8080, "/").is_err(), "dead behind the rule");
+    swarm.start_all();
+    swarm.wait_ready(&[1, 2], "web", 2);
+    assert_eq!(swarm.tasks_at(1, 8080, 4).iter().collect::<BTreeSet<_>>().len(), 2);
+    let from_itself = swarm.on_node(
+        1,
+        &["curl", "-sS", "--fail", "-m", "10", &format!("http://{one}:8080/")],
+    );
+    assert!(
+        from_itself.status.success(),
+        "{}",
+        String::from_utf8_lossy(&from_itself.stderr)
+    );
+    let status = swarm.status(1).unwrap();
+    assert_eq!(status["takeover"]["redirected"], serde_json::json!([8080]), "{status}");
+    swarm.kill(1);
+    let mut behind = swarm.spawn_on_node(2, &["python3", "-m", "http.server", "9090"]);
+    swarm.wait_for("the rule to work as before", Duration::from_secs(20), || {
+        swarm
+            .curl(1, 8080, "/")
+            .is_ok_and(|page| page.contains("Directory listing"))
+    });
+    behind.kill().unwrap();
+    behind.wait().unwrap();
+}

@@ -255,6 +255,42 @@ impl Swarm {
         self.anynodes.insert(node, child);
     }
 
+    /// A new instance takes the place of the one that runs, which is to end by itself.
+    pub fn replace(&mut self, node: usize) {
+        let mut old = self.anynodes.remove(&node).unwrap();
+        self.start(node);
+        let started = Instant::now();
+        let status = loop {
+            match old.try_wait().unwrap() {
+                Some(status) => break status,
+                None if started.elapsed() > Duration::from_secs(40) => {
+                    old.kill().unwrap();
+                    panic!("the instance before does not end:\n{}", self.log(node));
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        assert!(status.success(), "{status}\n{}", self.log(node));
+    }
+
+    /// A command in the network of a node.
+    pub fn on_node(&self, node: usize, args: &[&str]) -> Output {
+        let ns = format!("--net=/run/netns/an-{}-{node}", self.name);
+        Command::new("nsenter").arg(ns).args(args).output().unwrap()
+    }
+
+    /// A program in the network of a node, until it is killed.
+    pub fn spawn_on_node(&self, node: usize, args: &[&str]) -> Child {
+        let ns = format!("--net=/run/netns/an-{}-{node}", self.name);
+        Command::new("nsenter")
+            .arg(ns)
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     pub fn start_all(&mut self) {
         (1..=self.n).for_each(|node| self.start(node));
     }
