@@ -1,5 +1,6 @@
 //! Updates of anynode itself: an instance that is started with the data directory of another takes over, and nobody who
-//! connects meanwhile notices. Real processes under load, and made-up ones that speak the handoff badly.
+//! connects meanwhile notices. Real processes under load, and made-up ones that speak the handoff badly;
+//! ANYNODE_SOAK_SECONDS makes more updates than the ten of the short form.
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions, TryLockError};
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::churn::{Endpoint, Tally, keep_alive, one_by_one};
 use crate::cli::{Home, Running, anynode, curl, dig, one_service, run, web};
-use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
+use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until};
 
 #[test]
 fn ten_updates_in_a_row_refuse_nobody() {
@@ -49,6 +50,10 @@ fn ten_updates_in_a_row_refuse_nobody() {
     let stop = AtomicBool::new(false);
     let (by_connection, by_request) = (Tally::default(), Tally::default());
     let (n_asked, n_looks) = (AtomicU64::new(0), AtomicU64::new(0));
+    let soak = std::env::var("ANYNODE_SOAK_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let rounds = soak.map_or(10, |seconds: usize| seconds * 4);
     let mut took = Vec::new();
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -72,7 +77,7 @@ fn ten_updates_in_a_row_refuse_nobody() {
             }
         });
         let stops = Stops(&stop);
-        for round in 0..10 {
+        for round in 0..rounds {
             std::thread::sleep(Duration::from_millis(100));
             let began = Instant::now();
             let mut next = Running::start(&mut up());
@@ -86,11 +91,13 @@ fn ten_updates_in_a_row_refuse_nobody() {
                 "round {round}: {}",
                 next.stderr()
             );
-            assert_eq!(now.ended().code(), Some(0));
+            assert_eq!(ended(&mut now), Some(0));
             let said = now.stderr();
             assert!(said.contains("superseded") && said.contains("drained"), "{said}");
             assert!(!said.contains("ERROR"), "{said}");
-            assert_eq!(listening(&next), sockets);
+            // The very sockets, not others at the same ports.
+            let own = inodes(&next);
+            assert!(sockets.iter().all(|(inode, _)| own.contains(inode)));
             now = next;
         }
         drop(stops);
@@ -104,9 +111,9 @@ fn ten_updates_in_a_row_refuse_nobody() {
     }
     took.sort_unstable();
     println!(
-        "from start to takeover: {:?} to {:?}; {} names asked for, the lock looked at {} times",
-        took[0],
-        took[9],
+        "from start to takeover: median {:?}, longest {:?}; {} names asked for, the lock looked at {} times",
+        took[rounds / 2],
+        took[rounds - 1],
         n_asked.load(Ordering::Relaxed),
         n_looks.load(Ordering::Relaxed)
     );
@@ -115,7 +122,7 @@ fn ten_updates_in_a_row_refuse_nobody() {
     wait_until("descriptors to be as many as before", || n_files(&now) == files_before);
     assert_eq!(n_instances(&home), 1);
     now.signal(Signal::TERM);
-    assert_eq!(now.ended().code(), Some(0));
+    assert_eq!(ended(&mut now), Some(0));
     assert!(TcpStream::connect(door(http)).is_err());
 }
 
@@ -155,7 +162,7 @@ fn what_is_open_stays_with_the_old_one_for_its_grace() {
         superseded_at.elapsed() > Duration::from_secs(2),
         "the grace was cut short"
     );
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     wait_until("the log", || old.stderr().contains("connections=1"));
     echoes(&mut fresh);
     drop(new);
@@ -170,7 +177,7 @@ fn any_number_of_workers_takes_over_from_any_other() {
     let mut n_before = 1;
     for n_workers in [4, 2, 3, 1, 5] {
         let next = take_over(&home, home.up().env("ANYNODE_WORKERS", n_workers.to_string()));
-        assert_eq!(now.ended().code(), Some(0));
+        assert_eq!(ended(&mut now), Some(0));
         // Enough connections that each socket of the port gets some.
         for _ in 0..64 {
             assert_eq!(curl(home.door()).as_deref(), Some("one"));
@@ -219,7 +226,7 @@ fn ports_that_only_one_of_both_knows_are_opened_and_closed() {
     let new_one = take_over(&home, &mut beside(&home, &other, home.admin));
     assert!(new_one.stderr().contains("left=2"), "{}", new_one.stderr());
     assert!(!new_one.stderr().contains("cannot listen"), "{}", new_one.stderr());
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     for port in [shared, widened, new] {
         assert_eq!(curl(door(port)).as_deref(), Some("two"), "{port}");
     }
@@ -281,7 +288,7 @@ fn a_new_one_that_dies_before_it_is_ready_changes_nothing() {
     assert_eq!(home.readyz().0, 200);
     // Nobody lost anything by it: the next takes over all the same.
     let new = take_over(&home, &mut home.up());
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     assert_eq!(curl(home.door()).as_deref(), Some("one"));
     drop(new);
 }
@@ -446,6 +453,7 @@ fn what_a_predecessor_lent_before_it_died_is_used() {
     for has_lock in [true, false] {
         let mut fake = Predecessor::start_as(&home, None);
         let listener = TcpListener::bind(home.door()).unwrap();
+        let null = File::open("/dev/null").unwrap();
         let stray = TcpListener::bind("127.0.0.1:0").unwrap();
         // It waits in the queue through all this.
         let mut early = dial(home.door());
@@ -459,7 +467,7 @@ fn what_a_predecessor_lent_before_it_died_is_used() {
             json!({"lent": [port, wrong, wrong, {"named": "admin"}]})
                 .to_string()
                 .as_bytes(),
-            &[listener.as_fd(), stray.as_fd(), fake.lock.as_fd(), stray.as_fd()],
+            &[listener.as_fd(), stray.as_fd(), null.as_fd(), stray.as_fd()],
         );
         if has_lock {
             let lock = json!({"lent": [{"named": "lock"}]}).to_string();
@@ -486,7 +494,7 @@ fn what_a_predecessor_lent_before_it_died_is_used() {
         // That one failed before it was ready, as a broken configuration would make it: nothing came of it.
         assert_eq!(curl(home.door()).as_deref(), Some("one"));
         new.signal(Signal::TERM);
-        assert_eq!(new.ended().code(), Some(0));
+        assert_eq!(ended(&mut new), Some(0));
     }
 }
 
@@ -500,7 +508,7 @@ fn a_signal_while_sockets_are_lent_drains_as_always() {
     visitor.say(&hello(1));
     let lent = visitor.lent();
     old.signal(Signal::TERM);
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     assert!(visitor.hear().is_none());
     // Whoever has the sockets has the connections, too.
     drop(dial(home.door()));
@@ -518,7 +526,7 @@ fn a_signal_while_sockets_are_lent_drains_as_always() {
     echoes(&mut fresh);
     echoes(&mut long);
     drop(long);
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     assert_eq!(home.readyz().0, 200);
 
     // One that is superseded is still asked to end by a signal, and ended by a second.
@@ -531,7 +539,7 @@ fn a_signal_while_sockets_are_lent_drains_as_always() {
     });
     echoes(&mut fresh);
     old.signal(Signal::TERM);
-    assert_eq!(old.ended().code(), Some(130));
+    assert_eq!(ended(&mut old), Some(130));
     drop(new);
 }
 
@@ -550,9 +558,21 @@ fn an_instance_of_another_network_gets_the_directory_and_no_sockets() {
     assert_eq!(curl(home.door()).as_deref(), Some("one"));
     visitor.say(&json!({"left": [{"port": ["127.0.0.1", home.port]}, {"named": "admin"}]}));
     visitor.say(&json!("ready"));
-    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(ended(&mut old), Some(0));
     assert!(old.stderr().contains("superseded"), "{}", old.stderr());
     assert!(TcpStream::connect(home.door()).is_err());
+}
+
+/// How a process ended. Where the kernel is busy, it takes its time to close what watches files, with the process in it.
+fn ended(program: &mut Running) -> Option<i32> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = program.child.try_wait().unwrap() {
+            return status.code();
+        }
+        assert!(started.elapsed() < 6 * PATIENCE, "it does not end");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Starts an instance beside one that runs, and waits until it has taken over.
@@ -738,16 +758,20 @@ fn n_files(program: &Running) -> usize {
     files.count()
 }
 
-/// The TCP sockets that a process listens on: their inodes and ports.
-fn listening(program: &Running) -> Vec<(u64, u16)> {
+/// The inodes of all sockets that a process has.
+fn inodes(program: &Running) -> Vec<u64> {
     let files = std::fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap();
-    let own: Vec<u64> = files
-        .filter_map(|file| {
-            let target = std::fs::read_link(file.ok()?.path()).ok()?;
-            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-            inode.parse().ok()
-        })
-        .collect();
+    let inodes = files.filter_map(|file| {
+        let target = std::fs::read_link(file.ok()?.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        inode.parse().ok()
+    });
+    inodes.collect()
+}
+
+/// The TCP sockets that a process listens on: their inodes and ports. Slow where many connections just ended.
+fn listening(program: &Running) -> Vec<(u64, u16)> {
+    let own = inodes(program);
     let mut found = Vec::new();
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         for line in std::fs::read_to_string(path).unwrap_or_default().lines().skip(1) {
