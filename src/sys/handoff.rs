@@ -55,7 +55,9 @@ pub fn is_listener(fd: impl AsFd) -> bool {
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if bytes.len() > BYTES_MAX || !(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds))) {
+    // The space may have room for one more, by alignment.
+    let is_too_much = bytes.len() > BYTES_MAX || fds.len() > FDS_MAX;
+    if is_too_much || !(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds))) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;

@@ -119,7 +119,15 @@ fn ten_updates_in_a_row_refuse_nobody() {
     );
     assert!(posts.lock().unwrap().values().all(|n| *n == 1), "a POST arrived twice");
     assert_eq!(home.metric("anynode_sockets_adopted_total"), 11.0);
-    wait_until("descriptors to be as many as before", || n_files(&now) == files_before);
+    let started = Instant::now();
+    while n_files(&now) != files_before {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{files_before} descriptors before, now {:?}",
+            files(&now)
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert_eq!(n_instances(&home), 1);
     now.signal(Signal::TERM);
     assert_eq!(ended(&mut now), Some(0));
@@ -754,8 +762,14 @@ fn web_kept_alive() -> Origin {
 }
 
 fn n_files(program: &Running) -> usize {
+    files(program).len()
+}
+
+/// What a process has open.
+fn files(program: &Running) -> Vec<String> {
     let files = std::fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap();
-    files.count()
+    let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    targets.map(|target| target.display().to_string()).collect()
 }
 
 /// The inodes of all sockets that a process has.
