@@ -1,6 +1,6 @@
 //! TCP sockets with the options that this project wants of them. Not here: tokio, and what is sent.
 
-use std::io;
+use std::io::{self, BufRead};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
@@ -222,13 +222,17 @@ pub fn inode(socket: impl AsFd) -> io::Result<u64> {
 /// Whether a socket that is not ours listens where `addr` does, on the same address or everywhere.
 fn foreign_listener(addr: SocketAddr, is_ours: impl Fn(u64) -> bool) -> io::Result<bool> {
     for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        let table = match std::fs::read_to_string(path) {
-            Ok(table) => table,
+        let table = match std::fs::File::open(path) {
+            Ok(table) => io::BufReader::new(table),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let listeners = table.lines().skip(1).filter_map(parse_listener);
-        for listener in listeners.filter(|listener| listener.port == addr.port()) {
+        for line in table.lines().skip(1) {
+            // The kernel shows those that listen first; connections may be very many.
+            let Some(listener) = parse_listener(&line?) else { break };
+            if listener.port != addr.port() {
+                continue;
+            }
             let overlaps = listener.ip.is_none() || addr.ip().is_unspecified() || listener.ip == Some(addr.ip());
             if overlaps && !is_ours(listener.inode) {
                 return Ok(true);
