@@ -49,7 +49,13 @@ pub enum Kind {
         run: Duration,
     },
     /// Connections that do nothing after one request.
-    Idle { n_connections: usize, settle: Duration },
+    Idle {
+        n_connections: usize,
+        /// Before memory is read for the first time, with no connection open.
+        settle: Duration,
+        /// How long nothing is sent before it is read again.
+        rest: Duration,
+    },
     /// Services files that move a service from one endpoint to another.
     Change {
         services: PathBuf,
@@ -146,7 +152,11 @@ impl Job {
                 }
                 self.watch(tasks, &progress, warm, run).await?
             }
-            Kind::Idle { n_connections, settle } => self.idle(&progress, n_connections, settle).await?,
+            Kind::Idle {
+                n_connections,
+                settle,
+                rest,
+            } => self.idle(&progress, n_connections, settle, rest).await?,
             Kind::Change { .. } => bail!("changes are timed without a runtime"),
         };
         let after = counts(self.origin).await?;
@@ -213,13 +223,19 @@ impl Job {
         Ok(seen)
     }
 
-    async fn idle(&self, progress: &Rc<Progress>, n_connections: usize, settle: Duration) -> anyhow::Result<Seen> {
+    async fn idle(
+        &self,
+        progress: &Rc<Progress>,
+        n_connections: usize,
+        settle: Duration,
+        rest: Duration,
+    ) -> anyhow::Result<Seen> {
         // What the first connections cost once is no cost of each.
         drop(self.open(progress, OPENING_AT_ONCE).await?);
         tokio::time::sleep(settle).await;
         let before = machine::private_bytes(&self.pids)?;
         let mut connections = self.open(progress, n_connections).await?;
-        tokio::time::sleep(settle).await;
+        tokio::time::sleep(rest).await;
         let memory_bytes = machine::private_bytes(&self.pids)? - before;
         // All of them must still be there.
         for connection in &mut connections {

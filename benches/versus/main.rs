@@ -75,7 +75,7 @@ impl Work {
             Work::Small => "small TCP messages, 64 connections: CPU µs per request",
             Work::Short => "short TCP connections, 32 at a time: CPU µs per connection",
             Work::Http => "HTTP/1 keep-alive, 64 connections: CPU µs per request",
-            Work::Idle => "idle TCP connection: bytes of private memory",
+            Work::Idle => "idle TCP connection, after 10 s: bytes of private memory",
             Work::Change => "change to routed",
         }
     }
@@ -458,6 +458,11 @@ impl Run {
         let kind = Kind::Idle {
             n_connections: self.n_idle,
             settle: Duration::from_millis(if self.is_smoke { 100 } else { 1000 }),
+            rest: if self.is_smoke {
+                Duration::from_millis(100)
+            } else {
+                IDLE_REST
+            },
         };
         generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()))
     }
@@ -645,6 +650,9 @@ const HTTP_ROOM: f64 = 1.25;
 const IDLE_BYTES_GOAL: f64 = 1000.0;
 const CHANGE_MS_GOAL: f64 = 5.0;
 const IDLE_CONNECTIONS: usize = 9000;
+/// For everybody the same, and long enough that whoever puts idle connections aside, as anynode does after five seconds,
+/// has done so.
+const IDLE_REST: Duration = Duration::from_secs(10);
 /// What anynode keeps back of its descriptors, and some more, so that no connection has to wait for one.
 const DESCRIPTORS_KEPT: u64 = 2048 + 128;
 const CHANGES: usize = 200;

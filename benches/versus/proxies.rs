@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -126,6 +127,8 @@ impl Program {
                 command
                     .args(["--admin", "none", "--dns", "none"])
                     .env("ANYNODE_WORKERS", "1")
+                    // Two at once would want the same VIPs, and try again and again.
+                    .env("ANYNODE_VIP_NETWORK", next_vip_network())
             }
         };
         let log = dir.path().join("stderr");
@@ -265,6 +268,11 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn next_vip_network() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    format!("127.{}.0.0/16", 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
 }
 
 fn free_addr() -> anyhow::Result<SocketAddr> {
