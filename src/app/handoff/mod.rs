@@ -38,6 +38,11 @@ pub enum HandoffError {
     Refused { path: PathBuf, reason: String },
     #[error("data_dir = {path}: {SOCKET} is of user {uid}: expected this user or root")]
     Stranger { path: PathBuf, uid: u32 },
+    #[error(
+        "data_dir = {path}: there is no table in it, and the source says nothing: \
+         expected one within {SOURCE_WITHIN:?}; the anynode that uses it goes on"
+    )]
+    NoTable { path: PathBuf },
     #[error("data_dir = {path}: expected an anynode behind {SOCKET}")]
     Nonsense {
         path: PathBuf,

@@ -217,8 +217,8 @@ impl Inherited {
         listeners.collect()
     }
 
-    /// Brings `proxy` to the table, and has the instance before accept no more; from then on it is done here. Waits for the
-    /// source where the table is empty.
+    /// Brings `proxy` to the table, and has the instance before accept no more; from then on it is done here. Where there is
+    /// no table yet, the source has ten seconds to bring one.
     ///
     /// Errors: the other instance goes on as before, and this one must not begin. Cancelled, that is so as well.
     pub(in crate::app) async fn finish(
@@ -228,7 +228,13 @@ impl Inherited {
         source: &SourceStatus,
     ) -> Result<(), HandoffError> {
         let until = Instant::now() + SOURCE_WITHIN;
-        while table.load().is_empty() && source.health() == SourceHealth::Starting && Instant::now() < until {
+        while table.load().is_empty() && source.health() == SourceHealth::Starting {
+            if Instant::now() > until
+                && let Some(before) = self.before
+            {
+                // Everything would be closed.
+                return Err(HandoffError::NoTable { path: before.path });
+            }
             tokio::time::sleep(LOOK_EVERY).await;
         }
         proxy.settle();
