@@ -10,6 +10,7 @@ mod handoff;
 mod harness;
 mod health;
 mod http;
+mod link;
 mod park;
 mod reasons;
 mod rooms;
