@@ -24,6 +24,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub log: String,
     pub shutdown_grace: Duration,
+    /// How long an instance whose place was taken waits to be stopped before it ends by itself.
+    pub superseded_wait: Duration,
     pub vip_network: Ipv4Net,
     /// `None`: off.
     pub admin: Option<SocketAddr>,
@@ -165,6 +167,7 @@ impl Config {
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
             log: text(s, "log"),
             shutdown_grace: duration(s, "shutdown_grace"),
+            superseded_wait: duration(s, "superseded_wait"),
             vip_network: s.value(
                 "vip_network",
                 "an IPv4 network such as \"127.77.0.0/16\"",

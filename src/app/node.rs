@@ -280,9 +280,10 @@ impl Node {
             readiness.set(Phase::Draining);
             drain_link.into_iter().for_each(|drain| drain());
         };
+        tokio::pin!(asked);
         let n_cut = tokio::select! {
             n_cut = proxy.run(config.shutdown_grace, draining) => n_cut,
-            never = asked => match never {},
+            never = &mut asked => match never {},
         };
         match n_cut {
             0 => tracing::info!("drained"),
@@ -292,6 +293,16 @@ impl Node {
         while let Some(ended) = beside.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a part of the node panicked");
+            }
+        }
+        if succession.borrow().is_some() && !config.superseded_wait.is_zero() {
+            // Whoever supervises this process would start it again.
+            tracing::info!("nothing is left to do; waiting to be stopped");
+            let mut told = is_asked.subscribe();
+            tokio::select! {
+                _ = told.wait_for(|is_asked| *is_asked) => {}
+                () = tokio::time::sleep(config.superseded_wait) => {}
+                never = &mut asked => match never {},
             }
         }
         Ok(())

@@ -511,6 +511,7 @@ async fn a_tunnel_keeps_half_closes_resets_and_back_pressure() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "nothing here is in a hurry")]
 async fn ten_megabytes_both_ways_arrive_as_they_were() {
     let (m, a) = pair().await;
     let mut tunnel = m.dial(&a, "echo").await.unwrap();

@@ -1,5 +1,6 @@
 //! anynode on a real Docker Swarm of three engines: every node answers, whatever happens to the others.
 
+mod deploy;
 mod rig;
 
 use std::collections::BTreeSet;

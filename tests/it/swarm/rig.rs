@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -56,7 +56,7 @@ pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
         "a token for tests, of more than 32 characters",
     )
     .unwrap();
-    let rootfs = rootfs();
+    let rootfs = rootfs(&task_program(), "task");
     let change = r#"ENTRYPOINT ["/task","serve"]"#;
     for node in 1..=n {
         swarm.docker(
@@ -67,25 +67,29 @@ pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
     Some(swarm)
 }
 
-/// The file system of a task: the program and the libraries that it needs, as a tar.
-fn rootfs() -> PathBuf {
-    static MADE: OnceLock<PathBuf> = OnceLock::new();
-    let make = || {
-        let task = task_program();
-        let dir = std::env::temp_dir().join(format!("anynode-rootfs-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        run(Command::new("strip").arg("-o").arg(dir.join("task")).arg(&task));
-        let ldd = run(Command::new("ldd").arg(&task));
-        for library in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
-            let to = dir.join(&library[1..]);
-            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            std::fs::copy(library, to).unwrap();
-        }
-        let tar = dir.with_extension("tar");
-        run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg("."));
-        tar
-    };
-    MADE.get_or_init(make).clone()
+/// The file system of an image: `program` under `name` and the libraries that it needs, as a tar.
+pub fn rootfs(program: &Path, name: &str) -> PathBuf {
+    static MADE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap();
+    if let Some(tar) = made.get(name) {
+        return tar.clone();
+    }
+    let dir = std::env::temp_dir().join(format!("anynode-rootfs-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    run(Command::new("strip").arg("-o").arg(dir.join(name)).arg(program));
+    // A static program has none, and ldd says so by its exit code.
+    let ldd = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&ldd.stdout).into_owned();
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = dir.join(&library[1..]);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(library, to).unwrap();
+    }
+    let tar = dir.with_extension("tar");
+    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg("."));
+    std::fs::remove_dir_all(&dir).unwrap();
+    made.insert(name.to_owned(), tar.clone());
+    tar
 }
 
 pub fn task_program() -> PathBuf {
@@ -121,8 +125,21 @@ impl Swarm {
         run(&mut self.cluster_command(args))
     }
 
+    /// With a directory of each node's engine, by hostname.
+    pub fn cluster_dir(&self) -> String {
+        format!("/tmp/anynode-cluster-{}", self.name)
+    }
+
     fn engine_dir(&self, node: usize) -> String {
-        format!("/tmp/anynode-cluster-{}/n{node}", self.name)
+        format!("{}/node{node}", self.cluster_dir())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn docker_host(&self, node: usize) -> String {
+        format!("unix://{}/docker.sock", self.engine_dir(node))
     }
 
     /// The docker command line against a node's engine.
@@ -137,7 +154,7 @@ impl Swarm {
     }
 
     pub fn try_docker(&self, node: usize, args: &[&str]) -> Output {
-        let socket = format!("unix://{}/docker.sock", self.engine_dir(node));
+        let socket = self.docker_host(node);
         Command::new("docker")
             .args(["-H", &socket])
             .args(args)

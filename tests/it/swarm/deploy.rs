@@ -1,0 +1,182 @@
+//! The form that is shipped: `docker stack deploy` of config/swarm.stack.yml, its update, and `docker run` on a drained node.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::{ALL, no_failure, rig};
+
+const IMAGE: &str = "127.0.0.1:1/anynode";
+
+/// The image's file system: a static program alone, or the test's own with its libraries.
+fn rootfs() -> PathBuf {
+    let program =
+        std::env::var_os("ANYNODE_IMAGE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_anynode").into(), PathBuf::from);
+    rig::rootfs(&program, "anynode")
+}
+
+#[test]
+fn a_stack_of_it_serves_is_updated_under_load_and_leaves_a_drained_node_to_docker_run() {
+    let Some(swarm) = rig::up("deploy", 3, 1) else { return };
+    let rootfs = rootfs();
+    for node in ALL {
+        let change = r#"ENTRYPOINT ["/anynode"]"#;
+        swarm.docker(
+            node,
+            &["import", "--change", change, &rootfs.display().to_string(), IMAGE],
+        );
+    }
+    swarm.create("before", &["--publish", "8080:80", "--replicas", "3"]);
+    let secret = swarm.dir().join("secret");
+    std::fs::write(&secret, "a token for the stack, long enough to be taken").unwrap();
+    swarm.docker(1, &["secret", "create", "anynode-token", &secret.display().to_string()]);
+    let deploy = |image: &str| {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/swarm.stack.yml");
+        let mut command = Command::new("docker");
+        command
+            .args([
+                "-H",
+                &swarm.docker_host(1),
+                "stack",
+                "deploy",
+                "--detach=true",
+                "--resolve-image",
+                "never",
+            ])
+            .args(["--compose-file", file, "anynode"])
+            .env("ANYNODE_IMAGE", image)
+            // Each node's engine has a directory of its own here; elsewhere all have the same.
+            .env(
+                "DOCKER_RUN_DIR",
+                format!("{}/{{{{.Node.Hostname}}}}", swarm.cluster_dir()),
+            )
+            .env("CONTROL_SOCKET", "run/swarm/control.sock");
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    deploy(IMAGE);
+    swarm.create(
+        "after",
+        &[
+            "--label",
+            "anynode.mode=http",
+            "--publish",
+            "8081:80",
+            "--replicas",
+            "3",
+        ],
+    );
+    let serves = |node: usize| swarm.curl(node, 8080, "/").is_ok() && swarm.curl(node, 8081, "/").is_ok();
+    swarm.wait_for("every node to answer", Duration::from_secs(90), || {
+        ALL.into_iter().all(serves)
+    });
+    for node in ALL {
+        swarm.wait_for("three tasks in turn", Duration::from_secs(30), || {
+            swarm
+                .tasks_at(node, 8080, 6)
+                .iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .len()
+                == 3
+        });
+    }
+    swarm.wait_for("its tasks to be healthy", Duration::from_secs(60), || {
+        let states = swarm.docker(
+            1,
+            &[
+                "service",
+                "ps",
+                "anynode_node",
+                "--filter",
+                "desired-state=running",
+                "--format",
+                "{{.CurrentState}}",
+            ],
+        );
+        states.lines().filter(|state| state.starts_with("Running")).count() == 3
+    });
+
+    // Its own update, as Swarm does it.
+    let loads = [
+        (
+            "tcp, new connections",
+            swarm.load(&ALL, 8080, &["--seconds", "60", "--new", "--pause-us", "3000"]),
+        ),
+        (
+            "http, kept connections",
+            swarm.load(&ALL, 8081, &["--seconds", "60", "--pause-us", "3000"]),
+        ),
+    ];
+    swarm.docker(1, &["service", "update", "--detach", "--force", "anynode_node"]);
+    for (what, load) in loads {
+        no_failure(&format!("update of the stack, {what}"), &load.wait());
+    }
+    let state = swarm.docker(
+        1,
+        &["service", "inspect", "-f", "{{.UpdateStatus.State}}", "anynode_node"],
+    );
+    assert!(state == "completed" || state == "updating", "{state}");
+    let old = swarm.docker(
+        1,
+        &[
+            "service",
+            "ps",
+            "anynode_node",
+            "--format",
+            "{{.DesiredState}} {{.CurrentState}}",
+        ],
+    );
+    println!("{old}");
+    assert!(!old.contains("Failed"), "{old}");
+
+    // Swarm stops it on a node that is drained; the form outside Swarm goes on there.
+    swarm.docker(1, &["node", "update", "--availability", "drain", "node3"]);
+    swarm.wait_for("Swarm to stop it on node3", Duration::from_secs(60), || {
+        let running = swarm.docker(3, &["ps", "-q", "--filter", "name=anynode_node"]);
+        running.is_empty()
+    });
+    assert!(swarm.curl(3, 8080, "/").is_err());
+    let engine = format!("{}/node3:/host/run", swarm.cluster_dir());
+    let token = format!("{}:/run/secrets/anynode-token:ro", secret.display());
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "anynode",
+        "--restart",
+        "always",
+        "--network",
+        "host",
+        "--user",
+        "0:0",
+    ];
+    let caps = [
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "NET_ADMIN",
+        "--cap-add",
+        "SYS_ADMIN",
+        "--cap-add",
+        "NET_BIND_SERVICE",
+    ];
+    let rest = [
+        "-v",
+        &engine,
+        "-v",
+        "anynode_data:/data",
+        "-v",
+        &token,
+        "-e",
+        "ANYNODE_DATA_DIR=/data",
+        "-e",
+        "ANYNODE_SWARM_DOCKER_SOCKET=/host/run/docker.sock",
+        "-e",
+        "ANYNODE_SWARM_CONTROL_SOCKET=/host/run/run/swarm/control.sock",
+        IMAGE,
+        "up",
+        "--swarm",
+    ];
+    swarm.docker(3, &[&run[..], &caps, &rest].concat());
+    swarm.wait_for("node3 to answer", Duration::from_secs(60), || serves(3));
+}
