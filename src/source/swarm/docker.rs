@@ -10,13 +10,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use bollard::models::{
     ConfigSpec, EndpointPortConfigProtocolEnum, EndpointPortConfigPublishModeEnum, EventMessage, LocalNodeState,
-    NodeSpecAvailabilityEnum, NodeSpecRoleEnum, NodeState, TaskState,
+    NodeSpecAvailabilityEnum, NodeState, TaskState,
 };
 use bollard::query_parameters::{EventsOptionsBuilder, ListConfigsOptionsBuilder, ListContainersOptionsBuilder};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::Stream;
 
-use super::picture::{Seen, SeenObject, our_labels, usable};
+use super::picture::{Seen, SeenObject, our_labels, reachable, usable};
 use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask};
 use crate::source::cluster::LocalTasks;
 
@@ -32,8 +32,17 @@ pub enum EngineError {
     },
     #[error("{path}: {what}: no answer in time")]
     Silent { path: PathBuf, what: &'static str },
+    #[error("{path}: {what}: the connection ended")]
+    Ended { path: PathBuf, what: &'static str },
     #[error("config {name}: {reason}")]
     Config { name: String, reason: &'static str },
+}
+
+impl EngineError {
+    /// There was patience enough: the engine is frozen.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, EngineError::Silent { .. })
+    }
 }
 
 /// What the engine says of its node.
@@ -84,11 +93,7 @@ impl Engine {
         asking: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T, EngineError> {
         match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(result) => result.map_err(|error| EngineError::Api {
-                path: self.path.clone(),
-                what,
-                error,
-            }),
+            Ok(result) => result.map_err(|error| self.failed(what, error)),
             Err(_) => Err(EngineError::Silent {
                 path: self.path.clone(),
                 what,
@@ -96,6 +101,22 @@ impl Engine {
         }
     }
 
+    pub(super) fn failed(&self, what: &'static str, error: bollard::errors::Error) -> EngineError {
+        EngineError::Api {
+            path: self.path.clone(),
+            what,
+            error,
+        }
+    }
+
+    pub(super) fn ended(&self, what: &'static str) -> EngineError {
+        EngineError::Ended {
+            path: self.path.clone(),
+            what,
+        }
+    }
+
+    /// Who this node is.
     pub async fn info(&self) -> Result<EngineInfo, EngineError> {
         let info = self.ask("info", self.docker.info()).await?;
         let swarm = info.swarm.unwrap_or_default();
@@ -214,24 +235,26 @@ impl Engine {
 
 fn seen_node(node: bollard::models::Node) -> Seen {
     let (spec, status) = (node.spec.unwrap_or_default(), node.status.unwrap_or_default());
+    let hostname = node.description.and_then(|description| description.hostname);
     Seen {
         version: version(node.version),
-        object: SeenObject::Node(ClusterNode {
-            id: node.id.unwrap_or_default(),
-            hostname: node
-                .description
-                .and_then(|description| description.hostname)
-                .unwrap_or_default(),
-            addr: usable(&status.addr.unwrap_or_default()),
-            is_manager: spec.role == Some(NodeSpecRoleEnum::MANAGER),
-            is_up: status.state != Some(NodeState::DOWN),
-            availability: match spec.availability {
-                Some(NodeSpecAvailabilityEnum::PAUSE) => "pause",
-                Some(NodeSpecAvailabilityEnum::DRAIN) => "drain",
-                _ => "active",
-            }
-            .to_owned(),
-        }),
+        object: SeenObject::Node {
+            node: ClusterNode {
+                id: node.id.unwrap_or_default(),
+                hostname: hostname.unwrap_or_default(),
+                addr: reachable(&status.addr.unwrap_or_default()),
+                // The spec has what it is meant to become.
+                is_manager: node.manager_status.is_some(),
+                is_up: status.state != Some(NodeState::DOWN),
+                availability: match spec.availability {
+                    Some(NodeSpecAvailabilityEnum::PAUSE) => "pause",
+                    Some(NodeSpecAvailabilityEnum::DRAIN) => "drain",
+                    _ => "active",
+                }
+                .to_owned(),
+            },
+            manager_addr: node.manager_status.and_then(|manager| usable(&manager.addr?)),
+        },
     }
 }
 

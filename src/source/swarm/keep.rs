@@ -83,7 +83,7 @@ impl ClusterKeeper {
         }
     }
 
-    /// Writes what changes until `shutdown`.
+    /// Writes what changes until `shutdown`, and then what is not written yet.
     pub async fn run(
         self,
         mut clusters: watch::Receiver<Arc<Cluster>>,
@@ -91,29 +91,40 @@ impl ClusterKeeper {
         shutdown: impl Future<Output = ()>,
     ) {
         tokio::pin!(shutdown);
+        let keeper = Arc::new(self);
+        let mut may_write = keeper.may_write.clone();
         let mut is_failing = false;
+        let mut is_over = false;
         clusters.mark_changed();
-        loop {
-            let is_over = tokio::select! {
+        while !is_over {
+            is_over = tokio::select! {
                 () = &mut shutdown => true,
                 changed = clusters.changed() => changed.is_err(),
+                // An error means that it stays as it is.
+                Ok(()) = may_write.changed() => false,
             };
-            if is_over {
+            if is_over && !clusters.has_changed().unwrap_or(false) {
                 break;
             }
-            tokio::select! {
-                () = &mut shutdown => break,
-                () = tokio::time::sleep(WRITE_AFTER) => {}
+            if !is_over {
+                is_over = tokio::select! {
+                    () = &mut shutdown => true,
+                    () = tokio::time::sleep(WRITE_AFTER) => false,
+                };
             }
             let cluster = clusters.borrow_and_update().clone();
-            if cluster.is_empty() || !*self.may_write.borrow() {
+            if cluster.is_empty() || !*keeper.may_write.borrow() {
                 continue;
             }
-            match self.write(&cluster, &info.borrow().clone()) {
+            let (keeper, info) = (keeper.clone(), info.borrow().clone());
+            let path = keeper.path.clone();
+            // A disk may be slow, and what else happens here must not wait for it.
+            let written = tokio::task::spawn_blocking(move || keeper.write(&cluster, &info)).await;
+            match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
                 Ok(()) => is_failing = false,
                 Err(error) if !is_failing => {
                     is_failing = true;
-                    tracing::error!(path = %self.path.display(), %error, "the last cluster cannot be kept");
+                    tracing::error!(path = %path.display(), %error, "the last cluster cannot be kept");
                 }
                 Err(_) => {}
             }
@@ -173,5 +184,39 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         assert!(keeper.read().is_none(), "the digest does not fit");
         assert!(!path.exists() && dir.path().join("cluster.json.broken").exists());
+    }
+
+    #[test]
+    fn what_changed_last_is_written_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = || ClusterKeeper::new(dir.path(), watch::Sender::new(true).subscribe());
+        let mut cluster = Cluster::default();
+        let node = |id: &str| {
+            ClusterObject::Node(ClusterNode {
+                id: id.to_owned(),
+                hostname: String::new(),
+                addr: None,
+                is_manager: false,
+                is_up: true,
+                availability: "active".to_owned(),
+            })
+        };
+        cluster.put(node("n"));
+        let clusters = watch::Sender::new(Arc::new(cluster.clone()));
+        let info = watch::Sender::new(EngineInfo::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let shutdown = async { drop(stopped.await) };
+            let running = tokio::spawn(keeper().run(clusters.subscribe(), info.subscribe(), shutdown));
+            while keeper().read().is_none() {
+                tokio::time::sleep(WRITE_AFTER / 10).await;
+            }
+            cluster.put(node("other"));
+            clusters.send_replace(Arc::new(cluster.clone()));
+            drop(stop);
+            running.await.unwrap();
+        });
+        assert_eq!(keeper().read().unwrap().1.digest(), cluster.digest());
     }
 }

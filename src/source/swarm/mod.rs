@@ -9,14 +9,17 @@ mod picture;
 mod proto;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use bollard::models::EventMessage;
+use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::net::UnixStream;
 use tokio::sync::watch as latest;
 
 pub use self::docker::{Engine, EngineError, EngineInfo};
@@ -38,10 +41,12 @@ pub enum Way {
     Poll,
     /// From other nodes.
     Link,
+    /// A manager whose engine does not say: what was learned last stays, until another manager has something newer.
+    Kept,
 }
 
 impl Way {
-    pub const ALL: [Way; 4] = [Way::None, Way::Watch, Way::Poll, Way::Link];
+    pub const ALL: [Way; 5] = [Way::None, Way::Watch, Way::Poll, Way::Link, Way::Kept];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,6 +54,7 @@ impl Way {
             Way::Watch => "watch",
             Way::Poll => "poll",
             Way::Link => "link",
+            Way::Kept => "kept",
         }
     }
 }
@@ -56,7 +62,8 @@ impl Way {
 /// How the source fares; read by `admin`.
 #[derive(Debug, Default)]
 pub struct SwarmStatus {
-    way: Mutex<(Way, Option<Instant>, Option<String>)>,
+    /// std mutex: nothing awaits under it.
+    now: Mutex<Now>,
     /// Commits or polls taken.
     pub events: AtomicU64,
     /// Streams that went on where the last one broke, and those that began anew.
@@ -64,27 +71,59 @@ pub struct SwarmStatus {
     pub resyncs: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Now {
+    way: Way,
+    since: Option<Instant>,
+    errors: BTreeMap<Part, String>,
+}
+
+/// What may be wrong beside the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Stream,
+    Polling,
+    Engine,
+}
+
 impl SwarmStatus {
-    /// The way in use, since when, and what went wrong last.
+    /// The way in use, since when, and what is wrong at present.
     pub fn way(&self) -> (Way, Option<Instant>, Option<String>) {
-        self.way.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let now = self.lock();
+        let mut errors: Vec<&str> = now.errors.values().map(String::as_str).collect();
+        errors.dedup();
+        (now.way, now.since, (!errors.is_empty()).then(|| errors.join("; ")))
     }
 
     fn set(&self, way: Way) {
-        let mut now = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.0 != way {
+        let mut now = self.lock();
+        if now.way != way {
             tracing::info!(way = way.as_str(), "learning of the swarm");
-            *now = (way, Some(Instant::now()), None);
+            (now.way, now.since) = (way, Some(Instant::now()));
         }
-        now.2 = None;
+        match way {
+            // Why it is not the quick way stays said.
+            Way::Poll => drop(now.errors.remove(&Part::Polling)),
+            Way::Watch | Way::Link => now.errors.retain(|part, _| *part == Part::Engine),
+            Way::None | Way::Kept => {}
+        }
     }
 
-    fn failed(&self, error: String) {
-        let mut now = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.2.as_ref() != Some(&error) {
+    fn worked(&self, part: Part) {
+        self.lock().errors.remove(&part);
+    }
+
+    /// Says what is new.
+    fn failed(&self, part: Part, error: &dyn std::error::Error) {
+        let error = chain(error);
+        let known = self.lock().errors.insert(part, error.clone());
+        if known.as_ref() != Some(&error) {
             tracing::warn!("learning of the swarm: {error}");
-            now.2 = Some(error);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -186,6 +225,7 @@ impl SwarmSource {
             match self.ask_info().await {
                 Ok(info) => {
                     self.is_engine_up.store(true, Relaxed);
+                    self.status.worked(Part::Engine);
                     pause.reset();
                     let mut changed = false;
                     self.info.send_if_modified(|known| {
@@ -204,10 +244,8 @@ impl SwarmSource {
                     tokio::time::sleep(INFO_EVERY).await;
                 }
                 Err(error) => {
-                    if self.is_engine_up.swap(false, Relaxed) {
-                        tracing::warn!("the Docker Engine does not answer: {}", chain(&error));
-                    }
-                    self.status.failed(chain(&error));
+                    self.is_engine_up.store(false, Relaxed);
+                    self.status.failed(Part::Engine, &error);
                     pause.wait().await;
                 }
             }
@@ -256,19 +294,21 @@ impl SwarmSource {
                         TASKS_EVERY
                     }
                 };
-                let deadline = tokio::time::Instant::now() + wait;
+                let now = tokio::time::Instant::now();
                 let is_over = loop {
                     tokio::select! {
                         event = events.next() => match event {
-                            Some(Ok(event)) if is_about_addresses(&event) => break false,
+                            Some(Ok(event)) if is_about_tasks(&event) => break false,
                             Some(Ok(_)) => {}
                             Some(Err(_)) | None => break true,
                         },
                         Ok(()) = clusters.changed() => if self.is_any_missing() { break false },
-                        () = tokio::time::sleep_until(deadline) => break false,
+                        () = tokio::time::sleep_until(now + wait) => break false,
                     }
                 };
-                if is_over {
+                // Many come at once: one look serves them all.
+                tokio::time::sleep_until(now + SOONEST).await;
+                if is_over || !skip_all(&mut events) {
                     break;
                 }
             }
@@ -289,12 +329,14 @@ impl SwarmSource {
     async fn follow_swarm(&self) {
         let mut info = self.info.subscribe();
         let mut pause = Pause::new();
-        let mut picture = Picture::default();
+        let mut learned = Learned::of(&info.borrow().node);
+        let mut broken_since = None;
         loop {
-            let is_manager = info.borrow_and_update().is_manager;
-            if !is_manager {
+            let now = info.borrow_and_update().clone();
+            learned.is_now_of(&now.node);
+            if !now.is_manager {
                 (self.is_source)(false);
-                if !info.borrow().node.is_empty() {
+                if !now.node.is_empty() {
                     self.status.set(Way::Link);
                 }
                 // An error means that nobody will ever say more.
@@ -303,46 +345,69 @@ impl SwarmSource {
                 }
                 continue;
             }
-            let started = Instant::now();
-            let demoted = async {
-                while info.wait_for(|info| !info.is_manager).await.is_err() {
+            learned.stands = false;
+            let other = async {
+                let is_other = |info: &EngineInfo| !info.is_manager || info.node != now.node;
+                if info.wait_for(is_other).await.is_err() {
                     std::future::pending::<()>().await;
                 }
             };
-            let has_control = tokio::fs::try_exists(&self.paths.control_socket).await.unwrap_or(false);
-            let error = if has_control {
-                tokio::select! {
-                    () = demoted => continue,
-                    error = self.follow_watch(&mut picture) => chain(&error),
-                }
-            } else {
-                tokio::select! {
-                    () = demoted => continue,
-                    error = self.follow_poll() => chain(&error),
-                }
+            let ended = tokio::select! {
+                () = other => continue,
+                ended = self.learn(&mut learned) => ended,
             };
-            self.status.failed(error);
-            if started.elapsed() > PAUSE_LONGEST {
+            if learned.stands {
+                broken_since = None;
                 pause.reset();
+            }
+            let Err(is_silence) = ended else {
+                continue;
+            };
+            // Others may know more than a manager who does not say anything; but a break that is mended at once is none.
+            let since: Instant = *broken_since.get_or_insert_with(Instant::now);
+            if is_silence || since.elapsed() > BREAK_LONGEST {
+                (self.is_source)(false);
+                self.status.set(Way::Kept);
             }
             pause.wait().await;
         }
     }
 
-    /// Follows the Watch stream until it breaks; returns why it did.
-    async fn follow_watch(&self, picture: &mut Picture) -> WatchError {
-        match self.watch(picture).await {
-            Ok(never) => match never {},
-            Err(error) => error,
+    /// Learns the swarm one way, until another is to be taken. Errors: it broke; whether nothing was heard for too long.
+    async fn learn(&self, learned: &mut Learned) -> Result<(), bool> {
+        if learned.streams_failed < STREAMS_TRIED && self.has_control().await {
+            let Err(error) = self.watch(learned).await;
+            match learned.stands {
+                true => (learned.streams_failed, learned.stream_again) = (0, STREAM_AGAIN_FIRST),
+                false => learned.streams_failed += 1,
+            }
+            self.status.failed(Part::Stream, &error);
+            return Err(error.is_silence());
         }
+        let polled = self.poll(learned).await;
+        polled.map_err(|error| {
+            learned.streams_failed = 0;
+            self.status.failed(Part::Polling, &error);
+            error.is_silence()
+        })
     }
 
-    async fn watch(&self, picture: &mut Picture) -> Result<Never, WatchError> {
+    /// Whether somebody listens there: a socket's file outlives its engine.
+    async fn has_control(&self) -> bool {
+        let connecting = UnixStream::connect(&self.paths.control_socket);
+        matches!(tokio::time::timeout(CONNECT_LONGEST, connecting).await, Ok(Ok(_)))
+    }
+
+    /// Follows the Watch stream until it breaks.
+    async fn watch(&self, learned: &mut Learned) -> Result<Never, WatchError> {
         let mut control = Control::connect(&self.paths.control_socket).await?;
-        let last = picture.cluster().revision();
-        let resumed = match picture.cluster().is_empty() {
-            true => None,
-            false => control.watch(Some(last)).await.ok(),
+        let floor = self.floor(learned);
+        let last = learned.picture.cluster().revision();
+        // Where others brought news meanwhile, what was seen here is no beginning.
+        let may_resume = !learned.picture.cluster().is_empty() && last >= floor;
+        let resumed = match may_resume {
+            true => control.watch(Some(last)).await.ok(),
+            false => None,
         };
         let mut stream = match resumed {
             Some(stream) => {
@@ -352,14 +417,14 @@ impl SwarmSource {
             None => {
                 // The stream first, then what there is: nothing falls between.
                 let stream = control.watch(None).await?;
-                *picture = Picture::of(control.list().await?);
-                picture.committed(last);
+                learned.picture = Picture::of(control.list().await?);
+                learned.picture.committed(floor);
                 self.status.resyncs.fetch_add(1, Relaxed);
                 stream
             }
         };
-        self.status.set(Way::Watch);
-        (self.is_source)(true);
+        self.stand(Way::Watch, learned);
+        let picture = &mut learned.picture;
         self.publish(picture.cluster());
         let mut alive = tokio::time::interval(ALIVE_EVERY);
         alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -371,11 +436,19 @@ impl SwarmSource {
                     continue;
                 }
             };
+            let mut lacks_address = false;
             for (seen, is_removed) in commit.changes {
-                match is_removed {
-                    true => picture.remove(&seen.object),
-                    false => picture.put(seen),
+                if is_removed {
+                    picture.remove(&seen.object);
+                    continue;
                 }
+                let object = seen.object.clone();
+                picture.put(seen);
+                lacks_address |= picture.lacks_address(&object);
+            }
+            if lacks_address {
+                let nodes = control.list_nodes().await?;
+                nodes.into_iter().for_each(|node| picture.put(node));
             }
             if let Some(index) = commit.index {
                 picture.committed(index);
@@ -385,42 +458,66 @@ impl SwarmSource {
         }
     }
 
-    /// Asks the engine again and again until it fails; returns why it did.
-    async fn follow_poll(&self) -> EngineError {
-        match self.poll().await {
-            Ok(()) => EngineError::Silent {
-                path: self.paths.docker_socket.clone(),
-                what: "events",
-            },
-            Err(error) => error,
-        }
-    }
-
-    /// Ends well when the control socket appears.
-    async fn poll(&self) -> Result<(), EngineError> {
+    /// Asks the engine again and again. Ends well when the stream is to be tried. Errors: the engine does not answer.
+    async fn poll(&self, learned: &mut Learned) -> Result<(), EngineError> {
         let engine = Engine::connect(&self.paths.docker_socket).await?;
         let mut events = pin!(engine.events(&["service", "node", "container"]));
-        let mut quick_until = Instant::now() + QUICK_FOR;
+        let begun = Instant::now();
+        let mut quick_until = begun + QUICK_FOR;
         loop {
-            let picture = Picture::of(engine.list().await?);
-            self.status.set(Way::Poll);
-            (self.is_source)(true);
+            let asked = tokio::time::Instant::now();
+            let mut picture = Picture::of(engine.list().await?);
+            picture.committed(self.floor(learned));
+            self.stand(Way::Poll, learned);
             self.status.events.fetch_add(1, Relaxed);
             self.publish(picture.cluster());
-            if tokio::fs::try_exists(&self.paths.control_socket).await.unwrap_or(false) {
+            if learned.streams_failed < STREAMS_TRIED {
+                if self.has_control().await {
+                    return Ok(());
+                }
+            } else if begun.elapsed() > learned.stream_again {
+                learned.streams_failed = STREAMS_TRIED - 1;
+                learned.stream_again = (learned.stream_again * 2).min(STREAM_AGAIN_LONGEST);
                 return Ok(());
             }
             let wait = match Instant::now() < quick_until {
                 true => QUICK_EVERY,
                 false => POLL_EVERY,
             };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                event = events.next() => match event {
-                    Some(Ok(_)) => quick_until = Instant::now() + QUICK_FOR,
-                    Some(Err(_)) | None => return Ok(()),
-                },
+            let has_event = loop {
+                tokio::select! {
+                    () = tokio::time::sleep_until(asked + wait) => break false,
+                    event = events.next() => match event {
+                        Some(Ok(event)) if is_about_tasks(&event) || is_about_swarm(&event) => break true,
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return Err(engine.failed("events", error)),
+                        None => return Err(engine.ended("events")),
+                    },
+                }
+            };
+            if has_event {
+                quick_until = Instant::now() + QUICK_FOR;
+                tokio::time::sleep_until(asked + SOONEST).await;
             }
+            if !skip_all(&mut events) {
+                return Err(engine.ended("events"));
+            }
+        }
+    }
+
+    /// What is learned this way from now on counts.
+    fn stand(&self, way: Way, learned: &mut Learned) {
+        learned.stands = true;
+        learned.is_other_swarm = false;
+        self.status.set(way);
+        (self.is_source)(true);
+    }
+
+    /// The revision that must not be gone back behind: that of what is published, of the same swarm.
+    fn floor(&self, learned: &Learned) -> u64 {
+        match learned.is_other_swarm {
+            true => 0,
+            false => self.cluster.borrow().revision(),
         }
     }
 
@@ -435,10 +532,65 @@ impl SwarmSource {
     }
 }
 
+/// What was learned of the swarm so far, and how that went.
+#[derive(Default)]
+struct Learned {
+    /// This node's id in the swarm: in another swarm it has another.
+    node: String,
+    /// What is published is not of this swarm.
+    is_other_swarm: bool,
+    /// By the stream, so that it can be resumed.
+    picture: Picture,
+    /// The present way has brought the swarm.
+    stands: bool,
+    /// In a row, without ever standing.
+    streams_failed: u32,
+    stream_again: Duration,
+}
+
+impl Learned {
+    fn of(node: &str) -> Learned {
+        Learned {
+            node: node.to_owned(),
+            stream_again: STREAM_AGAIN_FIRST,
+            ..Learned::default()
+        }
+    }
+
+    fn is_now_of(&mut self, node: &str) {
+        if node.is_empty() || node == self.node {
+            return;
+        }
+        let is_first = self.node.is_empty();
+        *self = Learned {
+            is_other_swarm: !is_first,
+            ..Learned::of(node)
+        };
+    }
+}
+
 enum Never {}
 
-fn is_about_addresses(event: &bollard::models::EventMessage) -> bool {
-    matches!(event.action.as_deref(), Some("start" | "die" | "destroy" | "unpause"))
+/// A task of this node may run now, or have ended.
+fn is_about_tasks(event: &EventMessage) -> bool {
+    let action = event.action.as_deref().unwrap_or_default();
+    matches!(action, "start" | "die" | "destroy" | "unpause") || action.starts_with("health_status")
+}
+
+fn is_about_swarm(event: &EventMessage) -> bool {
+    use bollard::models::EventMessageTypeEnum::{NODE, SERVICE};
+    matches!(event.typ, Some(NODE | SERVICE))
+}
+
+/// Takes all events that wait. Whether more may come.
+fn skip_all<T, E>(events: &mut (impl Stream<Item = Result<T, E>> + Unpin)) -> bool {
+    loop {
+        match events.next().now_or_never() {
+            None => return true,
+            Some(Some(Ok(_))) => {}
+            Some(Some(Err(_)) | None) => return false,
+        }
+    }
 }
 
 /// A pause between tries that grows.
@@ -481,6 +633,13 @@ const TASKS_EVERY: Duration = Duration::from_secs(30);
 const MISSING_FIRST: Duration = Duration::from_millis(5);
 const MISSING_LONGEST: Duration = Duration::from_secs(2);
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks at the same thing, however much happens.
+const SOONEST: Duration = Duration::from_millis(10);
+const CONNECT_LONGEST: Duration = Duration::from_secs(1);
+const BREAK_LONGEST: Duration = Duration::from_millis(500);
+const STREAMS_TRIED: u32 = 3;
+const STREAM_AGAIN_FIRST: Duration = Duration::from_secs(1);
+const STREAM_AGAIN_LONGEST: Duration = Duration::from_secs(60);
 const POLL_EVERY: Duration = Duration::from_secs(2);
 const QUICK_EVERY: Duration = Duration::from_millis(100);
 const QUICK_FOR: Duration = Duration::from_secs(10);

@@ -22,7 +22,11 @@ pub(super) enum SeenObject {
         task: ClusterTask,
         runs: bool,
     },
-    Node(ClusterNode),
+    /// `manager_addr`: where other managers reach it; only lists say so.
+    Node {
+        node: ClusterNode,
+        manager_addr: Option<IpAddr>,
+    },
 }
 
 impl SeenObject {
@@ -30,7 +34,15 @@ impl SeenObject {
         match self {
             SeenObject::Service(service) => format!("service/{}", service.id),
             SeenObject::Task { task, .. } => format!("task/{}", task.id),
-            SeenObject::Node(node) => format!("node/{}", node.id),
+            SeenObject::Node { node, .. } => format!("node/{}", node.id),
+        }
+    }
+
+    fn kind(&self) -> usize {
+        match self {
+            SeenObject::Service(_) => 0,
+            SeenObject::Task { .. } => 1,
+            SeenObject::Node { .. } => 2,
         }
     }
 }
@@ -41,6 +53,8 @@ pub(super) struct Picture {
     seen: BTreeMap<String, Seen>,
     /// Task ids by the ids of their services and nodes.
     tasks_of: BTreeMap<String, BTreeSet<String>>,
+    /// The newest of each kind in the lists that this began with: what is older and was not in them is gone.
+    listed: [u64; 3],
     cluster: Cluster,
 }
 
@@ -48,12 +62,14 @@ impl Picture {
     /// The picture of `all` there is, as of their newest commit.
     pub(super) fn of(all: impl IntoIterator<Item = Seen>) -> Picture {
         let mut picture = Picture::default();
-        let mut newest = 0;
+        let mut listed = [0; 3];
         for seen in all {
-            newest = newest.max(seen.version);
+            let newest: &mut u64 = &mut listed[seen.object.kind()];
+            *newest = seen.version.max(*newest);
             picture.put(seen);
         }
-        picture.cluster.set_revision(newest);
+        picture.listed = listed;
+        picture.committed(listed.into_iter().max().unwrap_or(0));
         picture
     }
 
@@ -66,11 +82,30 @@ impl Picture {
         self.cluster.set_revision(index.max(self.cluster.revision()));
     }
 
-    /// Takes an object as it is now, unless a newer one was seen.
-    pub(super) fn put(&mut self, seen: Seen) {
+    /// Whether a manager's address is missing that lists would have.
+    pub(super) fn lacks_address(&self, object: &SeenObject) -> bool {
+        let known = self.seen.get(&object.key()).map(|seen| &seen.object);
+        matches!(known, Some(SeenObject::Node { node, manager_addr: None }) if node.is_manager && node.addr.is_none())
+    }
+
+    /// Takes an object as it is now, unless a newer one was seen, or it was gone already when all were listed.
+    pub(super) fn put(&mut self, mut seen: Seen) {
         let key = seen.object.key();
-        if self.seen.get(&key).is_some_and(|known| known.version > seen.version) {
-            return;
+        match self.seen.get(&key) {
+            Some(known) if known.version > seen.version => return,
+            Some(known) => {
+                // What changes later comes without it.
+                if let SeenObject::Node { node, manager_addr } = &mut seen.object
+                    && let SeenObject::Node {
+                        manager_addr: known, ..
+                    } = &known.object
+                    && node.is_manager
+                {
+                    *manager_addr = manager_addr.or(*known);
+                }
+            }
+            None if seen.version <= self.listed[seen.object.kind()] => return,
+            None => {}
         }
         self.unlink(&key);
         if let SeenObject::Task { task, .. } = &seen.object {
@@ -112,7 +147,10 @@ impl Picture {
     fn settle(&mut self, key: &str) {
         match self.seen.get(key).map(|seen| &seen.object) {
             Some(SeenObject::Service(service)) => self.cluster.put(ClusterObject::Service(service.clone())),
-            Some(SeenObject::Node(node)) => self.cluster.put(ClusterObject::Node(node.clone())),
+            Some(SeenObject::Node { node, manager_addr }) => self.cluster.put(ClusterObject::Node(ClusterNode {
+                addr: node.addr.or(*manager_addr),
+                ..node.clone()
+            })),
             Some(SeenObject::Task { task, runs }) => match *runs && self.is_served(task) {
                 true => self.cluster.put(ClusterObject::Task(task.clone())),
                 false => self.cluster.remove(key),
@@ -132,7 +170,7 @@ impl Picture {
             _ => false,
         };
         let is_up = match object(format!("node/{}", task.node)) {
-            Some(SeenObject::Node(node)) => node.is_up,
+            Some(SeenObject::Node { node, .. }) => node.is_up,
             _ => false,
         };
         publishes && is_up
@@ -150,6 +188,11 @@ pub(super) fn usable(addr: &str) -> Option<IpAddr> {
         Some(with_port.ip())
     });
     ip.filter(|ip| !ip.is_unspecified())
+}
+
+/// As `usable`, of what managers say of a node: one that is itself the manager asked may be on a loopback address.
+pub(super) fn reachable(addr: &str) -> Option<IpAddr> {
+    usable(addr).filter(|ip| !ip.is_loopback())
 }
 
 /// Of all labels, those that are for us.
@@ -226,19 +269,22 @@ impl From<proto::Node> for Seen {
         let status = node.status.unwrap_or_default();
         Seen {
             version: version(node.meta.as_ref()),
-            object: SeenObject::Node(ClusterNode {
-                id: node.id,
-                hostname: node.description.unwrap_or_default().hostname,
-                addr: usable(&status.addr),
-                is_manager: node.role == 1,
-                is_up: status.state != 1,
-                availability: match node.spec.unwrap_or_default().availability {
-                    0 => "active",
-                    1 => "pause",
-                    _ => "drain",
-                }
-                .to_owned(),
-            }),
+            object: SeenObject::Node {
+                manager_addr: node.manager_status.and_then(|manager| usable(&manager.addr)),
+                node: ClusterNode {
+                    id: node.id,
+                    hostname: node.description.unwrap_or_default().hostname,
+                    addr: reachable(&status.addr),
+                    is_manager: node.role == 1,
+                    is_up: status.state != 1,
+                    availability: match node.spec.unwrap_or_default().availability {
+                        0 => "active",
+                        1 => "pause",
+                        _ => "drain",
+                    }
+                    .to_owned(),
+                },
+            },
         }
     }
 }
@@ -363,5 +409,63 @@ mod tests {
         assert_eq!(seen.labels.len(), 1);
         assert_eq!(usable("10.0.0.1:2377"), usable("10.0.0.1"));
         assert_eq!(usable("0.0.0.0"), None);
+        assert_eq!((usable("127.0.0.1").is_some(), reachable("127.0.0.1")), (true, None));
+    }
+
+    #[test]
+    fn what_was_gone_when_all_were_listed_does_not_come_back() {
+        let mut picture = Picture::of([service(1, 8080), node(9, 2)]);
+        // The list of tasks was empty: of them it says nothing.
+        picture.put(task(3, 512, 512));
+        assert!(is_routed(&picture));
+        let mut other = task(8, 512, 512);
+        if let SeenObject::Task { task, .. } = &mut other.object {
+            task.id = "other".to_owned();
+        }
+        let mut picture = Picture::of([service(1, 8080), node(2, 2), other]);
+        picture.put(task(7, 512, 512));
+        assert!(!is_routed(&picture), "a stream that is behind the lists");
+        picture.put(task(10, 512, 512));
+        assert!(is_routed(&picture), "a new one");
+        assert_eq!(picture.cluster().revision(), 8, "the lists' own");
+        picture.committed(11);
+        picture.committed(10);
+        assert_eq!(picture.cluster().revision(), 11);
+    }
+
+    #[test]
+    fn a_manager_that_says_nothing_of_its_address_is_where_the_others_reach_it() {
+        let node = |version, addr: &str, manager: Option<&str>, role| -> Seen {
+            let status = proto::NodeStatus {
+                state: 2,
+                addr: addr.to_owned(),
+            };
+            proto::Node {
+                id: "n".to_owned(),
+                meta: meta(version),
+                status: Some(status),
+                manager_status: manager.map(|addr| proto::ManagerStatus { addr: addr.to_owned() }),
+                role,
+                ..proto::Node::default()
+            }
+            .into()
+        };
+        let addr = |picture: &Picture| picture.cluster().node("n").unwrap().addr.map(|ip| ip.to_string());
+        let listed = || node(1, "0.0.0.0", Some("10.0.0.9:2377"), 1);
+        let mut picture = Picture::of([listed()]);
+        assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"));
+        let changed = node(2, "127.0.0.1", None, 1);
+        picture.put(changed.clone());
+        assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"), "known from the list");
+        assert!(!picture.lacks_address(&changed.object));
+        picture.put(node(3, "10.0.0.2", None, 1));
+        assert_eq!(addr(&picture).as_deref(), Some("10.0.0.2"), "its own word counts");
+        picture.put(node(4, "", None, 0));
+        assert_eq!(addr(&picture), None, "a manager no more");
+        let promoted = node(5, "", None, 1);
+        picture.put(promoted.clone());
+        assert!(picture.lacks_address(&promoted.object));
+        picture.put(node(5, "", Some("10.0.0.9:2377"), 1));
+        assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"));
     }
 }

@@ -135,6 +135,13 @@ pub(super) struct NodeStatus {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct ManagerStatus {
+    /// With the port that managers speak to each other on.
+    #[prost(string, tag = "2")]
+    pub(super) addr: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Node {
     #[prost(string, tag = "1")]
     pub(super) id: String,
@@ -146,6 +153,9 @@ pub(super) struct Node {
     pub(super) description: Option<NodeDescription>,
     #[prost(message, optional, tag = "5")]
     pub(super) status: Option<NodeStatus>,
+    /// Only in lists: whoever answers them adds it.
+    #[prost(message, optional, tag = "6")]
+    pub(super) manager_status: Option<ManagerStatus>,
     /// Worker 0, manager 1.
     #[prost(int32, tag = "9")]
     pub(super) role: i32,

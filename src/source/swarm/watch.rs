@@ -41,6 +41,13 @@ pub(super) enum WatchError {
     Ended,
 }
 
+impl WatchError {
+    /// There was patience enough: whoever listens there is frozen.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, WatchError::Silent { .. })
+    }
+}
+
 /// A connection to a manager's control socket.
 pub(super) struct Control {
     grpc: Grpc<Channel>,
@@ -84,30 +91,36 @@ impl Control {
             entries: ["node", "service", "task"].map(entry).to_vec(),
             resume_from: resume_from.map(|index| proto::Version { index }),
         };
-        self.ready("watch").await?;
-        let path = PathAndQuery::from_static("/docker.swarmkit.v1.Watch/Watch");
-        let codec: ProstCodec<WatchRequest, WatchMessage> = ProstCodec::default();
-        let opening = self.grpc.server_streaming(Request::new(request), path, codec);
+        let opening = async {
+            self.ready("watch").await?;
+            let path = PathAndQuery::from_static("/docker.swarmkit.v1.Watch/Watch");
+            let codec: ProstCodec<WatchRequest, WatchMessage> = ProstCodec::default();
+            let opened = self.grpc.server_streaming(Request::new(request), path, codec).await;
+            opened.map_err(|status| WatchError::Call { what: "watch", status })
+        };
         let opened = tokio::time::timeout(PATIENCE, opening).await;
         let opened = opened.map_err(|_| WatchError::Silent { what: "watch" })?;
-        let stream = opened
-            .map_err(|status| WatchError::Call { what: "watch", status })?
-            .into_inner();
+        let stream = opened?.into_inner();
         let mut watch = Watch { stream };
         let first = tokio::time::timeout(PATIENCE, watch.next()).await;
         first.map_err(|_| WatchError::Silent { what: "watch" })??;
         Ok(watch)
     }
 
-    /// Everything there is.
+    /// Everything there is, as the leader knows it.
     pub(super) async fn list(&mut self) -> Result<Vec<Seen>, WatchError> {
-        let nodes: proto::Nodes = self.call("/docker.swarmkit.v1.Control/ListNodes").await?;
+        let nodes = self.list_nodes().await?;
         let services: proto::Services = self.call("/docker.swarmkit.v1.Control/ListServices").await?;
         let tasks: proto::Tasks = self.call("/docker.swarmkit.v1.Control/ListTasks").await?;
-        let nodes = nodes.nodes.into_iter().map(Seen::from);
         let services = services.services.into_iter().map(Seen::from);
         let tasks = tasks.tasks.into_iter().map(Seen::from);
-        Ok(nodes.chain(services).chain(tasks).collect())
+        Ok(nodes.into_iter().chain(services).chain(tasks).collect())
+    }
+
+    /// All nodes, with the addresses that managers have for each other.
+    pub(super) async fn list_nodes(&mut self) -> Result<Vec<Seen>, WatchError> {
+        let nodes: proto::Nodes = self.call("/docker.swarmkit.v1.Control/ListNodes").await?;
+        Ok(nodes.nodes.into_iter().map(Seen::from).collect())
     }
 
     /// Whether the manager answers at all: a frozen one keeps its connections.
@@ -121,15 +134,15 @@ impl Control {
     }
 
     async fn call<T: prost::Message + Default + 'static>(&mut self, path: &'static str) -> Result<T, WatchError> {
-        self.ready(path).await?;
-        let codec: ProstCodec<ListRequest, T> = ProstCodec::default();
-        let request = Request::new(ListRequest {});
-        let calling = self.grpc.unary(request, PathAndQuery::from_static(path), codec);
+        let calling = async {
+            self.ready(path).await?;
+            let codec: ProstCodec<ListRequest, T> = ProstCodec::default();
+            let request = Request::new(ListRequest {});
+            let answer = self.grpc.unary(request, PathAndQuery::from_static(path), codec).await;
+            answer.map_err(|status| WatchError::Call { what: path, status })
+        };
         let answer = tokio::time::timeout(PATIENCE, calling).await;
-        let answer = answer.map_err(|_| WatchError::Silent { what: path })?;
-        Ok(answer
-            .map_err(|status| WatchError::Call { what: path, status })?
-            .into_inner())
+        Ok(answer.map_err(|_| WatchError::Silent { what: path })??.into_inner())
     }
 
     async fn ready(&mut self, what: &'static str) -> Result<(), WatchError> {

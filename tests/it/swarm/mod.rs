@@ -2,6 +2,7 @@
 
 mod deploy;
 mod rig;
+mod source;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

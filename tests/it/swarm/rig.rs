@@ -130,7 +130,7 @@ impl Swarm {
         format!("/tmp/anynode-cluster-{}", self.name)
     }
 
-    fn engine_dir(&self, node: usize) -> String {
+    pub fn engine_dir(&self, node: usize) -> String {
         format!("{}/node{node}", self.cluster_dir())
     }
 
