@@ -377,10 +377,15 @@ impl SwarmSource {
     async fn learn(&self, learned: &mut Learned) -> Result<(), bool> {
         if learned.streams_failed < STREAMS_TRIED && self.has_control().await {
             let Err(error) = self.watch(learned).await;
-            match learned.stands {
-                true => (learned.streams_failed, learned.stream_again) = (0, STREAM_AGAIN_FIRST),
-                false => learned.streams_failed += 1,
+            if learned.stands {
+                (learned.streams_failed, learned.stream_again) = (0, STREAM_AGAIN_FIRST);
             }
+            learned.streams_failed += match (error.is_silence(), learned.stands) {
+                // Whoever is silent was waited for long enough.
+                (true, _) => STREAMS_TRIED,
+                (false, true) => 0,
+                (false, false) => 1,
+            };
             self.status.failed(Part::Stream, &error);
             return Err(error.is_silence());
         }

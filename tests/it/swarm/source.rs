@@ -2,6 +2,8 @@
 //! while the engine is killed, frozen, made another swarm's, or hides its control socket.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -110,6 +112,60 @@ impl Drop for Follower {
             assert!(ended.is_ok() || std::thread::panicking());
         }
     }
+}
+
+/// Stands between a follower and a control socket.
+struct Proxy {
+    path: PathBuf,
+    /// What was read is held back.
+    is_stalled: Arc<AtomicBool>,
+    open: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Proxy {
+    fn start(path: &Path, target: &Path) -> Proxy {
+        let listener = UnixListener::bind(path).unwrap();
+        let proxy = Proxy {
+            path: path.to_owned(),
+            is_stalled: Arc::default(),
+            open: Arc::default(),
+        };
+        let (target, is_stalled, open) = (target.to_owned(), proxy.is_stalled.clone(), proxy.open.clone());
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), UnixStream::connect(&target).unwrap());
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let is_stalled = is_stalled.clone();
+                    std::thread::spawn(move || carry(from, to, &is_stalled));
+                }
+                open.lock().unwrap().extend([client, server]);
+            }
+        });
+        proxy
+    }
+
+    /// Ends every connection.
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            // It may have ended by itself.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+fn carry(mut from: UnixStream, mut to: UnixStream, is_stalled: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        while is_stalled.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 /// The ids of the tasks that docker calls running and means to run.
@@ -303,7 +359,7 @@ fn the_way_is_chosen_anew_when_sockets_come_and_go() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     // A socket that nobody listens on any more, as a mounted file is after the engine has started anew.
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    drop(UnixListener::bind(&path).unwrap());
     let follower = Follower::start(&docker, &path);
     swarm.create("web", &["--publish", "8080:80"]);
     swarm.wait_for("the slow way", LONG, || {
@@ -315,13 +371,54 @@ fn the_way_is_chosen_anew_when_sockets_come_and_go() {
     assert!(agree(&swarm, &[&follower], "web", 1));
     // Somebody else's socket: it accepts and says nothing of use.
     std::fs::remove_file(&path).unwrap();
-    let stranger = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let stranger = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || stranger.incoming().for_each(drop));
     swarm.cluster(&["kill-dockerd", "1"]);
     swarm.cluster(&["start-dockerd", "1"]);
     swarm.wait_for("the slow way again", LONG, || {
         follower.way() == Way::Poll && agree(&swarm, &[&follower], "web", 1)
     });
+
+    // The stream breaks again and again while things change: it goes on where it broke.
+    let proxy = Proxy::start(&dir.path().join("proxy.sock"), &control);
+    let by_proxy = Follower::start(&docker, &proxy.path);
+    swarm.wait_for("the stream", LONG, || by_proxy.way() == Way::Watch);
+    let resyncs = by_proxy.status.resyncs.load(SeqCst);
+    for n in [3, 1, 4, 2] {
+        swarm.docker(1, &["service", "scale", "--detach", &format!("web={n}")]);
+        let mut n_looks = 0;
+        swarm.wait_for("what changed", LONG, || {
+            n_looks += 1;
+            // Long enough apart for it to stand again.
+            if n_looks % 10 == 1 {
+                proxy.cut();
+            }
+            agree(&swarm, &[&by_proxy], "web", n)
+        });
+    }
+    let (resumes, more_resyncs) = (
+        by_proxy.status.resumes.load(SeqCst),
+        by_proxy.status.resyncs.load(SeqCst) - resyncs,
+    );
+    assert!(
+        resumes >= 4 && more_resyncs <= resumes / 2,
+        "{resumes} resumes, {more_resyncs} resyncs"
+    );
+    // It says nothing any more, without an end.
+    proxy.is_stalled.store(true, SeqCst);
+    swarm.docker(1, &["service", "scale", "--detach", "web=3"]);
+    swarm.wait_for("the slow way in its stead", LONG, || {
+        by_proxy.way() == Way::Poll && agree(&swarm, &[&by_proxy], "web", 3)
+    });
+    assert!(by_proxy.status.way().2.is_some(), "why it is the slow way");
+    proxy.is_stalled.store(false, SeqCst);
+    swarm.wait_for("the quick way again", LONG, || by_proxy.way() == Way::Watch);
+    assert!(agree(&swarm, &[&by_proxy], "web", 3));
+    let revisions: Vec<u64> = {
+        let history = by_proxy.history.lock().unwrap();
+        history.iter().map(|(_, cluster)| cluster.revision()).collect()
+    };
+    assert!(revisions.is_sorted(), "never back: {revisions:?}");
 
     // A config is made once, whoever asks first.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
