@@ -17,6 +17,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::rig;
 
+type History = Arc<Mutex<Vec<(SystemTime, Arc<Cluster>)>>>;
+
 /// A `SwarmSource` on a thread of its own, and everything that it published.
 struct Follower {
     status: Arc<SwarmStatus>,
@@ -25,7 +27,7 @@ struct Follower {
     tasks: watch::Receiver<Option<Arc<LocalTasks>>>,
     info: watch::Receiver<EngineInfo>,
     is_source: Arc<AtomicBool>,
-    history: Arc<Mutex<Vec<(SystemTime, Arc<Cluster>)>>>,
+    history: History,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -48,7 +50,7 @@ impl Follower {
             Arc::new(move |is| told.store(is, SeqCst)),
         );
         let (tasks, info) = (source.tasks(), source.info());
-        let history = Arc::new(Mutex::new(Vec::new()));
+        let history = History::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let (mut seen, keeps) = (clusters.clone(), history.clone());
         let record = async move {
@@ -433,6 +435,48 @@ fn the_way_is_chosen_anew_when_sockets_come_and_go() {
     });
     assert_eq!(one, other);
     assert!(one == b"one" || one == b"other");
+}
+
+#[test]
+fn a_manager_whose_engine_is_away_follows_the_others() {
+    let Some(mut swarm) = rig::up("managers", 3, 3) else {
+        return;
+    };
+    swarm.start_all();
+    let not_there = ["--constraint", "node.hostname!=node2"];
+    let publish = ["--publish", "8080:80", "--replicas", "2"];
+    swarm.create("web", &[&not_there[..], &publish].concat());
+    swarm.wait_ready(&[1, 2, 3], "web", 2);
+    let digests = |swarm: &rig::Swarm| -> BTreeSet<String> {
+        let states = [1, 2, 3].map(|node| swarm.status(node).unwrap_or_default());
+        states
+            .iter()
+            .map(|state| state["cluster"]["digest"].to_string())
+            .collect()
+    };
+    let way = |swarm: &rig::Swarm| swarm.status(2).unwrap_or_default()["cluster"]["way"].clone();
+    for away in [["freeze", "thaw"], ["kill-dockerd", "start-dockerd"]] {
+        swarm.cluster(&[away[0], "2"]);
+        swarm.wait_for("the manager to stand back", LONG, || way(&swarm) == "kept");
+        // What the others do meanwhile is known here too.
+        swarm.docker(1, &["service", "scale", "--detach", "web=4"]);
+        swarm.wait_ready(&[1, 2, 3], "web", 4);
+        assert_eq!(way(&swarm), "kept");
+        swarm.cluster(&[away[1], "2"]);
+        swarm.wait_for("its own word to count again", LONG, || way(&swarm) == "watch");
+        swarm.docker(1, &["service", "scale", "--detach", "web=2"]);
+        swarm.wait_ready(&[1, 2, 3], "web", 2);
+        swarm.wait_for("all to agree", LONG, || digests(&swarm).len() == 1);
+    }
+    // A manager no more, and one again.
+    for (command, expected) in [("demote", "link"), ("promote", "watch")] {
+        swarm.docker(1, &["node", command, "node2"]);
+        swarm.wait_for(expected, LONG, || way(&swarm) == expected);
+        let n = if command == "demote" { 3 } else { 1 };
+        swarm.docker(1, &["service", "scale", "--detach", &format!("web={n}")]);
+        swarm.wait_ready(&[1, 2, 3], "web", n);
+        swarm.wait_for("all to agree", LONG, || digests(&swarm).len() == 1);
+    }
 }
 
 /// Not a test of anything but that it works: how long after a task runs each way has it.
