@@ -32,8 +32,10 @@ fn ten_updates_in_a_row_refuse_nobody() {
     let list: Vec<String> = endpoints.iter().map(|e| format!("\"{}\"", e.addr)).collect();
     let (tcp, http) = (free_port(), home.port);
     home.serve(&format!(
-        "services:\n  t: {{ publish: [\"{tcp}:80\"], endpoints: [{list}] }}\n  h: {{ mode: http, publish: [\"{http}:80\"], endpoints: [{list}] }}\n",
-        list = list.join(", ")
+        "services:\n  t: {{ publish: [\"{tcp}:{target}\"], endpoints: [{list}] }}\n  h: {{ mode: http, publish: [\"{http}:{target}\"], endpoints: [{list}] }}\n",
+        list = list.join(", "),
+        // VIPs listen on it: a port that no other program of this machine is likely to have.
+        target = free_port(),
     ));
     let up = || {
         let mut up = home.up();
@@ -42,7 +44,7 @@ fn ten_updates_in_a_row_refuse_nobody() {
     };
     let mut now = home.start(&mut up());
     let vip = dig(home.dns, "h").unwrap();
-    let files_before = n_files(&now);
+    let files_before = n_files_at_rest(&now);
     let sockets = listening(&now);
     // Two workers at two published ports and two VIPs, the admin server, DNS over TCP.
     assert_eq!(sockets.len(), 10, "{sockets:?}");
@@ -140,7 +142,7 @@ fn what_is_open_stays_with_the_old_one_for_its_grace() {
     let (echo, http) = (Origin::echo(), web_kept_alive());
     let kept = free_port();
     home.serve(&format!(
-        "{}  kept: {{ mode: http, publish: [\"127.0.0.1:{kept}:80\"], endpoints: [\"{}\"] }}\n",
+        "{}  kept: {{ mode: http, publish: [\"127.0.0.1:{kept}:{kept}\"], endpoints: [\"{}\"] }}\n",
         one_service(&home, "tcp", echo.addr),
         http.addr
     ));
@@ -202,8 +204,9 @@ fn ports_that_only_one_of_both_knows_are_opened_and_closed() {
     let home = Home::new();
     let (one, two) = (web("one"), web("two"));
     let [shared, widened, gone, new] = [0; 4].map(|_| free_port());
+    let target = free_port();
     let services = |ports: [String; 3], endpoint: &Origin| {
-        let list = ports.map(|port| format!("\"{port}:80\"")).join(", ");
+        let list = ports.map(|port| format!("\"{port}:{target}\"")).join(", ");
         format!(
             "services:\n  w: {{ mode: http, publish: [{list}], endpoints: [\"{}\"] }}\n",
             endpoint.addr
@@ -261,7 +264,7 @@ fn a_new_one_that_dies_before_it_is_ready_changes_nothing() {
             // The table goes on, ports and the data directory wait.
             let kept = std::fs::read(&table).unwrap();
             home.serve(&format!(
-                "{}  later: {{ mode: http, publish: [\"127.0.0.1:{later}:80\"], endpoints: [\"{}\"] }}\n",
+                "{}  later: {{ mode: http, publish: [\"127.0.0.1:{later}:{later}\"], endpoints: [\"{}\"] }}\n",
                 one_service(&home, "http", one.addr),
                 one.addr
             ));
@@ -552,6 +555,71 @@ fn a_signal_while_sockets_are_lent_drains_as_always() {
 }
 
 #[test]
+fn a_new_one_without_a_table_takes_nothing_over() {
+    let home = Home::new();
+    let one = web("one");
+    home.serve(&one_service(&home, "http", one.addr));
+    let old = home.start(&mut home.up());
+    let kept = home.path("data/services.last-good.yaml");
+    wait_until("the table to be kept", || kept.exists());
+    std::fs::remove_file(&kept).unwrap();
+    let up = || beside(&home, &home.text("missing.yaml"), home.admin);
+    let goes_on = |times: usize| {
+        wait_until("the old one to go on", || {
+            old.stderr().matches("going on as before").count() == times
+        });
+        assert_eq!(home.readyz().0, 200);
+        assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    };
+    // One that is asked to end meanwhile does.
+    let mut new = Running::start(&mut up());
+    wait_until("the new one to wait", || new.stderr().contains("is up"));
+    new.signal(Signal::TERM);
+    assert_eq!(ended(&mut new), Some(0));
+    goes_on(1);
+    let (code, _, stderr) = run(&mut up());
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains(&format!("data_dir = {}: there is no table in it", home.text("data"))),
+        "{stderr}"
+    );
+    goes_on(2);
+}
+
+#[test]
+fn the_links_socket_is_handed_over_too() {
+    let home = Home::new();
+    let link = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    // A node of a swarm whose engine never answers.
+    let up = || {
+        let mut up = anynode(&["up", "--data-dir", &home.text("data"), "--dns", "none"]);
+        up.args(["--admin", &home.admin.to_string()])
+            .env("ANYNODE_SWARM", "true")
+            .env("ANYNODE_SWARM_TAKEOVER", "off")
+            .env("ANYNODE_SWARM_DOCKER_SOCKET", home.path("docker.sock"))
+            .env("ANYNODE_SWARM_CONTROL_SOCKET", home.path("control.sock"))
+            .env("ANYNODE_LINK_LISTEN", link.to_string());
+        up
+    };
+    let mut old = home.start(&mut up());
+    let visitor = Visitor::knock(&home);
+    visitor.say(&hello(1));
+    let keys: Vec<String> = visitor.lent().into_iter().map(|(key, _)| key).collect();
+    let expected = ["lock", "handoff", "admin", "link"].map(|name| json!({ "named": name }).to_string());
+    assert_eq!(keys, expected);
+    drop(visitor);
+    wait_until("the old one to go on", || old.stderr().contains("going on as before"));
+    let sockets = listening(&old);
+    let mut new = take_over(&home, &mut up());
+    assert_eq!(ended(&mut old), Some(0));
+    assert_eq!(listening(&new), sockets);
+    drop(dial(link));
+    new.signal(Signal::TERM);
+    assert_eq!(ended(&mut new), Some(0));
+    assert!(TcpStream::connect(link).is_err());
+}
+
+#[test]
 fn an_instance_of_another_network_gets_the_directory_and_no_sockets() {
     let home = Home::new();
     let one = web("one");
@@ -763,6 +831,17 @@ fn web_kept_alive() -> Origin {
 
 fn n_files(program: &Running) -> usize {
     files(program).len()
+}
+
+/// Once those who asked whether it is ready are gone.
+fn n_files_at_rest(program: &Running) -> usize {
+    loop {
+        let n = n_files(program);
+        std::thread::sleep(Duration::from_millis(300));
+        if n_files(program) == n {
+            return n;
+        }
+    }
 }
 
 /// What a process has open.

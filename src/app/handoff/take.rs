@@ -15,7 +15,7 @@ use super::{DNS, DOOR, HandoffError, LOCK, PATIENCE, SOCKET, SOURCE_WITHIN};
 use crate::app::datadir::{self, DataDirError, DataDirLock};
 use crate::proxy::Proxy;
 use crate::routing::{Listen, TableHandle};
-use crate::source::{SourceHealth, SourceStatus};
+use crate::source::SourceStatus;
 use crate::sys::{handoff, socket};
 
 /// A data directory that is ours, perhaps together with the instance that had it before.
@@ -33,6 +33,7 @@ pub(in crate::app) struct Inherited {
     ports: Vec<(Listen, OwnedFd)>,
     named: HashMap<String, Vec<OwnedFd>>,
     n_taken: usize,
+    has_ports: bool,
     before: Option<Predecessor>,
 }
 
@@ -203,6 +204,7 @@ impl Inherited {
 
     /// The published ports' listeners. What is something else is dropped.
     pub(in crate::app) fn take_ports(&mut self, liveness: &socket::Liveness) -> Vec<(Listen, TcpListener)> {
+        self.has_ports = !self.ports.is_empty();
         let ports = std::mem::take(&mut self.ports).into_iter();
         let listeners =
             ports.filter_map(
@@ -228,7 +230,7 @@ impl Inherited {
         source: &SourceStatus,
     ) -> Result<(), HandoffError> {
         let until = Instant::now() + SOURCE_WITHIN;
-        while table.load().is_empty() && source.health() == SourceHealth::Starting {
+        while self.has_ports && table.load().is_empty() && !source.is_current() {
             if Instant::now() > until
                 && let Some(before) = self.before
             {
