@@ -178,13 +178,14 @@ pub fn listen_beside(first: &TcpListener, n: usize, liveness: &Liveness) -> io::
 }
 
 /// Makes sure that `fd`, which came from elsewhere, is a TCP socket that listens at `ip` (`None`: everywhere) and `port`,
-/// and gives it the options of our own.
+/// or stands for all addresses as `sk_lookup::listen_hidden` makes them, and gives it the options of our own.
 ///
 /// Errors: `InvalidInput` when it is something else.
 pub fn adopt_listener(fd: OwnedFd, ip: Option<IpAddr>, port: u16, liveness: &Liveness) -> io::Result<TcpListener> {
     let is_there = listens_at(&fd).is_some_and(|at| {
         let at_ip = (!at.ip().is_unspecified()).then_some(at.ip());
-        (at_ip, at.port()) == (ip, port)
+        let is_hidden = ip.is_none() && at.ip().to_canonical().is_loopback();
+        (at_ip, at.port()) == (ip, port) || (is_hidden && SockRef::from(&fd).reuse_port().unwrap_or(false))
     });
     if !is_there {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -304,6 +305,39 @@ mod tests {
         assert_eq!(parse_listener(&established), None);
         for broken in ["", "0: x", "0: 1:2 3 0A", "0: ZZ:ZZ 0:0 0A a b c d e"] {
             assert_eq!(parse_listener(broken), None);
+        }
+    }
+
+    #[test]
+    fn only_sockets_that_listen_where_they_should_are_adopted() {
+        let liveness = Liveness::default();
+        let adopt = |socket: &dyn AsFd, ip, port| {
+            let fd = socket.as_fd().try_clone_to_owned().unwrap();
+            adopt_listener(fd, ip, port, &liveness).map_err(|error| error.kind())
+        };
+        let loopback = Some(IpAddr::from([127, 0, 0, 1]));
+        let one = &listen(loopback, 0, 1, &liveness, NOT_OURS).unwrap()[0];
+        let port = one.local_addr().unwrap().port();
+        let all = &listen(None, 0, 1, &liveness, NOT_OURS).unwrap()[0];
+        let hidden = &crate::sys::sk_lookup::listen_hidden(1, &liveness).unwrap()[0];
+        let alone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let connected = std::net::TcpStream::connect(one.local_addr().unwrap()).unwrap();
+        assert!(adopt(one, loopback, port).is_ok());
+        assert!(adopt(all, None, all.local_addr().unwrap().port()).is_ok());
+        assert!(adopt(hidden, None, 80).is_ok());
+        let refused = Err(io::ErrorKind::InvalidInput);
+        for (socket, ip, port) in [
+            (one as &dyn AsFd, loopback, port + 1),
+            (one, Some([127, 0, 0, 2].into()), port),
+            (all, loopback, all.local_addr().unwrap().port()),
+            (all, None, 1),
+            (hidden, loopback, 80),
+            (&alone, None, 80),
+            (&udp, loopback, udp.local_addr().unwrap().port()),
+            (&connected, loopback, connected.local_addr().unwrap().port()),
+        ] {
+            assert_eq!(adopt(socket, ip, port).map(drop), refused, "{ip:?} {port}");
         }
     }
 

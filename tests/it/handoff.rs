@@ -510,6 +510,50 @@ fn what_a_predecessor_lent_before_it_died_is_used() {
 }
 
 #[test]
+fn what_is_not_used_is_said_before_anything_begins() {
+    let home = Home::new();
+    let one = web("one");
+    home.serve(&one_service(&home, "http", one.addr));
+    let mut fake = Predecessor::start_as(&home, None);
+    let listener = TcpListener::bind(home.door()).unwrap();
+    let new = Running::start(&mut home.up());
+    let visitor = fake.visitor();
+    visitor.hear().unwrap();
+    let [here, wrong] = [home.port, 1].map(|port| json!({"port": ["127.0.0.1", port]}));
+    let mut keys = vec![json!({"named": "lock"}), here, wrong.clone(), json!({"named": "other"})];
+    let mut fds = vec![fake.lock.as_fd()];
+    fds.resize(keys.len(), listener.as_fd());
+    visitor.send(json!({ "lent": keys }).to_string().as_bytes(), &fds);
+    // Ports that the table does not name, more of them than one message has room for.
+    let gone: Vec<TcpListener> = (1..600u16)
+        .map(|i| {
+            let [high, low] = i.to_be_bytes();
+            TcpListener::bind(SocketAddr::from(([127, 1, high, low], home.port))).unwrap()
+        })
+        .collect();
+    let key = |listener: &TcpListener| json!({"port": [listener.local_addr().unwrap().ip(), home.port]});
+    for some in gone.chunks(handoff::FDS_MAX) {
+        let fds: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
+        keys = some.iter().map(key).collect();
+        visitor.send(json!({ "lent": keys }).to_string().as_bytes(), &fds);
+    }
+    visitor.say(&json!({"end": {"instance": "x", "n_sockets": 4 + 599}}));
+    let mut left = Vec::new();
+    loop {
+        match visitor.hear().unwrap().0 {
+            Value::String(word) => break assert_eq!(word, "ready"),
+            said => left.extend(said["left"].as_array().unwrap().clone()),
+        }
+    }
+    assert_eq!(left.len(), 601);
+    assert!(left.contains(&wrong) && left.contains(&json!({"named": "other"})) && left.contains(&key(&gone[598])));
+    drop((listener, visitor));
+    fake.die();
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    drop(new);
+}
+
+#[test]
 fn a_signal_while_sockets_are_lent_drains_as_always() {
     let home = Home::new();
     let echo = Origin::echo();

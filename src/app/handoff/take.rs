@@ -34,6 +34,8 @@ pub(in crate::app) struct Inherited {
     named: HashMap<String, Vec<OwnedFd>>,
     n_taken: usize,
     has_ports: bool,
+    /// Ports with a socket that is not usable: their queues are still the other instance's.
+    refused: Vec<Listen>,
     before: Option<Predecessor>,
 }
 
@@ -205,18 +207,17 @@ impl Inherited {
     /// The published ports' listeners. What is something else is dropped.
     pub(in crate::app) fn take_ports(&mut self, liveness: &socket::Liveness) -> Vec<(Listen, TcpListener)> {
         self.has_ports = !self.ports.is_empty();
-        let ports = std::mem::take(&mut self.ports).into_iter();
-        let listeners =
-            ports.filter_map(
-                |(listen, fd)| match socket::adopt_listener(fd, listen.ip, listen.port, liveness) {
-                    Ok(listener) => Some((listen, listener)),
-                    Err(error) => {
-                        tracing::warn!(%listen, %error, "handed over, and not usable");
-                        None
-                    }
-                },
-            );
-        listeners.collect()
+        let mut usable = Vec::new();
+        for (listen, fd) in std::mem::take(&mut self.ports) {
+            match socket::adopt_listener(fd, listen.ip, listen.port, liveness) {
+                Ok(listener) => usable.push((listen, listener)),
+                Err(error) => {
+                    tracing::warn!(%listen, %error, "handed over, and not usable");
+                    self.refused.push(listen);
+                }
+            }
+        }
+        usable
     }
 
     /// Brings `proxy` to the table, and has the instance before accept no more; from then on it is done here. Where there is
@@ -241,7 +242,7 @@ impl Inherited {
         }
         proxy.settle();
         let adopted = proxy.end_adopting();
-        let ports = adopted.left.iter().map(|listen| Key::of(*listen));
+        let ports = adopted.left.iter().chain(&self.refused).map(|listen| Key::of(*listen));
         let left: Vec<Key> = ports.chain(self.named.keys().cloned().map(Key::Named)).collect();
         self.named.clear();
         let n_sockets = adopted.n_sockets + self.n_taken;
