@@ -390,7 +390,7 @@ fn a_client_that_does_not_read_is_not_read_from() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut stuck_since = Instant::now();
     // Socket buffers on both sides fill, then nothing moves.
-    while stuck_since.elapsed() < Duration::from_millis(300) {
+    while stuck_since.elapsed() < Duration::from_millis(1500) {
         assert!(Instant::now() < deadline, "{n_written} bytes were taken");
         match stream.write(&many) {
             Ok(n) => {
