@@ -13,7 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::AdminState;
+use super::{AdminState, SwarmView};
 use crate::dns::{DnsStats, Rcode, Source};
 use crate::model::Mode;
 use crate::proxy::PortState;
@@ -22,6 +22,7 @@ use crate::routing::{
     ServiceStats,
 };
 use crate::source::SourceHealth;
+use crate::source::swarm::Way;
 
 /// One family of series being written. Writing to memory cannot fail, and what cannot be written is left out.
 struct Family<'a> {
@@ -139,6 +140,28 @@ impl Collector for Scrape {
         let all: Vec<Counted> = known.chain(gone).collect();
         let out = &mut encoder;
         write_node(&self.state, &table, out);
+        if let Some(swarm) = &self.state.swarm {
+            write_swarm(swarm, out);
+            write_link(swarm, out);
+        }
+        if let Some(takeover) = &self.state.takeover {
+            let status = takeover.status();
+            let mut family = Family::new(
+                out,
+                MetricType::Gauge,
+                "anynode_takeover_ports",
+                "Published ports whose connections are taken ahead of Docker.",
+            );
+            family.sample(&[("by", "redirect")], status.redirected.len() as u64);
+            family.sample(&[("by", "assign")], status.assigned.len() as u64);
+            Family::new(
+                out,
+                MetricType::Counter,
+                "anynode_takeover_repairs",
+                "Times that rules of ours were gone and were put back.",
+            )
+            .sample(&[], status.n_repairs);
+        }
         write_connections(&all, out);
         write_last_hops(&all, out);
         write_requests(&all, out);
@@ -225,6 +248,167 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         write_dns(dns, out);
     }
     write_process(out);
+}
+
+/// How the cluster is learned, and what every other node is like from here.
+fn write_swarm(swarm: &SwarmView, out: &mut DescriptorEncoder<'_>) {
+    let (way, ..) = swarm.status.way();
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_cluster_source",
+        "How the cluster is learned: one of the ways is 1. Polling is the slow one.",
+    );
+    for one in Way::ALL {
+        family.sample(&[("way", one.as_str())], u64::from(one == way));
+    }
+    let own = swarm.link.report();
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_cluster_revision",
+        "The last commit of the swarm that this node serves by.",
+    )
+    .sample(&[], own.revision);
+    let faults: usize = swarm.faults.snapshot().values().map(Vec::len).sum();
+    Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_service_faults",
+        "What is wrong with services' labels and ports; status says what.",
+    )
+    .sample(&[], faults as u64);
+    for (name, help, count) in [
+        (
+            "anynode_cluster_events",
+            "Commits seen, or polls taken.",
+            &swarm.status.events,
+        ),
+        (
+            "anynode_cluster_resumes",
+            "Streams that went on where the last one broke.",
+            &swarm.status.resumes,
+        ),
+        (
+            "anynode_cluster_resyncs",
+            "Times that all of the swarm was read anew.",
+            &swarm.status.resyncs,
+        ),
+    ] {
+        Family::new(out, MetricType::Counter, name, help).sample(&[], load(count));
+    }
+    let (cluster, peers) = (swarm.link.cluster.borrow().clone(), swarm.peers.table());
+    let hostname = |id: &str| {
+        cluster
+            .node(id)
+            .map_or_else(|| id.to_owned(), |node| node.hostname.clone())
+    };
+    // Two nodes may have one hostname: the id tells them apart.
+    let peers: Vec<_> = peers
+        .iter()
+        .map(|(id, peer)| (id.to_string(), hostname(id), peer))
+        .collect();
+    let newest = peers
+        .iter()
+        .filter_map(|(.., peer)| Some(peer.report.as_ref()?.revision));
+    let newest = newest.chain([own.revision]).max().unwrap_or(0);
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_peer_up",
+        "Whether another node answers this one.",
+    );
+    for (id, name, peer) in &peers {
+        family.sample(&[("node", id), ("hostname", name)], u64::from(peer.is_up));
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_peer_lag",
+        "How many revisions another node is behind the newest known here.",
+    );
+    for (id, name, peer) in &peers {
+        if let Some(report) = &peer.report {
+            family.sample(
+                &[("node", id), ("hostname", name)],
+                newest.saturating_sub(report.revision),
+            );
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_peer_agrees",
+        "Whether another node's cluster has the same contents as this one's.",
+    );
+    for (id, name, peer) in &peers {
+        if let Some(report) = &peer.report {
+            family.sample(
+                &[("node", id), ("hostname", name)],
+                u64::from(report.digest == own.digest),
+            );
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_peer_round_trip_microseconds",
+        "From a ping to its answer, the last one.",
+    );
+    for (id, name, peer) in &peers {
+        if let Some(took) = peer.round_trip {
+            let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            family.sample(&[("node", id), ("hostname", name)], us);
+        }
+    }
+}
+
+fn write_link(swarm: &SwarmView, out: &mut DescriptorEncoder<'_>) {
+    let stats = &swarm.link.stats;
+    for (name, help, count) in [
+        (
+            "anynode_link_dials",
+            "Connections to tasks of other nodes asked for.",
+            &stats.dials,
+        ),
+        (
+            "anynode_link_dials_unready",
+            "Those that had to wait for a handshake.",
+            &stats.dials_unready,
+        ),
+        (
+            "anynode_link_handshakes",
+            "TLS handshakes begun for connections to other nodes' tasks.",
+            &stats.handshakes,
+        ),
+        (
+            "anynode_link_accepted",
+            "Connections of other nodes accepted.",
+            &stats.accepted,
+        ),
+        (
+            "anynode_link_failed",
+            "Connections of other nodes that failed.",
+            &stats.failed,
+        ),
+        (
+            "anynode_link_refused",
+            "What other nodes asked for and may not have.",
+            &stats.refused,
+        ),
+        (
+            "anynode_link_changes",
+            "Changes of the cluster taken from managers.",
+            &stats.changes,
+        ),
+        (
+            "anynode_link_resyncs",
+            "Times that the whole cluster was asked for anew.",
+            &stats.resyncs,
+        ),
+    ] {
+        Family::new(out, MetricType::Counter, name, help).sample(&[], load(count));
+    }
 }
 
 fn write_dns(dns: &DnsStats, out: &mut DescriptorEncoder<'_>) {

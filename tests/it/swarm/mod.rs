@@ -39,7 +39,15 @@ fn every_node_answers_for_services_made_before_and_after() {
         verified.status.success() && text.contains("all nodes hold the same table"),
         "{text}"
     );
-    // A port that only another program answers is found out.
+    let metrics = swarm.on_node(2, &["curl", "-s", "127.0.0.1:9377/metrics"]);
+    let metrics = String::from_utf8_lossy(&metrics.stdout);
+    for series in [
+        "anynode_cluster_source{way=\"link\"} 1",
+        "hostname=\"node1\"} 1",
+        "anynode_last_hop_connections_total{service=\"my-web\"}",
+    ] {
+        assert!(metrics.contains(series), "{series} in\n{metrics}");
+    }
     swarm.docker(1, &["service", "update", "--detach", "--publish-rm", "80", "my-web"]);
     swarm.wait_for("the port to close", Duration::from_secs(30), || {
         ALL.iter().all(|node| swarm.curl(*node, 8081, "/").is_err())
@@ -419,4 +427,93 @@ fn a_port_that_dockers_rules_lead_astray_is_answered_and_given_back() {
     });
     behind.kill().unwrap();
     behind.wait().unwrap();
+}
+
+#[test]
+fn nginx_and_haproxy_take_the_clients_address_from_the_proxy_protocol() {
+    let program = |name: &str| {
+        ["/usr/sbin/", "/usr/bin/"]
+            .map(|dir| format!("{dir}{name}"))
+            .into_iter()
+            .find(|path| std::path::Path::new(path).exists())
+    };
+    let (Some(nginx), Some(haproxy)) = (program("nginx"), program("haproxy")) else {
+        println!("skipped: this needs nginx and haproxy");
+        return;
+    };
+    let Some(mut swarm) = rig::up("proxies", 3, 1) else {
+        return;
+    };
+    swarm.start_all();
+    let image = |path: &str, name: &str, entrypoint: &str| {
+        let rootfs = rig::rootfs(path.as_ref(), name);
+        let image = format!("127.0.0.1:1/{name}");
+        let change = format!("ENTRYPOINT {entrypoint}");
+        swarm.docker(
+            3,
+            &["import", "--change", &change, &rootfs.display().to_string(), &image],
+        );
+        image
+    };
+    let config = |name: &str, text: &str| {
+        let path = swarm.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        swarm.docker(1, &["config", "create", name, &path.display().to_string()]);
+    };
+    config("passwd", "root:x:0:0:root:/:/\nnobody:x:65534:65534::/:/\n");
+    config("group", "root:x:0:\nnogroup:x:65534:\n");
+    config(
+        "nginx.conf",
+        "daemon off; master_process off; user root; pid /nginx.pid; error_log stderr; events {}\n\
+         http { access_log off; client_body_temp_path /b; proxy_temp_path /p; fastcgi_temp_path /f; uwsgi_temp_path /u; scgi_temp_path /s;\n\
+         server { listen 80 proxy_protocol; return 200 \"nginx $proxy_protocol_addr\"; } }\n",
+    );
+    config(
+        "haproxy.cfg",
+        "global\n  maxconn 100\ndefaults\n  mode http\n  timeout client 10s\n  timeout server 10s\n  timeout connect 1s\n\
+         frontend f\n  bind :80 accept-proxy\n  http-request return status 200 content-type text/plain lf-string \"haproxy %[src]\"\n",
+    );
+    let image_of_nginx = image(&nginx, "nginx", r#"["/nginx","-e","stderr","-c","/nginx.conf"]"#);
+    let image_of_haproxy = image(&haproxy, "haproxy", r#"["/haproxy","-db","-f","/haproxy.cfg"]"#);
+    let client = swarm.client_ip();
+    for (name, image, version, port, file) in [
+        ("nginx", &image_of_nginx, "v1", 8080, "nginx.conf"),
+        ("haproxy", &image_of_haproxy, "v2", 8081, "haproxy.cfg"),
+    ] {
+        let file = format!("source={file},target=/{file}");
+        let (label, publish) = (format!("anynode.proxy-protocol={version}"), format!("{port}:80"));
+        let create = [
+            "service",
+            "create",
+            "--detach",
+            "--no-resolve-image",
+            "--name",
+            name,
+            "--constraint",
+            "node.hostname==node3",
+        ];
+        let more = [
+            "--config",
+            &file,
+            "--config",
+            "source=passwd,target=/etc/passwd",
+            "--config",
+            "source=group,target=/etc/group",
+            "--label",
+            &label,
+            "--publish",
+            &publish,
+            image,
+        ];
+        swarm.docker(1, &[&create[..], &more].concat());
+        for node in ALL {
+            let what = format!("{name} to answer by node {node}");
+            swarm.wait_for(&what, Duration::from_secs(40), || swarm.curl(node, port, "/").is_ok());
+            assert_eq!(
+                swarm.curl(node, port, "/").unwrap(),
+                format!("{name} {client}"),
+                "node {node}"
+            );
+        }
+    }
 }
