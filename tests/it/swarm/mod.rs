@@ -105,17 +105,11 @@ fn updates_scaling_and_drained_nodes_cost_no_request() {
         return;
     };
     swarm.start_all();
-    swarm.create("tcp", &["--publish", "8080:80", "--replicas", "3"]);
+    let grace = ["--stop-grace-period", "3s", "--replicas", "3"];
+    swarm.create("tcp", &[&grace[..], &["--publish", "8080:80"]].concat());
     swarm.create(
         "http",
-        &[
-            "--label",
-            "anynode.mode=http",
-            "--publish",
-            "8081:80",
-            "--replicas",
-            "3",
-        ],
+        &[&grace[..], &["--label", "anynode.mode=http", "--publish", "8081:80"]].concat(),
     );
     for service in ["tcp", "http"] {
         swarm.wait_ready(&ALL, service, 3);
@@ -137,13 +131,34 @@ fn updates_scaling_and_drained_nodes_cost_no_request() {
                 swarm.load(&ALL, 8081, &["--seconds", seconds, "--pause-us", "2000"]),
             ),
             (
-                "http, slow",
-                swarm.load(&ALL, 8081, &["--seconds", seconds, "--path", "/?delay=1000"]),
+                "http, answers in 3 s",
+                swarm.load(&ALL, 8081, &["--seconds", seconds, "--path", "/?delay=3000"]),
+            ),
+            (
+                "tcp, answers in 3 s",
+                swarm.load(&ALL, 8080, &["--seconds", seconds, "--new", "--path", "/?delay=3000"]),
+            ),
+            (
+                "http, 5 MB",
+                swarm.load(
+                    &ALL,
+                    8081,
+                    &[
+                        "--seconds",
+                        seconds,
+                        "--threads",
+                        "3",
+                        "--path",
+                        "/?bytes=5000000",
+                        "--pause-us",
+                        "100000",
+                    ],
+                ),
             ),
         ];
         std::thread::sleep(Duration::from_millis(500));
         let order = ["start-first", "stop-first"][usize::try_from(round % 2).unwrap()];
-        let on_term = ["graceful", "exit"][usize::try_from(round / 2 % 2).unwrap()];
+        let on_term = ["graceful", "exit", "ignore"][usize::try_from(round / 2 % 3).unwrap()];
         for service in ["tcp", "http"] {
             let env = format!("ROUND={round}");
             let term = format!("ON_TERM={on_term}");
