@@ -9,6 +9,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use anynode::model::Mode;
+use anynode::proxy::ProxyConfig;
 
 use crate::harness::{self, Node, Origin, dial, door, service};
 
@@ -104,6 +105,8 @@ impl Plan {
     }
 }
 
+const PARK_AFTER_MS: u64 = 10;
+
 fn send(mut stream: &TcpStream, seed: u64, n_bytes: u64) -> std::io::Result<()> {
     let (mut pattern, mut rng) = (Pattern::new(seed), fastrand::Rng::with_seed(seed ^ 1));
     let mut left = n_bytes;
@@ -113,7 +116,9 @@ fn send(mut stream: &TcpStream, seed: u64, n_bytes: u64) -> std::io::Result<()> 
         stream.write_all(&pattern.next(n as usize))?;
         left -= n;
         if rng.u8(..32) == 0 {
-            std::thread::sleep(Duration::from_millis(rng.u64(..4)));
+            // Mostly short, and now and then long enough for the connection to be parked.
+            let longest = if rng.u8(..8) == 0 { 4 * PARK_AFTER_MS } else { 4 };
+            std::thread::sleep(Duration::from_millis(rng.u64(..longest)));
         }
     }
     Ok(())
@@ -209,7 +214,11 @@ fn seed() -> u64 {
 #[test]
 fn what_arrives_is_what_was_sent() {
     let origins = [Origin::start(serve), Origin::start(serve)];
-    let node = Node::start();
+    let node = Node::start_with(ProxyConfig {
+        n_workers: 2,
+        park_after: Duration::from_millis(PARK_AFTER_MS),
+        ..ProxyConfig::default()
+    });
     let web = service("web", &origins.each_ref().map(|origin| origin.addr));
     node.apply(&web);
     let (seed, until) = (seed(), Instant::now() + Duration::from_secs(seconds()));
