@@ -431,15 +431,20 @@ impl SwarmSource {
         self.stand(Way::Watch, learned);
         let picture = &mut learned.picture;
         self.publish(picture.cluster());
-        let mut alive = tokio::time::interval(ALIVE_EVERY);
-        alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Beside the stream, which must not wait for it.
+        let mut asks = control.clone();
+        let mut silence = pin!(async move {
+            loop {
+                tokio::time::sleep(ALIVE_EVERY).await;
+                if let Err(error) = asks.is_alive().await {
+                    break error;
+                }
+            }
+        });
         loop {
             let commit = tokio::select! {
                 commit = stream.next() => commit?,
-                _ = alive.tick() => {
-                    control.is_alive().await?;
-                    continue;
-                }
+                error = &mut silence => return Err(error),
             };
             let mut lacks_address = false;
             for (seen, is_removed) in commit.changes {

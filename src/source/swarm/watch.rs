@@ -48,7 +48,8 @@ impl WatchError {
     }
 }
 
-/// A connection to a manager's control socket.
+/// A connection to a manager's control socket; clones share it.
+#[derive(Clone)]
 pub(super) struct Control {
     grpc: Grpc<Channel>,
 }
