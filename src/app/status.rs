@@ -155,6 +155,7 @@ fn describe_cluster(cluster: &Value, out: &mut String) {
         Some("watch") => "managers' watch stream",
         Some("poll") => "polling the engine, the slow way: mount Docker's run directory for the control socket",
         Some("link") => "other nodes",
+        Some("kept") => "nobody at the moment: this node's engine is silent, and no manager has anything newer",
         _ => "nothing yet: the last cluster is served",
     };
     out.push_str(&format!("cluster learned from {way}\n"));
