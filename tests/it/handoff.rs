@@ -26,6 +26,7 @@ use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until}
 
 #[test]
 fn ten_updates_in_a_row_refuse_nobody() {
+    let _turn = crate::harness::turn();
     let home = Home::new();
     let posts: Arc<Mutex<HashMap<u64, u32>>> = Arc::default();
     let endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::start(&posts)).collect();

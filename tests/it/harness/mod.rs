@@ -225,6 +225,14 @@ pub fn reset(stream: TcpStream) {
         .unwrap();
 }
 
+/// A turn on the whole machine: whoever starts engines or counts failures under load takes one, so that two of them do not
+/// run at once, in this process or another. Given back when dropped.
+pub fn turn() -> std::fs::File {
+    let file = std::fs::File::create(std::env::temp_dir().join("anynode-test-turn.lock")).unwrap();
+    file.lock().unwrap();
+    file
+}
+
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {

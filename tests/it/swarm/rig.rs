@@ -38,8 +38,7 @@ pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
         println!("skipped: this needs {what}");
         return None;
     }
-    let turn = File::create(std::env::temp_dir().join("anynode-swarm-tests.lock")).unwrap();
-    turn.lock().unwrap();
+    let turn = crate::harness::turn();
     let swarm = Swarm {
         name,
         n,
