@@ -95,8 +95,12 @@ fn ten_updates_in_a_row_refuse_nobody() {
                 next.stderr()
             );
             assert_eq!(ended(&mut now), Some(0));
+            // It has ended, and what it wrote may still be on its way.
+            wait_until("its last words", || {
+                let said = now.stderr();
+                said.contains("superseded") && said.contains("drained")
+            });
             let said = now.stderr();
-            assert!(said.contains("superseded") && said.contains("drained"), "{said}");
             assert!(!said.contains("ERROR"), "{said}");
             // The very sockets, not others at the same ports.
             let own = inodes(&next);
