@@ -1,5 +1,12 @@
 //! The link between nodes, on loopback: who gets in, what a bad peer may do, and what a tunnel keeps.
 
+mod bad_peers;
+mod certificates;
+mod replication;
+mod rig;
+mod strangers;
+mod tunnels;
+
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
