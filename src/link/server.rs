@@ -1,11 +1,13 @@
 //! The accepting side: one listening socket, handshakes bounded in number and time, then join, control or tunnel by ALPN.
-//! Whatever a peer does costs its own connection only.
+//! Whatever a peer does costs its own connection only: there are places for strangers, for each node and for each purpose,
+//! so that nobody takes those of others.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -16,11 +18,12 @@ use super::identity::{Role, peer_of};
 use super::join::{self, Gatekeeper};
 use super::wire::{ALPN_CONTROL, ALPN_JOIN, ALPN_TUNNEL};
 use super::{LinkState, subscribe, tunnel};
+use crate::model::Cluster;
 
 /// Accepts connections of other nodes until `shutdown`.
 pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut doors = Doors::default();
+    let places = Arc::new(Places::default());
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -37,23 +40,19 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
             }
         };
         state.stats.accepted.fetch_add(1, Relaxed);
-        let (Ok(place), Ok(handshake)) = (
-            connections.clone().try_acquire_owned(),
-            handshakes.clone().try_acquire_owned(),
-        ) else {
-            // Those who are in keep their places.
+        let cluster = state.cluster.borrow().clone();
+        let Some(handshake) = doors.place(&cluster, peer.ip().to_canonical()) else {
             state.stats.failed.fetch_add(1, Relaxed);
             continue;
         };
         let Ok(stream) = stream.into_std() else { continue };
-        let for_job = state.clone();
+        let (for_job, places) = (state.clone(), places.clone());
         state.handler().spawn(Box::new(move || {
             Box::pin(async move {
                 let served = match TcpStream::from_std(stream) {
-                    Ok(stream) => serve_one(&for_job, stream, peer, handshake).await,
+                    Ok(stream) => serve_one(&for_job, &places, stream, peer, handshake).await,
                     Err(error) => Err(error),
                 };
-                drop(place);
                 if let Err(error) = served {
                     for_job.stats.failed.fetch_add(1, Relaxed);
                     tracing::debug!(%peer, %error, "link");
@@ -63,8 +62,97 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
     }
 }
 
+/// Places in handshakes, by where a connection comes from: each address of a node of the cluster has some of its own, and
+/// all strangers together have some.
+struct Doors {
+    cluster: Arc<Cluster>,
+    nodes: HashMap<IpAddr, Arc<Semaphore>>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Default for Doors {
+    fn default() -> Doors {
+        Doors {
+            cluster: Arc::default(),
+            nodes: HashMap::new(),
+            strangers: Arc::new(Semaphore::new(HANDSHAKES_OF_STRANGERS)),
+        }
+    }
+}
+
+impl Doors {
+    /// `None` when all places are taken. Costs what differs from the cluster of the last time.
+    fn place(&mut self, cluster: &Arc<Cluster>, ip: IpAddr) -> Option<OwnedSemaphorePermit> {
+        if !Arc::ptr_eq(&self.cluster, cluster) {
+            if Cluster::diff(&self.cluster, cluster).any(|diff| diff.key.starts_with("node/")) {
+                let mut before = std::mem::take(&mut self.nodes);
+                for ip in cluster.nodes().filter_map(|node| node.addr) {
+                    let places = self.nodes.entry(ip);
+                    places.or_insert_with(|| {
+                        let kept = before.remove(&ip);
+                        kept.unwrap_or_else(|| Arc::new(Semaphore::new(HANDSHAKES_OF_A_NODE)))
+                    });
+                }
+            }
+            self.cluster = cluster.clone();
+        }
+        let places = self.nodes.get(&ip).unwrap_or(&self.strangers);
+        places.clone().try_acquire_owned().ok()
+    }
+}
+
+/// Places of those who are in: control connections by node, and tunnels of all nodes.
+struct Places {
+    /// std mutex: held for one count.
+    controls: Mutex<HashMap<Arc<str>, usize>>,
+    tunnels: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places {
+            controls: Mutex::default(),
+            tunnels: Semaphore::new(TUNNELS_MAX),
+        }
+    }
+}
+
+/// A control connection's place; given back when it is dropped.
+struct ControlPlace<'a> {
+    places: &'a Places,
+    node: Arc<str>,
+}
+
+impl Places {
+    fn control(&self, node: &Arc<str>) -> io::Result<ControlPlace<'_>> {
+        let mut controls = self.controls.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = controls.entry(node.clone()).or_default();
+        if *taken >= CONTROLS_OF_A_NODE {
+            return Err(io::Error::other("the node has too many control connections"));
+        }
+        *taken += 1;
+        Ok(ControlPlace {
+            places: self,
+            node: node.clone(),
+        })
+    }
+}
+
+impl Drop for ControlPlace<'_> {
+    fn drop(&mut self) {
+        let mut controls = self.places.controls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = controls.get_mut(&self.node) {
+            *taken -= 1;
+            if *taken == 0 {
+                controls.remove(&self.node);
+            }
+        }
+    }
+}
+
 async fn serve_one(
     state: &Arc<LinkState>,
+    places: &Places,
     stream: TcpStream,
     peer: SocketAddr,
     handshake: OwnedSemaphorePermit,
@@ -86,8 +174,14 @@ async fn serve_one(
         denied(error.to_string())
     })?;
     match alpn.as_slice() {
-        ALPN_CONTROL => subscribe::serve(state.clone(), caller, TlsStream::Server(stream)).await,
-        ALPN_TUNNEL => tunnel::serve(state.clone(), caller, TlsStream::Server(stream)).await,
+        ALPN_CONTROL => {
+            let _place = places.control(&caller.node)?;
+            subscribe::serve(state.clone(), caller, TlsStream::Server(stream)).await
+        }
+        ALPN_TUNNEL => {
+            let _place = places.tunnels.try_acquire().map_err(io::Error::other)?;
+            tunnel::serve(state.clone(), caller, TlsStream::Server(stream)).await
+        }
         _ => Err(denied("no protocol of ours was asked for".to_owned())),
     }
 }
@@ -116,8 +210,12 @@ async fn admit(
     join::admit(stream, peer, keeper).await
 }
 
-const HANDSHAKES_MAX: usize = 256;
-const CONNECTIONS_MAX: usize = 8192;
+const HANDSHAKES_OF_STRANGERS: usize = 128;
+/// A node opens some ahead on each of its workers.
+const HANDSHAKES_OF_A_NODE: usize = 512;
+/// One, and during an update of the program two; those that the other end lost sight of last for a few seconds.
+const CONTROLS_OF_A_NODE: usize = 16;
+const TUNNELS_MAX: usize = 32_768;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
