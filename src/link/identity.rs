@@ -14,10 +14,10 @@ use rcgen::{
     PublicKeyData, SubjectPublicKeyInfo,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
@@ -428,6 +428,9 @@ fn server_config(
         .map_err(|error| wrong(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(Fixed(certified.clone())));
+    // Who resumes a session does not show its certificate again, and that may have ended meanwhile.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.alpn_protocols = [ALPN_CONTROL, ALPN_TUNNEL, ALPN_JOIN].map(<[u8]>::to_vec).to_vec();
     Ok(Arc::new(config))
 }
@@ -445,6 +448,7 @@ fn client_config(
         })?
         .with_webpki_verifier(verifier.clone())
         .with_client_cert_resolver(Arc::new(Fixed(certified.clone())));
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
 }
