@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsStream;
 
 use super::LinkState;
@@ -27,19 +27,28 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
     let mut clusters = state.cluster.clone();
     let mut draining = state.draining.subscribe();
     let mut subscriber: Option<Subscriber> = None;
-    let (results, mut finished) = mpsc::channel::<Answer>(CALLS_MAX);
+    // They end with the connection: nobody else waits for them.
+    let mut calls: JoinSet<Answer> = JoinSet::new();
     let mut budget = Budget::default();
     loop {
+        let mut is_over = false;
         if let Some(subscriber) = &mut subscriber
             && !subscriber.is_busy
         {
             let now = clusters.borrow_and_update().clone();
-            if subscriber.has.revision() != now.revision() || subscriber.has.digest() != now.digest() {
+            if let Err(reason) = may_subscribe(&state, &peer) {
+                // It may have left the cluster since it subscribed, or we may no longer be the one to ask.
+                is_over = true;
+                refuse(&state, &mut messages, "subscribe", reason).await?;
+            } else if subscriber.has.revision() != now.revision() || subscriber.has.digest() != now.digest() {
                 let change = now.change_from(&subscriber.has);
                 subscriber.has = now;
                 subscriber.is_busy = true;
                 messages.send(&Answer::Change { change }).await?;
             }
+        }
+        if is_over {
+            subscriber = None;
         }
         let is_waiting = subscriber.as_ref().is_some_and(|subscriber| !subscriber.is_busy);
         let ask: Ask = tokio::select! {
@@ -50,12 +59,15 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
                 messages.send(&Answer::Pong { n: 0, report: state.report() }).await?;
                 continue;
             }
-            Some(answer) = finished.recv() => {
-                messages.send(&answer).await?;
+            Some(answer) = calls.join_next() => {
+                messages.send(&answer.map_err(io::Error::other)?).await?;
                 continue;
             }
         };
-        budget.spend()?;
+        budget.spend(match ask {
+            Ask::Subscribe { .. } | Ask::Renew { .. } => COST_OF_WORK,
+            _ => 1,
+        })?;
         match ask {
             Ask::Ping { n, report } => {
                 if report.is_draining {
@@ -94,18 +106,23 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
                 Ok(answer) => messages.send(&answer).await?,
                 Err(reason) => refuse(&state, &mut messages, "renew", reason).await?,
             },
-            Ask::Call { id, method, body } => {
-                let call = state.handler().call(peer.clone(), method, body);
-                let results = results.clone();
-                tokio::spawn(async move {
-                    let (ok, error) = match call.await {
-                        Ok(value) => (Some(value), None),
-                        Err(error) => (None, Some(error)),
-                    };
-                    // An error means that nobody waits any more.
-                    let _ = results.send(Answer::Result { id, ok, error }).await;
-                });
-            }
+            Ask::Call { id, method, body } => match may_call(&state, &peer, calls.len()) {
+                Ok(()) => {
+                    let call = state.handler().call(peer.clone(), method, body);
+                    calls.spawn(async move {
+                        let (ok, error) = match call.await {
+                            Ok(value) => (Some(value), None),
+                            Err(error) => (None, Some(error)),
+                        };
+                        Answer::Result { id, ok, error }
+                    });
+                }
+                Err(reason) => {
+                    state.stats.refused.fetch_add(1, Relaxed);
+                    let error = Some(reason);
+                    messages.send(&Answer::Result { id, ok: None, error }).await?;
+                }
+            },
             Ask::Unknown => refuse(&state, &mut messages, "unknown", "no such message".to_owned()).await?,
         }
     }
@@ -133,6 +150,16 @@ fn may_subscribe(state: &LinkState, peer: &Peer) -> Result<(), String> {
     match state.knows(&peer.node) {
         true => Ok(()),
         false => Err("this node is not of the cluster".to_owned()),
+    }
+}
+
+fn may_call(state: &LinkState, peer: &Peer, n_calls: usize) -> Result<(), String> {
+    if !state.knows(&peer.node) {
+        return Err("this node is not of the cluster".to_owned());
+    }
+    match n_calls {
+        ..CALLS_MAX => Ok(()),
+        _ => Err(format!("{n_calls} calls are not answered yet: expected fewer at once")),
     }
 }
 
@@ -170,11 +197,11 @@ impl Default for Budget {
 }
 
 impl Budget {
-    fn spend(&mut self) -> io::Result<()> {
+    fn spend(&mut self, cost: u32) -> io::Result<()> {
         if self.since.elapsed() >= Duration::from_secs(1) {
             *self = Budget::default();
         }
-        self.n += 1;
+        self.n += cost;
         match self.n {
             ..=MESSAGES_PER_SECOND => Ok(()),
             _ => Err(io::Error::other("more messages than any node has reason to send")),
@@ -183,5 +210,7 @@ impl Budget {
 }
 
 const MESSAGES_PER_SECOND: u32 = 1000;
+/// In messages: what makes us write the whole cluster, or a certificate.
+const COST_OF_WORK: u32 = 50;
 const CALLS_MAX: usize = 64;
 const SILENCE_LONGEST: Duration = Duration::from_secs(5);
