@@ -10,11 +10,11 @@ mod subscribe;
 mod tunnel;
 mod wire;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -171,32 +171,32 @@ impl LinkState {
     }
 }
 
-/// Runs of the program on other nodes that said that they are about to end.
+/// Runs of the program on other nodes that said that they are about to end. Each node speaks for itself only.
 #[derive(Debug, Default)]
 struct Leaving {
-    /// std lock: read when a connection is taken or put back, written when a node ends.
-    instances: RwLock<HashSet<u64>>,
+    /// By node. std lock: read when a connection is taken or put back, written when a node ends.
+    instances: RwLock<HashMap<Arc<str>, Vec<u64>>>,
 }
 
 impl Leaving {
-    fn contains(&self, instance: u64) -> bool {
-        self.instances
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .contains(&instance)
+    fn contains(&self, node: &str, instance: u64) -> bool {
+        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
+        instances.get(node).is_some_and(|leaving| leaving.contains(&instance))
     }
 
-    fn add(&self, instance: u64) {
-        let mut instances = self
-            .instances
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if instances.len() >= LEAVING_MAX {
-            // They ended long ago.
-            instances.clear();
+    fn add(&self, node: &Arc<str>, instance: u64) {
+        if self.contains(node, instance) {
+            return;
         }
-        instances.insert(instance);
+        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
+        let leaving = instances.entry(node.clone()).or_default();
+        if leaving.len() >= LEAVING_MAX {
+            // It ended long ago.
+            leaving.remove(0);
+        }
+        leaving.push(instance);
     }
 }
 
-const LEAVING_MAX: usize = 4096;
+/// Of one node: during an update of the program one ends while another begins.
+const LEAVING_MAX: usize = 8;

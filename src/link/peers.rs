@@ -198,7 +198,7 @@ impl Shared {
 
     fn answered(&self, target: &Target, report: NodeReport, round_trip: Option<Duration>) {
         if report.is_draining {
-            self.state.leaving.add(report.instance);
+            self.state.leaving.add(&target.node, report.instance);
         }
         let mut table = self.table();
         let before = table.get(&target.node);

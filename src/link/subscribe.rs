@@ -71,7 +71,7 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
         match ask {
             Ask::Ping { n, report } => {
                 if report.is_draining {
-                    state.leaving.add(report.instance);
+                    state.leaving.add(&peer.node, report.instance);
                 }
                 messages
                     .send(&Answer::Pong {

@@ -80,8 +80,8 @@ const ACCEPTED: u8 = 0;
 pub struct Tunnel {
     stream: TlsStream<TcpStream>,
     state: Arc<LinkState>,
-    /// The run of the program at the other end.
-    peer_instance: u64,
+    /// The node and the run of the program at the other end; `None` where they dialed us, and so will not be dialed.
+    peer: Option<(Arc<str>, u64)>,
 }
 
 impl Tunnel {
@@ -92,7 +92,8 @@ impl Tunnel {
 
     /// The other end is about to end: it finishes what is open, and nothing new should be given to it.
     pub fn is_leaving(&self) -> bool {
-        self.state.leaving.contains(self.peer_instance)
+        let peer = self.peer.as_ref();
+        peer.is_some_and(|(node, instance)| self.state.leaving.contains(node, *instance))
     }
 
     /// Nothing has come: neither bytes nor the end.
@@ -263,7 +264,7 @@ async fn keep(node: Arc<str>) {
 }
 
 /// Opens a connection that is ready for a preface: the other end has accepted us too.
-async fn open(state: &Arc<LinkState>, node: &str, addr: SocketAddr) -> io::Result<Tunnel> {
+async fn open(state: &Arc<LinkState>, node: &Arc<str>, addr: SocketAddr) -> io::Result<Tunnel> {
     let config = state.identity().and_then(|identity| identity.client_tunnel());
     let config = config.ok_or_else(|| io::Error::other("this node has no certificate yet"))?;
     let stream = TcpStream::connect(addr).await?;
@@ -276,11 +277,11 @@ async fn open(state: &Arc<LinkState>, node: &str, addr: SocketAddr) -> io::Resul
         .connect(Identity::server_name(node)?, stream)
         .await?;
     let mut stream = TlsStream::Client(stream);
-    let peer_instance = stream.read_u64().await?;
+    let instance = stream.read_u64().await?;
     Ok(Tunnel {
         stream,
         state: state.clone(),
-        peer_instance,
+        peer: Some((node.clone(), instance)),
     })
 }
 
@@ -378,7 +379,7 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
     let tunnel = Tunnel {
         stream,
         state: state.clone(),
-        peer_instance: 0,
+        peer: None,
     };
     state.handler().serve_tunnel(request, PendingTunnel { tunnel }).await;
     Ok(())
