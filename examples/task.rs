@@ -1,22 +1,26 @@
 //! A program for the tests of a cluster: `task serve` is what runs in containers, and behaves as it is told; `task load`
 //! makes requests and says what became of each. Not a part of anynode, and nothing to build on.
 //!
-//! `task serve` answers HTTP on `$HTTP` (0.0.0.0:80) with who it is and who it thinks its client is (`?delay=MS`,
-//! `?bytes=N`), and on `$TCP` (0.0.0.0:9000) says its peer on a line, or the PROXY line that it is sent, and echoes.
-//! `$ON_TERM`: `graceful` ends as a good program does, `exit` at once, `ignore` never.
+//! `task serve` answers HTTP on `$HTTP` (0.0.0.0:80) with who it is (its hostname, `$SLOT`, `$NODE`) and who it thinks its
+//! client is (`?delay=MS`, `?bytes=N`), and on `$TCP` (0.0.0.0:9000) says its peer on a line and echoes; with `$PROXY` set
+//! it only echoes, so that a PROXY header comes back as it was. `$ON_TERM`: `graceful` ends as a good program does, `exit`
+//! at once, `ignore` never. `/health` answers 200, or what `/health?set=STATUS` said last. A POST with `?id=ID` is a line in
+//! a file of its own in the directory `$RECEIVED` before it is answered, so that lost and doubled ones show, also those of
+//! tasks that are gone.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -95,6 +99,9 @@ async fn serve() {
     }
 }
 
+/// What `/health` answers.
+static HEALTH: AtomicU16 = AtomicU16::new(200);
+
 async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
@@ -108,6 +115,16 @@ async fn answer(
             .find_map(|(_, value)| value.parse::<u64>().ok())
     };
     let (delay, bytes) = (number("delay"), number("bytes"));
+    if request.uri().path() == "/health" {
+        if let Some(status) = number("set").and_then(|n| u16::try_from(n).ok()) {
+            HEALTH.store(status, SeqCst);
+        }
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::from_u16(HEALTH.load(SeqCst)).unwrap();
+        return Ok(response);
+    }
+    let id = query.split('&').find_map(|pair| pair.strip_prefix("id="));
+    let id = id.filter(|_| request.method() == Method::POST).map(str::to_owned);
     let headers: BTreeMap<String, String> = request
         .headers()
         .iter()
@@ -119,6 +136,11 @@ async fn answer(
         .await
         .map(|body| body.to_bytes())
         .unwrap_or_default();
+    if let (Some(id), Some(dir)) = (id, std::env::var_os("RECEIVED")) {
+        let path = Path::new(&dir).join(&hostname);
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        file.write_all(format!("{id}\n").as_bytes()).unwrap();
+    }
     if let Some(delay) = delay {
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
@@ -126,6 +148,8 @@ async fn answer(
         Some(n) => vec![b'x'; usize::try_from(n).unwrap()].into(),
         None => serde_json::json!({
             "hostname": hostname,
+            "slot": std::env::var("SLOT").ok(),
+            "node": std::env::var("NODE").ok(),
             "peer": peer.ip().to_string(),
             "headers": headers,
             "body_bytes": body.len(),
@@ -157,7 +181,10 @@ async fn echo(mut stream: tokio::net::TcpStream, peer: SocketAddr) {
     }
 }
 
-/// `task load ADDR,... --seconds S [--new] [--threads N] [--path P]`: prints what became of every request, as JSON.
+/// `task load ADDR,... [--seconds S] [--new] [--threads N] [--path P] [--pause-us N] [--post FILE]`: makes requests until the
+/// time is over or SIGTERM, and prints what became of each, as JSON. Each of `N` threads has a connection at a time: to the
+/// same address, a kept one or, with `--new`, one for each request. `--post`: POSTs, each with an id of its own, and a line
+/// in `FILE` for each that was answered.
 fn load(args: &[String]) {
     let option = |name: &str| {
         args.iter()
@@ -168,31 +195,48 @@ fn load(args: &[String]) {
     let addrs: Vec<SocketAddr> = args[0].split(',').map(|addr| addr.parse().unwrap()).collect();
     let is_new = args.iter().any(|arg| arg == "--new");
     let n_threads: usize = option("--threads").map_or(6, |n| n.parse().unwrap());
-    let until = Instant::now() + Duration::from_secs_f64(option("--seconds").unwrap().parse().unwrap());
+    let seconds = option("--seconds").map_or(1e6, |n| n.parse().unwrap());
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let is_post = option("--post").is_some();
     let path = option("--path").unwrap_or_else(|| "/".to_owned());
     let pause = Duration::from_micros(option("--pause-us").map_or(0, |n| n.parse().unwrap()));
     let stop = Arc::new(AtomicBool::new(false));
+    let answered: Arc<Mutex<Vec<String>>> = Arc::default();
+    std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            tokio::runtime::Runtime::new_current()
+                .block_on(async { signal(SignalKind::terminate()).unwrap().recv().await });
+            stop.store(true, SeqCst);
+        }
+    });
     let counts: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
     let times: Arc<Mutex<Vec<u32>>> = Arc::default();
     let threads: Vec<_> = (0..n_threads)
         .map(|i| {
             let (addr, path, stop) = (addrs[i % addrs.len()], path.clone(), stop.clone());
-            let (counts, times) = (counts.clone(), times.clone());
+            let (counts, times, answered) = (counts.clone(), times.clone(), answered.clone());
             std::thread::spawn(move || {
                 let mut own: BTreeMap<String, u64> = BTreeMap::new();
                 let mut own_times = Vec::new();
+                let mut own_answered = Vec::new();
                 let mut kept: Option<TcpStream> = None;
+                let mut n = 0_u64;
                 while Instant::now() < until && !stop.load(SeqCst) {
                     let started = Instant::now();
-                    let outcome = request(addr, &path, is_new, &mut kept);
+                    n += 1;
+                    let id = is_post.then(|| format!("{}-{i}-{n}", std::process::id()));
+                    let outcome = request(addr, &path, id.as_deref(), is_new, &mut kept);
                     own_times.push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
                     match outcome {
                         Ok(task) => {
                             *own.entry("ok".to_owned()).or_default() += 1;
                             *own.entry(format!("task {task}")).or_default() += 1;
+                            own_answered.extend(id);
                         }
-                        Err(error) => {
+                        Err((kind, error)) => {
                             *own.entry("failed".to_owned()).or_default() += 1;
+                            *own.entry(format!("kind {}", word(kind))).or_default() += 1;
                             *own.entry(format!("error at {addr}: {error}")).or_default() += 1;
                             kept = None;
                             std::thread::sleep(Duration::from_millis(5));
@@ -203,10 +247,15 @@ fn load(args: &[String]) {
                 let mut all = counts.lock().unwrap();
                 own.into_iter().for_each(|(key, n)| *all.entry(key).or_default() += n);
                 times.lock().unwrap().extend(own_times);
+                answered.lock().unwrap().extend(own_answered);
             })
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+    if let Some(path) = option("--post") {
+        let lines: String = answered.lock().unwrap().iter().map(|id| format!("{id}\n")).collect();
+        std::fs::write(path, lines).unwrap();
+    }
     let mut times = std::mem::take(&mut *times.lock().unwrap());
     times.sort_unstable();
     let at = |share: f64| {
@@ -221,32 +270,66 @@ fn load(args: &[String]) {
         "ok": count("ok"), "failed": count("failed"),
         "p50_us": at(0.5), "p99_us": at(0.99), "max_us": at(1.0),
         "tasks": counts.iter().filter(|(key, _)| key.starts_with("task ")).collect::<BTreeMap<_, _>>(),
+        "kinds": counts.iter().filter_map(|(key, n)| Some((key.strip_prefix("kind ")?, n))).collect::<BTreeMap<_, _>>(),
         "errors": counts.iter().filter(|(key, _)| key.starts_with("error ")).collect::<BTreeMap<_, _>>(),
     });
     println!("{report}");
 }
 
+/// What kind of failure it was, in a word; `status` is an answer other than 200.
+fn word(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::ConnectionRefused => "refused",
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset",
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "timeout",
+        ErrorKind::UnexpectedEof => "eof",
+        ErrorKind::InvalidData => "status",
+        _ => "other",
+    }
+}
+
 /// One request, on a new connection or the kept one. A kept connection that its peer had ended before anything of the
 /// request was answered is no failure: clients open another, as RFC 9112 9.3.1 has it, for requests that may be repeated.
-fn request(addr: SocketAddr, path: &str, is_new: bool, kept: &mut Option<TcpStream>) -> Result<String, String> {
+/// One with an `id` may not.
+fn request(
+    addr: SocketAddr,
+    path: &str,
+    id: Option<&str>,
+    is_new: bool,
+    kept: &mut Option<TcpStream>,
+) -> Result<String, (ErrorKind, String)> {
     if let Some(stream) = kept.take().filter(|_| !is_new) {
-        match exchange(stream, path, is_new, kept) {
-            Err((0, ErrorKind::UnexpectedEof, _)) => {}
-            result => return result.map_err(|(n, _, error)| format!("kept, after {n} bytes: {error}")),
+        match exchange(stream, path, id, is_new, kept) {
+            Err((0, ErrorKind::UnexpectedEof, _)) if id.is_none() => {}
+            result => return result.map_err(|(n, kind, error)| (kind, format!("kept, after {n} bytes: {error}"))),
         }
     }
-    let stream = TcpStream::connect_timeout(&addr, PATIENCE).map_err(|error| format!("connect: {error}"))?;
+    let stream =
+        TcpStream::connect_timeout(&addr, PATIENCE).map_err(|error| (error.kind(), format!("connect: {error}")))?;
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    exchange(stream, path, is_new, kept).map_err(|(n, _, error)| format!("new, after {n} bytes: {error}"))
+    exchange(stream, path, id, is_new, kept)
+        .map_err(|(n, kind, error)| (kind, format!("new, after {n} bytes: {error}")))
 }
 
 type Failed = (usize, ErrorKind, String);
 
-fn exchange(mut stream: TcpStream, path: &str, is_new: bool, kept: &mut Option<TcpStream>) -> Result<String, Failed> {
+fn exchange(
+    mut stream: TcpStream,
+    path: &str,
+    id: Option<&str>,
+    is_new: bool,
+    kept: &mut Option<TcpStream>,
+) -> Result<String, Failed> {
     let connection = if is_new { "close" } else { "keep-alive" };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n");
+    let request = match id {
+        None => format!("GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n"),
+        Some(id) => format!(
+            "POST {path}?id={id} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\nContent-Length: {}\r\n\r\n{id}",
+            id.len()
+        ),
+    };
     // What cannot be written any more shows in what is read.
     let _ = stream.write_all(request.as_bytes());
     let mut received = Vec::new();
@@ -267,7 +350,7 @@ fn exchange(mut stream: TcpStream, path: &str, is_new: bool, kept: &mut Option<T
             if !head.starts_with("http/1.1 200") {
                 return Err((
                     received.len(),
-                    ErrorKind::Other,
+                    ErrorKind::InvalidData,
                     head.lines().next().unwrap_or_default().to_owned(),
                 ));
             }

@@ -1,6 +1,8 @@
 //! anynode on a real Docker Swarm of three engines: every node answers, whatever happens to the others.
 
+mod cluster;
 mod deploy;
+mod posts;
 mod rig;
 mod source;
 

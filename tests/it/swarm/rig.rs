@@ -16,6 +16,8 @@ pub struct Swarm {
     name: &'static str,
     pub n: usize,
     dir: tempfile::TempDir,
+    /// What `cluster env` says.
+    env: BTreeMap<String, String>,
     anynodes: BTreeMap<usize, Child>,
     /// Engines of several swarms at once would be too much for a small machine.
     _turn: File,
@@ -39,10 +41,11 @@ pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
         return None;
     }
     let turn = crate::harness::turn();
-    let swarm = Swarm {
+    let mut swarm = Swarm {
         name,
         n,
         dir: tempfile::tempdir().unwrap(),
+        env: BTreeMap::new(),
         anynodes: BTreeMap::new(),
         _turn: turn,
     };
@@ -50,6 +53,12 @@ pub fn up(name: &'static str, n: usize, managers: usize) -> Option<Swarm> {
     swarm.cluster(&["down"]);
     let up = ["up", "--nodes", &n.to_string(), "--managers", &managers.to_string()].map(str::to_owned);
     swarm.cluster(&up.each_ref().map(String::as_str));
+    swarm.env = swarm
+        .cluster(&["env"])
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
     std::fs::write(
         swarm.dir.path().join("token"),
         "a token for tests, of more than 32 characters",
@@ -73,7 +82,7 @@ pub fn rootfs(program: &Path, name: &str) -> PathBuf {
     if let Some(tar) = made.get(name) {
         return tar.clone();
     }
-    let dir = std::env::temp_dir().join(format!("anynode-rootfs-{}-{name}", std::process::id()));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rootfs-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     run(Command::new("strip").arg("-o").arg(dir.join(name)).arg(program));
     // A static program has none, and ldd says so by its exit code.
@@ -84,9 +93,17 @@ pub fn rootfs(program: &Path, name: &str) -> PathBuf {
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::copy(library, to).unwrap();
     }
-    let tar = dir.with_extension("tar");
-    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg("."));
+    let made_now = dir.with_extension("tar");
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(&dir)
+        .arg("-cf")
+        .arg(&made_now)
+        .arg("."));
     std::fs::remove_dir_all(&dir).unwrap();
+    // One name, so that runs leave one file behind them and not one each.
+    let tar = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rootfs-{name}.tar"));
+    std::fs::rename(&made_now, &tar).unwrap();
     made.insert(name.to_owned(), tar.clone());
     tar
 }
@@ -94,6 +111,15 @@ pub fn rootfs(program: &Path, name: &str) -> PathBuf {
 pub fn task_program() -> PathBuf {
     let anynode = Path::new(env!("CARGO_BIN_EXE_anynode"));
     let task = anynode.with_file_name("examples").join("task");
+    // `cargo test --test it` builds no example.
+    if !task.exists() {
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--locked", "--example", "task"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        run(build.current_dir(env!("CARGO_MANIFEST_DIR")));
+    }
     assert!(
         task.exists(),
         "{}: expected it to be built with the tests",
@@ -164,23 +190,44 @@ impl Swarm {
     /// A service of `IMAGE`.
     pub fn create(&self, name: &str, options: &[&str]) {
         let mut args = vec!["service", "create", "--detach", "--no-resolve-image", "--name", name];
+        args.extend(["--env", "SLOT={{.Task.Slot}}", "--env", "NODE={{.Node.Hostname}}"]);
         args.extend(options);
         args.push(IMAGE);
         self.docker(1, &args);
     }
 
     pub fn ip(&self, node: usize) -> String {
-        let env = self.cluster(&["env"]);
-        let line = format!("IP_{node}=");
-        env.lines().find_map(|l| l.strip_prefix(&line)).unwrap().to_owned()
+        self.env[&format!("IP_{node}")].clone()
     }
 
     pub fn client_ip(&self) -> String {
-        let env = self.cluster(&["env"]);
-        env.lines()
-            .find_map(|line| line.strip_prefix("IP_client="))
-            .unwrap()
-            .to_owned()
+        self.env["IP_client"].clone()
+    }
+
+    /// How many tasks of a service a manager says are running.
+    pub fn n_running(&self, service: &str) -> usize {
+        let ps = ["service", "ps", service, "--format", "{{.CurrentState}}"];
+        let states = self.docker(1, &ps);
+        states.lines().filter(|state| state.starts_with("Running")).count()
+    }
+
+    /// Until so many tasks of a service run, by a manager's word.
+    pub fn wait_running(&self, service: &str, n: usize) {
+        let what = format!("{n} running tasks of {service}");
+        self.wait_for(&what, Duration::from_secs(60), || self.n_running(service) == n);
+    }
+
+    /// The containers of a service's tasks on a node: their hostnames, which are the beginnings of their ids, and their
+    /// addresses on docker_gwbridge.
+    pub fn containers(&self, node: usize, service: &str) -> BTreeMap<String, String> {
+        let filter = format!("label=com.docker.swarm.service.name={service}");
+        let ids = self.docker(node, &["ps", "-q", "--no-trunc", "--filter", &filter]);
+        let network = self.docker(node, &["network", "inspect", "docker_gwbridge"]);
+        let network: Value = serde_json::from_str(&network).unwrap();
+        let address = |id: &str| network[0]["Containers"][id]["IPv4Address"].as_str()?.split('/').next();
+        ids.lines()
+            .filter_map(|id| Some((id[..12].to_owned(), address(id)?.to_owned())))
+            .collect()
     }
 
     /// A command in the network of the client outside the swarm.
@@ -390,6 +437,13 @@ impl Drop for Swarm {
 pub struct Load(Child);
 
 impl Load {
+    /// Ends it now.
+    pub fn stop(self) -> Value {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.wait()
+    }
+
     /// What became of it.
     pub fn wait(self) -> Value {
         let out = self.0.wait_with_output().unwrap();
