@@ -49,6 +49,7 @@ fn no_post_is_lost_or_doubled_by_an_update() {
     for (round, order) in ["start-first", "stop-first"].into_iter().enumerate() {
         let env = format!("ROUND={round}");
         for service in ["tcp", "http"] {
+            // One task after the other, without the watch of five seconds over each.
             let update = [
                 "service",
                 "update",
@@ -56,6 +57,8 @@ fn no_post_is_lost_or_doubled_by_an_update() {
                 "--no-resolve-image",
                 "--update-order",
                 order,
+                "--update-monitor",
+                "500ms",
                 "--env-add",
                 &env,
             ];
