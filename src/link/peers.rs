@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::LinkState;
-use super::identity::Identity;
-use super::wire::{Answer, Ask, CLUSTER_BYTES_MAX, Messages, NodeReport, to_hex};
+use super::identity::{Identity, Role, peer_of};
+use super::wire::{ANSWER_BYTES_MAX, Answer, Ask, Budget, CLUSTER_BYTES_MAX, Messages, NodeReport, to_hex};
 use crate::model::Cluster;
 
 /// A node to be connected to.
@@ -135,7 +135,7 @@ impl Peers {
 
     /// Keeps a connection to each of `targets`, as they come and go, until `shutdown`.
     pub async fn run(&self, mut targets: watch::Receiver<Vec<Target>>, shutdown: impl Future<Output = ()>) {
-        let mut tasks: HashMap<Arc<str>, (Target, tokio::task::JoinHandle<()>)> = HashMap::new();
+        let mut tasks: HashMap<Arc<str>, (Target, Kept)> = HashMap::new();
         tokio::pin!(shutdown);
         loop {
             let wanted: HashMap<Arc<str>, Target> = targets
@@ -143,16 +143,18 @@ impl Peers {
                 .iter()
                 .map(|target| (target.node.clone(), target.clone()))
                 .collect();
-            tasks.retain(|node, (target, task)| {
-                let stays = wanted.get(node) == Some(target) && !task.is_finished();
-                if !stays {
-                    task.abort();
-                    if !wanted.contains_key(node) {
-                        self.shared.forget(node);
-                    }
-                }
-                stays
+            let ended = tasks.extract_if(|node, (target, task)| {
+                let stays = wanted.get(node) == Some(target) && !task.0.is_finished();
+                !stays
             });
+            for (node, (_, mut task)) in ended.collect::<Vec<_>>() {
+                task.0.abort();
+                // Until it has really ended it may still say how the node is. An error says that it was aborted.
+                let _ = (&mut task.0).await;
+                if !wanted.contains_key(&node) {
+                    self.shared.forget(&node);
+                }
+            }
             for (node, target) in wanted {
                 if tasks.contains_key(&node) {
                     continue;
@@ -160,7 +162,7 @@ impl Peers {
                 let (calls, called) = mpsc::channel(CALLS_MAX);
                 self.shared.calls().insert(node.clone(), calls);
                 let task = tokio::spawn(keep(self.shared.clone(), target.clone(), called));
-                tasks.insert(node, (target, task));
+                tasks.insert(node, (target, Kept(task)));
             }
             tokio::select! {
                 () = &mut shutdown => break,
@@ -168,7 +170,15 @@ impl Peers {
                 () = tokio::time::sleep(BEHIND_CHECK) => self.shared.follow_back(),
             }
         }
-        tasks.into_values().for_each(|(_, task)| task.abort());
+    }
+}
+
+/// A task that does not outlive who keeps it.
+struct Kept(tokio::task::JoinHandle<()>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -283,7 +293,12 @@ impl Shared {
             return;
         };
         let published = self.publish.borrow().clone();
-        let agrees = newest.revision() == published.revision() && newest.digest() == published.digest();
+        // One may be a step behind the other within the same commit.
+        let agrees = follow
+            .from
+            .values()
+            .any(|has| has.revision() == published.revision() && has.digest() == published.digest())
+            && newest.revision() == published.revision();
         if newest.revision() > published.revision() || agrees {
             follow.behind_since = None;
             return;
@@ -312,7 +327,10 @@ async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Ca
     loop {
         let started = Instant::now();
         let error = match connect(&shared.state, &target).await {
-            Ok(stream) => converse(&shared, &target, stream, &mut called).await,
+            Ok(stream) => match converse(&shared, &target, stream, &mut called).await {
+                End::Anew => continue,
+                End::Failed(error) => error,
+            },
             Err(error) => error,
         };
         shared.lost(&target, error.to_string());
@@ -344,17 +362,41 @@ async fn connect(state: &LinkState, target: &Target) -> io::Result<TlsStream<Tcp
     }
 }
 
-/// Speaks over one connection until it fails; returns why it did.
+/// How a conversation ends.
+enum End {
+    Failed(io::Error),
+    /// The peer's certificate may have changed: nothing is wrong with it.
+    Anew,
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        End::Failed(error)
+    }
+}
+
+/// Speaks over one connection until it ends.
 async fn converse(
     shared: &Shared,
     target: &Target,
     stream: TlsStream<TcpStream>,
     called: &mut mpsc::Receiver<Call>,
-) -> io::Error {
+) -> End {
+    let role = match peer_of(stream.get_ref().1.peer_certificates()) {
+        Ok(peer) => peer.role,
+        Err(error) => return End::Failed(io::Error::other(error)),
+    };
+    let most = match role {
+        Role::Manager => CLUSTER_BYTES_MAX,
+        Role::Worker => ANSWER_BYTES_MAX,
+    };
     let mut talk = Talk {
         shared,
         target,
-        messages: Messages::new(stream, CLUSTER_BYTES_MAX),
+        role,
+        since: Instant::now(),
+        budget: Budget::default(),
+        messages: Messages::new(stream, most),
         pings: HashMap::new(),
         calls: HashMap::new(),
         subscribed: None,
@@ -362,13 +404,17 @@ async fn converse(
     };
     match talk.run(called).await {
         Ok(never) => match never {},
-        Err(error) => error,
+        Err(end) => end,
     }
 }
 
 struct Talk<'a> {
     shared: &'a Shared,
     target: &'a Target,
+    /// What its certificate says that it is.
+    role: Role,
+    since: Instant,
+    budget: Budget,
     messages: Messages<TlsStream<TcpStream>>,
     /// When each ping was sent that was not answered yet.
     pings: HashMap<u64, Instant>,
@@ -381,17 +427,16 @@ struct Talk<'a> {
 enum Never {}
 
 impl Talk<'_> {
-    async fn run(&mut self, called: &mut mpsc::Receiver<Call>) -> io::Result<Never> {
+    async fn run(&mut self, called: &mut mpsc::Receiver<Call>) -> Result<Never, End> {
         let mut ticks = tokio::time::interval(PING_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heard_at = Instant::now();
         let mut n = 0;
         let mut draining = self.shared.state.draining.subscribe();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    if heard_at.elapsed() >= SILENCE_LONGEST {
-                        return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+                    if self.messages.heard_at().elapsed() >= SILENCE_LONGEST {
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into());
                     }
                     n += 1;
                     self.ping(n).await?;
@@ -410,7 +455,6 @@ impl Talk<'_> {
                     self.messages.send(&Ask::Call { id, method: call.method, body: call.body }).await?;
                 }
                 answer = self.messages.next::<Answer>() => {
-                    heard_at = Instant::now();
                     self.take(answer?).await?;
                 }
             }
@@ -418,6 +462,9 @@ impl Talk<'_> {
     }
 
     async fn ping(&mut self, n: u64) -> io::Result<()> {
+        if self.pings.len() >= PINGS_MAX {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it answers no pings"));
+        }
         self.pings.insert(n, Instant::now());
         self.messages
             .send(&Ask::Ping {
@@ -427,7 +474,7 @@ impl Talk<'_> {
             .await
     }
 
-    async fn subscribe_if_due(&mut self) -> io::Result<()> {
+    async fn subscribe_if_due(&mut self) -> Result<(), End> {
         if !self.shared.is_follower() {
             self.subscribed = None;
             return Ok(());
@@ -441,12 +488,20 @@ impl Talk<'_> {
         if !says_so || self.subscribed.is_some() {
             return Ok(());
         }
+        // Whatever it says: only a manager's word on the cluster counts, and its certificate tells. One that became a
+        // manager since we connected shows its new certificate when we connect anew.
+        if self.role != Role::Manager {
+            return match self.since.elapsed() >= ROLE_LOOK {
+                true => Err(End::Anew),
+                false => Ok(()),
+            };
+        }
         let has = self.shared.publish.borrow().clone();
         let (revision, digest) = (has.revision(), has.digest());
         self.subscribed = Some(has.clone());
         // Whatever it sends next is a step from this.
         self.shared.follow().from.insert(self.target.node.clone(), has);
-        self.messages.send(&Ask::Subscribe { revision, digest }).await
+        Ok(self.messages.send(&Ask::Subscribe { revision, digest }).await?)
     }
 
     async fn renew_if_due(&mut self) -> io::Result<()> {
@@ -468,6 +523,10 @@ impl Talk<'_> {
     }
 
     async fn take(&mut self, answer: Answer) -> io::Result<()> {
+        // Changes are as many as we take.
+        if !matches!(answer, Answer::Change { .. }) {
+            self.budget.spend(1)?;
+        }
         match answer {
             Answer::Pong { n, report } => {
                 let round_trip = self.pings.remove(&n).map(|sent| sent.elapsed());
@@ -477,6 +536,7 @@ impl Talk<'_> {
             Answer::Change { change } => {
                 let Some(has) = &self.subscribed else { return Ok(()) };
                 self.shared.state.stats.changes.fetch_add(1, Relaxed);
+                let is_whole = change.is_whole;
                 match has.apply(change) {
                     Ok(cluster) => {
                         let cluster = Arc::new(cluster);
@@ -491,6 +551,10 @@ impl Talk<'_> {
                     Err(mismatch) => {
                         tracing::warn!(node = %self.target.node, %mismatch, "asking for the whole cluster");
                         self.shared.state.stats.resyncs.fetch_add(1, Relaxed);
+                        if is_whole {
+                            // It would say the same again: later, and not at once.
+                            return Err(io::Error::new(io::ErrorKind::InvalidData, mismatch));
+                        }
                         let has = Arc::new(Cluster::default());
                         let (revision, digest) = (has.revision(), has.digest());
                         self.subscribed = Some(has);
@@ -502,7 +566,9 @@ impl Talk<'_> {
                 certificate_pem,
                 authority_pem,
             } => {
-                let Some(identity) = self.shared.state.identity() else {
+                // Only what was asked for: it may be an older one that somebody kept.
+                let is_asked = self.renewal_asked.take().is_some();
+                let Some(identity) = self.shared.state.identity().filter(|_| is_asked) else {
                     return Ok(());
                 };
                 if identity.authority_pem().is_some_and(|known| known != authority_pem) {
@@ -527,6 +593,7 @@ impl Talk<'_> {
             Answer::Refused { what, reason } => {
                 if what == "subscribe" {
                     self.subscribed = None;
+                    self.shared.follow().from.remove(&self.target.node);
                 }
                 tracing::debug!(node = %self.target.node, what, reason, "refused");
             }
@@ -546,3 +613,7 @@ const BEHIND_LONGEST: Duration = Duration::from_secs(10);
 const STEPS_LONGEST: Duration = Duration::from_millis(500);
 const RENEW_AGAIN: Duration = Duration::from_secs(2);
 const CALLS_MAX: usize = 64;
+/// Not answered, while other things are said.
+const PINGS_MAX: usize = 64;
+/// How often a node that says that it gives the cluster is looked at for a manager's certificate.
+const ROLE_LOOK: Duration = Duration::from_secs(2);

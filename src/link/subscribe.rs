@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -12,7 +12,7 @@ use tokio_rustls::TlsStream;
 
 use super::LinkState;
 use super::identity::{Peer, Role};
-use super::wire::{Answer, Ask, FRAME_BYTES_MAX, Messages, from_hex};
+use super::wire::{Answer, Ask, Budget, FRAME_BYTES_MAX, Messages, from_hex};
 use crate::model::Cluster;
 
 /// What a subscriber has, as far as is known.
@@ -181,35 +181,6 @@ fn renew(state: &LinkState, peer: &Peer, public_key: &str) -> Result<Answer, Str
     })
 }
 
-/// How many messages a peer may send: far more than any that means well.
-struct Budget {
-    since: Instant,
-    n: u32,
-}
-
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget {
-            since: Instant::now(),
-            n: 0,
-        }
-    }
-}
-
-impl Budget {
-    fn spend(&mut self, cost: u32) -> io::Result<()> {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Budget::default();
-        }
-        self.n += cost;
-        match self.n {
-            ..=MESSAGES_PER_SECOND => Ok(()),
-            _ => Err(io::Error::other("more messages than any node has reason to send")),
-        }
-    }
-}
-
-const MESSAGES_PER_SECOND: u32 = 1000;
 /// In messages: what makes us write the whole cluster, or a certificate.
 const COST_OF_WORK: u32 = 50;
 const CALLS_MAX: usize = 64;

@@ -139,6 +139,7 @@ thread_local! {
 
 /// Connections to one node that were opened ahead.
 struct Pool {
+    addr: SocketAddr,
     ready: Vec<(Tunnel, Instant)>,
     n_opening: usize,
     /// So many are kept ready.
@@ -194,6 +195,7 @@ impl Dialer {
             let pool = pools.entry(node.clone()).or_insert_with(|| {
                 tokio::spawn(keep(node.clone()));
                 Pool {
+                    addr,
                     ready: Vec::new(),
                     n_opening: 0,
                     wanted: READY_LEAST,
@@ -201,6 +203,11 @@ impl Dialer {
                 }
             });
             pool.dialed_at = Instant::now();
+            if pool.addr != addr {
+                // The node moved: what stands to its old address may lead nowhere.
+                pool.addr = addr;
+                pool.ready.clear();
+            }
             let taken = loop {
                 let Some((mut tunnel, _)) = pool.ready.pop() else {
                     break None;
@@ -229,6 +236,7 @@ async fn open_ahead(state: Arc<LinkState>, node: Arc<str>, addr: SocketAddr) {
         let Some(pool) = pools.get_mut(&node) else { return };
         pool.n_opening = pool.n_opening.saturating_sub(1);
         match opened {
+            Ok(Ok(_)) if pool.addr != addr => {}
             Ok(Ok(tunnel)) => pool.ready.push((tunnel, Instant::now())),
             Ok(Err(error)) => tracing::debug!(%node, %addr, %error, "no connection ahead"),
             Err(_) => tracing::debug!(%node, %addr, "no connection ahead in time"),

@@ -2,13 +2,15 @@
 //! messages that a version does not know are ignored, so that versions may differ during an update.
 
 use std::io;
-use std::time::Duration;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
 use crate::model::{ClusterChange, ClusterDigest};
@@ -97,12 +99,46 @@ pub(super) enum Answer {
 /// A frame may be so long: a whole cluster, or anything else.
 pub(super) const CLUSTER_BYTES_MAX: usize = 64 << 20;
 pub(super) const FRAME_BYTES_MAX: usize = 64 << 10;
-/// Nobody may leave a frame unread for longer.
+/// What a node that gives no cluster may answer, as to a call.
+pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Whoever takes less than `WRITE_LEAST` bytes of a frame in this time is given up.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_LEAST: usize = 64 << 10;
 
 /// A stream of messages.
 pub(super) struct Messages<S> {
-    framed: Framed<S, Frames>,
+    framed: Framed<Heard<S>, Frames>,
+}
+
+/// A stream that knows when something last came.
+struct Heard<S> {
+    stream: S,
+    at: Instant,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.at = Instant::now();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// Frames in are bounded by what this side takes, frames out by what any takes.
@@ -136,9 +172,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             input: codec(most),
             output: codec(CLUSTER_BYTES_MAX),
         };
+        let at = Instant::now();
         Messages {
-            framed: Framed::new(stream, frames),
+            framed: Framed::new(Heard { stream, at }, frames),
         }
+    }
+
+    /// When the peer's last byte came: a long frame takes its time.
+    pub(super) fn heard_at(&self) -> Instant {
+        self.framed.get_ref().at
     }
 
     /// The next message. Errors: the stream ended or failed, or the frame is too long or no such message.
@@ -148,15 +190,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         serde_json::from_slice(&frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Sends a message within `WRITE_PATIENCE`. Not cancel-safe.
+    /// Sends a message to a peer that takes it, however slowly, but not to one that has stopped. Not cancel-safe.
     pub(super) async fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
         let text = serde_json::to_vec(message).map_err(io::Error::other)?;
-        match tokio::time::timeout(WRITE_PATIENCE, self.framed.send(Bytes::from(text))).await {
-            Ok(sent) => sent,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        // Everything before was flushed: this only moves it into the buffer.
+        self.framed.feed(Bytes::from(text)).await?;
+        loop {
+            let left = self.framed.write_buffer().len();
+            match tokio::time::timeout(WRITE_PATIENCE, SinkExt::<Bytes>::flush(&mut self.framed)).await {
+                Ok(sent) => return sent,
+                Err(_) if self.framed.write_buffer().len() + WRITE_LEAST <= left => {}
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
         }
     }
 }
+
+/// How many messages a peer may send: far more than any that means well.
+pub(super) struct Budget {
+    since: Instant,
+    n: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget {
+            since: Instant::now(),
+            n: 0,
+        }
+    }
+}
+
+impl Budget {
+    pub(super) fn spend(&mut self, cost: u32) -> io::Result<()> {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Budget::default();
+        }
+        self.n += cost;
+        match self.n {
+            ..=MESSAGES_PER_SECOND => Ok(()),
+            _ => Err(io::Error::other("more messages than any node has reason to send")),
+        }
+    }
+}
+
+const MESSAGES_PER_SECOND: u32 = 1000;
 
 pub(super) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -117,12 +117,19 @@ async fn what_a_manager_says_wrongly_leads_to_asking_for_the_whole() {
     // A change that is not the whole.
     let mut step = lie.clone();
     step.is_whole = false;
-    tell(&mut stream, &json!({ "type": "change", "change": step })).await.unwrap();
+    tell(&mut stream, &json!({ "type": "change", "change": step }))
+        .await
+        .unwrap();
     let again = hear_type(&mut stream, "subscribe").await.unwrap();
-    assert_eq!((&again["revision"], &again["digest"]), (&json!(0), &json!("0".repeat(32))));
+    assert_eq!(
+        (&again["revision"], &again["digest"]),
+        (&json!(0), &json!("0".repeat(32)))
+    );
     assert!(w1.cluster.borrow().is_empty(), "nothing of it is believed");
     assert_eq!(w1.stat(|stats| &stats.resyncs), 1);
-    tell(&mut stream, &json!({ "type": "change", "change": truth.whole() })).await.unwrap();
+    tell(&mut stream, &json!({ "type": "change", "change": truth.whole() }))
+        .await
+        .unwrap();
     let taken = hear_type(&mut stream, "taken").await.unwrap();
     assert_eq!(taken["digest"], json!(truth.digest()));
     until("the cluster", || holds(&w1, &truth)).await;
@@ -159,8 +166,6 @@ async fn the_loss_of_one_manager_is_not_noticed() {
     w1.links_to(&[&m1, &m2]);
     until("the first", || holds(&w1, &cluster(1, &all))).await;
     until("both links", || w1.is_up("m1") && w1.is_up("m2")).await;
-    let changes = w1.stat(|stats| &stats.changes);
-    until("both to have been heard", || w1.stat(|stats| &stats.changes) >= 2 || changes >= 2).await;
     m1.kill();
     for revision in 2..22 {
         let mut next = cluster(revision, &all);
@@ -259,5 +264,8 @@ async fn a_reader_on_a_thin_line_gets_the_whole_cluster() {
         tokio::time::sleep(Duration::from_millis(80)).await;
     }
     println!("{length} bytes in {:?}", since.elapsed());
-    assert!(since.elapsed() > Duration::from_secs(6), "as slow as it was meant to be");
+    assert!(
+        since.elapsed() > Duration::from_secs(6),
+        "as slow as it was meant to be"
+    );
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anynode::link::{
-    Authority, Dialer, Handler, Identity, Job, Later, LinkSettings, LinkState, Peer, Peers, PendingTunnel, Refusal, Role,
-    Target, Token, Tunnel, TunnelRequest, serve,
+    Authority, Dialer, Handler, Identity, Job, Later, LinkSettings, LinkState, Peer, Peers, PendingTunnel, Refusal,
+    Role, Target, Token, Tunnel, TunnelRequest, serve,
 };
 use anynode::model::{Cluster, ClusterNode, ClusterObject};
 use rcgen::{KeyPair, PublicKeyData};
@@ -505,7 +505,11 @@ pub async fn raw(addr: SocketAddr, alpn: &str, own: Option<&Certificate>) -> io:
 
 pub async fn raw_with(stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<RawStream> {
     let name = ServerName::try_from("anybody").unwrap();
-    ends("a handshake", tokio_rustls::TlsConnector::from(config).connect(name, stream)).await
+    ends(
+        "a handshake",
+        tokio_rustls::TlsConnector::from(config).connect(name, stream),
+    )
+    .await
 }
 
 /// A connection that comes from another address of this machine.

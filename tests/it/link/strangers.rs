@@ -76,9 +76,12 @@ async fn a_node_that_left_the_cluster_gets_nothing_more() {
         tell(&mut control, &ask).await.unwrap();
         assert_eq!(hear_type(&mut control, "refused").await.unwrap()["what"], what);
     }
-    tell(&mut control, &json!({ "type": "call", "id": 1, "method": "echo", "body": null }))
-        .await
-        .unwrap();
+    tell(
+        &mut control,
+        &json!({ "type": "call", "id": 1, "method": "echo", "body": null }),
+    )
+    .await
+    .unwrap();
     let result = hear_type(&mut control, "result").await.unwrap();
     assert!(result["ok"].is_null() && result["error"].is_string(), "{result}");
     let mut tunnel = raw(m1.addr, TUNNEL, Some(&own)).await.unwrap();

@@ -12,10 +12,7 @@ use super::rig::*;
 const ALL: [&str; 3] = ["m1", "w1", "w2"];
 
 fn pair(site: &Site) -> (Node, Node) {
-    (
-        site.start("w1", cluster(1, &ALL)),
-        site.start("w2", cluster(1, &ALL)),
-    )
+    (site.start("w1", cluster(1, &ALL)), site.start("w2", cluster(1, &ALL)))
 }
 
 #[tokio::test]
@@ -139,14 +136,20 @@ async fn each_refusal_has_its_kind_of_error() {
 async fn the_client_is_carried_along() {
     let site = Site::new();
     let (w1, w2) = pair(&site);
-    let client = Some(("[2001:db8::7]:4711".parse().unwrap(), "[2001:db8::1]:80".parse().unwrap()));
+    let client = Some((
+        "[2001:db8::7]:4711".parse().unwrap(),
+        "[2001:db8::1]:80".parse().unwrap(),
+    ));
     let request = TunnelRequest {
         task: "client".to_owned(),
         target: 80,
         client,
     };
     let (dialer, node, addr) = (w1.dialer.clone(), Arc::from("w2"), w2.addr);
-    let mut tunnel = w1.on(async move { dialer.dial(node, addr, request).await }).await.unwrap();
+    let mut tunnel = w1
+        .on(async move { dialer.dial(node, addr, request).await })
+        .await
+        .unwrap();
     let mut text = String::new();
     tunnel.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, format!("{client:?}"));
@@ -298,7 +301,11 @@ async fn figures() {
     }
     for (what, took) in [("opened ahead", &mut ready), ("not opened ahead", &mut unready)] {
         took.sort_unstable();
-        println!("dial, {what}: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
+        println!(
+            "dial, {what}: p50 {:?}, p99 {:?}",
+            took[took.len() / 2],
+            took[took.len() * 99 / 100]
+        );
     }
     let tunnel = w1.dial(&w2, "reads").await.unwrap();
     let (cpu, since) = (cpu_ms(), Instant::now());
