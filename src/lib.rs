@@ -13,6 +13,8 @@ pub mod sys;
 
 pub mod model;
 
+pub mod store;
+
 pub mod routing;
 
 pub mod takeover;

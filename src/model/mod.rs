@@ -6,6 +6,7 @@
 mod cluster;
 pub mod proxy_protocol;
 mod service;
+pub mod swarm;
 mod text;
 
 pub use cluster::{

@@ -16,6 +16,7 @@ mod reasons;
 mod rooms;
 mod scale;
 mod security;
+mod store;
 mod streams;
 mod swarm;
 mod takeover;

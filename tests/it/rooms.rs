@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("model", &[]),
+    ("store", &["model"]),
+    ("control", &["model", "store"]),
+    ("agent", &["sys", "model"]),
+    ("api", &["sys", "model", "store", "control"]),
     ("routing", &["model"]),
     ("takeover", &["sys", "model", "routing"]),
     ("proxy", &["sys", "model", "routing", "takeover"]),
     ("dns", &["sys", "model", "routing"]),
     ("health", &["sys", "model", "routing"]),
-    ("source", &["sys", "model", "routing"]),
+    ("source", &["sys", "model", "store", "routing"]),
     ("link", &["sys", "model"]),
     (
         "admin",
@@ -25,7 +29,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "sys", "model", "routing", "takeover", "proxy", "dns", "health", "source", "link", "admin", "whoami",
+            "sys", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns", "health",
+            "source", "link", "admin", "whoami",
         ],
     ),
 ];

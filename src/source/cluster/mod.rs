@@ -22,8 +22,8 @@ use crate::routing::{Change, TableHandle};
 
 pub use labels::KNOWN as LABELS;
 
-/// The addresses of this node's tasks, by task id.
-pub type LocalTasks = OrdMap<Arc<str>, IpAddr>;
+/// The addresses of this node's tasks, by task id. Port 0 stands for the target port of each connection.
+pub type LocalTasks = OrdMap<Arc<str>, SocketAddr>;
 
 /// What is wrong with services of the cluster, or with how they are served, by service name. Read by `admin`.
 #[derive(Debug, Default)]
@@ -242,6 +242,20 @@ impl ClusterSource {
     }
 
     fn applied_now(&mut self, id: String, spec: Option<Arc<ServiceSpec>>) {
+        if let Some(spec) = spec.as_ref().filter(|_| tracing::enabled!(tracing::Level::DEBUG)) {
+            let before = self.applied.get(&id);
+            let is_new = |task: &TaskRef| {
+                let known = before.iter().flat_map(|before| &before.endpoints);
+                !known
+                    .filter_map(|known| known.task.as_ref())
+                    .any(|known| known.id == task.id)
+            };
+            for task in spec.endpoints.iter().filter_map(|endpoint| endpoint.task.as_deref()) {
+                if is_new(task) {
+                    tracing::debug!(service = %spec.name, task = %task.id, "routed");
+                }
+            }
+        }
         match spec {
             Some(spec) => drop(self.applied.insert(id, spec)),
             None => drop(self.applied.remove(&id)),
@@ -309,8 +323,7 @@ impl ClusterSource {
                 }
             } else {
                 match self.local.get(task.id.as_str()) {
-                    // Its port is the target port.
-                    Some(ip) => SocketAddr::new(*ip, 0),
+                    Some(addr) => *addr,
                     // It follows within moments: the engine says so itself.
                     None => continue,
                 }
@@ -436,7 +449,7 @@ mod tests {
             ["10.0.0.2:7377"],
             "the address of t1 is not known yet"
         );
-        rig.local.insert("t1".into(), "172.18.0.3".parse().unwrap());
+        rig.local.insert("t1".into(), "172.18.0.3:0".parse().unwrap());
         rig.follow();
         assert_eq!(rig.endpoints("web"), ["172.18.0.3", "10.0.0.2:7377"]);
         let table = rig.source.table.load();

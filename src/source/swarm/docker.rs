@@ -2,7 +2,7 @@
 //! the swarm's objects (the slow way) and configs. Not here: swarmkit's Watch (`watch`).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,7 +170,7 @@ impl Engine {
                 // With the length of its prefix.
                 let address = endpoint.ipv4_address?;
                 let ip: IpAddr = address.split('/').next()?.parse().ok()?;
-                Some((Arc::from(task.as_str()), ip))
+                Some((Arc::from(task.as_str()), SocketAddr::new(ip, 0)))
             });
         Ok(addresses.collect())
     }

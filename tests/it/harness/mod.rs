@@ -240,3 +240,51 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// The seed of a test's random choices: ANYNODE_SEED, or any. A test that fails shows it.
+pub struct Seed(u64);
+
+impl Seed {
+    pub fn new() -> Seed {
+        let seed = std::env::var("ANYNODE_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+        println!("ANYNODE_SEED={seed}");
+        Seed(seed)
+    }
+
+    pub fn rng(&self) -> fastrand::Rng {
+        fastrand::Rng::with_seed(self.0)
+    }
+}
+
+/// A file system of its own, unmounted when dropped.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+/// A file system of so many bytes; `None` where none may be mounted.
+pub fn small_disk(bytes: u64) -> Option<SmallDisk> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+        .arg(dir.path());
+    let is_mounted = mount
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    is_mounted.then_some(SmallDisk(dir))
+}

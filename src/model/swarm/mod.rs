@@ -1,0 +1,353 @@
+//! What a swarm's own control plane keeps: services, their tasks, nodes, networks, configs, secrets, and the swarm itself.
+//!
+//! Specs are the Docker API's own types, as users declared them; everything around a spec is ours. The control room moves
+//! these nouns, the store keeps them, the agent makes tasks real, the API shows them. Not here: what routing needs of them
+//! (`Cluster`), and how any of them is written on the wire.
+
+mod id;
+mod spec;
+mod task;
+mod time;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use bollard_stubs::models::{EndpointPortConfig, EndpointSpec, NetworkAttachmentConfig, NodeSpec, SwarmSpec};
+pub use bollard_stubs::models::{ServiceSpec, TaskSpec};
+use serde::{Deserialize, Serialize};
+
+pub use id::{Id, Key, Kind};
+pub use spec::{
+    OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_same_template,
+    restart_policy, rollback_config, stop_grace, update_config,
+};
+pub use task::{Cause, Container, Exit, Hold, Task, TaskState, TaskStatus};
+pub use time::Time;
+
+/// What every object has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// What users see as `Version.Index` and must name in an update: the store's revision of the last change that a user
+    /// made, or that replaced the spec. What the control plane writes besides does not move it, so that reading and then
+    /// updating does not race with it.
+    pub version: u64,
+    pub created_at: Time,
+    pub updated_at: Time,
+}
+
+/// A service: what the user declared, and what has come of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    pub id: Id,
+    pub meta: Meta,
+    pub spec: Arc<ServiceSpec>,
+    /// Which template of tasks the spec holds: tasks of another template are replaced. Counts up with each new template
+    /// (`canonical_template`); the same template, however spelled, keeps its number, and a rollback returns to the old one.
+    pub template: u64,
+    /// The revision in which the spec last changed: what the restart policy's attempts are counted by.
+    pub spec_version: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<PreviousSpec>,
+    #[serde(default)]
+    pub endpoint: Endpoint,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateStatus>,
+}
+
+/// What a rollback returns to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreviousSpec {
+    pub spec: Arc<ServiceSpec>,
+    pub template: u64,
+}
+
+/// The addresses and ports that the allocator gave.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The spec that this was given for; `None` before the allocator has seen the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<EndpointSpec>,
+    /// With `published_port` filled in, each.
+    #[serde(default)]
+    pub ports: Vec<EndpointPortConfig>,
+    #[serde(default)]
+    pub vips: Vec<Vip>,
+}
+
+/// A service's own address in one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    pub network: Id,
+    pub addr: Ipv4Addr,
+    /// The length of the network's prefix, in bits.
+    pub prefix: u8,
+}
+
+/// How the last update of a service goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    pub state: UpdateState,
+    pub started_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Time>,
+    pub message: String,
+    /// So many slots were to be replaced when it began: what the failure ratio is counted against.
+    pub n_slots: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    Updating,
+    Paused,
+    Completed,
+    RollbackStarted,
+    RollbackPaused,
+    RollbackCompleted,
+}
+
+impl UpdateState {
+    /// As the Docker API has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UpdateState::Updating => "updating",
+            UpdateState::Paused => "paused",
+            UpdateState::Completed => "completed",
+            UpdateState::RollbackStarted => "rollback_started",
+            UpdateState::RollbackPaused => "rollback_paused",
+            UpdateState::RollbackCompleted => "rollback_completed",
+        }
+    }
+
+    pub fn is_rollback(self) -> bool {
+        matches!(
+            self,
+            UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted
+        )
+    }
+}
+
+impl Service {
+    /// Never empty: whoever stores a service has given it a name.
+    pub fn name(&self) -> &str {
+        self.spec.name.as_deref().unwrap_or_default()
+    }
+
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let labels = self.spec.labels.iter().flatten();
+        labels.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// What tasks are made by.
+    pub fn task_spec(&self) -> TaskSpec {
+        self.spec.task_template.clone().unwrap_or_default()
+    }
+
+    pub fn is_global(&self) -> bool {
+        self.spec.mode.as_ref().is_some_and(|mode| mode.global.is_some())
+    }
+
+    /// How many tasks are wished for; `None` for a global service, which has one on each node that fits.
+    pub fn replicas(&self) -> Option<u64> {
+        match &self.spec.mode {
+            Some(mode) if mode.global.is_some() => None,
+            Some(mode) => {
+                let replicas = mode.replicated.as_ref().and_then(|replicated| replicated.replicas);
+                Some(u64::try_from(replicas.unwrap_or(1)).unwrap_or(0))
+            }
+            None => Some(1),
+        }
+    }
+
+    /// The networks that its tasks are attached to, as ids.
+    pub fn networks(&self) -> &[NetworkAttachmentConfig] {
+        let of_tasks = self
+            .spec
+            .task_template
+            .as_ref()
+            .and_then(|task| task.networks.as_deref());
+        match of_tasks {
+            Some(networks) if !networks.is_empty() => networks,
+            _ => self.spec.networks.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// A node. While there is one, it is this one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: Id,
+    pub meta: Meta,
+    /// `role` and `availability` are always set.
+    pub spec: NodeSpec,
+    pub hostname: String,
+    /// As `uname -m` says, such as `x86_64`.
+    pub architecture: String,
+    /// Such as `linux`.
+    pub os: String,
+    /// In billionths of a processor.
+    pub nano_cpus: i64,
+    /// In bytes.
+    pub memory: i64,
+    pub engine_version: String,
+    #[serde(default)]
+    pub engine_labels: BTreeMap<String, String>,
+    pub is_manager: bool,
+    pub is_up: bool,
+    pub addr: std::net::IpAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    Active,
+    Pause,
+    Drain,
+}
+
+impl Node {
+    pub fn availability(&self) -> Availability {
+        use bollard_stubs::models::NodeSpecAvailabilityEnum as Wire;
+        match self.spec.availability {
+            Some(Wire::PAUSE) => Availability::Pause,
+            Some(Wire::DRAIN) => Availability::Drain,
+            _ => Availability::Active,
+        }
+    }
+
+    /// It takes new tasks.
+    pub fn is_available(&self) -> bool {
+        self.is_up && self.availability() == Availability::Active
+    }
+}
+
+/// An overlay network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub id: Id,
+    pub meta: Meta,
+    pub name: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    pub driver: String,
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    #[serde(default)]
+    pub is_internal: bool,
+    #[serde(default)]
+    pub is_attachable: bool,
+    #[serde(default)]
+    pub is_ingress: bool,
+    #[serde(default)]
+    pub ipv6: bool,
+    /// Asked for, or given by the allocator; `None` before it has seen the network.
+    #[serde(default)]
+    pub subnet: Option<ipnet::Ipv4Net>,
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A config or a secret: bytes that tasks get as files. Only the labels ever change.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload {
+    pub id: Id,
+    pub meta: Meta,
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    /// The store writes them encrypted; nothing else may write them but into a task's files.
+    pub data: Arc<[u8]>,
+    /// The driver of templates, as it was declared: `golang` or none.
+    pub templating: Option<String>,
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Payload {{ id: {}, name: {:?}, {} bytes }}",
+            self.id,
+            self.name,
+            self.data.len()
+        )
+    }
+}
+
+/// The swarm itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Swarm {
+    pub id: Id,
+    pub meta: Meta,
+    /// With every member that has a default filled in.
+    pub spec: SwarmSpec,
+    /// The node that this store belongs to.
+    pub node: Id,
+    pub join_token_worker: String,
+    pub join_token_manager: String,
+    /// Where the networks' subnets come from.
+    pub addr_pool: Vec<ipnet::Ipv4Net>,
+    pub subnet_size: u8,
+    pub data_path_port: u16,
+}
+
+impl Swarm {
+    /// How many tasks a slot keeps, the living one among them; `None` for all.
+    pub fn task_history(&self) -> Option<usize> {
+        let orchestration = self.spec.orchestration.as_ref();
+        let limit = orchestration.and_then(|orchestration| orchestration.task_history_retention_limit);
+        usize::try_from(limit.unwrap_or(5)).ok()
+    }
+}
+
+/// One object of the control plane.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    Swarm(Arc<Swarm>),
+    Node(Arc<Node>),
+    Network(Arc<Network>),
+    Config(Arc<Payload>),
+    Secret(Arc<Payload>),
+    Service(Arc<Service>),
+    Task(Arc<Task>),
+}
+
+impl Object {
+    pub fn key(&self) -> Key {
+        let (kind, id) = match self {
+            Object::Swarm(swarm) => (Kind::Swarm, &swarm.id),
+            Object::Node(node) => (Kind::Node, &node.id),
+            Object::Network(network) => (Kind::Network, &network.id),
+            Object::Config(config) => (Kind::Config, &config.id),
+            Object::Secret(secret) => (Kind::Secret, &secret.id),
+            Object::Service(service) => (Kind::Service, &service.id),
+            Object::Task(task) => (Kind::Task, &task.id),
+        };
+        Key { kind, id: id.clone() }
+    }
+
+    /// What must be unique among objects of its kind, whatever the case of its letters; `None` where nothing must.
+    pub fn unique_name(&self) -> Option<&str> {
+        match self {
+            Object::Service(service) => Some(service.name()),
+            Object::Network(network) => Some(&network.name),
+            Object::Config(payload) | Object::Secret(payload) => Some(&payload.name),
+            Object::Swarm(_) | Object::Node(_) | Object::Task(_) => None,
+        }
+    }
+}
+
+/// One step of a commit.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// Made or replaced.
+    Put(Object),
+    Remove(Key),
+}
+
+impl Write {
+    pub fn key(&self) -> Key {
+        match self {
+            Write::Put(object) => object.key(),
+            Write::Remove(key) => key.clone(),
+        }
+    }
+}

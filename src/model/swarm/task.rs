@@ -1,0 +1,175 @@
+//! A task: one run of a service in a slot.
+
+use std::sync::Arc;
+
+use bollard_stubs::models::{EndpointPortConfig, TaskSpec};
+use serde::{Deserialize, Serialize};
+
+use super::{Id, Meta, Time};
+
+/// Where a task is on its way, or is wished to be. What was observed only ever goes forward. The numbers are Swarm's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    New = 0,
+    Pending = 64,
+    Assigned = 192,
+    Accepted = 256,
+    Preparing = 320,
+    Ready = 384,
+    Starting = 448,
+    Running = 512,
+    Complete = 576,
+    Shutdown = 640,
+    Failed = 704,
+    Rejected = 768,
+    /// Only ever wished for: the task is deleted once it has stopped.
+    Remove = 800,
+    /// Only ever observed: its node is gone.
+    Orphaned = 832,
+}
+
+impl TaskState {
+    /// As the Docker API has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TaskState::New => "new",
+            TaskState::Pending => "pending",
+            TaskState::Assigned => "assigned",
+            TaskState::Accepted => "accepted",
+            TaskState::Preparing => "preparing",
+            TaskState::Ready => "ready",
+            TaskState::Starting => "starting",
+            TaskState::Running => "running",
+            TaskState::Complete => "complete",
+            TaskState::Shutdown => "shutdown",
+            TaskState::Failed => "failed",
+            TaskState::Rejected => "rejected",
+            TaskState::Remove => "remove",
+            TaskState::Orphaned => "orphaned",
+        }
+    }
+
+    /// It has ended, one way or another, and will not run again.
+    pub fn is_terminal(self) -> bool {
+        self > TaskState::Running
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    pub id: Id,
+    pub meta: Meta,
+    pub service: Id,
+    /// The service's when the task was made.
+    pub service_name: Arc<str>,
+    /// From 1; 0 for tasks of global services.
+    pub slot: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Id>,
+    pub spec: Arc<TaskSpec>,
+    /// The template of the service that it was made by.
+    pub template: u64,
+    /// The service's `spec_version` when it was made.
+    pub spec_version: u64,
+    /// Why it was made.
+    pub cause: Cause,
+    /// The manager's wish. Only ever goes forward.
+    pub desired: TaskState,
+    /// While it is to wait in `Ready` for its turn. The orchestrator lets it go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// What its node saw.
+    pub status: TaskStatus,
+    /// Its ports in host mode, as the scheduler reserved them.
+    #[serde(default)]
+    pub host_ports: Vec<EndpointPortConfig>,
+}
+
+/// Why a task was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// There were too few.
+    Scale,
+    /// The one before it in its slot ended.
+    Restart,
+    /// The one before it in its slot is of an older template.
+    Update,
+}
+
+/// What a task waits for before it may start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Not before then.
+    pub until: Time,
+    /// Not while one of these runs, but no longer than `patience`.
+    #[serde(default)]
+    pub stopped: Vec<Id>,
+    /// Until when `stopped` is waited for.
+    pub patience: Time,
+}
+
+/// What a task's node saw of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    pub at: Time,
+    pub state: TaskState,
+    /// In Docker's words, such as `started`.
+    pub message: String,
+    /// Why it failed or does not get on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// When it reached `Running`, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_at: Option<Time>,
+}
+
+/// What runs, or ran, a task.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Container {
+    /// The engine's id of it; for a process the task's own id.
+    pub id: String,
+    /// Zero when it does not run.
+    pub pid: i64,
+    pub exit_code: i64,
+}
+
+/// How a task's program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 128 and the signal's number where a signal ended it.
+    pub code: i64,
+}
+
+impl Task {
+    /// `web.1.ID`, or `web.NODE.ID` for a global service's.
+    pub fn name(&self) -> String {
+        match (self.slot, &self.node) {
+            (0, Some(node)) => format!("{}.{node}.{}", self.service_name, self.id),
+            (slot, _) => format!("{}.{slot}.{}", self.service_name, self.id),
+        }
+    }
+
+    /// It runs or is on the way there, as far as is wished.
+    pub fn is_wanted(&self) -> bool {
+        self.desired <= TaskState::Running
+    }
+
+    /// It is wanted and has not ended.
+    pub fn is_live(&self) -> bool {
+        self.is_wanted() && !self.status.state.is_terminal()
+    }
+
+    /// It may have traffic.
+    pub fn is_serving(&self) -> bool {
+        self.is_wanted() && self.status.state == TaskState::Running
+    }
+
+    /// Nothing of it runs on any node: it was never given to one, or has ended there.
+    pub fn has_stopped(&self) -> bool {
+        self.status.state.is_terminal() || self.node.is_none()
+    }
+}

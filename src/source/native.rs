@@ -1,0 +1,128 @@
+//! The own control plane as a source: what its store holds, cut down to a `Cluster` as any node has it. Not here: the way
+//! from there to a routing table, which is the same as for a Docker Swarm (`cluster`).
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard_stubs::models::EndpointPortConfig;
+use tokio::sync::watch;
+
+use crate::model::swarm::{self, Availability, Task};
+use crate::model::{Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
+use crate::store::{Snapshot, Store};
+
+/// Makes clusters of snapshots, each by what differs from the one before.
+#[derive(Debug, Default)]
+pub struct NativeSource {
+    seen: Arc<Snapshot>,
+    cluster: Cluster,
+}
+
+impl NativeSource {
+    /// Publishes the cluster of each snapshot until `shutdown`.
+    pub async fn run(
+        mut self,
+        store: Arc<dyn Store>,
+        clusters: watch::Sender<Arc<Cluster>>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let mut changed = store.changed();
+        let follow = async {
+            loop {
+                changed.mark_unchanged();
+                clusters.send_replace(self.follow(&store.snapshot()));
+                // An error means that the store is gone: what it said last stands.
+                if changed.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = shutdown => {}
+        }
+    }
+
+    /// The cluster of this snapshot. Costs what differs from the one before.
+    pub fn follow(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Cluster> {
+        let before = std::mem::replace(&mut self.seen, snapshot.clone());
+        for (id, service) in snapshot.services_since(&before) {
+            match service {
+                Some(service) => self.cluster.put(ClusterObject::Service(service_of(service))),
+                None => self.cluster.remove(&format!("service/{id}")),
+            }
+        }
+        for (id, task) in snapshot.tasks_since(&before) {
+            match task.and_then(|task| task_of(task)) {
+                Some(task) => self.cluster.put(ClusterObject::Task(task)),
+                None => self.cluster.remove(&format!("task/{id}")),
+            }
+        }
+        for node in before.nodes().filter(|node| snapshot.node(node.id.as_str()).is_none()) {
+            self.cluster.remove(&format!("node/{}", node.id));
+        }
+        for node in snapshot.nodes() {
+            self.cluster.put(ClusterObject::Node(node_of(node)));
+        }
+        self.cluster.set_revision(snapshot.revision());
+        Arc::new(self.cluster.clone())
+    }
+}
+
+fn service_of(service: &swarm::Service) -> ClusterService {
+    let port_of = |port: &EndpointPortConfig| {
+        let number = |number: Option<i64>| {
+            number
+                .and_then(|number| u16::try_from(number).ok())
+                .filter(|number| *number > 0)
+        };
+        Some(ClusterPort {
+            protocol: port
+                .protocol
+                .map_or_else(|| "tcp".to_owned(), |protocol| protocol.to_string()),
+            published: number(port.published_port)?,
+            target: number(port.target_port)?,
+        })
+    };
+    let labels = service.labels().filter(|(key, _)| key.starts_with("anynode."));
+    let template = service.spec.task_template.as_ref();
+    ClusterService {
+        id: service.id.to_string(),
+        name: service.name().to_owned(),
+        // Those in host mode too: this node has all tasks there are, so each of its tasks is one of this node.
+        ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
+        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn task_of(task: &Task) -> Option<ClusterTask> {
+    let node = task.node.as_ref().filter(|_| task.is_serving())?;
+    Some(ClusterTask {
+        id: task.id.to_string(),
+        service: task.service.to_string(),
+        node: node.to_string(),
+        slot: task.slot,
+    })
+}
+
+fn node_of(node: &swarm::Node) -> ClusterNode {
+    ClusterNode {
+        id: node.id.to_string(),
+        hostname: node.hostname.clone(),
+        addr: Some(node.addr),
+        is_manager: node.is_manager,
+        is_up: node.is_up,
+        availability: match node.availability() {
+            Availability::Active => "active",
+            Availability::Pause => "pause",
+            Availability::Drain => "drain",
+        }
+        .to_owned(),
+    }
+}

@@ -1,0 +1,99 @@
+//! How an object is written: JSON with the revision that it was written in; what configs and secrets hold is sealed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::seal::Seal;
+use crate::model::swarm::{Id, Key, Kind, Meta, Object, Payload};
+
+/// The version of this format. One that is newer is not read, and not written over.
+pub(super) const FORMAT: u64 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    revision: u64,
+    object: Value,
+}
+
+/// A config or a secret on disk.
+#[derive(Serialize, Deserialize)]
+struct SealedPayload {
+    id: Id,
+    meta: Meta,
+    name: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    templating: Option<String>,
+    /// Base64.
+    sealed: String,
+}
+
+pub(super) fn key_of(text: &str) -> Option<Key> {
+    let (kind, id) = text.split_once('/')?;
+    let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+    Some(Key { kind, id: id.into() })
+}
+
+pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u8>, String> {
+    let value = match object {
+        Object::Swarm(object) => serde_json::to_value(&**object),
+        Object::Node(object) => serde_json::to_value(&**object),
+        Object::Network(object) => serde_json::to_value(&**object),
+        Object::Service(object) => serde_json::to_value(&**object),
+        Object::Task(object) => serde_json::to_value(&**object),
+        Object::Config(payload) | Object::Secret(payload) => {
+            let place = object.key().to_string();
+            let sealed = seal.seal(&place, &payload.data).map_err(|error| error.to_string())?;
+            serde_json::to_value(SealedPayload {
+                id: payload.id.clone(),
+                meta: payload.meta.clone(),
+                name: payload.name.clone(),
+                labels: payload.labels.clone(),
+                templating: payload.templating.clone(),
+                sealed: STANDARD.encode(sealed),
+            })
+        }
+    };
+    let object = value.map_err(|error| error.to_string())?;
+    serde_json::to_vec(&Record { revision, object }).map_err(|error| error.to_string())
+}
+
+pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64), String> {
+    let Record { revision, object } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let said = |error: serde_json::Error| error.to_string();
+    let object = match key.kind {
+        Kind::Swarm => Object::Swarm(serde_json::from_value(object).map_err(said)?),
+        Kind::Node => Object::Node(serde_json::from_value(object).map_err(said)?),
+        Kind::Network => Object::Network(serde_json::from_value(object).map_err(said)?),
+        Kind::Service => Object::Service(serde_json::from_value(object).map_err(said)?),
+        Kind::Task => Object::Task(serde_json::from_value(object).map_err(said)?),
+        Kind::Config => Object::Config(open(key, object, seal)?),
+        Kind::Secret => Object::Secret(open(key, object, seal)?),
+    };
+    match object.key() == *key {
+        true => Ok((object, revision)),
+        false => Err(format!("it says that it is {}", object.key())),
+    }
+}
+
+fn open(key: &Key, object: Value, seal: &Seal) -> Result<Arc<Payload>, String> {
+    let payload: SealedPayload = serde_json::from_value(object).map_err(|error| error.to_string())?;
+    let sealed = STANDARD.decode(&payload.sealed).map_err(|error| error.to_string())?;
+    let data = seal
+        .open_sealed(&key.to_string(), &sealed)
+        .ok_or("its contents do not open with the key of this store")?;
+    Ok(Arc::new(Payload {
+        id: payload.id,
+        meta: payload.meta,
+        name: payload.name,
+        labels: payload.labels,
+        templating: payload.templating,
+        data: data.into(),
+    }))
+}

@@ -1,0 +1,131 @@
+//! Encryption at rest: what configs and secrets hold is never on disk in the clear. The key lies beside the store in a file
+//! that only its owner reads, so what is protected is the store's file where it is copied without the key.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+
+/// Seals and opens payloads.
+#[derive(Debug)]
+pub(super) struct Seal {
+    key: LessSafeKey,
+}
+
+impl Seal {
+    /// Reads the key, or makes one where there is none and `may_make` says that nothing is sealed yet.
+    pub(super) fn open(path: &Path, may_make: bool) -> io::Result<Seal> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => make(path)?,
+            Err(error) => return Err(error),
+        };
+        Seal::of(&bytes).ok_or_else(|| {
+            let wrong = format!("{} bytes, expected {}", bytes.len(), CHACHA20_POLY1305.key_len());
+            io::Error::new(io::ErrorKind::InvalidData, wrong)
+        })
+    }
+
+    pub(super) fn of(key: &[u8]) -> Option<Seal> {
+        let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
+        Some(Seal {
+            key: LessSafeKey::new(key),
+        })
+    }
+
+    /// `place` is where the sealed bytes stand: they cannot be opened elsewhere.
+    pub(super) fn seal(&self, place: &str, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut nonce = [0; NONCE_LEN];
+        fill(&mut nonce)?;
+        let mut sealed = bytes.to_vec();
+        let aad = Aad::from(place.as_bytes());
+        let ended = self
+            .key
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed);
+        ended.map_err(|_| io::Error::other("the bytes cannot be encrypted"))?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// `None` when they were not sealed with this key for this place, or were changed since.
+    pub(super) fn open_sealed(&self, place: &str, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
+        let mut bytes = sealed.to_vec();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let length = self
+            .key
+            .open_in_place(nonce, Aad::from(place.as_bytes()), &mut bytes)
+            .ok()?
+            .len();
+        bytes.truncate(length);
+        Some(bytes)
+    }
+}
+
+fn fill(bytes: &mut [u8]) -> io::Result<()> {
+    SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| io::Error::other("the system gives no random bytes"))
+}
+
+fn make(path: &Path) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut key = vec![0; CHACHA20_POLY1305.key_len()];
+    fill(&mut key)?;
+    let unfinished = path.with_extension("key.new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    if let Some(dir) = path.parent() {
+        std::fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_in_its_place_only() {
+        let seal = Seal::of(&[7; 32]).unwrap();
+        let sealed = seal.seal("secret/a", b"password").unwrap();
+        assert!(!sealed.windows(8).any(|window| window == b"password"));
+        assert_eq!(seal.open_sealed("secret/a", &sealed).unwrap(), b"password");
+        assert!(seal.open_sealed("secret/b", &sealed).is_none());
+        assert!(Seal::of(&[8; 32]).unwrap().open_sealed("secret/a", &sealed).is_none());
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(seal.open_sealed("secret/a", &changed).is_none(), "{at}");
+        }
+        assert!(seal.open_sealed("secret/a", &sealed[..5]).is_none());
+    }
+
+    #[test]
+    fn a_key_is_made_once_for_its_owner_and_never_in_place_of_a_lost_one() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.key");
+        assert!(Seal::open(&path, false).is_err());
+        let sealed = Seal::open(&path, true).unwrap().seal("a", b"b").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            Seal::open(&path, true).unwrap().open_sealed("a", &sealed).unwrap(),
+            b"b"
+        );
+        std::fs::write(&path, b"short").unwrap();
+        assert!(
+            Seal::open(&path, true)
+                .unwrap_err()
+                .to_string()
+                .contains("5 bytes, expected 32")
+        );
+    }
+}
