@@ -57,7 +57,9 @@ pub enum OpenError {
 pub struct Embedded {
     snapshot: Arc<ArcSwap<Snapshot>>,
     changed: watch::Sender<u64>,
-    requests: mpsc::Sender<Request>,
+    /// `None` once it is being closed.
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<std::thread::JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,10 @@ impl Embedded {
         })?;
         let is_new = !path.exists();
         let mut builder = Builder::new();
-        let database = builder.set_cache_size(CACHE_BYTES).create(&path);
+        let database = builder
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create(&path);
         let database = database.map_err(|error| open_error(&path, error))?;
         Embedded::start(database, &path, dir, is_new)
     }
@@ -86,7 +91,10 @@ impl Embedded {
     pub fn open_on(backend: impl StorageBackend, dir: &Path) -> Result<Embedded, OpenError> {
         let path = dir.join(FILE);
         let mut builder = Builder::new();
-        let database = builder.set_cache_size(CACHE_BYTES).create_with_backend(backend);
+        let database = builder
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend);
         let database = database.map_err(|error| open_error(&path, error))?;
         let is_new = !dir.join(KEY_FILE).exists();
         Embedded::start(database, &path, dir, is_new)
@@ -122,15 +130,27 @@ impl Embedded {
         };
         let thread = std::thread::Builder::new().name("store".to_owned());
         let spawned = thread.spawn(move || writer.run(received));
-        spawned.map_err(|error| OpenError::Io {
+        let writer = spawned.map_err(|error| OpenError::Io {
             path: path.to_owned(),
             error,
         })?;
         Ok(Embedded {
             snapshot,
             changed,
-            requests,
+            requests: Some(requests),
+            writer: Some(writer),
         })
+    }
+}
+
+/// What was asked before is written, and the file is let go of.
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(writer) = self.writer.take() {
+            // An error says that it panicked, which it has said itself.
+            drop(writer.join());
+        }
     }
 }
 
@@ -151,7 +171,8 @@ impl Store for Embedded {
             let (answer, answered) = oneshot::channel();
             let base = base.clone();
             let request = Request { base, writes, answer };
-            self.requests.send(request).await.map_err(|_| CommitError::Closed)?;
+            let requests = self.requests.as_ref().ok_or(CommitError::Closed)?;
+            requests.send(request).await.map_err(|_| CommitError::Closed)?;
             answered.await.map_err(|_| CommitError::Closed)?
         })
     }

@@ -1,7 +1,6 @@
 //! The store, on storage that fails at each write and sync in turn, on damaged files, full disks and with two processes.
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anynode::model::swarm::{Id, Key, Kind, Meta, Network, Object, Payload, Time, Write};
@@ -299,7 +298,7 @@ async fn everything_is_there_after_a_restart_and_secrets_are_not_readable_on_dis
         put(&store, secret("s", b"a-very-secret-word")).await.unwrap();
         store.snapshot()
     };
-    let store = open_soon(dir.path()).await;
+    let store = Embedded::open(dir.path()).unwrap();
     let after = store.snapshot();
     assert_eq!(after.revision(), before.revision());
     assert_eq!(after.secret("s").unwrap(), before.secret("s").unwrap());
@@ -313,18 +312,6 @@ async fn everything_is_there_after_a_restart_and_secrets_are_not_readable_on_dis
     }
 }
 
-/// The thread of a store that was dropped may take a moment to let go of the file.
-async fn open_soon(dir: &Path) -> Embedded {
-    for _ in 0..200 {
-        match Embedded::open(dir) {
-            Ok(store) => return store,
-            Err(OpenError::InUse { .. }) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    panic!("the store stays in use");
-}
-
 #[tokio::test]
 async fn a_second_process_a_lost_key_a_newer_format_and_damage_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
@@ -333,7 +320,7 @@ async fn a_second_process_a_lost_key_a_newer_format_and_damage_are_told_apart() 
     let second = Embedded::open(dir.path());
     assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
     drop(store);
-    drop(open_soon(dir.path()).await);
+    drop(Embedded::open(dir.path()).unwrap());
 
     let file = dir.path().join("store.redb");
     let whole = std::fs::read(&file).unwrap();
@@ -374,7 +361,7 @@ async fn a_second_process_a_lost_key_a_newer_format_and_damage_are_told_apart() 
         "{none:?}"
     );
     std::fs::write(&file, &whole).unwrap();
-    let store = open_soon(dir.path()).await;
+    let store = Embedded::open(dir.path()).unwrap();
     assert!(store.snapshot().secret("s").is_some());
 }
 
@@ -390,7 +377,7 @@ async fn damage_anywhere_never_panics() {
             put(&store, secret(&format!("s{i}"), &[i; 200])).await.unwrap();
         }
     }
-    drop(open_soon(dir.path()).await);
+    drop(Embedded::open(dir.path()).unwrap());
     let file = dir.path().join("store.redb");
     let whole = std::fs::read(&file).unwrap();
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
@@ -435,7 +422,7 @@ async fn a_full_disk_is_an_error_and_nothing_is_lost() {
     assert_eq!(store.snapshot().secrets().count(), n_kept);
     std::fs::remove_file(&filler).unwrap();
     drop(store);
-    let store = open_soon(&dir).await;
+    let store = Embedded::open(&dir).unwrap();
     assert_eq!(store.snapshot().secrets().count(), n_kept);
     assert!(store.snapshot().network("n").is_some());
     put(&store, network("m", "second")).await.unwrap();
