@@ -102,7 +102,7 @@ impl Follower {
     fn local(&self) -> BTreeMap<String, String> {
         let tasks = self.tasks.borrow().clone();
         let tasks = tasks.iter().flat_map(|tasks| tasks.iter());
-        tasks.map(|(task, ip)| (task.to_string(), ip.to_string())).collect()
+        tasks.map(|(task, addr)| (task.to_string(), addr.ip().to_string())).collect()
     }
 }
 
@@ -251,7 +251,7 @@ fn the_cluster_is_what_docker_says_by_either_way_and_whatever_becomes_of_the_eng
             .all(|task| by_watch.local().contains_key(task))
     });
     for task in by_watch.tasks_of("web") {
-        let url = format!("http://{}/", by_watch.local()[&task].ip());
+        let url = format!("http://{}/", by_watch.local()[&task]);
         let answer = swarm.cluster(&["exec", "1", "curl", "-sS", "--fail", "-m", "10", &url]);
         assert!(answer.contains("hostname"), "{answer}");
     }
