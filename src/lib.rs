@@ -15,6 +15,8 @@ pub mod model;
 
 pub mod store;
 
+pub mod control;
+
 pub mod routing;
 
 pub mod takeover;

@@ -45,6 +45,8 @@ pub struct Service {
     /// Which template of tasks the spec holds: tasks of another template are replaced. Counts up with each new template
     /// (`canonical_template`); the same template, however spelled, keeps its number, and a rollback returns to the old one.
     pub template: u64,
+    /// The highest number that any template of it had.
+    pub last_template: u64,
     /// The revision in which the spec last changed: what the restart policy's attempts are counted by.
     pub spec_version: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,6 +131,66 @@ impl UpdateState {
 }
 
 impl Service {
+    /// The service as it is to be declared from now on; how the last update went is forgotten. `version` is what the store
+    /// is to make the revision of.
+    pub fn declared(&self, spec: ServiceSpec, now: Time, version: u64) -> Service {
+        let same = [
+            Some((&self.spec, self.template)),
+            self.previous
+                .as_ref()
+                .map(|previous| (&previous.spec, previous.template)),
+        ];
+        let known = same
+            .into_iter()
+            .flatten()
+            .find(|(known, _)| is_same_template(known, &spec));
+        let template = known.map_or(self.last_template + 1, |(_, template)| template);
+        Service {
+            meta: Meta {
+                version,
+                updated_at: now,
+                ..self.meta.clone()
+            },
+            spec: Arc::new(spec),
+            template,
+            last_template: self.last_template.max(template),
+            spec_version: version,
+            previous: Some(PreviousSpec {
+                spec: self.spec.clone(),
+                template: self.template,
+            }),
+            update: None,
+            ..self.clone()
+        }
+    }
+
+    /// The service with its previous spec, as a user asks for it: rolling back again undoes it. `None`: there is none.
+    pub fn rolled_back(&self, now: Time, version: u64) -> Option<Service> {
+        let previous = self.previous.clone()?;
+        Some(Service {
+            meta: Meta {
+                version,
+                updated_at: now,
+                ..self.meta.clone()
+            },
+            spec: previous.spec,
+            template: previous.template,
+            spec_version: version,
+            previous: Some(PreviousSpec {
+                spec: self.spec.clone(),
+                template: self.template,
+            }),
+            update: Some(UpdateStatus {
+                state: UpdateState::RollbackStarted,
+                started_at: now,
+                completed_at: None,
+                message: "manually requested rollback".to_owned(),
+                n_slots: 0,
+            }),
+            ..self.clone()
+        })
+    }
+
     /// Never empty: whoever stores a service has given it a name.
     pub fn name(&self) -> &str {
         self.spec.name.as_deref().unwrap_or_default()

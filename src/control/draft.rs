@@ -1,0 +1,88 @@
+//! A plan in the making: each object at most once, as it was changed last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Plan;
+use crate::model::swarm::{Key, Kind, Object, Service, Task, TaskState, Time, Write};
+use crate::store::THIS_REVISION;
+
+pub(super) struct Draft {
+    now: Time,
+    writes: BTreeMap<Key, Write>,
+    wake_at: Option<Time>,
+}
+
+impl Draft {
+    pub(super) fn new(now: Time) -> Draft {
+        Draft {
+            now,
+            writes: BTreeMap::new(),
+            wake_at: None,
+        }
+    }
+
+    pub(super) fn into_plan(self) -> Plan {
+        Plan {
+            writes: self.writes.into_values().collect(),
+            wake_at: self.wake_at,
+        }
+    }
+
+    pub(super) fn wake_at(&mut self, at: Time) {
+        self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+    }
+
+    pub(super) fn put(&mut self, object: Object) {
+        self.writes.insert(object.key(), Write::Put(object));
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        self.writes.insert(key.clone(), Write::Remove(key));
+    }
+
+    pub(super) fn remove_task(&mut self, task: &Task) {
+        self.remove(Key {
+            kind: Kind::Task,
+            id: task.id.clone(),
+        });
+    }
+
+    /// Changes a task, as this draft has it by now. One that was removed stays removed.
+    pub(super) fn change_task(&mut self, task: &Arc<Task>, change: impl FnOnce(&mut Task)) {
+        let key = Key {
+            kind: Kind::Task,
+            id: task.id.clone(),
+        };
+        let mut next = match self.writes.get(&key) {
+            Some(Write::Put(Object::Task(changed))) => Task::clone(changed),
+            Some(_) => return,
+            None => Task::clone(task),
+        };
+        change(&mut next);
+        next.meta.version = THIS_REVISION;
+        next.meta.updated_at = self.now;
+        self.put(Object::Task(Arc::new(next)));
+    }
+
+    /// Wishes of a task only ever go forward.
+    pub(super) fn wish(&mut self, task: &Arc<Task>, desired: TaskState) {
+        if task.desired < desired {
+            self.change_task(task, |task| task.desired = task.desired.max(desired));
+        }
+    }
+
+    pub(super) fn change_service(&mut self, service: &Arc<Service>, change: impl FnOnce(&mut Service)) {
+        let key = Key {
+            kind: Kind::Service,
+            id: service.id.clone(),
+        };
+        let mut next = match self.writes.get(&key) {
+            Some(Write::Put(Object::Service(changed))) => Service::clone(changed),
+            _ => Service::clone(service),
+        };
+        change(&mut next);
+        next.meta.updated_at = self.now;
+        self.put(Object::Service(Arc::new(next)));
+    }
+}

@@ -1,0 +1,60 @@
+//! The control plane: reconcilers that compare what is wished for with what there is, and a driver that has them do so
+//! whenever something changes.
+//!
+//! Each reconciler is a pure function from a snapshot and a time to writes and the next time to look. They never call each
+//! other: state moves through the store. Every timer comes from times in the objects, so that a crash at any point loses
+//! none. Not here: sockets, containers, the API.
+
+mod allocator;
+mod constraint;
+mod draft;
+mod driver;
+mod orchestrator;
+mod reaper;
+mod scheduler;
+#[cfg(test)]
+mod simulation;
+mod slots;
+mod updater;
+
+use crate::model::swarm::{Id, Task, Time, Write};
+use crate::store::Snapshot;
+
+pub use allocator::port_conflict;
+pub use constraint::{Constraint, ConstraintError};
+pub use driver::run;
+
+/// What a reconciler wants to be done, and when it wants to look again at the latest.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    pub wake_at: Option<Time>,
+}
+
+/// What a reconciler decides by.
+pub struct Context<'a> {
+    pub snapshot: &'a Snapshot,
+    pub now: Time,
+    /// Draws the id of a new object.
+    pub ids: &'a mut dyn FnMut() -> Id,
+}
+
+/// A reconciler.
+pub type Planner = fn(&mut Context<'_>) -> Plan;
+
+/// All of them, in the order in which a change mostly goes through them.
+pub const PLANNERS: &[(&str, Planner)] = &[
+    ("orchestrator", orchestrator::plan),
+    ("updater", updater::plan),
+    ("allocator", allocator::plan),
+    ("scheduler", scheduler::plan),
+    ("reaper", reaper::plan),
+];
+
+/// A task is as its service now declares it: what `docker service update` waits for.
+pub fn is_up_to_date(snapshot: &Snapshot, task: &Task) -> bool {
+    match snapshot.service(task.service.as_str()) {
+        Some(service) => !slots::is_dirty(snapshot, service, task),
+        None => false,
+    }
+}

@@ -1,0 +1,299 @@
+//! As many tasks as are wished for: makes and takes away tasks, has those that ended followed by others, lets go those that
+//! waited, and deletes what is over. Not here: replacing tasks by those of a newer spec (`updater`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::draft::Draft;
+use super::slots::{self, Slot, Tasks};
+use super::{Context, Plan};
+use crate::model::swarm::{
+    Availability, Cause, Hold, Id, Meta, Node, Object, RestartCondition, Service, Task, TaskState, TaskStatus, Time,
+    restart_policy,
+};
+use crate::store::{Snapshot, THIS_REVISION};
+
+pub(super) fn plan(context: &mut Context<'_>) -> Plan {
+    let mut draft = Draft::new(context.now);
+    for service in context.snapshot.services() {
+        let slots = slots::of_service(context.snapshot, service.id.as_str());
+        follow_ended(context, &mut draft, service, &slots);
+        match service.replicas() {
+            Some(replicas) => replicate(context, &mut draft, service, replicas, slots),
+            None => spread(context, &mut draft, service, &slots),
+        }
+    }
+    clear(context.snapshot, &mut draft);
+    let_go(context.snapshot, context.now, &mut draft);
+    draft.into_plan()
+}
+
+/// A task of `service` as it is declared now.
+pub(super) fn new_task(
+    context: &mut Context<'_>,
+    service: &Service,
+    slot: &Slot,
+    cause: Cause,
+    hold: Option<Hold>,
+) -> Arc<Task> {
+    let now = context.now;
+    let (slot, node) = match slot {
+        Slot::Number(slot) => (*slot, None),
+        Slot::Node(node) => (0, Some(node.clone())),
+    };
+    Arc::new(Task {
+        id: (context.ids)(),
+        meta: Meta {
+            version: THIS_REVISION,
+            created_at: now,
+            updated_at: now,
+        },
+        service: service.id.clone(),
+        service_name: service.name().into(),
+        slot,
+        node,
+        spec: Arc::new(service.task_spec()),
+        template: service.template,
+        spec_version: service.spec_version,
+        cause,
+        desired: match hold {
+            Some(_) => TaskState::Ready,
+            None => TaskState::Running,
+        },
+        hold,
+        status: TaskStatus {
+            at: now,
+            state: TaskState::New,
+            message: "created".to_owned(),
+            error: None,
+            container: None,
+            ran_at: None,
+        },
+        host_ports: Vec::new(),
+    })
+}
+
+/// Tasks that ended although they were wanted, or whose node is to have none: others follow them, if they should.
+fn follow_ended(
+    context: &mut Context<'_>,
+    draft: &mut Draft,
+    service: &Arc<Service>,
+    slots: &BTreeMap<Slot, Tasks<'_>>,
+) {
+    for (slot, tasks) in slots {
+        for task in tasks.iter().filter(|task| task.is_wanted()) {
+            let node = task.node.as_ref().map(|node| context.snapshot.node(node.as_str()));
+            let end = match node {
+                _ if task.status.state.is_terminal() => End::Itself,
+                // A global service's task that has not been placed yet has a node all the same.
+                Some(None) => End::NodeIsGone,
+                Some(Some(node)) if !node.is_up => End::NodeIsGone,
+                Some(Some(node)) if node.availability() == Availability::Drain => End::Drained,
+                _ => continue,
+            };
+            draft.wish(task, TaskState::Shutdown);
+            // Of two in a slot, as in an update that starts first, the other is enough, unless it is the older.
+            let is_dirty = |task: &Task| slots::is_dirty(context.snapshot, service, task);
+            let is_enough =
+                |other: &&&Arc<Task>| other.id != task.id && other.is_live() && (is_dirty(task) || !is_dirty(other));
+            let has_other = tasks.iter().any(|other| is_enough(&other));
+            if has_other || service.is_global() && end != End::Itself || !should_follow(service, task, tasks) {
+                continue;
+            }
+            let delay = match end {
+                End::Drained => Duration::ZERO,
+                End::Itself | End::NodeIsGone => restart_policy(&service.task_spec()).delay,
+            };
+            let since = match end {
+                End::Itself => task.status.at,
+                End::Drained | End::NodeIsGone => context.now,
+            };
+            let until = since + delay;
+            let hold = Hold {
+                until,
+                stopped: match end {
+                    End::Drained => vec![task.id.clone()],
+                    End::Itself | End::NodeIsGone => Vec::new(),
+                },
+                patience: until + STOP_PATIENCE,
+            };
+            let next = new_task(context, service, slot, Cause::Restart, Some(hold));
+            draft.put(Object::Task(next));
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Itself,
+    NodeIsGone,
+    Drained,
+}
+
+/// Whether the restart policy has another follow the last task of a slot.
+fn should_follow(service: &Service, task: &Task, tasks: &Tasks<'_>) -> bool {
+    let policy = restart_policy(&service.task_spec());
+    let is_good_end = task.status.state == TaskState::Complete;
+    match policy.condition {
+        RestartCondition::None => return false,
+        RestartCondition::OnFailure if is_good_end => return false,
+        RestartCondition::OnFailure | RestartCondition::Any => {}
+    }
+    if policy.max_attempts == 0 {
+        return true;
+    }
+    let counts = |other: &&&Arc<Task>| {
+        let is_attempt = other.cause == Cause::Restart && other.spec_version == service.spec_version;
+        let is_recent = policy.window.is_zero() || other.meta.created_at + policy.window >= task.status.at;
+        is_attempt && is_recent
+    };
+    u64::try_from(tasks.iter().filter(counts).count()).is_ok_and(|n| n < policy.max_attempts)
+}
+
+/// So many slots; a slot whose task ended and is not to be followed is one too.
+fn replicate(
+    context: &mut Context<'_>,
+    draft: &mut Draft,
+    service: &Arc<Service>,
+    replicas: u64,
+    slots: BTreeMap<Slot, Tasks<'_>>,
+) {
+    let n_slots = slots.len() as u64;
+    if n_slots < replicas {
+        let taken: BTreeSet<&Slot> = slots.keys().collect();
+        let free = (1..).map(Slot::Number).filter(|slot| !taken.contains(slot));
+        let missing = usize::try_from(replicas - n_slots).unwrap_or(usize::MAX);
+        for slot in free.take(missing).collect::<Vec<_>>() {
+            let task = new_task(context, service, &slot, Cause::Scale, None);
+            draft.put(Object::Task(task));
+        }
+        return;
+    }
+    let n_over = usize::try_from(n_slots - replicas).unwrap_or(usize::MAX);
+    for tasks in in_order_of_removal(slots).into_iter().take(n_over) {
+        tasks.iter().for_each(|task| draft.wish(task, TaskState::Remove));
+    }
+}
+
+/// Which slots go first: those without a node or with several tasks, then further copies on crowded nodes, those that do
+/// not run before those that do, the highest number first.
+fn in_order_of_removal(slots: BTreeMap<Slot, Tasks<'_>>) -> Vec<Tasks<'_>> {
+    let mut ordered: Vec<(Slot, Tasks<'_>)> = slots.into_iter().collect();
+    let is_running = |tasks: &Tasks<'_>| tasks.iter().any(|task| task.is_serving());
+    ordered.sort_by_key(|(slot, tasks)| (!is_running(tasks), slot.clone()));
+    let mut copies: BTreeMap<Id, usize> = BTreeMap::new();
+    let mut ranked: Vec<(usize, Slot, Tasks<'_>)> = Vec::with_capacity(ordered.len());
+    for (slot, tasks) in ordered {
+        let mut live = tasks.iter().filter(|task| task.is_wanted());
+        let rank = match (live.next().and_then(|task| task.node.clone()), live.next()) {
+            (Some(node), None) => {
+                let nth = copies.entry(node).or_default();
+                *nth += 1;
+                *nth
+            }
+            _ => usize::MAX,
+        };
+        ranked.push((rank, slot, tasks));
+    }
+    // Stable: what is kept stands first.
+    ranked.sort_by_key(|(rank, _, _)| *rank);
+    ranked.into_iter().rev().map(|(_, _, tasks)| tasks).collect()
+}
+
+/// A task on each node that a global service may use.
+fn spread(context: &mut Context<'_>, draft: &mut Draft, service: &Arc<Service>, slots: &BTreeMap<Slot, Tasks<'_>>) {
+    let template = service.task_spec();
+    let nodes: Vec<Arc<Node>> = context.snapshot.nodes().cloned().collect();
+    let may_have =
+        |node: &Node| node.is_up && node.availability() != Availability::Drain && slots::meets(&template, node);
+    for node in nodes.iter().filter(|node| node.is_available() && may_have(node)) {
+        let slot = Slot::Node(node.id.clone());
+        // What was shut down with its node does not count once the node is back.
+        let is_there = slots.get(&slot).is_some_and(|tasks| {
+            tasks.iter().any(|task| task.is_wanted())
+                || tasks.last().is_some_and(|last| is_left_alone(service, last, tasks))
+        });
+        if !is_there {
+            let task = new_task(context, service, &slot, Cause::Scale, None);
+            draft.put(Object::Task(task));
+        }
+    }
+    for (slot, tasks) in slots {
+        let Slot::Node(id) = slot else { continue };
+        if !nodes.iter().any(|node| node.id == *id && may_have(node)) {
+            tasks.iter().for_each(|task| draft.wish(task, TaskState::Shutdown));
+        }
+    }
+}
+
+/// The last task of a slot ended by itself and is not to be followed.
+fn is_left_alone(service: &Service, last: &Task, tasks: &Tasks<'_>) -> bool {
+    let by_itself = matches!(
+        last.status.state,
+        TaskState::Complete | TaskState::Failed | TaskState::Rejected
+    );
+    by_itself && last.template == service.template && !should_follow(service, last, tasks)
+}
+
+/// Tasks of services that are gone go; what is to go and has stopped is deleted.
+fn clear(snapshot: &Snapshot, draft: &mut Draft) {
+    for service in snapshot.services_with_tasks() {
+        if snapshot.service(service.as_str()).is_none() {
+            let tasks = snapshot.tasks_of_service(service.as_str());
+            tasks.for_each(|task| draft.wish(task, TaskState::Remove));
+        }
+    }
+    for task in snapshot.tasks() {
+        let is_beyond_reach = || {
+            let node = task.node.as_ref().and_then(|node| snapshot.node(node.as_str()));
+            node.is_none()
+        };
+        if task.desired == TaskState::Remove && (task.has_stopped() || is_beyond_reach()) {
+            draft.remove_task(task);
+        }
+        // One that no node ever had is over once it is not wanted.
+        let is_unplaced = task.node.is_none() || task.status.state < TaskState::Assigned;
+        if task.desired == TaskState::Shutdown && is_unplaced && !task.status.state.is_terminal() {
+            draft.change_task(task, |task| {
+                task.status.state = TaskState::Shutdown;
+                task.status.message = "shutdown".to_owned();
+                task.status.error = None;
+                task.status.at = task.meta.updated_at;
+            });
+        }
+        if task.desired == TaskState::Remove && is_unplaced {
+            draft.remove_task(task);
+        }
+    }
+}
+
+/// Tasks that wait in `Ready` go on when their time has come and what they wait for has stopped.
+fn let_go(snapshot: &Snapshot, now: Time, draft: &mut Draft) {
+    for task in snapshot.tasks().filter(|task| task.desired == TaskState::Ready) {
+        let Some(hold) = &task.hold else {
+            draft.wish(task, TaskState::Running);
+            continue;
+        };
+        let has_stopped = |id: &Id| {
+            snapshot.task(id.as_str()).is_none_or(|other| {
+                let node = other.node.as_ref().and_then(|node| snapshot.node(node.as_str()));
+                other.has_stopped() || node.is_none_or(|node| !node.is_up)
+            })
+        };
+        let are_stopped = hold.stopped.iter().all(has_stopped);
+        if now < hold.until {
+            draft.wake_at(hold.until);
+        } else if are_stopped || now >= hold.patience {
+            draft.change_task(task, |task| {
+                task.desired = task.desired.max(TaskState::Running);
+                task.hold = None;
+            });
+        } else {
+            draft.wake_at(hold.patience);
+        }
+    }
+}
+
+/// How long a task that is to stop is waited for.
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(60);

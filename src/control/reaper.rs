@@ -1,0 +1,38 @@
+//! Task history: each slot keeps so many tasks, the living one among them; the oldest that have ended go first.
+
+use super::draft::Draft;
+use super::slots;
+use super::{Context, Plan};
+use crate::model::swarm::{Cause, Service, Task, UpdateState, restart_policy};
+
+pub(super) fn plan(context: &mut Context<'_>) -> Plan {
+    let mut draft = Draft::new(context.now);
+    let Some(limit) = context.snapshot.swarm().and_then(|swarm| swarm.task_history()) else {
+        return draft.into_plan();
+    };
+    for service in context.snapshot.services() {
+        let attempts = restart_policy(&service.task_spec()).max_attempts;
+        let limit = match usize::try_from(attempts) {
+            // What the restart policy counts by must not be forgotten.
+            Ok(attempts @ 1..) => attempts.saturating_add(1),
+            _ => limit,
+        };
+        for tasks in slots::of_service(context.snapshot, service.id.as_str()).into_values() {
+            let n_over = tasks.len().saturating_sub(limit);
+            let ended = tasks
+                .iter()
+                .filter(|task| !task.is_wanted() && task.has_stopped() && !counts(service, task));
+            ended.take(n_over).for_each(|task| draft.remove_task(task));
+        }
+    }
+    draft.into_plan()
+}
+
+/// An update that goes on still counts by it.
+fn counts(service: &Service, task: &Task) -> bool {
+    let going_on = service
+        .update
+        .as_ref()
+        .filter(|update| matches!(update.state, UpdateState::Updating | UpdateState::RollbackStarted));
+    going_on.is_some_and(|update| task.cause == Cause::Update && task.meta.created_at >= update.started_at)
+}
