@@ -17,6 +17,8 @@ pub mod store;
 
 pub mod control;
 
+pub mod agent;
+
 pub mod routing;
 
 pub mod takeover;

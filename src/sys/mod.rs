@@ -11,6 +11,7 @@ pub mod memory;
 mod netlink;
 pub mod nft;
 pub mod pktinfo;
+pub mod process;
 pub mod sk_lookup;
 pub mod socket;
 pub mod splice;

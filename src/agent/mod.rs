@@ -1,0 +1,191 @@
+//! Makes the tasks of this node real: has each prepared, started, watched and stopped, by what is wished of it, and says what
+//! became of it. Tasks outlive this program: a later run finds them again.
+//!
+//! Not here: which tasks there are (`control`), where traffic goes (`routing`), how a task is made (`process`; a Docker
+//! Engine's containers).
+
+pub mod containers;
+mod drive;
+mod log;
+pub mod process;
+mod runtime;
+mod template;
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
+
+pub use log::{LogLine, LogQuery, LogStream};
+pub use runtime::{Failure, Found, HealthState, Runtime, Started};
+pub use template::TemplateError;
+
+/// What is answered later.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A task that this node is to make real, with all that it needs.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    pub task: Arc<Task>,
+    /// `None` when the service is gone.
+    pub service: Option<Arc<Service>>,
+    pub node: Arc<Node>,
+    /// By id; those that the task's spec names.
+    pub configs: BTreeMap<Id, Arc<Payload>>,
+    pub secrets: BTreeMap<Id, Arc<Payload>>,
+}
+
+/// Several may name the same objects.
+impl PartialEq for Assignment {
+    fn eq(&self, other: &Assignment) -> bool {
+        self.task == other.task && self.service == other.service
+    }
+}
+
+/// All tasks of this node, those included that are to stop. One that vanishes is to be stopped and removed.
+pub type Assignments = BTreeMap<Id, Arc<Assignment>>;
+
+/// Where tasks of this node are reached. Port 0 stands for the target port of each connection.
+pub type Addresses = BTreeMap<Id, SocketAddr>;
+
+/// Hears what became of tasks.
+pub trait Reports: Send + Sync {
+    /// Does not wait.
+    fn report(&self, task: &Id, status: TaskStatus);
+}
+
+/// Sees to it that nothing of value is on its way to a task before it is stopped.
+pub trait Barrier: Send + Sync {
+    /// Ready when the task is out of the routing table of every node that lives, and what was asked of it by then is
+    /// answered, as far as that does not take long. The task is not in `Addresses` any more when this is called.
+    fn leave<'a>(&'a self, task: &'a Id) -> Later<'a, ()>;
+}
+
+/// The tasks of this node.
+pub struct Agent {
+    runtime: Arc<dyn Runtime>,
+    reports: Arc<dyn Reports>,
+    barrier: Arc<dyn Barrier>,
+    addresses: watch::Sender<Arc<Addresses>>,
+    /// std mutex: held for moments.
+    running: Mutex<HashMap<Id, Running>>,
+}
+
+struct Running {
+    assignment: watch::Sender<Option<Arc<Assignment>>>,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    pub fn new(runtime: Arc<dyn Runtime>, reports: Arc<dyn Reports>, barrier: Arc<dyn Barrier>) -> Arc<Agent> {
+        Arc::new(Agent {
+            runtime,
+            reports,
+            barrier,
+            addresses: watch::Sender::default(),
+            running: Mutex::default(),
+        })
+    }
+
+    pub fn addresses(&self) -> watch::Receiver<Arc<Addresses>> {
+        self.addresses.subscribe()
+    }
+
+    /// The output of a task. Errors: there is none, or it cannot be read.
+    pub fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, std::io::Error> {
+        self.runtime.logs(task, query)
+    }
+
+    /// Follows `assignments` until `shutdown`; tasks live on.
+    pub async fn run(
+        self: Arc<Agent>,
+        mut assignments: watch::Receiver<Arc<Assignments>>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let follow = async {
+            let first = assignments.borrow_and_update().clone();
+            self.remove_strays(&first).await;
+            loop {
+                let now = assignments.borrow_and_update().clone();
+                self.assign(&now);
+                drop(now);
+                if assignments.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = shutdown => {}
+        }
+        for (_, running) in self.lock().drain() {
+            running.ended.abort();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assign(self: &Arc<Agent>, now: &Assignments) {
+        let mut running = self.lock();
+        running.retain(|id, task| {
+            if !now.contains_key(id) {
+                task.assignment
+                    .send_if_modified(|assignment| assignment.take().is_some());
+            }
+            !task.ended.is_finished()
+        });
+        for (id, assignment) in now {
+            match running.get(id) {
+                Some(task) => {
+                    task.assignment.send_if_modified(|known| {
+                        let is_news = known.as_ref() != Some(assignment);
+                        *known = Some(assignment.clone());
+                        is_news
+                    });
+                }
+                None => {
+                    let sender = watch::Sender::new(Some(assignment.clone()));
+                    let driven = drive::drive(self.clone(), assignment.clone(), sender.subscribe());
+                    let task = Running {
+                        assignment: sender,
+                        ended: tokio::spawn(driven),
+                    };
+                    running.insert(id.clone(), task);
+                }
+            }
+        }
+    }
+
+    /// What an earlier run made and nobody knows any more.
+    async fn remove_strays(&self, assignments: &Assignments) {
+        let found = match self.runtime.list().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "what runs here cannot be listed");
+                return;
+            }
+        };
+        for id in found.iter().filter(|id| !assignments.contains_key(*id)) {
+            tracing::warn!(task = %id, "it runs here and belongs to no service: removed");
+            self.runtime.remove(id).await;
+        }
+    }
+
+    fn publish(&self, task: &Id, addr: SocketAddr) {
+        self.addresses
+            .send_if_modified(|addresses| Arc::make_mut(addresses).insert(task.clone(), addr) != Some(addr));
+    }
+
+    fn unpublish(&self, task: &Id) {
+        self.addresses.send_if_modified(|addresses| {
+            addresses.contains_key(task) && Arc::make_mut(addresses).remove(task).is_some()
+        });
+    }
+}

@@ -1,0 +1,191 @@
+//! A task's keeper: `anynode keep DIR`. It starts the program that the directory's job names, writes what it prints, waits
+//! for it, takes along what it left running, and writes its exit code. It knows nothing of the rest of anynode, whose end
+//! does not concern it; and its own end, however it comes, ends the program.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::process::{Signal, WaitOptions};
+
+use super::job::{Dir, Job, Process};
+use crate::model::swarm::Time;
+use crate::sys::process::{adopt_orphans, die_with_parent};
+
+/// Keeps the task in `path` until it has ended. Says `pid N` or `error WHY` on the standard output, and closes it. Returns
+/// the exit code.
+pub fn run(path: PathBuf) -> i32 {
+    let dir = Dir::new(path);
+    match start(&dir) {
+        Ok(kept) => {
+            say(&format!("pid {}", kept.child.id()));
+            kept.wait(&dir);
+            0
+        }
+        Err(error) => {
+            say(&format!("error {error}"));
+            1
+        }
+    }
+}
+
+/// The line that is waited for; the standard output is then nobody's.
+fn say(line: &str) {
+    // Whoever waited may be gone, and the task is kept all the same.
+    let _ = writeln!(io::stdout(), "{line}");
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
+}
+
+struct Kept {
+    child: Child,
+    log: Arc<Mutex<Log>>,
+    /// Open as long as this process lives.
+    _lock: File,
+    _alive: File,
+}
+
+fn start(dir: &Dir) -> io::Result<Kept> {
+    let job = dir.read_job()?;
+    let lock = dir.lock()?.ok_or_else(|| io::Error::other("it has a keeper already"))?;
+    // For reading too: it is to be opened whether or not anybody reads.
+    let alive = File::options().read(true).write(true).open(dir.alive())?;
+    adopt_orphans()?;
+    let log = Arc::new(Mutex::new(Log::open(dir.clone(), &job)?));
+    let (program, args) = job
+        .words
+        .split_first()
+        .ok_or_else(|| io::Error::other("its command has no words"))?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env_clear()
+        .envs(&job.env)
+        .current_dir(&job.dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    die_with_parent(&mut command);
+    let child = command
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("exec: {program:?}: {error}")))?;
+    let process = i32::try_from(child.id()).ok().and_then(Process::of);
+    dir.write_pid(process.ok_or_else(|| io::Error::other("it ended at once"))?)?;
+    Ok(Kept {
+        child,
+        log,
+        _lock: lock,
+        _alive: alive,
+    })
+}
+
+impl Kept {
+    fn wait(mut self, dir: &Dir) {
+        let stdout = self.child.stdout.take().map(|pipe| copy(pipe, 1, self.log.clone()));
+        let stderr = self.child.stderr.take().map(|pipe| copy(pipe, 2, self.log.clone()));
+        let code = match self.child.wait() {
+            Ok(status) => status
+                .code()
+                .or_else(|| status.signal().map(|signal| 128 + signal))
+                .unwrap_or(255),
+            Err(_) => 255,
+        };
+        end_orphans();
+        // The pipes end with the last who held them.
+        for copying in [stdout, stderr].into_iter().flatten() {
+            let _ = copying.join();
+        }
+        // If this cannot be written the task counts as killed.
+        let _ = dir.write_exit_code(i64::from(code));
+    }
+}
+
+/// Ends what the program started and left: it has become this process's child.
+fn end_orphans() {
+    loop {
+        let own = std::process::id();
+        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in pids.filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) => {}
+            // There are none.
+            Err(_) => break,
+        }
+    }
+}
+
+/// Takes lines as they come.
+fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<Log>>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match pipe.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {
+                    if line.last() == Some(&b'\n') {
+                        line.pop();
+                    }
+                    // A full disk must not stop the program; what it says is lost.
+                    let _ = log.lock().unwrap_or_else(PoisonError::into_inner).write(stream, &line);
+                }
+            }
+        }
+    })
+}
+
+/// The files of a task's output: one that is written, and older ones.
+struct Log {
+    dir: Dir,
+    file: File,
+    length: u64,
+    most: u64,
+    n_files: u32,
+}
+
+impl Log {
+    fn open(dir: Dir, job: &Job) -> io::Result<Log> {
+        let file = File::options().append(true).create(true).open(dir.log(0))?;
+        Ok(Log {
+            length: file.metadata()?.len(),
+            file,
+            dir,
+            most: job.log_bytes_max,
+            n_files: job.log_files.max(1),
+        })
+    }
+
+    fn write(&mut self, stream: u8, line: &[u8]) -> io::Result<()> {
+        let mut record = format!("{} {stream} ", Time::now()).into_bytes();
+        record.extend_from_slice(line);
+        record.push(b'\n');
+        if self.length > 0 && self.length + record.len() as u64 > self.most {
+            for n in (1..self.n_files).rev() {
+                match std::fs::rename(self.dir.log(n - 1), self.dir.log(n)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            self.file = File::options().append(true).create(true).open(self.dir.log(0))?;
+            if self.n_files == 1 {
+                self.file.set_len(0)?;
+            }
+            self.length = 0;
+        }
+        self.file.write_all(&record)?;
+        self.length += record.len() as u64;
+        Ok(())
+    }
+}
+
+/// A longer line is cut.
+const LINE_BYTES_MAX: u64 = 16 << 10;

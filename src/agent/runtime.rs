@@ -1,0 +1,65 @@
+//! What a runtime does: one trait, for processes and for containers.
+
+use std::net::SocketAddr;
+
+use super::{Assignment, Later, LogQuery, LogStream};
+use crate::model::swarm::{Container, Exit, Id};
+
+/// Makes tasks run. Each call is about one task, and none is made twice at once for the same.
+pub trait Runtime: Send + Sync {
+    /// Sees to all that `start` needs. May be called again for a task whose preparation was cut short.
+    fn prepare<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, Result<(), Failure>>;
+
+    fn start<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, Result<Started, Failure>>;
+
+    /// What there is of a task that an earlier run of this program may have started.
+    fn find<'a>(&'a self, task: &'a Id) -> Later<'a, Found>;
+
+    /// Ready when the task's program has ended.
+    fn ended<'a>(&'a self, task: &'a Id) -> Later<'a, Exit>;
+
+    /// Ready when the health of a task is other than `before`. A task without a health check is healthy, and stays so.
+    fn health<'a>(&'a self, assignment: &'a Assignment, before: HealthState) -> Later<'a, HealthState>;
+
+    /// Sends the signal of that name, such as `SIGTERM`, to the task's program.
+    fn signal<'a>(&'a self, task: &'a Id, signal: &'a str) -> Later<'a, ()>;
+
+    /// Ends the task and takes away what it left, except what others may still want to read. Nothing to take away is no
+    /// error.
+    fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()>;
+
+    /// All tasks that there is something of.
+    fn list(&self) -> Later<'_, std::io::Result<Vec<Id>>>;
+
+    fn logs(&self, task: &Id, query: LogQuery) -> std::io::Result<LogStream>;
+}
+
+/// Why a task does not come to run, in the words that `docker service ps` shows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Failure(pub String);
+
+/// A task's program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub container: Container,
+    /// Port 0 stands for the target port of each connection.
+    pub addr: SocketAddr,
+}
+
+/// What there is of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    Prepared,
+    Running(Started),
+    Ended(Container),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthState {
+    /// Not known yet.
+    Starting,
+    Healthy,
+    Unhealthy,
+}
