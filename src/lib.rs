@@ -19,6 +19,8 @@ pub mod control;
 
 pub mod agent;
 
+pub mod api;
+
 pub mod routing;
 
 pub mod takeover;

@@ -1,0 +1,162 @@
+//! All that is not the swarm's is passed on to the engine beside it, as it comes: long bodies, streams and upgraded
+//! connections too, at an API version that both speak.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use super::Api;
+use super::error::ApiError;
+use super::http::{self, Answer, NEWEST, Version};
+
+fn none_here() -> ApiError {
+    ApiError::not_implemented(
+        "there is no Docker Engine beside this anynode: only the swarm's commands work. Start one, or name it with --engine",
+    )
+}
+
+/// Passes a request on.
+pub(super) async fn pass(
+    api: &Api,
+    request: Request<Incoming>,
+    version: Version,
+    path: &str,
+) -> Result<Answer, ApiError> {
+    let socket = api.outside.engine().ok_or_else(none_here)?;
+    let query = request
+        .uri()
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
+    let path = format!("/v{}{path}{query}", spoken(&socket, version).await);
+    let (mut parts, body) = request.into_parts();
+    parts.uri = path
+        .parse::<Uri>()
+        .map_err(|error| ApiError::bad(format!("{path}: {error}")))?;
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let answer = exchange(&socket, Request::from_parts(parts, body)).await?;
+    let (mut head, body) = answer.into_parts();
+    if head.status == StatusCode::SWITCHING_PROTOCOLS
+        && let (Some(ours), Some(theirs)) = (upgrade, head.extensions.remove::<hyper::upgrade::OnUpgrade>())
+    {
+        tokio::spawn(async move {
+            let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else {
+                return;
+            };
+            let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
+            // Either side may end its half; an error ends both.
+            let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
+        });
+        let mut answer = http::empty(StatusCode::SWITCHING_PROTOCOLS);
+        *answer.headers_mut() = head.headers;
+        return Ok(answer);
+    }
+    let body = body.map_err(io::Error::other).boxed_unsync();
+    Ok(hyper::Response::from_parts(head, body))
+}
+
+/// Sends a request of ours, and passes the answer back.
+pub(super) async fn send(
+    api: &Api,
+    method: Method,
+    version: Version,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Answer, ApiError> {
+    let socket = api.outside.engine().ok_or_else(none_here)?;
+    let path = format!("/v{}{path}", spoken(&socket, version).await);
+    let answer = exchange(&socket, request(method, &path, body)?).await?;
+    let (head, body) = answer.into_parts();
+    Ok(hyper::Response::from_parts(
+        head,
+        body.map_err(io::Error::other).boxed_unsync(),
+    ))
+}
+
+/// What the engine says, as JSON. Errors: there is none, or it says that something is wrong.
+pub(super) async fn get(api: &Api, path: &str) -> Result<Value, ApiError> {
+    let socket = api.outside.engine().ok_or_else(none_here)?;
+    let asked = async {
+        let path = format!("/v{}{path}", spoken(&socket, NEWEST).await);
+        let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
+        let is_good = answer.status().is_success();
+        let bytes = answer
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| ApiError::gateway(error.to_string()))?;
+        let value: Value =
+            serde_json::from_slice(&bytes.to_bytes()).map_err(|error| ApiError::gateway(error.to_string()))?;
+        match is_good {
+            true => Ok(value),
+            false => Err(ApiError::gateway(value["message"].as_str().unwrap_or_default())),
+        }
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
+    }
+}
+
+fn request(method: Method, path: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>, ApiError> {
+    let length = HeaderValue::from(body.len());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "docker")
+        .header(CONTENT_LENGTH, length)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(body.into()));
+    request.map_err(|error| ApiError::bad(error.to_string()))
+}
+
+async fn exchange<B>(socket: &Path, request: Request<B>) -> Result<hyper::Response<Incoming>, ApiError>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let gone = |error: &dyn std::fmt::Display| {
+        ApiError::gateway(format!(
+            "the Docker Engine at {} does not answer: {error}",
+            socket.display()
+        ))
+    };
+    let stream = UnixStream::connect(socket).await.map_err(|error| gone(&error))?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| gone(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "the connection to the engine");
+        }
+    });
+    sender.send_request(request).await.map_err(|error| gone(&error))
+}
+
+/// The newest version up to `wanted` that the engine speaks.
+async fn spoken(socket: &Path, wanted: Version) -> Version {
+    let ping = async {
+        let answer = exchange(socket, request(Method::GET, "/_ping", Vec::new()).ok()?)
+            .await
+            .ok()?;
+        let version = answer.headers().get("Api-Version")?.to_str().ok()?;
+        let (major, minor) = version.split_once('.')?;
+        Some(Version(major.parse().ok()?, minor.parse().ok()?))
+    };
+    match tokio::time::timeout(PATIENCE, ping).await {
+        Ok(Some(newest)) => newest.min(wanted),
+        Ok(None) | Err(_) => wanted,
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);

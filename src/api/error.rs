@@ -1,0 +1,104 @@
+//! Errors as the Docker Engine answers them: a status and one sentence.
+
+use hyper::StatusCode;
+
+use crate::store::CommitError;
+
+/// Why a request is not done, in Docker's words where Docker has some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
+        ApiError {
+            status,
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn bad(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// What dockerd gets from the managers over gRPC, with the prefix that its texts have then.
+    pub(super) fn invalid(message: impl AsRef<str>) -> ApiError {
+        let text = format!("rpc error: code = InvalidArgument desc = {}", message.as_ref());
+        ApiError::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn precondition(message: impl AsRef<str>) -> ApiError {
+        let text = format!("rpc error: code = FailedPrecondition desc = {}", message.as_ref());
+        ApiError::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn exists(message: impl AsRef<str>) -> ApiError {
+        let text = format!("rpc error: code = AlreadyExists desc = {}", message.as_ref());
+        ApiError::new(StatusCode::CONFLICT, text)
+    }
+
+    pub(super) fn unknown(message: impl AsRef<str>) -> ApiError {
+        let text = format!("rpc error: code = Unknown desc = {}", message.as_ref());
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(super) fn forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, message)
+    }
+
+    pub(super) fn not_implemented(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    pub(super) fn too_large(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+
+    pub(super) fn timed_out(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+    }
+
+    pub(super) fn gateway(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_GATEWAY, message)
+    }
+
+    pub(super) fn page_not_found() -> ApiError {
+        ApiError::not_found("page not found")
+    }
+
+    pub(super) fn no_swarm() -> ApiError {
+        ApiError::unavailable(
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
+             swarm and try again.",
+        )
+    }
+}
+
+impl From<CommitError> for ApiError {
+    fn from(error: CommitError) -> ApiError {
+        match &error {
+            CommitError::NameTaken { key, name } => match key.kind {
+                crate::model::swarm::Kind::Service => ApiError::exists(format!(
+                    "name conflicts with an existing object: service {name} already exists"
+                )),
+                crate::model::swarm::Kind::Network => {
+                    ApiError::exists(format!("network with name {name} already exists"))
+                }
+                kind => ApiError::exists(format!("{} {name} already exists", kind.as_str())),
+            },
+            CommitError::Conflict { .. } | CommitError::Io { .. } | CommitError::Closed => {
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+            }
+        }
+    }
+}

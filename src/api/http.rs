@@ -1,0 +1,300 @@
+//! HTTP on the socket: requests with their version, query and body, bounded in size and time; answers in JSON.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+use super::error::ApiError;
+use super::{Api, engine, system};
+
+/// What is sent.
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// The API version that is spoken where none is asked for, and the newest.
+pub(super) const NEWEST: Version = Version(1, 48);
+pub(super) const OLDEST: Version = Version(1, 24);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version(pub(super) u16, pub(super) u16);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// A request for the swarm part, its body still to be read.
+pub(super) struct Asked {
+    pub(super) method: Method,
+    /// Without the version, split at slashes, decoded.
+    pub(super) path: Vec<String>,
+    pub(super) query: BTreeMap<String, String>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Incoming,
+}
+
+impl Asked {
+    pub(super) fn query(&self, key: &str) -> Option<&str> {
+        self.query.get(key).map(String::as_str)
+    }
+
+    /// A switch as most of them are: on unless it says no.
+    pub(super) fn is_on(&self, key: &str) -> bool {
+        let value = self.query(key).unwrap_or_default().to_ascii_lowercase();
+        !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
+    }
+
+    /// The body as JSON. Errors: it is too long, too slow, or no such JSON.
+    pub(super) async fn json<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        let kind = self
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or_default();
+        let is_json = kind
+            .split(';')
+            .next()
+            .is_none_or(|kind| matches!(kind.trim(), "" | "application/json"));
+        if !is_json {
+            return Err(ApiError::bad(format!(
+                "unsupported Content-Type header ({kind}): must be 'application/json'"
+            )));
+        }
+        let bytes = read(self.body).await?;
+        if bytes.is_empty() {
+            return Err(ApiError::bad("got EOF while reading request body"));
+        }
+        let mut reader = serde_json::Deserializer::from_slice(&bytes);
+        let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let path = error.path().to_string();
+            let place = if path == "." {
+                String::new()
+            } else {
+                format!(" at {path}")
+            };
+            ApiError::bad(format!("invalid JSON{place}: {}", error.inner()))
+        })?;
+        reader
+            .end()
+            .map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
+        Ok(value)
+    }
+
+    /// Reads a body that says nothing here.
+    pub(super) async fn no_body(self) -> Result<(), ApiError> {
+        read(self.body).await.map(drop)
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        ApiError::too_large(format!(
+            "request body too large: expected at most {BODY_BYTES_MAX} bytes"
+        ))
+    };
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(ApiError::bad(format!("the request's body cannot be read: {error}"))),
+        Err(_) => Err(ApiError::timed_out(format!(
+            "the request's body did not come within {BODY_PATIENCE:?}"
+        ))),
+    }
+}
+
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    // Values that were made here serialize without fail.
+    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    bytes.push(b'\n');
+    let mut answer = Response::new(whole(bytes));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(whole(Bytes::new()));
+    *answer.status_mut() = status;
+    answer
+}
+
+pub(super) fn whole(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, io::Error> {
+    Full::new(bytes.into())
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
+}
+
+fn failed(error: &ApiError) -> Answer {
+    json(error.status, &serde_json::json!({ "message": error.message }))
+}
+
+/// Accepts and serves for ever.
+pub(super) async fn serve(api: Arc<Api>, listener: UnixListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            break;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the API does not accept");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        let api = api.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let mut stopping = api.stopping.subscribe();
+            let service = service_fn(move |request| {
+                let api = api.clone();
+                async move { Ok::<_, Infallible>(answer(&api, request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_PATIENCE)
+                .max_buf_size(HEAD_BYTES_MAX)
+                // A client may end its half while it still listens.
+                .half_close(true)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            tokio::select! {
+                served = connection => if let Err(error) = served {
+                    tracing::debug!(%error, "API connection");
+                },
+                _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
+            }
+        });
+    }
+}
+
+async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Answer {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut answer = match route(api, request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::debug!(%method, path, status = error.status.as_u16(), error.message, "API");
+            failed(&error)
+        }
+    };
+    system::stamp(answer.headers_mut());
+    answer
+}
+
+async fn route(api: &Arc<Api>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let (version, rest) = split_version(request.uri().path())?;
+    if let Some(version) = version {
+        if version < OLDEST {
+            return Err(ApiError::bad(format!(
+                "client version {version} is too old. Minimum supported API version is {OLDEST}, please upgrade your client \
+                 to a newer version"
+            )));
+        }
+        if version > NEWEST {
+            return Err(ApiError::bad(format!(
+                "client version {version} is too new. Maximum supported API version is {NEWEST}"
+            )));
+        }
+    }
+    let version = version.unwrap_or(NEWEST);
+    let path: Vec<String> = rest.split('/').skip(1).map(decode).collect();
+    let words: Vec<&str> = path.iter().map(String::as_str).collect();
+    if !system::is_ours(request.method(), &words) {
+        return engine::pass(api, request, version, &rest).await;
+    }
+    let query = parse_query(request.uri().query().unwrap_or_default());
+    let (parts, body) = request.into_parts();
+    let asked = Asked {
+        method: parts.method,
+        query,
+        path: words.iter().map(|word| (*word).to_owned()).collect(),
+        headers: parts.headers,
+        body,
+    };
+    system::dispatch(api, asked, version).await
+}
+
+/// The version in front of a path, and the path without it.
+fn split_version(path: &str) -> Result<(Option<Version>, String), ApiError> {
+    let Some(rest) = path.strip_prefix("/v") else {
+        return Ok((None, path.to_owned()));
+    };
+    let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    // `/volumes` is no version.
+    if !version.starts_with(|first: char| first.is_ascii_digit()) {
+        return Ok((None, path.to_owned()));
+    }
+    let parsed = version
+        .split_once('.')
+        .and_then(|(major, minor)| Some(Version(major.parse().ok()?, minor.parse().ok()?)));
+    match parsed {
+        Some(version) => Ok((Some(version), format!("/{rest}"))),
+        None => Err(ApiError::bad(format!(
+            "invalid API version v{version}: expected one such as v{NEWEST}"
+        ))),
+    }
+}
+
+/// `%2F` and the like. What is no such thing stays.
+pub(super) fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = bytes
+            .get(i + 1..i + 3)
+            .filter(|_| bytes[i] == b'%')
+            .and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                i += 3;
+            }
+            None => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn parse_query(query: &str) -> BTreeMap<String, String> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let read = |text: &str| decode(&text.replace('+', " "));
+    pairs
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (read(key), read(value))
+        })
+        .collect()
+}
+
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEAD_PATIENCE: Duration = Duration::from_secs(60);
+const BODY_BYTES_MAX: usize = 4 << 20;
+const BODY_PATIENCE: Duration = Duration::from_secs(20);
+const CONNECTIONS_MAX: usize = 512;
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);

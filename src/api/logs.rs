@@ -1,0 +1,207 @@
+//! `service logs`: the output of tasks as one stream of frames, a line in each.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
+use hyper::body::Frame;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use tokio::sync::mpsc;
+
+use super::error::ApiError;
+use super::http::{Answer, Asked, Version};
+use super::{Api, LogLine, LogQuery, find};
+use crate::model::swarm::{Id, Task, Time};
+
+pub(super) fn of_service(api: &Arc<Api>, asked: &Asked, id: &str, version: Version) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let service = find::service(&snapshot, id)?;
+    let is_tty = {
+        let template = service.spec.task_template.as_ref();
+        let container = template.and_then(|template| template.container_spec.as_ref());
+        container.is_some_and(|container| container.tty == Some(true))
+    };
+    answer(api, asked, Of::Service(service.id.clone()), is_tty, version)
+}
+
+pub(super) fn of_task(api: &Arc<Api>, asked: &Asked, id: &str, version: Version) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let task = find::task(&snapshot, id)?;
+    let is_tty = task
+        .spec
+        .container_spec
+        .as_ref()
+        .is_some_and(|container| container.tty == Some(true));
+    answer(api, asked, Of::Task(task.id.clone()), is_tty, version)
+}
+
+enum Of {
+    /// Tasks that come later among them.
+    Service(Id),
+    Task(Id),
+}
+
+fn answer(api: &Arc<Api>, asked: &Asked, of: Of, is_tty: bool, version: Version) -> Result<Answer, ApiError> {
+    let query = query(asked)?;
+    let form = Form {
+        has_details: asked.is_on("details"),
+        has_timestamps: asked.is_on("timestamps"),
+        is_framed: !is_tty,
+    };
+    let (frames, received) = mpsc::channel(FRAMES_AHEAD);
+    tokio::spawn(pump(api.clone(), of, query, form, frames));
+    let received = stream::unfold(received, |mut received| async move {
+        let bytes: Bytes = received.recv().await?;
+        Some((Ok::<_, io::Error>(Frame::data(bytes)), received))
+    });
+    let mut answer = Response::new(StreamBody::new(received).boxed_unsync());
+    let kind = match !is_tty && version >= Version(1, 42) {
+        true => "application/vnd.docker.multiplexed-stream",
+        false => "application/vnd.docker.raw-stream",
+    };
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(answer)
+}
+
+/// Passes on what the tasks say, until they have said all or nobody listens any more.
+async fn pump(api: Arc<Api>, of: Of, query: LogQuery, form: Form, frames: mpsc::Sender<Bytes>) {
+    let mut changed = api.store.changed();
+    let mut stopping = api.stopping.subscribe();
+    let mut known: HashSet<Id> = HashSet::new();
+    loop {
+        let snapshot = api.store.snapshot();
+        let tasks: Vec<Arc<Task>> = match &of {
+            Of::Service(id) => snapshot.tasks_of_service(id.as_str()).cloned().collect(),
+            Of::Task(id) => snapshot.task(id.as_str()).cloned().into_iter().collect(),
+        };
+        if tasks.is_empty() && query.follow {
+            break;
+        }
+        for task in tasks {
+            // One that has not begun says nothing yet.
+            if known.contains(&task.id) {
+                continue;
+            }
+            let Ok(lines) = api.outside.logs(&task.id, query) else {
+                continue;
+            };
+            known.insert(task.id.clone());
+            let frames = frames.clone();
+            let pass = async move {
+                let mut lines = lines;
+                while let Some(line) = lines.next().await {
+                    if frames.send(form.frame(&task, &line)).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            match query.follow {
+                true => drop(tokio::spawn(pass)),
+                false => pass.await,
+            }
+        }
+        if !query.follow {
+            break;
+        }
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { break },
+            () = frames.closed() => break,
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => break,
+        }
+    }
+}
+
+fn query(asked: &Asked) -> Result<LogQuery, ApiError> {
+    let (stdout, stderr) = (asked.is_on("stdout"), asked.is_on("stderr"));
+    if !stdout && !stderr {
+        return Err(ApiError::bad("Bad parameters: you must choose at least one stream"));
+    }
+    let tail = match asked.query("tail") {
+        None | Some("" | "all") => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            ApiError::bad(format!(
+                "invalid tail \"{text}\": expected \"all\" or a number of lines"
+            ))
+        })?),
+    };
+    Ok(LogQuery {
+        follow: asked.is_on("follow"),
+        tail,
+        since: time(asked, "since")?,
+        until: time(asked, "until")?,
+        stdout,
+        stderr,
+    })
+}
+
+/// Seconds since 1970, with or without a fraction, or RFC 3339.
+pub(super) fn time(asked: &Asked, key: &str) -> Result<Option<Time>, ApiError> {
+    let Some(text) = asked.query(key).filter(|text| !text.is_empty() && *text != "0") else {
+        return Ok(None);
+    };
+    let wrong = || {
+        ApiError::bad(format!(
+            "invalid {key} \"{text}\": expected seconds since 1970 or a time as RFC 3339 has it"
+        ))
+    };
+    if let Ok(at) = humantime::parse_rfc3339_weak(text) {
+        return Ok(Some(at.into()));
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
+    let nanos: u64 = match fraction {
+        "" => 0,
+        fraction => format!("{fraction:0<9}")
+            .get(..9)
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(wrong)?,
+    };
+    Ok(Some(Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))))
+}
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    has_details: bool,
+    has_timestamps: bool,
+    /// With the stream and the length in front of each.
+    is_framed: bool,
+}
+
+impl Form {
+    fn frame(self, task: &Task, line: &LogLine) -> Bytes {
+        let mut text = BytesMut::with_capacity(line.bytes.len() + 160);
+        if self.is_framed {
+            text.put_slice(&[if line.is_stderr { 2 } else { 1 }, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        if self.has_timestamps {
+            text.put_slice(format!("{} ", line.at).as_bytes());
+        }
+        if self.has_details {
+            let node = task.node.as_ref().map_or("", Id::as_str);
+            let details = format!(
+                "com.docker.swarm.node.id={node},com.docker.swarm.service.id={},com.docker.swarm.task.id={} ",
+                task.service, task.id
+            );
+            text.put_slice(details.as_bytes());
+        }
+        text.put_slice(&line.bytes);
+        text.put_u8(b'\n');
+        if self.is_framed {
+            let length = u32::try_from(text.len() - 8).unwrap_or(u32::MAX);
+            text[4..8].copy_from_slice(&length.to_be_bytes());
+        }
+        text.freeze()
+    }
+}
+
+const FRAMES_AHEAD: usize = 256;

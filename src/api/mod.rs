@@ -1,0 +1,114 @@
+//! The Docker Engine API on a unix socket: its swarm part, answered from the store; everything else is passed on to the
+//! engine beside it, if there is one. Not here: what follows from a change (`control`).
+
+mod engine;
+mod error;
+mod events;
+mod filters;
+mod find;
+mod http;
+mod logs;
+mod networks;
+mod nodes;
+mod payloads;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+mod validate;
+mod view;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::net::UnixListener;
+
+use crate::model::swarm::{Id, Time};
+use crate::store::Store;
+
+/// What is answered later.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The lines of a task's output.
+pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
+
+/// Which lines of a task's output are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    pub follow: bool,
+    /// Only so many of the last lines; `None` for all.
+    pub tail: Option<usize>,
+    pub since: Option<Time>,
+    pub until: Option<Time>,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// A line of a task's output, without its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    pub at: Time,
+    pub is_stderr: bool,
+    pub bytes: Bytes,
+}
+
+/// This machine, as a node of a swarm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    pub hostname: String,
+    /// As `uname -m` says.
+    pub architecture: String,
+    pub kernel: String,
+    pub nano_cpus: i64,
+    /// In bytes.
+    pub memory: i64,
+    /// Its addresses other than loopback ones, the best first.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// What the API needs of others; `app` joins it.
+pub trait Outside: Send + Sync {
+    /// The output of a task of this node. Errors: why there is none.
+    fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, String>;
+
+    fn host(&self) -> Host;
+
+    /// Who holds a TCP port of this host, if it is not anynode.
+    fn port_holder(&self, port: u16) -> Option<String>;
+
+    /// The socket of the engine beside this one.
+    fn engine(&self) -> Option<PathBuf>;
+}
+
+/// The API.
+pub struct Api {
+    store: Arc<dyn Store>,
+    outside: Arc<dyn Outside>,
+    /// Ends streams that would go on for ever.
+    stopping: tokio::sync::watch::Sender<bool>,
+}
+
+impl Api {
+    pub fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>) -> Arc<Api> {
+        Arc::new(Api {
+            store,
+            outside,
+            stopping: tokio::sync::watch::Sender::new(false),
+        })
+    }
+
+    /// Serves until `shutdown`; what is being answered then is cut.
+    pub async fn serve(self: Arc<Api>, listener: UnixListener, shutdown: impl Future<Output = ()>) {
+        let stopping = self.stopping.clone();
+        tokio::select! {
+            () = http::serve(self, listener) => {}
+            () = shutdown => {}
+        }
+        stopping.send_replace(true);
+    }
+}

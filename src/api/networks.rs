@@ -1,0 +1,237 @@
+//! Networks: overlay ones are the swarm's, all others the engine's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::filters::Filters;
+use super::http::{self, Answer, Asked, Version};
+use super::swarm::{key, new_id};
+use super::{Api, engine, find, validate, view};
+use crate::model::swarm::{Kind, Meta, Network, Object, Time, Write};
+use crate::store::{self, THIS_REVISION};
+
+pub(super) async fn dispatch(
+    api: &Arc<Api>,
+    asked: Asked,
+    rest: &[&str],
+    version: Version,
+) -> Result<Answer, ApiError> {
+    let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
+    match rest {
+        [] if get => list(api, &asked).await,
+        ["create"] if post => create(api, asked, version).await,
+        [id] if get => {
+            let snapshot = api.store.snapshot();
+            match find::network(&snapshot, id) {
+                Ok(network) if asked.query("scope") != Some("local") => {
+                    Ok(http::json(StatusCode::OK, &view::network(&network)))
+                }
+                found => match engine::get(api, &format!("/networks/{id}")).await {
+                    Ok(network) if asked.query("scope") != Some("swarm") => Ok(http::json(StatusCode::OK, &network)),
+                    _ => Err(found
+                        .err()
+                        .unwrap_or_else(|| ApiError::not_found(format!("network {id} not found")))),
+                },
+            }
+        }
+        [id] if asked.method == Method::DELETE => {
+            let id = (*id).to_owned();
+            match find::network(&api.store.snapshot(), &id) {
+                Ok(_) => remove(api, &id).await,
+                Err(error) => match api.outside.engine() {
+                    Some(_) => engine::send(api, Method::DELETE, version, &format!("/networks/{id}"), Vec::new()).await,
+                    None => Err(error),
+                },
+            }
+        }
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+async fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
+    let known = ["driver", "id", "label", "name", "scope", "type", "dangling"];
+    let text = asked.query("filters");
+    let filters = Filters::read(text, &known)?;
+    let snapshot = api.store.snapshot();
+    let is_used = |network: &Network| {
+        let id = Some(network.id.as_str());
+        snapshot.services().any(|service| {
+            service
+                .networks()
+                .iter()
+                .any(|attachment| attachment.target.as_deref() == id)
+        })
+    };
+    let matches = |network: &&Arc<Network>| {
+        filters.any("driver", |driver| *driver == network.driver)
+            && filters.prefix("id", network.id.as_str())
+            && filters.any("name", |name| network.name.contains(name.as_str()))
+            && filters.any("scope", |scope| scope == "swarm")
+            && filters.any("type", |kind| {
+                kind == if network.is_ingress { "builtin" } else { "custom" }
+            })
+            && filters.any("dangling", |is| matches!(is.as_str(), "true" | "1") != is_used(network))
+            && filters.labels("label", |key| network.labels.get(key).map(String::as_str))
+    };
+    let mut networks: Vec<Value> = snapshot
+        .networks()
+        .filter(matches)
+        .map(|network| view::network(network))
+        .collect();
+    let query = text
+        .map(|text| format!("?filters={}", encode(text)))
+        .unwrap_or_default();
+    if let Ok(Value::Array(others)) = engine::get(api, &format!("/networks{query}")).await {
+        networks.extend(others);
+    }
+    Ok(http::json(StatusCode::OK, &networks))
+}
+
+/// For a query: all but letters and digits as `%2F` and the like.
+fn encode(text: &str) -> String {
+    let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Create {
+    name: String,
+    driver: Option<String>,
+    scope: Option<String>,
+    #[serde(rename = "IPAM")]
+    ipam: Option<Ipam>,
+    internal: bool,
+    attachable: bool,
+    ingress: bool,
+    #[serde(rename = "EnableIPv6")]
+    enable_ipv6: Option<bool>,
+    options: Option<HashMap<String, String>>,
+    labels: Option<HashMap<String, String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Ipam {
+    config: Option<Vec<IpamConfig>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct IpamConfig {
+    subnet: Option<String>,
+    gateway: Option<String>,
+}
+
+async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
+    let body: Value = asked.json().await?;
+    let wanted: Create =
+        serde_json::from_value(body.clone()).map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
+    let is_swarms = wanted.driver.as_deref() == Some("overlay") || wanted.scope.as_deref() == Some("swarm");
+    if !is_swarms {
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        return engine::send(api, Method::POST, version, "/networks/create", body).await;
+    }
+    if api.store.snapshot().swarm().is_none() {
+        return Err(ApiError::forbidden(ApiError::no_swarm().message));
+    }
+    validate::name(&wanted.name)?;
+    if wanted.ingress {
+        return Err(ApiError::exists("an ingress network is already present"));
+    }
+    let config = wanted
+        .ipam
+        .and_then(|ipam| ipam.config)
+        .unwrap_or_default()
+        .into_iter()
+        .next()
+        .unwrap_or_default();
+    let subnet: Option<ipnet::Ipv4Net> = match config.subnet.filter(|subnet| !subnet.is_empty()) {
+        Some(text) => Some(text.parse().map_err(|_| {
+            ApiError::bad(format!(
+                "invalid subnet {text}: expected an IPv4 network such as 10.0.9.0/24"
+            ))
+        })?),
+        None => None,
+    };
+    let gateway = match config.gateway.filter(|gateway| !gateway.is_empty()) {
+        Some(text) => Some(text.parse().map_err(|_| {
+            ApiError::bad(format!(
+                "invalid gateway address {text}: expected an IPv4 address such as 10.0.9.1"
+            ))
+        })?),
+        None => subnet.and_then(|subnet| subnet.hosts().next()),
+    };
+    let sorted = |map: Option<HashMap<String, String>>| map.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
+    let (labels, options) = (sorted(wanted.labels), sorted(wanted.options));
+    let id = new_id();
+    store::update(&*api.store, |snapshot| {
+        let overlaps = |other: &ipnet::Ipv4Net| {
+            subnet.is_some_and(|subnet| subnet.contains(&other.network()) || other.contains(&subnet.network()))
+        };
+        if let Some(other) = snapshot
+            .networks()
+            .find(|network| network.subnet.as_ref().is_some_and(overlaps))
+        {
+            return Err(ApiError::invalid(format!(
+                "Pool overlaps with other one on this address space: network {}",
+                other.name
+            )));
+        }
+        let now = Time::now();
+        let network = Network {
+            id: id.clone(),
+            meta: Meta {
+                version: THIS_REVISION,
+                created_at: now,
+                updated_at: now,
+            },
+            name: wanted.name.clone(),
+            labels: labels.clone(),
+            driver: "overlay".to_owned(),
+            options: options.clone(),
+            is_internal: wanted.internal,
+            is_attachable: wanted.attachable,
+            is_ingress: false,
+            ipv6: wanted.enable_ipv6.unwrap_or(false),
+            subnet,
+            gateway,
+        };
+        Ok((vec![Write::Put(Object::Network(Arc::new(network)))], ()))
+    })
+    .await?;
+    Ok(http::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
+}
+
+async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let network = find::network(snapshot, id)?;
+        if network.is_ingress {
+            return Err(ApiError::precondition(format!(
+                "ingress network {} cannot be removed: it does not work without one yet",
+                network.id
+            )));
+        }
+        let uses = |attachment: &bollard_stubs::models::NetworkAttachmentConfig| {
+            attachment.target.as_deref() == Some(network.id.as_str())
+        };
+        if let Some(service) = snapshot.services().find(|service| service.networks().iter().any(uses)) {
+            return Err(ApiError::precondition(format!(
+                "network {} is in use by service {}",
+                network.id, service.id
+            )));
+        }
+        Ok((vec![Write::Remove(key(Kind::Network, &network.id))], ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::NO_CONTENT))
+}

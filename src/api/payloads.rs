@@ -1,0 +1,273 @@
+//! Configs and secrets: made, shown, relabelled, removed. What a secret holds never comes back out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use base64::engine::{DecodePaddingMode, general_purpose::STANDARD};
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::error::ApiError;
+use super::filters::Filters;
+use super::http::{self, Answer, Asked};
+use super::swarm::{key, new_id};
+use super::{Api, find, services, view};
+use crate::model::swarm::{Kind, Meta, Object, Payload, Service, Time, Write};
+use crate::store::{self, Snapshot, THIS_REVISION};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Of {
+    kind: Kind,
+    bytes_max: usize,
+}
+
+const CONFIGS: Of = Of {
+    kind: Kind::Config,
+    bytes_max: 1_024_000,
+};
+const SECRETS: Of = Of {
+    kind: Kind::Secret,
+    bytes_max: 512_000,
+};
+
+/// With or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+impl Of {
+    fn word(self) -> &'static str {
+        self.kind.as_str()
+    }
+
+    fn find(self, snapshot: &Snapshot, text: &str) -> Result<Arc<Payload>, ApiError> {
+        match self.kind {
+            Kind::Config => find::config(snapshot, text),
+            _ => find::secret(snapshot, text),
+        }
+    }
+
+    fn object(self, payload: Payload) -> Object {
+        match self.kind {
+            Kind::Config => Object::Config(Arc::new(payload)),
+            _ => Object::Secret(Arc::new(payload)),
+        }
+    }
+
+    fn view(self, payload: &Payload) -> serde_json::Value {
+        view::payload(
+            payload,
+            (self.kind == Kind::Config).then(|| STANDARD.encode(&payload.data)),
+        )
+    }
+
+    /// The services that name it.
+    fn users(self, snapshot: &Snapshot, payload: &Payload) -> Vec<String> {
+        let uses = |service: &&Arc<Service>| {
+            let container = service
+                .spec
+                .task_template
+                .as_ref()
+                .and_then(|template| template.container_spec.as_ref());
+            let Some(container) = container else { return false };
+            let is_it = |id: &Option<String>| id.as_deref() == Some(payload.id.as_str());
+            match self.kind {
+                Kind::Config => container
+                    .configs
+                    .iter()
+                    .flatten()
+                    .any(|config| is_it(&config.config_id)),
+                _ => container
+                    .secrets
+                    .iter()
+                    .flatten()
+                    .any(|secret| is_it(&secret.secret_id)),
+            }
+        };
+        let mut names: Vec<String> = snapshot
+            .services()
+            .filter(uses)
+            .map(|service| service.name().to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
+    let of = match asked.path.first().map(String::as_str) {
+        Some("configs") => CONFIGS,
+        _ => SECRETS,
+    };
+    let snapshot = api.store.snapshot();
+    let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
+    match rest {
+        [] if get => {
+            find::swarm(&snapshot)?;
+            let filters = Filters::read(asked.query("filters"), &["id", "name", "names", "label"])?;
+            let matches = |payload: &&Arc<Payload>| {
+                filters.prefix("id", payload.id.as_str())
+                    && filters.prefix("name", &payload.name)
+                    && filters.any("names", |name| *name == payload.name)
+                    && filters.labels("label", |key| payload.labels.get(key).map(String::as_str))
+            };
+            let all: Vec<_> = match of.kind {
+                Kind::Config => snapshot
+                    .configs()
+                    .filter(matches)
+                    .map(|payload| of.view(payload))
+                    .collect(),
+                _ => snapshot
+                    .secrets()
+                    .filter(matches)
+                    .map(|payload| of.view(payload))
+                    .collect(),
+            };
+            Ok(http::json(StatusCode::OK, &all))
+        }
+        ["create"] if post => create(api, asked, of).await,
+        [id] if get => {
+            find::swarm(&snapshot)?;
+            Ok(http::json(StatusCode::OK, &of.view(&*of.find(&snapshot, id)?)))
+        }
+        [id] if asked.method == Method::DELETE => remove(api, of, id).await,
+        [id, "update"] if post => update(api, asked, of, id).await,
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Spec {
+    name: String,
+    labels: Option<HashMap<String, String>>,
+    data: Option<String>,
+    templating: Option<Driver>,
+    driver: Option<Driver>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Driver {
+    name: String,
+}
+
+fn check_name(name: &str, of: Of) -> Result<(), ApiError> {
+    let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let is_good = name.len() <= 64
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && is_end(name.bytes().next())
+        && is_end(name.bytes().last());
+    match is_good {
+        true => Ok(()),
+        false => Err(ApiError::invalid(format!(
+            "invalid name \"{name}\", only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be \
+             [a-zA-Z0-9], for a {}",
+            of.word()
+        ))),
+    }
+}
+
+async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
+    find::swarm(&api.store.snapshot())?;
+    let spec: Spec = asked.json().await?;
+    check_name(&spec.name, of)?;
+    if spec.driver.is_some_and(|driver| !driver.name.is_empty()) {
+        return Err(ApiError::not_implemented(
+            "secret drivers do not work: expected the secret's data",
+        ));
+    }
+    let data = BASE64.decode(spec.data.unwrap_or_default()).map_err(|error| {
+        ApiError::bad(format!(
+            "Data of {} \"{}\": {error}: expected base64",
+            of.word(),
+            spec.name
+        ))
+    })?;
+    if data.is_empty() || data.len() >= of.bytes_max {
+        let most = of.bytes_max;
+        return Err(ApiError::invalid(format!(
+            "{} data must be larger than 0 and less than {most} bytes",
+            of.word()
+        )));
+    }
+    let data: Arc<[u8]> = data.into();
+    let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
+    let templating = spec
+        .templating
+        .map(|driver| driver.name)
+        .filter(|name| !name.is_empty());
+    let id = new_id();
+    store::update(&*api.store, |_| {
+        let now = Time::now();
+        let payload = Payload {
+            id: id.clone(),
+            meta: Meta {
+                version: THIS_REVISION,
+                created_at: now,
+                updated_at: now,
+            },
+            name: spec.name.clone(),
+            labels: labels.clone(),
+            data: data.clone(),
+            templating: templating.clone(),
+        };
+        Ok::<_, ApiError>((vec![Write::Put(of.object(payload))], ()))
+    })
+    .await?;
+    Ok(http::json(StatusCode::CREATED, &json!({ "ID": id })))
+}
+
+async fn remove(api: &Arc<Api>, of: Of, id: &str) -> Result<Answer, ApiError> {
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let payload = of.find(snapshot, id)?;
+        let users = of.users(snapshot, &payload);
+        if !users.is_empty() {
+            let services = if users.len() == 1 { "service" } else { "services" };
+            return Err(ApiError::invalid(format!(
+                "{} '{}' is in use by the following {services}: {}",
+                of.word(),
+                payload.name,
+                users.join(", ")
+            )));
+        }
+        Ok((vec![Write::Remove(key(of.kind, &payload.id))], ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::NO_CONTENT))
+}
+
+async fn update(api: &Arc<Api>, asked: Asked, of: Of, id: &str) -> Result<Answer, ApiError> {
+    let version = services::version(&asked, of.word())?;
+    let spec: Spec = asked.json().await?;
+    let only_labels = || ApiError::invalid("only updates to Labels are allowed");
+    let data = spec.data.filter(|data| !data.is_empty());
+    let data = data
+        .map(|data| BASE64.decode(data).map_err(|_| only_labels()))
+        .transpose()?;
+    let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let payload = of.find(snapshot, id)?;
+        if payload.meta.version != version {
+            return Err(ApiError::unknown("update out of sequence"));
+        }
+        if payload.name != spec.name || data.as_ref().is_some_and(|data| **data != *payload.data) {
+            return Err(only_labels());
+        }
+        let mut next = Payload::clone(&payload);
+        next.labels = labels.clone();
+        next.meta.version = THIS_REVISION;
+        next.meta.updated_at = Time::now();
+        Ok((vec![Write::Put(of.object(next))], ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::OK))
+}

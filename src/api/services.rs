@@ -1,0 +1,255 @@
+//! Services: made, shown, updated, rolled back, removed.
+
+use std::sync::Arc;
+
+use bollard_stubs::models::{ServiceSpecMode, ServiceSpecModeReplicated};
+use hyper::StatusCode;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::filters::Filters;
+use super::http::{self, Answer, Asked};
+use super::swarm::{key, new_id};
+use super::{Api, find, validate, view};
+use crate::control::port_conflict;
+use crate::model::swarm::{Kind, Meta, Object, Service, ServiceSpec, Time, Write, fill_port};
+use crate::store::{self, Snapshot, THIS_REVISION};
+
+/// `version` of an update.
+pub(super) fn version(asked: &Asked, what: &str) -> Result<u64, ApiError> {
+    let text = asked.query("version").unwrap_or_default();
+    text.parse().map_err(|_| {
+        ApiError::bad(format!(
+            "invalid {what} version '{text}': expected the object's Version.Index"
+        ))
+    })
+}
+
+pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let filters = Filters::read(asked.query("filters"), &["id", "name", "label", "mode", "runtime"])?;
+    let has_status = asked.is_on("status");
+    let matches = |service: &&Arc<Service>| {
+        let mode = if service.is_global() { "global" } else { "replicated" };
+        filters.prefix("id", service.id.as_str())
+            && filters.prefix("name", service.name())
+            && filters.labels("label", |key| {
+                service.spec.labels.as_ref()?.get(key).map(String::as_str)
+            })
+            && filters.any("mode", |wanted| wanted == mode)
+            && filters.any("runtime", |wanted| wanted == "container")
+    };
+    let services = snapshot.services().filter(matches).map(|service| {
+        let mut shown = view::service(service, false);
+        if has_status {
+            shown["ServiceStatus"] = view::service_status(&snapshot, service);
+        }
+        shown
+    });
+    Ok(http::json(StatusCode::OK, &services.collect::<Vec<Value>>()))
+}
+
+pub(super) fn inspect(api: &Api, asked: &Asked, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let service = find::service(&snapshot, id)?;
+    Ok(http::json(
+        StatusCode::OK,
+        &view::service(&service, asked.is_on("insertDefaults")),
+    ))
+}
+
+/// The spec that a body holds. What Docker and its clients call `Healthcheck` has another spelling in our types.
+async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
+    let mut body: Value = asked.json().await?;
+    if let Some(container) = body
+        .pointer_mut("/TaskTemplate/ContainerSpec")
+        .and_then(Value::as_object_mut)
+        && let Some(check) = container.remove("Healthcheck")
+    {
+        container.insert("HealthCheck".to_owned(), check);
+    }
+    serde_path_to_error::deserialize(body)
+        .map_err(|error| ApiError::bad(format!("invalid JSON at {}: {}", error.path(), error.inner())))
+}
+
+/// The spec with what is meant where nothing is said, and networks by id. Errors: in Docker's words.
+fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec, ApiError> {
+    validate::service(snapshot, &spec)?;
+    let mode = spec.mode.get_or_insert_with(ServiceSpecMode::default);
+    if mode.global.is_none() {
+        let replicated = mode.replicated.get_or_insert_with(ServiceSpecModeReplicated::default);
+        replicated.replicas.get_or_insert(1);
+    }
+    if let Some(endpoint) = &mut spec.endpoint_spec {
+        endpoint.ports.iter_mut().flatten().for_each(fill_port);
+    }
+    let attachments = [
+        spec.task_template
+            .as_mut()
+            .and_then(|template| template.networks.as_mut()),
+        spec.networks.as_mut(),
+    ];
+    for attachment in attachments.into_iter().flatten().flatten() {
+        let target = attachment.target.clone().unwrap_or_default();
+        // Networks of the engine, such as `host`, stay as they are.
+        match find::network(snapshot, &target) {
+            Ok(network) if network.is_ingress => {
+                return Err(ApiError::invalid(
+                    "Service cannot be explicitly attached to the ingress network \"ingress\"",
+                ));
+            }
+            Ok(network) => attachment.target = Some(network.id.to_string()),
+            Err(_) if matches!(target.as_str(), "host" | "bridge" | "none") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(spec)
+}
+
+pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
+    find::swarm(&api.store.snapshot())?;
+    let mut spec = spec_of(asked).await?;
+    if spec.name.as_deref().unwrap_or_default().is_empty() {
+        spec.name = Some(random_name());
+    }
+    let id = new_id();
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let spec = normalized(snapshot, spec.clone())?;
+        if let Some(conflict) = port_conflict(snapshot, &spec, None) {
+            return Err(ApiError::invalid(conflict));
+        }
+        let now = Time::now();
+        let service = Service {
+            id: id.clone(),
+            meta: Meta {
+                version: THIS_REVISION,
+                created_at: now,
+                updated_at: now,
+            },
+            spec: Arc::new(spec),
+            template: 1,
+            last_template: 1,
+            spec_version: THIS_REVISION,
+            previous: None,
+            endpoint: Default::default(),
+            update: None,
+        };
+        Ok((vec![Write::Put(Object::Service(Arc::new(service)))], ()))
+    })
+    .await?;
+    Ok(http::json(
+        StatusCode::CREATED,
+        &json!({ "ID": id, "Warnings": warnings(api, &spec) }),
+    ))
+}
+
+/// What a user should know although it is no error; null when there is nothing.
+fn warnings(api: &Api, spec: &ServiceSpec) -> Value {
+    let mut said = Vec::new();
+    let ports = spec.endpoint_spec.as_ref().and_then(|endpoint| endpoint.ports.as_ref());
+    for port in ports.into_iter().flatten() {
+        let protocol = port
+            .protocol
+            .map(|protocol| protocol.to_string())
+            .filter(|protocol| !protocol.is_empty());
+        let number = port
+            .published_port
+            .and_then(|number| u16::try_from(number).ok())
+            .unwrap_or(0);
+        match protocol.as_deref() {
+            None | Some("tcp") => {
+                if let Some(holder) = Some(number)
+                    .filter(|number| *number > 0)
+                    .and_then(|number| api.outside.port_holder(number))
+                {
+                    said.push(format!(
+                        "port {number} is held by {holder}: it is not served until that lets go of it"
+                    ));
+                }
+            }
+            Some(protocol) => said.push(format!("port {number}/{protocol} is not served yet: only tcp is")),
+        }
+    }
+    match said.is_empty() {
+        true => Value::Null,
+        false => json!(said),
+    }
+}
+
+/// As Docker makes them: two words.
+fn random_name() -> String {
+    const FIRST: [&str; 16] = [
+        "amber", "brisk", "calm", "dapper", "eager", "fleet", "gentle", "hardy", "jolly", "keen", "lucid", "mellow",
+        "nimble", "quiet", "sturdy", "vivid",
+    ];
+    const SECOND: [&str; 16] = [
+        "badger", "crane", "dolphin", "egret", "falcon", "gecko", "heron", "ibis", "jackal", "kestrel", "lynx",
+        "marten", "otter", "puffin", "raven", "stoat",
+    ];
+    let pick = |words: &[&'static str; 16]| words[fastrand::usize(..16)];
+    format!("{}_{}{}", pick(&FIRST), pick(&SECOND), fastrand::u32(..10_000))
+}
+
+pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
+    let version = version(&asked, "service")?;
+    let is_rollback = match asked.query("rollback") {
+        None | Some("") => false,
+        Some("previous") => true,
+        Some(other) => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
+    };
+    find::swarm(&api.store.snapshot())?;
+    let spec = spec_of(asked).await?;
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let service = find::service(snapshot, id)?;
+        let now = Time::now();
+        if is_rollback {
+            if service.meta.version != version {
+                return Err(ApiError::unknown("update out of sequence"));
+            }
+            let next = service.rolled_back(now, THIS_REVISION);
+            let next = next.ok_or_else(|| {
+                ApiError::precondition(format!("service {} does not have a previous spec", service.id))
+            })?;
+            return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
+        }
+        let spec = normalized(snapshot, spec.clone())?;
+        if spec.name.as_deref() != Some(service.name()) {
+            return Err(not_supported("renaming services is not supported"));
+        }
+        let is_global = spec.mode.as_ref().is_some_and(|mode| mode.global.is_some());
+        if is_global != service.is_global() {
+            return Err(not_supported("service mode change is not allowed"));
+        }
+        if spec.endpoint_spec != service.spec.endpoint_spec
+            && let Some(conflict) = port_conflict(snapshot, &spec, Some(&service.id))
+        {
+            return Err(ApiError::invalid(conflict));
+        }
+        if service.meta.version != version {
+            return Err(ApiError::unknown("update out of sequence"));
+        }
+        let next = service.declared(spec, now, THIS_REVISION);
+        Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()))
+    })
+    .await?;
+    Ok(http::json(StatusCode::OK, &json!({ "Warnings": warnings(api, &spec) })))
+}
+
+fn not_supported(message: &str) -> ApiError {
+    ApiError::not_implemented(format!("rpc error: code = Unimplemented desc = {message}"))
+}
+
+pub(super) async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
+    store::update(&*api.store, |snapshot| {
+        find::swarm(snapshot)?;
+        let service = find::service(snapshot, id)?;
+        // Its tasks follow: no list shows them from this moment on.
+        Ok::<_, ApiError>((vec![Write::Remove(key(Kind::Service, &service.id))], ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::OK))
+}

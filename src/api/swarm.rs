@@ -1,0 +1,331 @@
+//! The swarm itself: made, shown, changed, left. Further nodes come later, and are refused until then.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bollard_stubs::models::{
+    NodeSpec, NodeSpecAvailabilityEnum, NodeSpecRoleEnum, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher,
+    SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, SwarmSpecTaskDefaults,
+};
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::error::ApiError;
+use super::http::{self, Answer, Asked};
+use super::{Api, find, view};
+use crate::model::swarm::{Id, Key, Kind, Meta, Network, Node, Object, Swarm, Time, Write};
+use crate::store::{self, THIS_REVISION};
+
+/// Where other nodes will find this one.
+pub(super) const PORT: u16 = 2377;
+
+pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
+    let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
+    match rest {
+        [] if get => {
+            let snapshot = api.store.snapshot();
+            let swarm = find::swarm(&snapshot)?;
+            Ok(http::json(StatusCode::OK, &view::swarm(&swarm, true)))
+        }
+        ["init"] if post => init(api, asked).await,
+        ["leave"] if post => leave(api, asked).await,
+        ["update"] if post => update(api, asked).await,
+        ["unlockkey"] if get => {
+            find::swarm(&api.store.snapshot())?;
+            Ok(http::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
+        }
+        ["join"] if post => {
+            asked.no_body().await?;
+            match api.store.snapshot().swarm() {
+                Some(_) => Err(part_of_a_swarm()),
+                None => Err(ApiError::not_implemented(
+                    "joining a swarm of several nodes does not work yet: \"docker swarm init\" makes one of this node",
+                )),
+            }
+        }
+        ["unlock"] if post => {
+            asked.no_body().await?;
+            Err(ApiError::not_implemented(
+                "locked swarms do not work yet: this swarm is not locked",
+            ))
+        }
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+fn part_of_a_swarm() -> ApiError {
+    ApiError::unavailable(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
+    )
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Init {
+    listen_addr: String,
+    advertise_addr: String,
+    data_path_port: u32,
+    default_addr_pool: Option<Vec<String>>,
+    subnet_size: u32,
+    availability: String,
+    auto_lock_managers: bool,
+    spec: SwarmSpec,
+}
+
+async fn init(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
+    let init: Init = asked.json().await?;
+    let host = api.outside.host();
+    if init.auto_lock_managers {
+        return Err(ApiError::not_implemented(
+            "locked swarms do not work yet: expected no --autolock",
+        ));
+    }
+    let availability = match init.availability.as_str() {
+        "" | "active" => NodeSpecAvailabilityEnum::ACTIVE,
+        "pause" => NodeSpecAvailabilityEnum::PAUSE,
+        "drain" => NodeSpecAvailabilityEnum::DRAIN,
+        other => {
+            let wrong = format!("invalid Availability: \"{other}\": expected active, pause or drain");
+            return Err(ApiError::invalid(wrong));
+        }
+    };
+    let addr = match init.advertise_addr.is_empty() {
+        true => host.addrs.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        false => address(&init.advertise_addr)?,
+    };
+    if !init.listen_addr.is_empty() {
+        address(&init.listen_addr)?;
+    }
+    let pools = init.default_addr_pool.unwrap_or_default();
+    let mut addr_pool = Vec::new();
+    for pool in &pools {
+        addr_pool.push(pool.parse().map_err(|_| {
+            ApiError::invalid(format!(
+                "invalid DefaultAddrPool \"{pool}\": expected a network such as \"10.0.0.0/8\""
+            ))
+        })?);
+    }
+    if addr_pool.is_empty() {
+        addr_pool.push(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8));
+    }
+    let subnet_size = match init.subnet_size {
+        0 => 24,
+        size => u8::try_from(size)
+            .ok()
+            .filter(|size| *size <= 29)
+            .ok_or_else(|| ApiError::invalid(format!("invalid SubnetSize {size}: expected at most 29")))?,
+    };
+    let data_path_port = match init.data_path_port {
+        0 => 4789,
+        port => u16::try_from(port).ok().filter(|port| *port >= 1024).ok_or_else(|| {
+            ApiError::invalid(format!("invalid DataPathPort {port}: expected one from 1024 to 49151"))
+        })?,
+    };
+    let spec = with_defaults(init.spec)?;
+    let (swarm_id, node_id, network_id) = (new_id(), new_id(), new_id());
+    let digest = random_text(50);
+    let token = || format!("SWMTKN-1-{digest}-{}", random_text(25));
+    let (worker, manager) = (token(), token());
+    store::update(&*api.store, |snapshot| {
+        if snapshot.swarm().is_some() {
+            return Err(part_of_a_swarm());
+        }
+        let now = Time::now();
+        let meta = Meta {
+            version: THIS_REVISION,
+            created_at: now,
+            updated_at: now,
+        };
+        let swarm = Swarm {
+            id: swarm_id.clone(),
+            meta: meta.clone(),
+            spec: spec.clone(),
+            node: node_id.clone(),
+            join_token_worker: worker.clone(),
+            join_token_manager: manager.clone(),
+            addr_pool: addr_pool.clone(),
+            subnet_size,
+            data_path_port,
+        };
+        let node = Node {
+            id: node_id.clone(),
+            meta: meta.clone(),
+            spec: NodeSpec {
+                name: None,
+                labels: None,
+                role: Some(NodeSpecRoleEnum::MANAGER),
+                availability: Some(availability),
+            },
+            hostname: host.hostname.clone(),
+            architecture: host.architecture.clone(),
+            os: "linux".to_owned(),
+            nano_cpus: host.nano_cpus,
+            memory: host.memory,
+            engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine_labels: BTreeMap::new(),
+            is_manager: true,
+            is_up: true,
+            addr,
+        };
+        let ingress = Network {
+            id: network_id.clone(),
+            meta,
+            name: "ingress".to_owned(),
+            labels: BTreeMap::new(),
+            driver: "overlay".to_owned(),
+            options: BTreeMap::new(),
+            is_internal: false,
+            is_attachable: false,
+            is_ingress: true,
+            ipv6: false,
+            subnet: None,
+            gateway: None,
+        };
+        let writes = vec![
+            Write::Put(Object::Swarm(Arc::new(swarm))),
+            Write::Put(Object::Node(Arc::new(node))),
+            Write::Put(Object::Network(Arc::new(ingress))),
+        ];
+        Ok((writes, ()))
+    })
+    .await?;
+    Ok(http::json(StatusCode::OK, &node_id))
+}
+
+/// `1.2.3.4`, with or without a port.
+fn address(text: &str) -> Result<IpAddr, ApiError> {
+    let with_port = text.parse::<SocketAddr>().map(|addr| addr.ip());
+    with_port.or_else(|_| text.parse()).map_err(|_| {
+        ApiError::invalid(format!(
+            "invalid address \"{text}\": expected one such as \"192.0.2.1\" or \"192.0.2.1:2377\""
+        ))
+    })
+}
+
+/// What a swarm that says nothing of it has.
+fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
+    if spec
+        .name
+        .as_deref()
+        .is_some_and(|name| !name.is_empty() && name != "default")
+    {
+        return Err(ApiError::invalid(
+            "invalid name: expected \"default\", the only one that a swarm may have",
+        ));
+    }
+    let positive = |value: Option<i64>, default: i64| Some(value.filter(|value| *value != 0).unwrap_or(default));
+    let orchestration = spec.orchestration.unwrap_or_default();
+    let raft = spec.raft.unwrap_or_default();
+    let dispatcher = spec.dispatcher.unwrap_or_default();
+    let ca = spec.ca_config.unwrap_or_default();
+    Ok(SwarmSpec {
+        name: Some("default".to_owned()),
+        labels: Some(spec.labels.unwrap_or_default()),
+        orchestration: Some(SwarmSpecOrchestration {
+            task_history_retention_limit: positive(orchestration.task_history_retention_limit, 5),
+        }),
+        raft: Some(SwarmSpecRaft {
+            snapshot_interval: raft.snapshot_interval.filter(|n| *n != 0).or(Some(10_000)),
+            keep_old_snapshots: raft.keep_old_snapshots,
+            log_entries_for_slow_followers: raft.log_entries_for_slow_followers.filter(|n| *n != 0).or(Some(500)),
+            election_tick: raft.election_tick.filter(|n| *n != 0).or(Some(10)),
+            heartbeat_tick: raft.heartbeat_tick.filter(|n| *n != 0).or(Some(1)),
+        }),
+        dispatcher: Some(SwarmSpecDispatcher {
+            heartbeat_period: positive(dispatcher.heartbeat_period, 5_000_000_000),
+        }),
+        ca_config: Some(SwarmSpecCaConfig {
+            node_cert_expiry: positive(ca.node_cert_expiry, 7_776_000_000_000_000),
+            ..ca
+        }),
+        encryption_config: Some(spec.encryption_config.unwrap_or(SwarmSpecEncryptionConfig {
+            auto_lock_managers: Some(false),
+        })),
+        task_defaults: Some(spec.task_defaults.unwrap_or(SwarmSpecTaskDefaults { log_driver: None })),
+    })
+}
+
+async fn leave(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
+    let is_forced = asked.is_on("force");
+    asked.no_body().await?;
+    store::update(&*api.store, |snapshot| {
+        if snapshot.swarm().is_none() {
+            return Err(ApiError::unavailable("This node is not part of a swarm"));
+        }
+        if !is_forced {
+            return Err(ApiError::unavailable(
+                "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager \
+                 erases all current state of the swarm. Use `--force` to ignore this message.",
+            ));
+        }
+        let writes = snapshot.keys().into_iter().map(Write::Remove).collect();
+        Ok((writes, ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::OK))
+}
+
+async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
+    let version = super::services::version(&asked, "swarm")?;
+    let is_rotated = |key: &str| {
+        asked
+            .query(key)
+            .is_some_and(|value| matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"))
+    };
+    let (worker, manager) = (is_rotated("rotateWorkerToken"), is_rotated("rotateManagerToken"));
+    let spec: SwarmSpec = asked.json().await?;
+    if spec
+        .encryption_config
+        .as_ref()
+        .is_some_and(|config| config.auto_lock_managers == Some(true))
+    {
+        return Err(ApiError::not_implemented(
+            "locked swarms do not work yet: expected AutoLockManagers to be false",
+        ));
+    }
+    let spec = with_defaults(spec)?;
+    store::update(&*api.store, |snapshot| {
+        let swarm = find::swarm(snapshot)?;
+        if swarm.meta.version != version {
+            return Err(ApiError::unknown("update out of sequence"));
+        }
+        let mut next = Swarm::clone(&swarm);
+        next.spec = spec.clone();
+        next.meta.version = THIS_REVISION;
+        next.meta.updated_at = Time::now();
+        for (is_rotated, token) in [
+            (worker, &mut next.join_token_worker),
+            (manager, &mut next.join_token_manager),
+        ] {
+            if let (true, Some((digest, _))) = (is_rotated, token.rsplit_once('-')) {
+                *token = format!("{digest}-{}", random_text(25));
+            }
+        }
+        Ok((vec![Write::Put(Object::Swarm(Arc::new(next)))], ()))
+    })
+    .await?;
+    Ok(http::empty(StatusCode::OK))
+}
+
+pub(super) fn new_id() -> Id {
+    Id::from_bits(fastrand::u128(..))
+}
+
+/// Letters and digits that nobody can guess.
+fn random_text(length: usize) -> String {
+    use ring::rand::SecureRandom;
+    let mut bytes = vec![0; length];
+    // A system without random bytes has no TLS either; what is left is the program's own chance.
+    if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
+        fastrand::fill(&mut bytes);
+    }
+    let digit = |byte: &u8| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[usize::from(byte % 36)]);
+    bytes.iter().map(digit).collect()
+}
+
+/// Where an object stands.
+pub(super) fn key(kind: Kind, id: &Id) -> Key {
+    Key { kind, id: id.clone() }
+}

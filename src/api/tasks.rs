@@ -1,0 +1,72 @@
+//! Tasks: shown.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::filters::Filters;
+use super::http::{self, Answer, Asked};
+use super::{Api, find, view};
+use crate::control::is_up_to_date;
+use crate::model::swarm::{Id, Task};
+
+pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let known = [
+        "id",
+        "name",
+        "label",
+        "service",
+        "node",
+        "desired-state",
+        "runtime",
+        "_up-to-date",
+    ];
+    let filters = Filters::read(asked.query("filters"), &known)?;
+    let mut services = BTreeSet::new();
+    for text in filters.values("service") {
+        services.insert(find::service(&snapshot, text)?.id.clone());
+    }
+    let mut nodes: BTreeSet<Id> = BTreeSet::new();
+    for text in filters.values("node") {
+        nodes.insert(find::node(&snapshot, text)?.id.clone());
+    }
+    for state in filters.values("desired-state") {
+        let states = ["running", "shutdown", "accepted", "ready", "remove", "complete"];
+        if !states.contains(&state.as_str()) {
+            return Err(ApiError::bad(format!("invalid filter 'desired-state={state}'")));
+        }
+    }
+    let matches = |task: &&Arc<Task>| {
+        // What is left of a service that is gone only waits to stop.
+        let Some(service) = snapshot.service(task.service.as_str()) else {
+            return false;
+        };
+        let is_wanted_up_to_date = || is_up_to_date(&snapshot, task);
+        (services.is_empty() || services.contains(&task.service))
+            && (nodes.is_empty() || task.node.as_ref().is_some_and(|node| nodes.contains(node)))
+            && filters.prefix("id", task.id.as_str())
+            && filters.prefix("name", &task.name())
+            && filters.labels("label", |key| {
+                service.spec.labels.as_ref()?.get(key).map(String::as_str)
+            })
+            && filters.any("desired-state", |state| *state == task.desired.as_str())
+            && filters.any("runtime", |runtime| runtime == "container")
+            && filters.any("_up-to-date", |is| {
+                matches!(is.as_str(), "true" | "1") == is_wanted_up_to_date()
+            })
+    };
+    let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(|task| view::task(task)).collect();
+    Ok(http::json(StatusCode::OK, &tasks))
+}
+
+pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = api.store.snapshot();
+    find::swarm(&snapshot)?;
+    let task = find::task(&snapshot, id)?;
+    Ok(http::json(StatusCode::OK, &view::task(&task)))
+}

@@ -1,0 +1,256 @@
+//! What is wrong with a service's spec, in Docker's words.
+
+use std::collections::BTreeSet;
+
+use bollard_stubs::models::{
+    EndpointPortConfigPublishModeEnum as PublishMode, EndpointSpecModeEnum, HealthConfig, TaskSpec,
+    TaskSpecContainerSpec,
+};
+
+use super::error::ApiError;
+use crate::control::Constraint;
+use crate::model::swarm::{ServiceSpec, fill_port};
+use crate::store::Snapshot;
+
+pub(super) fn service(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
+    name(spec.name.as_deref().unwrap_or_default())?;
+    mode(spec)?;
+    ports(snapshot, spec)?;
+    update(spec)?;
+    let template = spec.task_template.clone().unwrap_or_default();
+    task(&template)?;
+    let container = template.container_spec.unwrap_or_default();
+    payloads(snapshot, &container)
+}
+
+/// Names of services and networks are parts of DNS names.
+pub(super) fn name(name: &str) -> Result<(), ApiError> {
+    if name.len() > 63 {
+        return Err(ApiError::invalid("name must be 63 characters or fewer"));
+    }
+    let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let is_good = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        && is_end(name.bytes().next())
+        && is_end(name.bytes().last());
+    match is_good {
+        true => Ok(()),
+        false => Err(ApiError::invalid("name must be valid as a DNS name component")),
+    }
+}
+
+fn mode(spec: &ServiceSpec) -> Result<(), ApiError> {
+    let Some(mode) = &spec.mode else { return Ok(()) };
+    let jobs = usize::from(mode.replicated_job.is_some()) + usize::from(mode.global_job.is_some());
+    let n = jobs + usize::from(mode.replicated.is_some()) + usize::from(mode.global.is_some());
+    if n > 1 {
+        return Err(ApiError::bad("must specify only one service mode"));
+    }
+    if jobs > 0 {
+        return Err(ApiError::not_implemented(
+            "jobs do not work yet: expected mode replicated or global",
+        ));
+    }
+    match mode.replicated.as_ref().and_then(|replicated| replicated.replicas) {
+        Some(..0) => Err(ApiError::invalid("Number of replicas must be non-negative")),
+        _ => Ok(()),
+    }
+}
+
+fn ports(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
+    let Some(endpoint) = &spec.endpoint_spec else {
+        return Ok(());
+    };
+    let mut seen = BTreeSet::new();
+    let mut ports = endpoint.ports.clone().unwrap_or_default();
+    ports.iter_mut().for_each(fill_port);
+    for port in &ports {
+        for (key, number, least) in [
+            ("TargetPort", port.target_port, 1),
+            ("PublishedPort", port.published_port, 0),
+        ] {
+            let number = number.unwrap_or(0);
+            if !(least..=65_535).contains(&number) {
+                return Err(ApiError::invalid(format!(
+                    "EndpointSpec: {key} {number}: expected a port from {least} to 65535"
+                )));
+            }
+        }
+        let is_ingress = port.publish_mode == Some(PublishMode::INGRESS);
+        if is_ingress && matches!(endpoint.mode, Some(EndpointSpecModeEnum::DNSRR)) {
+            return Err(ApiError::invalid(
+                "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
+            ));
+        }
+        if is_ingress && !snapshot.networks().any(|network| network.is_ingress) {
+            return Err(ApiError::precondition(
+                "service needs ingress network, but no ingress network is present",
+            ));
+        }
+        let protocol = port.protocol.map(|protocol| protocol.to_string());
+        let published = port.published_port.filter(|number| *number > 0);
+        if published.is_some() && !seen.insert((published, protocol)) {
+            return Err(ApiError::invalid("EndpointSpec: duplicate published ports provided"));
+        }
+    }
+    Ok(())
+}
+
+fn update(spec: &ServiceSpec) -> Result<(), ApiError> {
+    let update = spec.update_config.as_ref();
+    let rollback = spec.rollback_config.as_ref();
+    let of_update = update.map(|c| ("UpdateConfig", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
+    let of_rollback = rollback.map(|c| ("RollbackConfig", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
+    for (key, parallelism, delay, monitor, ratio) in [of_update, of_rollback].into_iter().flatten() {
+        if delay.is_some_and(|delay| delay < 0) {
+            return Err(ApiError::invalid(format!("TaskSpec: {key}-delay cannot be negative")));
+        }
+        if monitor.is_some_and(|monitor| monitor < 0) {
+            return Err(ApiError::invalid(format!("TaskSpec: {key}-monitor cannot be negative")));
+        }
+        if parallelism.is_some_and(|parallelism| parallelism < 0) {
+            return Err(ApiError::invalid(format!(
+                "TaskSpec: {key}-parallelism cannot be negative"
+            )));
+        }
+        if ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
+            return Err(ApiError::invalid(format!(
+                "TaskSpec: {key}-maxfailureratio cannot be less than 0 or bigger than 1"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn task(template: &TaskSpec) -> Result<(), ApiError> {
+    if template.plugin_spec.is_some() || template.network_attachment_spec.is_some() {
+        return Err(ApiError::not_implemented(
+            "only services of containers work: expected a ContainerSpec",
+        ));
+    }
+    let container = template.container_spec.clone().unwrap_or_default();
+    if container.image.as_deref().unwrap_or_default().is_empty() {
+        return Err(ApiError::invalid("ContainerSpec: image reference must be provided"));
+    }
+    if let Some(health) = &container.health_check {
+        health_check(health)?;
+    }
+    let mut targets = BTreeSet::new();
+    for mount in container.mounts.iter().flatten() {
+        let target = mount.target.clone().unwrap_or_default();
+        if target.is_empty() {
+            return Err(ApiError::invalid("ContainerSpec: mount target must be provided"));
+        }
+        if !targets.insert(target.clone()) {
+            return Err(ApiError::invalid(format!(
+                "ContainerSpec: duplicate mount point: {target}"
+            )));
+        }
+    }
+    if container.stop_grace_period.is_some_and(|grace| grace < 0) {
+        return Err(ApiError::invalid("ContainerSpec: stop grace period cannot be negative"));
+    }
+    let resources = template.resources.clone().unwrap_or_default();
+    let limits = resources.limits.map(|limit| (limit.nano_cpus, limit.memory_bytes));
+    let reservations = resources
+        .reservations
+        .map(|wanted| (wanted.nano_cpus, wanted.memory_bytes));
+    for (cpus, memory) in [limits, reservations].into_iter().flatten() {
+        if cpus.is_some_and(|cpus| cpus != 0 && cpus < 1_000_000) {
+            let wrong = "invalid cpu value: Must be at least 1e+06 nanoCPUs";
+            return Err(ApiError::invalid(wrong));
+        }
+        if memory.is_some_and(|memory| memory != 0 && memory < 4 << 20) {
+            return Err(ApiError::invalid("invalid memory value: Must be at least 4MiB"));
+        }
+    }
+    let restart = template.restart_policy.clone().unwrap_or_default();
+    if restart.delay.is_some_and(|delay| delay < 0) {
+        return Err(ApiError::invalid("TaskSpec: restart-delay cannot be negative"));
+    }
+    if restart.window.is_some_and(|window| window < 0) {
+        return Err(ApiError::invalid("TaskSpec: restart-window cannot be negative"));
+    }
+    let constraints = template
+        .placement
+        .as_ref()
+        .and_then(|placement| placement.constraints.as_ref());
+    for constraint in constraints.into_iter().flatten() {
+        constraint
+            .parse::<Constraint>()
+            .map_err(|error| ApiError::unknown(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn health_check(health: &HealthConfig) -> Result<(), ApiError> {
+    let times = [
+        ("Interval", health.interval),
+        ("Timeout", health.timeout),
+        ("StartPeriod", health.start_period),
+        ("StartInterval", health.start_interval),
+    ];
+    for (key, nanos) in times {
+        if nanos.is_some_and(|nanos| nanos != 0 && nanos < 1_000_000) {
+            return Err(ApiError::invalid(format!(
+                "ContainerSpec: {key} in Healthcheck cannot be less than one millisecond"
+            )));
+        }
+    }
+    if health.retries.is_some_and(|retries| retries < 0) {
+        return Err(ApiError::invalid(
+            "ContainerSpec: Retries in Healthcheck cannot be negative",
+        ));
+    }
+    let test = health.test.as_deref().unwrap_or_default();
+    match test.first().map(String::as_str) {
+        None | Some("" | "NONE") => Ok(()),
+        Some("CMD") if test.len() > 1 => Ok(()),
+        Some("CMD-SHELL") if test.len() == 2 => Ok(()),
+        Some(kind) => Err(ApiError::invalid(format!(
+            "ContainerSpec: Test in Healthcheck begins with \"{kind}\" and has {} words: expected NONE, CMD and its words, or \
+             CMD-SHELL and one",
+            test.len()
+        ))),
+    }
+}
+
+/// Configs and secrets that a service names must be there, each in a place of its own.
+fn payloads(snapshot: &Snapshot, container: &TaskSpecContainerSpec) -> Result<(), ApiError> {
+    let secrets = container.secrets.iter().flatten().map(|secret| {
+        let target = secret.file.as_ref().and_then(|file| file.name.clone());
+        let is_there = secret
+            .secret_id
+            .as_deref()
+            .is_some_and(|id| snapshot.secret(id).is_some());
+        ("secret", secret.secret_name.clone(), target, is_there)
+    });
+    let configs = container.configs.iter().flatten().map(|config| {
+        let target = config.file.as_ref().and_then(|file| file.name.clone());
+        let is_there = config
+            .config_id
+            .as_deref()
+            .is_some_and(|id| snapshot.config(id).is_some());
+        ("config", config.config_name.clone(), target, is_there)
+    });
+    let mut targets = BTreeSet::new();
+    for (kind, name, target, is_there) in secrets.chain(configs) {
+        let name = name.unwrap_or_default();
+        if !is_there {
+            return Err(ApiError::invalid(format!("{kind} not found: {name}")));
+        }
+        let Some(target) = target else { continue };
+        if target.is_empty() || target.split('/').any(|part| part == "..") {
+            return Err(ApiError::invalid(format!(
+                "malformed file {kind} reference, invalid target file name provided: {target:?}"
+            )));
+        }
+        if !targets.insert((kind, target.clone())) {
+            return Err(ApiError::invalid(format!(
+                "{kind} references '{name}' and another have the same target file name: '{target}'"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! Objects as the Docker API shows them: what is always there, what is left out when empty.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::model::swarm::{Meta, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskSpec, TaskState};
+use crate::store::Snapshot;
+
+/// Plain structs with string keys serialize without fail.
+fn value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+fn with_meta(id: &str, meta: &Meta, rest: Value) -> Value {
+    let mut all = json!({
+        "ID": id,
+        "Version": { "Index": meta.version },
+        "CreatedAt": meta.created_at.to_string(),
+        "UpdatedAt": meta.updated_at.to_string(),
+    });
+    if let (Some(all), Value::Object(rest)) = (all.as_object_mut(), rest) {
+        all.extend(rest);
+    }
+    all
+}
+
+fn default(object: &mut Value, key: &str, default: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.entry(key).or_insert(default);
+    }
+}
+
+/// The member of `object` under `key`, made if it is not there.
+fn member<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    &mut object[key]
+}
+
+fn update_config(config: &mut Value) {
+    default(config, "Parallelism", json!(0));
+    default(config, "MaxFailureRatio", json!(0));
+    default(config, "Order", json!("stop-first"));
+    default(config, "FailureAction", json!("pause"));
+}
+
+fn task_spec(spec: &TaskSpec) -> Value {
+    let mut spec = value(spec);
+    default(&mut spec, "ForceUpdate", json!(0));
+    default(&mut spec, "Runtime", json!("container"));
+    // The command line takes it for granted.
+    default(&mut spec, "ContainerSpec", json!({}));
+    if let Some(container) = spec["ContainerSpec"].as_object_mut()
+        && let Some(check) = container.remove("HealthCheck")
+    {
+        container.insert("Healthcheck".to_owned(), check);
+    }
+    spec
+}
+
+pub(super) fn service_spec(spec: &ServiceSpec, has_defaults: bool) -> Value {
+    let mut all = value(spec);
+    default(&mut all, "Labels", json!({}));
+    all["TaskTemplate"] = task_spec(&spec.task_template.clone().unwrap_or_default());
+    for key in ["UpdateConfig", "RollbackConfig"] {
+        if all.get(key).is_some() {
+            update_config(&mut all[key]);
+        }
+    }
+    if all.get("EndpointSpec").is_some() {
+        default(&mut all["EndpointSpec"], "Mode", json!("vip"));
+    }
+    if !has_defaults {
+        return all;
+    }
+    let template = member(&mut all, "TaskTemplate");
+    let container = member(template, "ContainerSpec");
+    default(container, "StopGracePeriod", json!(10_000_000_000_i64));
+    default(container, "DNSConfig", json!({}));
+    default(template, "Resources", json!({ "Limits": {}, "Reservations": {} }));
+    default(template, "RestartPolicy", json!({}));
+    let restart = member(template, "RestartPolicy");
+    default(restart, "Condition", json!("any"));
+    default(restart, "Delay", json!(5_000_000_000_i64));
+    default(restart, "MaxAttempts", json!(0));
+    default(template, "Placement", json!({}));
+    for key in ["UpdateConfig", "RollbackConfig"] {
+        default(&mut all, key, json!({ "Parallelism": 1 }));
+        default(&mut all[key], "Monitor", json!(5_000_000_000_i64));
+        update_config(&mut all[key]);
+    }
+    default(&mut all, "EndpointSpec", json!({ "Mode": "vip" }));
+    all
+}
+
+pub(super) fn service(service: &Service, has_defaults: bool) -> Value {
+    let mut endpoint = json!({});
+    if let Some(spec) = &service.endpoint.spec {
+        endpoint["Spec"] = value(spec);
+        default(&mut endpoint["Spec"], "Mode", json!("vip"));
+    } else {
+        endpoint["Spec"] = json!({});
+    }
+    if !service.endpoint.ports.is_empty() {
+        endpoint["Ports"] = value(&service.endpoint.ports);
+    }
+    if !service.endpoint.vips.is_empty() {
+        let vips = service.endpoint.vips.iter();
+        let vips = vips.map(|vip| json!({ "NetworkID": vip.network, "Addr": format!("{}/{}", vip.addr, vip.prefix) }));
+        endpoint["VirtualIPs"] = vips.collect();
+    }
+    let mut all = with_meta(
+        service.id.as_str(),
+        &service.meta,
+        json!({ "Spec": service_spec(&service.spec, has_defaults), "Endpoint": endpoint }),
+    );
+    if let Some(previous) = &service.previous {
+        all["PreviousSpec"] = service_spec(&previous.spec, has_defaults);
+    }
+    if let Some(update) = &service.update {
+        let mut status = json!({
+            "State": update.state.as_str(),
+            "StartedAt": update.started_at.to_string(),
+            "Message": update.message,
+        });
+        if let Some(at) = update.completed_at {
+            status["CompletedAt"] = json!(at.to_string());
+        }
+        all["UpdateStatus"] = status;
+    }
+    all
+}
+
+/// How many of its tasks run and are wished for.
+pub(super) fn service_status(snapshot: &Snapshot, service: &Service) -> Value {
+    let tasks = || snapshot.tasks_of_service(service.id.as_str());
+    let running = tasks().filter(|task| task.status.state == TaskState::Running).count();
+    let desired = match service.replicas() {
+        Some(replicas) => replicas,
+        None => tasks().filter(|task| task.desired == TaskState::Running).count() as u64,
+    };
+    json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0 })
+}
+
+pub(super) fn task(task: &Task) -> Value {
+    let mut status = json!({
+        "Timestamp": task.status.at.to_string(),
+        "State": task.status.state.as_str(),
+        "Message": task.status.message,
+        "PortStatus": {},
+    });
+    if let Some(error) = &task.status.error {
+        status["Err"] = json!(error);
+    }
+    if let Some(container) = &task.status.container {
+        status["ContainerStatus"] = json!({
+            "ContainerID": container.id,
+            "PID": container.pid,
+            "ExitCode": container.exit_code,
+        });
+    }
+    if !task.host_ports.is_empty() && task.status.state == TaskState::Running {
+        status["PortStatus"] = json!({ "Ports": value(&task.host_ports) });
+    }
+    let mut all = with_meta(
+        task.id.as_str(),
+        &task.meta,
+        json!({
+            "Labels": {},
+            "Spec": task_spec(&task.spec),
+            "ServiceID": task.service,
+            "Status": status,
+            "DesiredState": task.desired.as_str(),
+            "Volumes": null,
+        }),
+    );
+    if task.slot > 0 {
+        all["Slot"] = json!(task.slot);
+    }
+    if let Some(node) = &task.node {
+        all["NodeID"] = json!(node);
+    }
+    all
+}
+
+pub(super) fn node(node: &Node) -> Value {
+    let mut spec = value(&node.spec);
+    default(&mut spec, "Labels", json!({}));
+    let mut all = with_meta(
+        node.id.as_str(),
+        &node.meta,
+        json!({
+            "Spec": spec,
+            "Description": {
+                "Hostname": node.hostname,
+                "Platform": { "Architecture": node.architecture, "OS": node.os },
+                "Resources": { "NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory },
+                "Engine": { "EngineVersion": node.engine_version, "Labels": node.engine_labels },
+                "TLSInfo": {},
+            },
+            "Status": { "State": if node.is_up { "ready" } else { "down" }, "Addr": node.addr },
+        }),
+    );
+    if node.is_manager {
+        all["ManagerStatus"] = json!({
+            "Leader": true,
+            "Reachability": "reachable",
+            "Addr": std::net::SocketAddr::new(node.addr, super::swarm::PORT).to_string(),
+        });
+    }
+    all
+}
+
+pub(super) fn network(network: &Network) -> Value {
+    let config = match (network.subnet, network.gateway) {
+        (Some(subnet), Some(gateway)) => json!([{ "Subnet": subnet, "Gateway": gateway }]),
+        (Some(subnet), None) => json!([{ "Subnet": subnet }]),
+        (None, _) => json!([]),
+    };
+    json!({
+        "Name": network.name,
+        "Id": network.id,
+        "Created": network.meta.created_at.to_string(),
+        "Scope": "swarm",
+        "Driver": network.driver,
+        "EnableIPv4": true,
+        "EnableIPv6": network.ipv6,
+        "IPAM": { "Driver": "default", "Options": {}, "Config": config },
+        "Internal": network.is_internal,
+        "Attachable": network.is_attachable,
+        "Ingress": network.is_ingress,
+        "ConfigFrom": { "Network": "" },
+        "ConfigOnly": false,
+        "Containers": null,
+        "Options": network.options,
+        "Labels": network.labels,
+    })
+}
+
+/// `data`: only configs ever show theirs.
+pub(super) fn payload(payload: &Payload, data: Option<String>) -> Value {
+    let mut spec = json!({ "Name": payload.name, "Labels": payload.labels });
+    if let Some(data) = data {
+        spec["Data"] = json!(data);
+    }
+    if let Some(driver) = &payload.templating {
+        spec["Templating"] = json!({ "Name": driver });
+    }
+    with_meta(payload.id.as_str(), &payload.meta, json!({ "Spec": spec }))
+}
+
+/// Tokens are for those who ask for the swarm itself.
+pub(super) fn swarm(swarm: &Swarm, has_tokens: bool) -> Value {
+    let mut spec = value(&swarm.spec);
+    default(&mut spec, "Labels", json!({}));
+    for key in [
+        "Orchestration",
+        "Raft",
+        "Dispatcher",
+        "CAConfig",
+        "TaskDefaults",
+        "EncryptionConfig",
+    ] {
+        default(&mut spec, key, json!({}));
+    }
+    default(&mut spec["EncryptionConfig"], "AutoLockManagers", json!(false));
+    let mut all = with_meta(
+        swarm.id.as_str(),
+        &swarm.meta,
+        json!({
+            "Spec": spec,
+            "TLSInfo": {},
+            "RootRotationInProgress": false,
+            "DefaultAddrPool": swarm.addr_pool,
+            "SubnetSize": swarm.subnet_size,
+            "DataPathPort": swarm.data_path_port,
+        }),
+    );
+    if has_tokens {
+        all["JoinTokens"] = json!({ "Worker": swarm.join_token_worker, "Manager": swarm.join_token_manager });
+    }
+    all
+}
