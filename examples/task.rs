@@ -7,6 +7,10 @@
 //! at once, `ignore` never. `/health` answers 200, or what `/health?set=STATUS` said last. A POST with `?id=ID` is a line in
 //! a file of its own in the directory `$RECEIVED` before it is answered, so that lost and doubled ones show, also those of
 //! tasks that are gone.
+//!
+//! It is the walkthroughs' program too: `$PORT` is where it listens, with `$APP_VERSION` it answers its version and hostname
+//! on `/`, `/healthz` is `/health`, which answers 500 from the start with `--unhealthy`; and under the name `curl` it is the
+//! `curl -f URL` of a health check. `task cat` says what it hears.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -29,9 +33,12 @@ use tokio::sync::watch;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let is_curl = std::env::args().next().is_some_and(|name| name.ends_with("curl"));
     match args.first().map(String::as_str) {
+        _ if is_curl => std::process::exit(curl(&args)),
         Some("serve") => tokio::runtime::Runtime::new_current().block_on(serve()),
         Some("load") => load(&args[1..]),
+        Some("cat") => drop(std::io::copy(&mut std::io::stdin(), &mut std::io::stdout())),
         _ => panic!("expected `serve` or `load`"),
     }
 }
@@ -49,12 +56,41 @@ impl NewCurrent for tokio::runtime::Runtime {
     }
 }
 
+/// 0 if the URL, which comes last, answers with success; 22 if it answers otherwise, 7 if it does not, as curl has it.
+fn curl(args: &[String]) -> i32 {
+    let url = args.last().map_or("", String::as_str).trim_start_matches("http://");
+    let (host, path) = url.split_once('/').unwrap_or((url, ""));
+    let ask = || {
+        let mut stream = TcpStream::connect(host)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    match ask() {
+        Ok(answer) if answer.starts_with(b"HTTP/1.1 2") => 0,
+        Ok(_) => 22,
+        Err(_) => 7,
+    }
+}
+
 async fn serve() {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    let http = TcpListener::bind(variable("HTTP", "0.0.0.0:80")).await.unwrap();
-    let tcp = TcpListener::bind(variable("TCP", "0.0.0.0:9000")).await.unwrap();
+    let port = format!("0.0.0.0:{}", variable("PORT", "80"));
+    let http = TcpListener::bind(variable("HTTP", &port)).await.unwrap();
+    // Beside others on one host it has its one port.
+    let tcp = match std::env::var_os("PORT") {
+        Some(_) => "127.0.0.1:0".to_owned(),
+        None => variable("TCP", "0.0.0.0:9000"),
+    };
+    let tcp = TcpListener::bind(tcp).await.unwrap();
+    if std::env::args().any(|arg| arg == "--unhealthy") {
+        HEALTH.store(500, SeqCst);
+    }
+    println!("listening on {port}");
     let on_term = variable("ON_TERM", "graceful");
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let hostname = variable("HOSTNAME", &rustix::system::uname().nodename().to_string_lossy());
     let mut term = signal(SignalKind::terminate()).unwrap();
     let ending = watch::Sender::new(false);
     let n_open = Arc::new(AtomicU64::new(0));
@@ -115,7 +151,7 @@ async fn answer(
             .find_map(|(_, value)| value.parse::<u64>().ok())
     };
     let (delay, bytes) = (number("delay"), number("bytes"));
-    if request.uri().path() == "/health" {
+    if matches!(request.uri().path(), "/health" | "/healthz") {
         if let Some(status) = number("set").and_then(|n| u16::try_from(n).ok()) {
             HEALTH.store(status, SeqCst);
         }
@@ -146,6 +182,11 @@ async fn answer(
     }
     let body = match bytes {
         Some(n) => vec![b'x'; usize::try_from(n).unwrap()].into(),
+        None if std::env::var_os("APP_VERSION").is_some() => {
+            let version = std::env::var("APP_VERSION").unwrap();
+            let who = format!("\"container_id\":\"{hostname}\",\"hostname\":\"{hostname}\"");
+            format!("{{\"message\":\"Hello from version: {version}\",{who}}}").into()
+        }
         None => serde_json::json!({
             "hostname": hostname,
             "slot": std::env::var("SLOT").ok(),

@@ -64,6 +64,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Keeps one task that is a process; started by anynode itself
+    #[command(hide = true)]
+    Keep { dir: PathBuf },
     /// Tells whether a configuration and its services file can be used
     Check(Up),
 }
@@ -88,6 +91,12 @@ struct Up {
     /// Serve the Docker Swarm that this node belongs to
     #[arg(long)]
     swarm: bool,
+    /// Where the Docker Engine API of this node's own swarm is served, such as unix:///run/anynode/docker.sock, or "none"
+    #[arg(long, value_name = "ADDR")]
+    api: Option<String>,
+    /// The Docker Engine that runs the tasks, such as unix:///var/run/docker.sock, or "none"
+    #[arg(long, value_name = "ADDR")]
+    engine: Option<String>,
 }
 
 impl From<Up> for Flags {
@@ -99,6 +108,8 @@ impl From<Up> for Flags {
             admin: up.admin,
             dns: up.dns,
             is_swarm: up.swarm,
+            api: up.api,
+            engine: up.engine,
         }
     }
 }
@@ -107,6 +118,7 @@ fn main() -> ExitCode {
     anynode::sys::limits::use_small_pages();
     let code = match Cli::parse().command {
         Command::Up(up) => app::up(up.into()),
+        Command::Keep { dir } => anynode::agent::process::keeper::run(dir),
         Command::Demo { port } => app::demo(DemoArgs { port }),
         Command::Whoami {
             listen,

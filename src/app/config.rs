@@ -1,6 +1,7 @@
 //! The configuration of a node: the only place that reads its file and its environment variables, and that knows which
 //! key is whose. Defaults stand once, in `config/anynode.toml`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -35,6 +36,27 @@ pub struct Config {
     pub proxy: ProxyConfig,
     /// `None`: this node serves no Docker Swarm.
     pub swarm: Option<SwarmConfig>,
+    /// `None`: this node is no swarm by itself.
+    pub own: Option<OwnConfig>,
+}
+
+/// What a node that is a swarm by itself is told.
+#[derive(Debug, Clone)]
+pub struct OwnConfig {
+    /// Where the Docker Engine API is served.
+    pub api: PathBuf,
+    pub engine: EngineChoice,
+    /// Commands of tasks that run as processes, by image name.
+    pub images: BTreeMap<String, Vec<String>>,
+}
+
+/// Which Docker Engine runs the tasks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The usual one, if it answers.
+    Usual,
+    None,
+    Socket(PathBuf),
 }
 
 /// What a node of a Docker Swarm is told.
@@ -61,6 +83,8 @@ pub struct Flags {
     pub dns: Option<String>,
     /// Belong to a Docker Swarm.
     pub is_swarm: bool,
+    pub api: Option<String>,
+    pub engine: Option<String>,
 }
 
 /// The file with every key and its default.
@@ -71,6 +95,8 @@ const SHORT: &[(&str, &str)] = &[
     ("ADMIN", "admin.listen"),
     ("DNS", "dns.listen"),
     ("SWARM", "swarm.enabled"),
+    ("API", "api.socket"),
+    ("ENGINE", "api.engine"),
 ];
 
 impl Config {
@@ -115,6 +141,8 @@ impl Config {
         settings.take_flag("--dns", "dns.listen", flags.dns);
         let is_swarm = flags.is_swarm.then(|| "true".to_owned());
         settings.take_flag("--swarm", "swarm.enabled", is_swarm);
+        settings.take_flag("--api", "api.socket", flags.api);
+        settings.take_flag("--engine", "api.engine", flags.engine);
         Config::read(settings)
     }
 
@@ -162,6 +190,33 @@ impl Config {
         };
         let is_swarm = boolean(s, "swarm.enabled");
         let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
+        let api = s.value(
+            "api.socket",
+            "a path such as \"unix:///run/anynode/docker.sock\", or \"none\"",
+            None,
+            |value| match value.as_str()? {
+                "none" => Some(None),
+                "" => Some(Some(default_api_socket())),
+                text => socket_path(text).map(Some),
+            },
+        );
+        let engine = s.value(
+            "api.engine",
+            "a path such as \"unix:///var/run/docker.sock\", or \"none\"",
+            EngineChoice::Usual,
+            |value| match value.as_str()? {
+                "none" => Some(EngineChoice::None),
+                "" => Some(EngineChoice::Usual),
+                text => socket_path(text).map(EngineChoice::Socket),
+            },
+        );
+        let images = s.value(
+            "process.images",
+            "a command for each image, such as { \"web:1.0\" = [\"/usr/bin/web\", \"--port\", \"8000\"] }",
+            BTreeMap::new(),
+            commands,
+        );
+        let own = api.map(|api| OwnConfig { api, engine, images });
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
@@ -179,7 +234,13 @@ impl Config {
             dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),
             dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
             proxy,
+            own: None,
             swarm: is_swarm.then_some(swarm),
+        };
+        // Services come from one source.
+        let config = Config {
+            own: own.filter(|_| config.swarm.is_none() && config.services.is_none()),
+            ..config
         };
         if config.swarm.is_some() && config.services.is_some() {
             settings.conflict(
@@ -247,6 +308,33 @@ fn list<T: FromStr>(settings: &mut Settings, key: &str, expected: &str) -> Vec<T
         let items = value.as_array()?.iter();
         items.map(|item: &Value| item.as_str()?.parse().ok()).collect()
     })
+}
+
+/// `unix://PATH`, or the path alone if it is whole.
+fn socket_path(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
+    path.is_absolute().then_some(path)
+}
+
+fn commands(value: &Value) -> Option<BTreeMap<String, Vec<String>>> {
+    let command = |value: &Value| -> Option<Vec<String>> {
+        let words = value.as_array()?.iter();
+        let words: Option<Vec<String>> = words.map(|word| word.as_str().map(str::to_owned)).collect();
+        words.filter(|words| !words.is_empty())
+    };
+    let images = value.as_table()?.iter();
+    images
+        .map(|(image, words)| Some((image.clone(), command(words)?)))
+        .collect()
+}
+
+fn default_api_socket() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    match runtime {
+        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir).join("anynode/docker.sock"),
+        _ if rustix::process::geteuid().is_root() => PathBuf::from("/run/anynode/docker.sock"),
+        _ => default_data_dir().join("docker.sock"),
+    }
 }
 
 fn default_data_dir() -> PathBuf {

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::handoff::{self, HandoffError, Inherited, Offer, Succession};
+use super::own::{OwnError, OwnSwarm};
 use super::swarm::{LinkListenError, SwarmNode};
 use super::verify;
 use crate::admin::{AdminState, Phase, Readiness};
@@ -32,6 +33,7 @@ pub struct Node {
     proxy: Proxy,
     source: Option<FileSource>,
     swarm: Option<SwarmNode>,
+    own: Option<OwnSwarm>,
     takeover: Option<Arc<Takeover>>,
     prober: Prober,
     dns: Option<DnsServer>,
@@ -61,6 +63,8 @@ pub enum NodeError {
     },
     #[error(transparent)]
     Link(#[from] LinkListenError),
+    #[error(transparent)]
+    Own(#[from] OwnError),
     #[error("dns.listen = {addr}: expected an address that is free, or \"none\"")]
     Dns {
         addr: SocketAddr,
@@ -76,6 +80,9 @@ impl Node {
         config.proxy.files_max = usize::try_from(limits::raise_open_files()).unwrap_or(usize::MAX);
         let claim = handoff::claim(&config.data_dir, config.proxy.n_workers).await?;
         let mut inherited = claim.inherited;
+        if config.own.is_some() && inherited.is_waited_for() {
+            return Err(OwnError::InUse.into());
+        }
         let mut named = Vec::new();
         let table = Arc::new(TableHandle::default());
         // What may be refused comes first, before anything serves.
@@ -118,7 +125,14 @@ impl Node {
             source.keep_while(may_write.subscribe());
             source
         });
-        if source.is_none() && swarm.is_none() {
+        let own = match config.own.clone() {
+            Some(own) => {
+                let (table, status, ports) = (table.clone(), status.clone(), proxy.ports().clone());
+                Some(OwnSwarm::new(own, &config.data_dir, table, status, ports).await?)
+            }
+            None => None,
+        };
+        if source.is_none() && swarm.is_none() && own.is_none() {
             status.applied();
         }
         let prober = Prober::new(table.clone());
@@ -153,6 +167,7 @@ impl Node {
             proxy,
             source,
             swarm,
+            own,
             takeover,
             prober,
             dns,
@@ -181,6 +196,7 @@ impl Node {
             mut proxy,
             source,
             swarm,
+            own,
             takeover,
             prober,
             dns,
@@ -214,6 +230,9 @@ impl Node {
         }
         if let Some(takeover) = takeover {
             beside.spawn(takeover.run(stopped()));
+        }
+        if let Some(own) = own {
+            beside.spawn(own.run(stopped()));
         }
         let drain_link = swarm.as_ref().map(SwarmNode::drain);
         let accepting = watch::Sender::new(false);

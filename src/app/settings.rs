@@ -181,6 +181,9 @@ fn read(path: &str, text: &str) -> Result<toml::Table, SettingError> {
     })
 }
 
+/// Tables whose keys are the user's own: a value as a whole.
+const OPEN: &[&str] = &["process.images"];
+
 fn flatten(prefix: &str, table: toml::Table, take: &mut impl FnMut(String, Value)) {
     for (key, value) in table {
         let key = match prefix {
@@ -188,7 +191,7 @@ fn flatten(prefix: &str, table: toml::Table, take: &mut impl FnMut(String, Value
             _ => format!("{prefix}.{key}"),
         };
         match value {
-            Value::Table(inner) => flatten(&key, inner, take),
+            Value::Table(inner) if !OPEN.contains(&key.as_str()) => flatten(&key, inner, take),
             value => take(key, value),
         }
     }

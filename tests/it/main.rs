@@ -11,6 +11,7 @@ mod harness;
 mod health;
 mod http;
 mod link;
+mod own;
 mod park;
 mod reasons;
 mod rooms;

@@ -9,6 +9,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("model", &[]),
     ("store", &["model"]),
+    ("control", &["model", "store"]),
+    ("agent", &["sys", "model"]),
+    ("api", &["sys", "model", "store", "control"]),
     ("routing", &["model"]),
     ("takeover", &["sys", "model", "routing"]),
     ("proxy", &["sys", "model", "routing", "takeover"]),
@@ -26,8 +29,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "sys", "model", "store", "routing", "takeover", "proxy", "dns", "health", "source", "link", "admin",
-            "whoami",
+            "sys", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns", "health",
+            "source", "link", "admin", "whoami",
         ],
     ),
 ];

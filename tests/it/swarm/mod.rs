@@ -3,7 +3,7 @@
 mod cluster;
 mod deploy;
 mod posts;
-mod rig;
+pub mod rig;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -85,6 +85,11 @@ pub fn rootfs(program: &Path, name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rootfs-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     run(Command::new("strip").arg("-o").arg(dir.join(name)).arg(program));
+    // Health checks have a curl.
+    std::fs::create_dir_all(dir.join("bin")).unwrap();
+    let link = dir.join("bin/curl");
+    drop(std::fs::remove_file(&link));
+    std::os::unix::fs::symlink(format!("/{name}"), link).unwrap();
     // A static program has none, and ldd says so by its exit code.
     let ldd = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8_lossy(&ldd.stdout).into_owned();

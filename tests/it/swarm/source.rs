@@ -102,7 +102,9 @@ impl Follower {
     fn local(&self) -> BTreeMap<String, String> {
         let tasks = self.tasks.borrow().clone();
         let tasks = tasks.iter().flat_map(|tasks| tasks.iter());
-        tasks.map(|(task, addr)| (task.to_string(), addr.ip().to_string())).collect()
+        tasks
+            .map(|(task, addr)| (task.to_string(), addr.ip().to_string()))
+            .collect()
     }
 }
 

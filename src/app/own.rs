@@ -1,0 +1,468 @@
+//! A node that is a swarm by itself: its store, the control plane, the agent and the API, joined to the same data plane that
+//! serves a Docker Swarm. Not here: what any of them does.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::config::{EngineChoice, OwnConfig};
+use crate::agent::containers::{Containers, EngineError};
+use crate::agent::process::{ProcessSettings, Processes};
+use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime};
+use crate::api::{self, Api, Host, Outside};
+use crate::control;
+use crate::model::Cluster;
+use crate::model::swarm::{Id, Object, Task, TaskState, TaskStatus, Write};
+use crate::proxy::{PortState, Ports};
+use crate::routing::TableHandle;
+use crate::source::SourceStatus;
+use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
+use crate::source::native::NativeSource;
+use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, update};
+
+/// Why a node cannot be a swarm by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnError {
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("api.socket = {path}: another program answers there: expected a path that is free")]
+    ApiInUse { path: PathBuf },
+    #[error("api.socket = {path}: expected a path where a socket can be made")]
+    Api {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error("api.engine")]
+    Engine(#[from] EngineError),
+    #[error(
+        "data_dir: another anynode is a swarm in it: expected that one to be stopped first; only its tasks go on meanwhile"
+    )]
+    InUse,
+    #[error("this program's own path")]
+    Program(#[source] io::Error),
+}
+
+/// The parts of a node that is a swarm by itself.
+pub(super) struct OwnSwarm {
+    store: Arc<dyn Store>,
+    clusters: watch::Sender<Arc<Cluster>>,
+    tables: ClusterSource,
+    agent: Arc<Agent>,
+    reporter: Reporter,
+    api: Arc<Api>,
+    listener: UnixListener,
+    socket: PathBuf,
+}
+
+impl OwnSwarm {
+    /// Opens the store and the API's socket.
+    pub(super) async fn new(
+        config: OwnConfig,
+        data_dir: &Path,
+        table: Arc<TableHandle>,
+        status: Arc<SourceStatus>,
+        ports: Arc<Ports>,
+    ) -> Result<OwnSwarm, OwnError> {
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store"))?);
+        let listener = listen(&config.api).await?;
+        let engine = match config.engine {
+            EngineChoice::None => None,
+            EngineChoice::Socket(path) => Some(path),
+            EngineChoice::Usual => Some(PathBuf::from(USUAL_ENGINE)).filter(|path| path.exists()),
+        };
+        let runtime: Arc<dyn Runtime> = match &engine {
+            // Another anynode has another directory.
+            Some(path) => Arc::new(Containers::connect(path, data_dir.display().to_string()).await?),
+            None => Arc::new(Processes::new(ProcessSettings {
+                dir: data_dir.join("tasks"),
+                program: std::env::current_exe().map_err(OwnError::Program)?,
+                images: config.images,
+            })),
+        };
+        let (reports, received) = mpsc::unbounded_channel();
+        let reporter = Reporter {
+            store: store.clone(),
+            reports: received,
+        };
+        let leaves = Leaves { table: table.clone() };
+        let agent = Agent::new(runtime, Arc::new(Tells { reports }), Arc::new(leaves));
+        let beside = Beside {
+            agent: agent.clone(),
+            ports,
+            engine,
+        };
+        let api = Api::new(store.clone(), Arc::new(beside));
+        Ok(OwnSwarm {
+            clusters: watch::Sender::default(),
+            tables: ClusterSource::new(table, status, Arc::new(Faults::default()), 0),
+            store,
+            agent,
+            reporter,
+            api,
+            listener,
+            socket: config.api,
+        })
+    }
+
+    /// Runs everything until `shutdown`; tasks live on.
+    pub(super) async fn run(self, shutdown: impl Future<Output = ()>) {
+        let stopping = watch::Sender::new(false);
+        let stopped = || {
+            let mut stopping = stopping.subscribe();
+            // An error means that the sender is gone, which is as much of an end.
+            async move { drop(stopping.wait_for(|is_stopping| *is_stopping).await) }
+        };
+        let own = watch::Sender::new(OwnNode::default());
+        let assignments = watch::Sender::new(Arc::new(assignments(&self.store.snapshot())));
+        let local = watch::Sender::new(None);
+        let mut parts = JoinSet::new();
+        let native = NativeSource::default();
+        parts.spawn(native.run(self.store.clone(), self.clusters.clone(), stopped()));
+        parts.spawn(
+            self.tables
+                .run(self.clusters.subscribe(), local.subscribe(), own.subscribe(), stopped()),
+        );
+        parts.spawn(follow_addresses(self.agent.addresses(), local, stopped()));
+        parts.spawn(self.agent.run(assignments.subscribe(), stopped()));
+        parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
+        parts.spawn(self.reporter.run(stopped()));
+        parts.spawn(control::run(self.store.clone(), stopped()));
+        parts.spawn(self.api.serve(self.listener, stopped()));
+        tracing::info!(socket = %self.socket.display(), "the Docker API is served");
+        shutdown.await;
+        stopping.send_replace(true);
+        while let Some(ended) = parts.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the swarm panicked");
+            }
+        }
+        // An error says that it is gone already.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// A socket that its owner and group may use. One that nobody answers on is of a run that was killed.
+async fn listen(path: &Path) -> Result<UnixListener, OwnError> {
+    let failed = |error: io::Error| OwnError::Api {
+        path: path.to_owned(),
+        error,
+    };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    if path.exists() {
+        if tokio::net::UnixStream::connect(path).await.is_ok() {
+            return Err(OwnError::ApiInUse { path: path.to_owned() });
+        }
+        use std::os::unix::fs::FileTypeExt;
+        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+        if !is_socket {
+            let error = io::Error::new(io::ErrorKind::AlreadyExists, "there is something else");
+            return Err(failed(error));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// The tasks of this node, with what they need.
+fn assignments(snapshot: &Snapshot) -> Assignments {
+    let own = snapshot.swarm().and_then(|swarm| snapshot.node(swarm.node.as_str()));
+    let Some(node) = own else { return Assignments::new() };
+    let is_given = |task: &&Arc<Task>| task.status.state >= TaskState::Assigned;
+    let tasks = snapshot.tasks_of_node(node.id.as_str()).filter(is_given);
+    let assigned = tasks.map(|task| {
+        let container = task.spec.container_spec.as_ref();
+        let configs = container
+            .and_then(|container| container.configs.as_ref())
+            .into_iter()
+            .flatten();
+        let secrets = container
+            .and_then(|container| container.secrets.as_ref())
+            .into_iter()
+            .flatten();
+        let config = |id: &str| Some((Id::from(id), snapshot.config(id)?.clone()));
+        let secret = |id: &str| Some((Id::from(id), snapshot.secret(id)?.clone()));
+        let assignment = Assignment {
+            task: task.clone(),
+            service: snapshot.service(task.service.as_str()).cloned(),
+            node: node.clone(),
+            configs: configs
+                .filter_map(|named| config(named.config_id.as_deref()?))
+                .collect(),
+            secrets: secrets
+                .filter_map(|named| secret(named.secret_id.as_deref()?))
+                .collect(),
+        };
+        (task.id.clone(), Arc::new(assignment))
+    });
+    assigned.collect()
+}
+
+/// Passes on who this node is and what it is to run.
+async fn follow_store(
+    store: Arc<dyn Store>,
+    own: watch::Sender<OwnNode>,
+    assigned: watch::Sender<Arc<Assignments>>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut changed = store.changed();
+    let follow = async {
+        loop {
+            changed.mark_unchanged();
+            let snapshot = store.snapshot();
+            let node = OwnNode {
+                id: snapshot.swarm().map_or("", |swarm| swarm.node.as_str()).into(),
+            };
+            own.send_if_modified(|known| {
+                let is_news = *known != node;
+                *known = node;
+                is_news
+            });
+            assigned.send_replace(Arc::new(assignments(&snapshot)));
+            if changed.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown => {}
+    }
+}
+
+/// Passes on where this node's tasks are reached.
+async fn follow_addresses(
+    mut addresses: watch::Receiver<Arc<agent::Addresses>>,
+    local: watch::Sender<Option<Arc<LocalTasks>>>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let follow = async {
+        loop {
+            let now = addresses.borrow_and_update().clone();
+            let tasks = now.iter().map(|(id, addr)| (Arc::from(id.as_str()), *addr));
+            local.send_replace(Some(Arc::new(tasks.collect())));
+            if addresses.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown => {}
+    }
+}
+
+/// The agent's words, on their way to the store.
+struct Tells {
+    reports: mpsc::UnboundedSender<(Id, TaskStatus)>,
+}
+
+impl Reports for Tells {
+    fn report(&self, task: &Id, status: TaskStatus) {
+        // An error means that this program ends; the next run looks for itself.
+        let _ = self.reports.send((task.clone(), status));
+    }
+}
+
+/// What the API asks of the rest of this node.
+struct Beside {
+    agent: Arc<Agent>,
+    ports: Arc<Ports>,
+    engine: Option<PathBuf>,
+}
+
+impl Outside for Beside {
+    fn logs(&self, task: &Id, query: api::LogQuery) -> Result<api::LogStream, String> {
+        let query = agent::LogQuery {
+            follow: query.follow,
+            tail: query.tail,
+            since: query.since,
+            until: query.until,
+            stdout: query.stdout,
+            stderr: query.stderr,
+        };
+        let lines = self.agent.logs(task, query).map_err(|error| error.to_string())?;
+        Ok(Box::pin(lines.map(|line| api::LogLine {
+            at: line.at,
+            is_stderr: line.is_stderr,
+            bytes: line.bytes,
+        })))
+    }
+
+    fn host(&self) -> Host {
+        let uname = rustix::system::uname();
+        let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let info = rustix::system::sysinfo();
+        Host {
+            hostname: text(uname.nodename()),
+            architecture: text(uname.machine()),
+            kernel: text(uname.release()),
+            nano_cpus: i64::try_from(cpus).unwrap_or(1).saturating_mul(1_000_000_000),
+            memory: i64::try_from(u64::from(info.mem_unit).saturating_mul(info.totalram as u64)).unwrap_or(i64::MAX),
+            addrs: outgoing_addr().into_iter().collect(),
+        }
+    }
+
+    fn port_holder(&self, port: u16) -> Option<String> {
+        let is_ours = |state: &PortState| matches!(state, PortState::Listening);
+        if self
+            .ports
+            .snapshot()
+            .iter()
+            .any(|(listen, state)| listen.port == port && is_ours(state))
+        {
+            return None;
+        }
+        match std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some("another program on this host".to_owned()),
+            _ => None,
+        }
+    }
+
+    fn engine(&self) -> Option<PathBuf> {
+        self.engine.clone()
+    }
+}
+
+/// The address that this host would speak from to the world. Nothing is sent.
+fn outgoing_addr() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(SocketAddr::from(([192, 0, 2, 1], 9))).ok()?;
+    let addr = socket.local_addr().ok()?.ip();
+    (!addr.is_unspecified()).then_some(addr)
+}
+
+/// Takes what the agent saw into the store: many words at a time, the last word on a task counts, and a task only ever goes
+/// forward.
+struct Reporter {
+    store: Arc<dyn Store>,
+    reports: mpsc::UnboundedReceiver<(Id, TaskStatus)>,
+}
+
+impl Reporter {
+    async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let take = async {
+            let mut together = Vec::new();
+            while self.reports.recv_many(&mut together, REPORTS_TOGETHER).await > 0 {
+                let mut by_task: BTreeMap<Id, TaskStatus> = BTreeMap::new();
+                for (task, status) in together.drain(..) {
+                    let is_newer = by_task.get(&task).is_none_or(|known| known.state <= status.state);
+                    if is_newer {
+                        by_task.insert(task, status);
+                    }
+                }
+                self.commit(&by_task).await;
+            }
+        };
+        tokio::select! {
+            () = take => {}
+            () = shutdown => {}
+        }
+    }
+
+    async fn commit(&self, by_task: &BTreeMap<Id, TaskStatus>) {
+        loop {
+            let taken = update(&*self.store, |snapshot| {
+                let writes = by_task.iter().filter_map(|(id, status)| {
+                    let task = snapshot.task(id.as_str())?;
+                    taken(task, status).map(|task| Write::Put(Object::Task(Arc::new(task))))
+                });
+                Ok::<_, CommitError>((writes.collect(), ()))
+            });
+            match taken.await {
+                Ok(_) | Err(CommitError::Closed) => break,
+                // The disk may be full for a while. What was seen is not forgotten.
+                Err(error) => {
+                    tracing::warn!(%error, "what tasks do cannot be written");
+                    tokio::time::sleep(REPORT_AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+/// The task with what was seen of it; `None` where that is nothing new.
+fn taken(task: &Task, status: &TaskStatus) -> Option<Task> {
+    if status.state < task.status.state || *status == task.status {
+        return None;
+    }
+    let mut status = status.clone();
+    let ran = (status.state == TaskState::Running).then_some(status.at);
+    status.ran_at = task.status.ran_at.or(status.ran_at).or(ran);
+    let meta = crate::model::swarm::Meta {
+        updated_at: status.at,
+        version: crate::store::THIS_REVISION,
+        ..task.meta.clone()
+    };
+    Some(Task {
+        status,
+        meta,
+        ..task.clone()
+    })
+}
+
+/// When a task may be stopped: it is out of the table, and what it was asked before is answered.
+struct Leaves {
+    table: Arc<TableHandle>,
+}
+
+impl Barrier for Leaves {
+    fn leave<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
+        Box::pin(self.left(task.as_str()))
+    }
+}
+
+impl Leaves {
+    async fn left(&self, task: &str) {
+        let mut revision = self.table.subscribe();
+        let mut endpoint = None;
+        // It goes with the next revision, or has gone.
+        let is_out = async {
+            loop {
+                revision.mark_unchanged();
+                match self.table.load().local_task(task) {
+                    Some((_, found)) => endpoint = Some(found.clone()),
+                    None => break,
+                }
+                if revision.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        // A table that does not follow must not keep a task from ending.
+        if tokio::time::timeout(OUT_LONGEST, is_out).await.is_err() {
+            tracing::warn!(task, "it is still in the routing table, and is stopped all the same");
+        }
+        let Some(endpoint) = endpoint else { return };
+        let is_done = async {
+            while endpoint.in_flight() > 0 {
+                tokio::time::sleep(IN_FLIGHT_LOOK).await;
+            }
+        };
+        // What takes longer has the stop grace period.
+        drop(tokio::time::timeout(IN_FLIGHT_LONGEST, is_done).await);
+    }
+}
+
+/// Where Docker Engines mostly listen.
+const USUAL_ENGINE: &str = "/var/run/docker.sock";
+const REPORTS_TOGETHER: usize = 1024;
+const REPORT_AGAIN: Duration = Duration::from_secs(1);
+const OUT_LONGEST: Duration = Duration::from_secs(5);
+const IN_FLIGHT_LONGEST: Duration = Duration::from_secs(5);
+const IN_FLIGHT_LOOK: Duration = Duration::from_millis(5);

@@ -1,0 +1,342 @@
+//! A node that is a swarm by itself, in a network of its own, and the docker command line that drives it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::swarm::rig::{rootfs, task_program};
+
+/// What runs the tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tasks {
+    Processes,
+    /// A real dockerd.
+    Containers,
+}
+
+/// The images of the walkthroughs, each the program of the tests with other arguments.
+const IMAGES: &[(&str, &[&str])] = &[
+    ("nginx:latest", &[]),
+    ("httpd:latest", &[]),
+    ("my-fastapi-whoami:latest", &[]),
+    ("masungil/my-fastapi-app:1.0", &[]),
+    ("masungil/my-fastapi-app:2.0", &[]),
+    ("masungil/my-fastapi-app:2.0-unhealthy", &["--unhealthy"]),
+];
+
+pub struct Own {
+    pub tasks: Tasks,
+    name: String,
+    dir: tempfile::TempDir,
+    anynode: Option<Child>,
+    _turn: File,
+}
+
+pub const LONG: Duration = Duration::from_secs(60);
+
+fn run(command: &mut Command) -> Output {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {out:?}");
+    out
+}
+
+/// A network with nothing in it but loopback, or a dockerd; `None` where that needs more than there is.
+pub fn up(name: &str, tasks: Tasks) -> Option<Own> {
+    let has = |program: &str| {
+        let which = Command::new("which").arg(program).output();
+        which.is_ok_and(|out| out.status.success())
+    };
+    let mut needed = vec!["docker", "nsenter", "ip", "curl"];
+    if tasks == Tasks::Containers {
+        needed.extend(["dockerd", "iptables", "python3"]);
+    }
+    let missing = needed.into_iter().find(|program| !has(program));
+    if !rustix::process::geteuid().is_root() || missing.is_some() {
+        println!("skipped: this needs {}", missing.unwrap_or("root"));
+        return None;
+    }
+    let own = Own {
+        tasks,
+        name: format!("own-{name}"),
+        dir: tempfile::tempdir().unwrap(),
+        anynode: None,
+        _turn: crate::harness::turn(),
+    };
+    own.network_down();
+    match tasks {
+        Tasks::Processes => {
+            run(Command::new("ip").args(["netns", "add", &own.netns()]));
+            run(Command::new("ip").args(["-n", &own.netns(), "link", "set", "lo", "up"]));
+        }
+        Tasks::Containers => {
+            own.cluster(&["up", "--nodes", "1", "--managers", "0"]);
+            let rootfs = rootfs(&task_program(), "task");
+            for (image, args) in IMAGES {
+                let words: Vec<String> = ["/task", "serve"]
+                    .iter()
+                    .chain(*args)
+                    .map(|word| format!("{word:?}"))
+                    .collect();
+                let change = format!("ENTRYPOINT [{}]", words.join(","));
+                let rootfs = rootfs.display().to_string();
+                run(own
+                    .engine(&["import", "--change", &change, &rootfs, image])
+                    .stdout(Stdio::null()));
+            }
+        }
+    }
+    Some(own)
+}
+
+impl Own {
+    pub fn start(&mut self) {
+        self.start_as(None);
+    }
+
+    fn command(&self, user: Option<u32>) -> Command {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let mut command = match user {
+            None => self.inside(env!("CARGO_BIN_EXE_anynode")),
+            Some(user) => {
+                std::os::unix::fs::chown(self.dir.path(), Some(user), Some(user)).unwrap();
+                let mut command = self.inside("setpriv");
+                let (uid, gid) = (format!("--reuid={user}"), format!("--regid={user}"));
+                command.args([&uid, &gid, "--clear-groups", "--no-new-privs"]);
+                // Where the project lies may be closed to others.
+                let program = self.dir.path().join("anynode");
+                std::fs::copy(env!("CARGO_BIN_EXE_anynode"), &program).unwrap();
+                command.arg(program);
+                command
+            }
+        };
+        command
+            .args(["up", "--api"])
+            .arg(self.socket())
+            .arg("--data-dir")
+            .arg(self.data_dir());
+        command.arg("--config").arg(self.config());
+        command
+            .env("ANYNODE_LOG", "info,anynode::control=debug,anynode::agent=debug")
+            .stderr(log);
+        match self.tasks {
+            Tasks::Processes => command.args(["--engine", "none"]),
+            Tasks::Containers => command.arg("--engine").arg(self.engine_socket()),
+        };
+        command
+    }
+
+    /// What it says when it does not start, which it must not.
+    pub fn start_fails(&mut self) -> String {
+        let out = self.command(None).stderr(Stdio::piped()).output().unwrap();
+        assert!(!out.status.success(), "{out:?}");
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
+    /// As a user without privileges, if one is named.
+    pub fn start_as(&mut self, user: Option<u32>) {
+        assert!(self.anynode.is_none());
+        self.anynode = Some(self.command(user).spawn().unwrap());
+        self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
+    }
+
+    fn config(&self) -> PathBuf {
+        let path = self.dir.path().join("anynode.toml");
+        let task = task_program();
+        let mut text = "[process.images]\n".to_owned();
+        for (image, args) in IMAGES {
+            let words: Vec<String> = [task.to_str().unwrap(), "serve"]
+                .iter()
+                .chain(*args)
+                .map(|word| format!("{word:?}"))
+                .collect();
+            text += &format!("{image:?} = [{}]\n", words.join(", "));
+        }
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// At once and without a word; its tasks live on.
+    pub fn kill(&mut self) {
+        let mut anynode = self.anynode.take().unwrap();
+        anynode.kill().unwrap();
+        anynode.wait().unwrap();
+    }
+
+    /// As a service manager does.
+    pub fn stop(&mut self) {
+        let mut anynode = self.anynode.take().unwrap();
+        run(Command::new("kill").arg(anynode.id().to_string()));
+        let started = Instant::now();
+        while anynode.try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < LONG, "it does not end\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.anynode.as_ref().unwrap().id()
+    }
+
+    fn netns(&self) -> String {
+        match self.tasks {
+            Tasks::Processes => format!("an-{}", self.name),
+            Tasks::Containers => format!("an-{}-1", self.name),
+        }
+    }
+
+    pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns())).arg(program);
+        command
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("docker.sock")
+    }
+
+    pub fn engine_socket(&self) -> PathBuf {
+        PathBuf::from(format!("/tmp/anynode-cluster-{}/node1/docker.sock", self.name))
+    }
+
+    /// The docker command line, driving the engine itself.
+    pub fn engine(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command
+            .env("DOCKER_HOST", format!("unix://{}", self.engine_socket().display()))
+            .args(args);
+        command
+    }
+
+    pub fn cluster(&self, args: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster");
+        run(Command::new(script).args(["--name", &self.name]).args(args))
+    }
+
+    /// The docker command line, driving anynode; its working directory is the test's.
+    pub fn docker_command(&self, args: &[&str]) -> Command {
+        let mut command = self.inside("docker");
+        let host = format!("unix://{}", self.socket().display());
+        command
+            .env("DOCKER_HOST", host)
+            .env("HOME", self.dir.path())
+            .current_dir(self.dir.path())
+            .args(args);
+        command
+    }
+
+    pub fn docker_out(&self, args: &[&str]) -> Output {
+        self.docker_command(args).output().unwrap()
+    }
+
+    /// What the command says on its standard output, which must succeed.
+    pub fn docker(&self, args: &[&str]) -> String {
+        let out = self.docker_out(args);
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr),
+        );
+        assert!(
+            out.status.success(),
+            "docker {args:?}\n{stdout}\n{stderr}\n{}",
+            self.log_tail()
+        );
+        stdout.trim_end().to_owned()
+    }
+
+    /// What the command says on its standard error, which must fail.
+    pub fn docker_fails(&self, args: &[&str]) -> String {
+        let out = self.docker_out(args);
+        assert!(!out.status.success(), "docker {args:?}: {out:?}");
+        String::from_utf8_lossy(&out.stderr).trim_end().to_owned()
+    }
+
+    /// `curl -s` inside.
+    pub fn curl(&self, url: &str) -> Option<String> {
+        let out = self
+            .inside("curl")
+            .args(["-s", "-f", "-m", "10", url])
+            .output()
+            .unwrap();
+        out.status
+            .success()
+            .then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    pub fn wait_for(&self, what: &str, patience: Duration, mut is_so: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !is_so() {
+            if started.elapsed() > patience {
+                panic!("waited in vain for {what}\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Processes and containers that are tasks, by what the machine says: their pids.
+    pub fn living_tasks(&self) -> Vec<u32> {
+        let task = std::fs::canonicalize(task_program()).unwrap();
+        let is_task = |pid: u32| match self.tasks {
+            Tasks::Processes => {
+                std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == task)
+                    && std::fs::read_to_string(format!("/proc/{pid}/environ"))
+                        .is_ok_and(|environ| environ.contains(&self.dir.path().display().to_string()))
+            }
+            Tasks::Containers => {
+                std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                    .is_ok_and(|cgroup| cgroup.contains(&format!("anynode-cluster-{}/", self.name)))
+                    && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "task")
+            }
+        };
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| is_task(*pid)).collect()
+    }
+
+    fn network_down(&self) {
+        match self.tasks {
+            Tasks::Processes => {
+                let _ = Command::new("ip").args(["netns", "del", &self.netns()]).output();
+            }
+            Tasks::Containers => drop(self.cluster(&["down"])),
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        if let Some(mut anynode) = self.anynode.take() {
+            let _ = anynode.kill();
+            let _ = anynode.wait();
+        }
+        // Tasks that are processes outlive anynode: that is what they are for.
+        if self.tasks == Tasks::Processes {
+            let in_here = Command::new("ip").args(["netns", "pids", &self.netns()]).output();
+            for pid in String::from_utf8_lossy(&in_here.map(|out| out.stdout).unwrap_or_default()).split_whitespace() {
+                let _ = Command::new("kill").args(["-9", pid]).output();
+            }
+        }
+        self.network_down();
+    }
+}

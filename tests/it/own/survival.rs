@@ -1,0 +1,440 @@
+//! What a swarm in one binary survives: updates under load, kill -9 of its tasks and of itself at any moment.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::rig::{self, LONG, Own, Tasks};
+use crate::harness::Seed;
+use crate::swarm::rig::task_program;
+
+/// Requests from inside until it is waited for.
+struct Load(Child);
+
+impl Load {
+    fn start(own: &Own, port: u16, args: &[&str]) -> Load {
+        let mut command = own.inside(task_program());
+        command.args(["load", &format!("127.0.0.1:{port}")]).args(args);
+        Load(command.stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn wait(self) -> Value {
+        let out = self.0.wait_with_output().unwrap();
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    /// Has it end now.
+    fn stop(self) -> Value {
+        drop(std::process::Command::new("kill").arg(self.0.id().to_string()).status());
+        self.wait()
+    }
+}
+
+fn no_failure(own: &Own, what: &str, report: &Value) {
+    assert!(report["ok"].as_u64().unwrap() > 0, "{what}: {report}");
+    assert_eq!(report["failed"], 0, "{what}: {report}\n{}", own.log_tail());
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |n| n.parse().unwrap())
+}
+
+fn n_running(own: &Own, service: &str) -> usize {
+    let states = own.docker(&[
+        "service",
+        "ps",
+        service,
+        "--format",
+        "{{.CurrentState}}",
+        "--filter",
+        "desired-state=running",
+    ]);
+    states.lines().filter(|state| state.starts_with("Running")).count()
+}
+
+fn create(own: &Own, name: &str, args: &[&str]) {
+    let command = ["service", "create", "--detach", "--no-resolve-image", "--name", name];
+    own.docker(&[&command[..], args, &["nginx:latest"]].concat());
+}
+
+/// `ANYNODE_ROUNDS`: so many forced updates.
+fn updates(tasks: Tasks) {
+    let Some(mut own) = rig::up(
+        &format!("u{}", if tasks == Tasks::Processes { "p" } else { "c" }),
+        tasks,
+    ) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    let common = ["--replicas", "3", "--stop-grace-period", "4s"];
+    create(&own, "tcp", &[&common[..], &["--publish", "8080:80"]].concat());
+    create(
+        &own,
+        "http",
+        &[&common[..], &["--publish", "8081:80", "--label", "anynode.mode=http"]].concat(),
+    );
+    for service in ["tcp", "http"] {
+        own.wait_for("three tasks", LONG, || n_running(&own, service) == 3);
+    }
+    for round in 0..number("ANYNODE_ROUNDS", 2) {
+        let order = ["start-first", "stop-first"][usize::try_from(round % 2).unwrap()];
+        let on_term = ["graceful", "exit", "ignore"][usize::try_from(round / 2 % 3).unwrap()];
+        let loads = [
+            // Five threads that pause 10 ms: 500 new connections a second.
+            (
+                "tcp, new",
+                Load::start(&own, 8080, &["--new", "--threads", "5", "--pause-us", "10000"]),
+            ),
+            (
+                "http, new",
+                Load::start(&own, 8081, &["--new", "--threads", "2", "--pause-us", "10000"]),
+            ),
+            ("http, kept", Load::start(&own, 8081, &["--pause-us", "5000"])),
+            ("http, 3 s", Load::start(&own, 8081, &["--path", "/?delay=3000"])),
+            (
+                "tcp, 3 s",
+                Load::start(&own, 8080, &["--new", "--path", "/?delay=3000"]),
+            ),
+            (
+                "http, 5 MB",
+                Load::start(
+                    &own,
+                    8081,
+                    &["--threads", "2", "--path", "/?bytes=5000000", "--pause-us", "100000"],
+                ),
+            ),
+        ];
+        for service in ["tcp", "http"] {
+            let term = format!("ON_TERM={on_term}");
+            own.docker(&[
+                "service",
+                "update",
+                "--detach",
+                "--no-resolve-image",
+                "--force",
+                "--update-order",
+                order,
+                "--update-delay",
+                "0s",
+                "--update-monitor",
+                "1s",
+                "--env-add",
+                &term,
+                service,
+            ]);
+        }
+        for service in ["tcp", "http"] {
+            let state = || own.docker(&["service", "inspect", "-f", "{{.UpdateStatus.State}}", service]);
+            own.wait_for("the update to end", Duration::from_secs(120), || state() == "completed");
+        }
+        own.docker(&["service", "scale", "--detach", "tcp=10", "http=10"]);
+        own.wait_for("ten tasks", LONG, || {
+            ["tcp", "http"].iter().all(|service| n_running(&own, service) == 10)
+        });
+        own.docker(&["service", "scale", "--detach", "tcp=2", "http=2"]);
+        own.wait_for("two tasks", LONG, || own.living_tasks().len() == 4);
+        own.docker(&["service", "scale", "--detach", "tcp=10", "http=10"]);
+        own.wait_for("ten tasks", LONG, || {
+            ["tcp", "http"].iter().all(|service| n_running(&own, service) == 10)
+        });
+        own.docker(&["service", "scale", "--detach", "tcp=3", "http=3"]);
+        own.wait_for("three tasks", LONG, || own.living_tasks().len() == 6);
+        for (what, load) in loads {
+            no_failure(
+                &own,
+                &format!("round {round}, {order}, {on_term}, {what}"),
+                &load.stop(),
+            );
+        }
+    }
+}
+
+#[test]
+fn updates_and_scaling_cost_no_request_as_processes() {
+    updates(Tasks::Processes);
+}
+
+/// One command of a user, and what must hold of the service once it was answered.
+fn command(
+    random: &mut fastrand::Rng,
+    wished: &BTreeMap<String, u32>,
+    round: u64,
+) -> (Vec<String>, String, Option<u32>) {
+    let name = format!("s{}", random.u8(..3));
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let replicas = random.u32(1..4);
+    match wished.get(&name) {
+        None => {
+            let replicas_text = replicas.to_string();
+            let create = [
+                "service",
+                "create",
+                "--detach",
+                "--no-resolve-image",
+                "--name",
+                &name,
+                "--replicas",
+                &replicas_text,
+            ];
+            let delay = ["--restart-delay", "200ms", "nginx:latest"];
+            (words(&[&create[..], &delay].concat()), name.clone(), Some(replicas))
+        }
+        Some(_) if random.u8(..4) == 0 => (words(&["service", "rm", &name]), name, None),
+        Some(now) if random.bool() => {
+            let now = *now;
+            let round = format!("ROUND={round}");
+            let update = [
+                "service",
+                "update",
+                "--detach",
+                "--no-resolve-image",
+                "--update-delay",
+                "0s",
+                "--env-add",
+                &round,
+                &name,
+            ];
+            (words(&update), name, Some(now))
+        }
+        Some(_) => (
+            words(&["service", "scale", "--detach", &format!("{name}={replicas}")]),
+            name,
+            Some(replicas),
+        ),
+    }
+}
+
+/// `ANYNODE_KILLS`: so often anynode is killed.
+fn kills(tasks: Tasks) {
+    let Some(mut own) = rig::up(
+        &format!("k{}", if tasks == Tasks::Processes { "p" } else { "c" }),
+        tasks,
+    ) else {
+        return;
+    };
+    let seed = Seed::new();
+    let mut random = seed.rng();
+    own.start();
+    own.docker(&["swarm", "init"]);
+    create(&own, "steady", &["--replicas", "2", "--publish", "8080:80"]);
+    own.wait_for("two tasks", LONG, || n_running(&own, "steady") == 2);
+    let steady: Vec<u32> = own.living_tasks();
+    let mut wished: BTreeMap<String, u32> = BTreeMap::new();
+    for round in 0..number("ANYNODE_KILLS", 10) {
+        let (words, name, expected) = command(&mut random, &wished, round);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let asked = own
+            .docker_command(&words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        std::thread::sleep(Duration::from_millis(random.u64(..400)));
+        own.kill();
+        let was_answered = asked.unwrap().wait().unwrap().success();
+        let started = Instant::now();
+        own.start();
+        let back = own.curl("http://localhost:8080");
+        let names = own.docker(&["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]);
+        let found: BTreeMap<String, u32> = names
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, replicas)| (name.to_owned(), replicas.split('/').nth(1).unwrap().parse().unwrap()))
+            .collect();
+        if was_answered {
+            match expected {
+                Some(expected) => drop(wished.insert(name.clone(), expected)),
+                None => drop(wished.remove(&name)),
+            }
+            assert_eq!(
+                found.get(&name),
+                wished.get(&name),
+                "round {round}: {words:?} was answered"
+            );
+        } else {
+            // It was done or it was not.
+            match found.get(&name) {
+                Some(replicas) => drop(wished.insert(name, *replicas)),
+                None => drop(wished.remove(&name)),
+            }
+        }
+        let others: BTreeMap<String, u32> = found.into_iter().filter(|(name, _)| name != "steady").collect();
+        assert_eq!(others, wished, "round {round}: after {words:?}");
+        if back.is_none() {
+            own.wait_for(
+                "traffic to go on",
+                Duration::from_secs(1).saturating_sub(started.elapsed()) + LONG,
+                || own.curl("http://localhost:8080").is_some(),
+            );
+            println!("round {round}: traffic after {:?}", started.elapsed());
+        }
+    }
+    let all: usize = wished.values().map(|n| *n as usize).sum::<usize>() + 2;
+    own.wait_for("as many tasks as are wished for", Duration::from_secs(120), || {
+        own.living_tasks().len() == all && wished.iter().all(|(name, n)| n_running(&own, name) == *n as usize)
+    });
+    let living = own.living_tasks();
+    assert!(
+        steady.iter().all(|pid| living.contains(pid)),
+        "the tasks that nobody touched are the same ones"
+    );
+    for name in wished.keys() {
+        let slots = own.docker(&[
+            "service",
+            "ps",
+            name,
+            "--filter",
+            "desired-state=running",
+            "--format",
+            "{{.Name}}",
+        ]);
+        let mut slots: Vec<&str> = slots.lines().collect();
+        let n = slots.len();
+        slots.dedup();
+        assert_eq!(slots.len(), n, "{name}: no slot has two tasks: {slots:?}");
+    }
+}
+
+#[test]
+fn kill_9_of_anynode_at_any_moment_loses_nothing_that_was_answered_as_processes() {
+    kills(Tasks::Processes);
+}
+
+#[test]
+fn a_task_that_is_killed_is_replaced_and_a_crash_loop_is_no_burden() {
+    let Some(mut own) = rig::up("crash", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    create(
+        &own,
+        "web",
+        &["--replicas", "2", "--publish", "8080:80", "--restart-delay", "1s"],
+    );
+    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    let load = Load::start(&own, 8080, &["--new", "--threads", "1", "--pause-us", "1000"]);
+    std::thread::sleep(Duration::from_millis(300));
+    let killed = Instant::now();
+    let before = own.living_tasks();
+    drop(
+        std::process::Command::new("kill")
+            .args(["-9", &before[0].to_string()])
+            .status(),
+    );
+    own.wait_for("a replacement", LONG, || {
+        let now = own.living_tasks();
+        now.len() == 2 && !now.contains(&before[0])
+    });
+    assert!(
+        killed.elapsed() >= Duration::from_secs(1),
+        "not before its restart delay: {:?}",
+        killed.elapsed()
+    );
+    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    let report = load.stop();
+    let failed = report["failed"].as_u64().unwrap();
+    assert!(failed <= 1, "the dead one got traffic twice: {report}");
+    let errors = own.docker(&["service", "ps", "web", "--no-trunc", "--format", "{{.Error}}"]);
+    assert!(errors.contains("task: non-zero exit (137)"), "{errors}");
+
+    create(
+        &own,
+        "loop",
+        &[
+            "--restart-delay",
+            "100ms",
+            "--restart-max-attempts",
+            "3",
+            "--env",
+            "HTTP=not-an-address",
+        ],
+    );
+    own.wait_for("the last attempt", LONG, || {
+        let states = own.docker(&["service", "ps", "loop", "--format", "{{.CurrentState}}"]);
+        states.lines().count() == 4 && states.lines().all(|state| state.starts_with("Failed"))
+    });
+    create(
+        &own,
+        "forever",
+        &["--restart-delay", "200ms", "--env", "HTTP=not-an-address"],
+    );
+    std::thread::sleep(Duration::from_secs(1));
+    let ticks = |pid: u32| -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (pid, before) = (own.pid(), ticks(own.pid()));
+    std::thread::sleep(Duration::from_secs(5));
+    let used = ticks(pid) - before;
+    println!("a crash loop of 5 a second takes {used} ticks of 10 ms in 5 s");
+    assert!(used < 150, "{used} of 500 ticks");
+    let history = own.docker(&["service", "ps", "forever", "--format", "{{.Name}}"]);
+    assert!(history.lines().count() <= 5, "{history}");
+}
+
+#[test]
+fn updates_and_scaling_cost_no_request_as_containers() {
+    updates(Tasks::Containers);
+}
+
+#[test]
+fn kill_9_of_anynode_at_any_moment_loses_nothing_that_was_answered_as_containers() {
+    kills(Tasks::Containers);
+}
+
+#[test]
+fn a_restart_of_anynode_touches_no_task() {
+    let Some(mut own) = rig::up("restart", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    create(&own, "web", &["--replicas", "3", "--publish", "8080:80"]);
+    own.wait_for("three tasks", LONG, || n_running(&own, "web") == 3);
+    let mut before = own.living_tasks();
+    own.stop();
+    let mut meanwhile = own.living_tasks();
+    own.start();
+    own.wait_for("traffic", LONG, || own.curl("http://localhost:8080").is_some());
+    let mut after = own.living_tasks();
+    for tasks in [&mut before, &mut meanwhile, &mut after] {
+        tasks.sort_unstable();
+    }
+    assert_eq!((&before, &before), (&meanwhile, &after));
+    let history = own.docker(&["service", "ps", "web", "--format", "{{.Name}}"]);
+    assert_eq!(history.lines().count(), 3, "{history}");
+}
+
+/// README's way without root and without an engine.
+#[test]
+fn an_ordinary_user_has_a_swarm_too() {
+    const NOBODY: u32 = 65_534;
+    let Some(mut own) = rig::up("user", Tasks::Processes) else {
+        return;
+    };
+    own.start_as(Some(NOBODY));
+    own.docker(&["swarm", "init"]);
+    let args = [
+        "--name",
+        "my-web",
+        "--publish",
+        "published=8080,target=80",
+        "--replicas",
+        "3",
+    ];
+    own.docker(&[&["service", "create"], &args[..], &["anynode/whoami"]].concat());
+    let names: std::collections::BTreeSet<String> = (0..6)
+        .map(|_| own.curl("http://localhost:8080").expect("an answer"))
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(own.docker(&["service", "ls"]).contains("3/3"));
+    own.docker(&["service", "scale", "my-web=5"]);
+    own.docker(&["service", "rm", "my-web"]);
+    own.wait_for("nothing to be left", LONG, || {
+        std::fs::read_dir(own.data_dir().join("tasks")).map_or(true, |tasks| tasks.count() == 0)
+    });
+}
