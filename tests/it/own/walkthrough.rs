@@ -212,7 +212,6 @@ fn compose(tasks: Tasks, image: &str, version: &str, replicas: u32, deploy: &str
         Tasks::Containers => "      - PORT=8000\n",
         Tasks::Processes => "",
     };
-    let timeout = if is_whole() { "5s" } else { "1s" };
     format!(
         r#"services:
   web:
@@ -232,7 +231,7 @@ fn compose(tasks: Tasks, image: &str, version: &str, replicas: u32, deploy: &str
 {deploy}    healthcheck:
       test: {test}
       interval: {ten}
-      timeout: {timeout}
+      timeout: 5s
       retries: 3
 
   nginx:
