@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +39,7 @@ pub(super) async fn pass(
         .query()
         .map(|query| format!("?{query}"))
         .unwrap_or_default();
-    let path = format!("/v{}{path}{query}", spoken(&socket, version).await);
+    let path = format!("/v{}{path}{query}", spoken(api, &socket, version).await);
     let (mut parts, body) = request.into_parts();
     parts.uri = path
         .parse::<Uri>()
@@ -74,7 +75,7 @@ pub(super) async fn send(
     body: Vec<u8>,
 ) -> Result<Answer, ApiError> {
     let socket = api.outside.engine().ok_or_else(none_here)?;
-    let path = format!("/v{}{path}", spoken(&socket, version).await);
+    let path = format!("/v{}{path}", spoken(api, &socket, version).await);
     let answer = exchange(&socket, request(method, &path, body)?).await?;
     let (head, body) = answer.into_parts();
     Ok(hyper::Response::from_parts(
@@ -83,11 +84,31 @@ pub(super) async fn send(
     ))
 }
 
+/// What the engine says for as long as it likes. Errors: there is none, or it refuses.
+pub(super) async fn open(api: &Api, version: Version, path: &str) -> Result<Incoming, ApiError> {
+    let socket = api.outside.engine().ok_or_else(none_here)?;
+    let asked = async {
+        let path = format!("/v{}{path}", spoken(api, &socket, version).await);
+        let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
+        match answer.status().is_success() {
+            true => Ok(answer.into_body()),
+            false => Err(ApiError::gateway(format!(
+                "the Docker Engine answers {}",
+                answer.status()
+            ))),
+        }
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
+    }
+}
+
 /// What the engine says, as JSON. Errors: there is none, or it says that something is wrong.
 pub(super) async fn get(api: &Api, path: &str) -> Result<Value, ApiError> {
     let socket = api.outside.engine().ok_or_else(none_here)?;
     let asked = async {
-        let path = format!("/v{}{path}", spoken(&socket, NEWEST).await);
+        let path = format!("/v{}{path}", spoken(api, &socket, NEWEST).await);
         let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
         let is_good = answer.status().is_success();
         let bytes = answer
@@ -143,8 +164,40 @@ where
     sender.send_request(request).await.map_err(|error| gone(&error))
 }
 
+/// The newest version that the engine was last heard to speak.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<Option<Version>>);
+
+impl Known {
+    /// std mutex: nothing awaits under it.
+    fn version(&self) -> MutexGuard<'_, Option<Version>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The newest version that clients may speak: ours, or the engine's if that is older, since they speak to both at once.
+pub(super) async fn newest(api: &Api) -> Version {
+    let Some(socket) = api.outside.engine() else {
+        return NEWEST;
+    };
+    if let Some(version) = ask_version(&socket).await {
+        *api.engine.version() = Some(version);
+    }
+    api.engine.version().map_or(NEWEST, |version| version.min(NEWEST))
+}
+
 /// The newest version up to `wanted` that the engine speaks.
-async fn spoken(socket: &Path, wanted: Version) -> Version {
+async fn spoken(api: &Api, socket: &Path, wanted: Version) -> Version {
+    let known = *api.engine.version();
+    let known = match known {
+        Some(version) => Some(version),
+        None => ask_version(socket).await,
+    };
+    *api.engine.version() = known;
+    known.map_or(wanted, |newest| newest.min(wanted))
+}
+
+async fn ask_version(socket: &Path) -> Option<Version> {
     let ping = async {
         let answer = exchange(socket, request(Method::GET, "/_ping", Vec::new()).ok()?)
             .await
@@ -153,10 +206,9 @@ async fn spoken(socket: &Path, wanted: Version) -> Version {
         let (major, minor) = version.split_once('.')?;
         Some(Version(major.parse().ok()?, minor.parse().ok()?))
     };
-    match tokio::time::timeout(PATIENCE, ping).await {
-        Ok(Some(newest)) => newest.min(wanted),
-        Ok(None) | Err(_) => wanted,
-    }
+    tokio::time::timeout(PING_PATIENCE, ping).await.ok()?
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The command line gives up on the first answer after two seconds.
+const PING_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,166 +1,261 @@
-//! `docker events`: what changes in the store, a JSON object in each line; tasks among it, which Docker leaves out.
+//! `docker events`: what changes in the store, a JSON object in each line, tasks among it, which Docker leaves out; and what
+//! the engine beside it says. The last events are kept for those who ask for what was.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::Response;
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
+use tokio::sync::{broadcast, mpsc};
 
 use super::error::ApiError;
 use super::filters::Filters;
-use super::http::{Answer, Asked};
-use super::{Api, logs};
-use crate::model::swarm::{Id, Kind, Object, Time};
-use crate::store::Snapshot;
+use super::http::{self, Answer, Asked, Version};
+use super::{Api, engine, logs};
+use crate::model::swarm::{Id, Kind, Node, Object, Service, Time};
+use crate::store::{Snapshot, Store};
 
-pub(super) fn stream(api: &Arc<Api>, asked: &Asked) -> Result<Answer, ApiError> {
-    let known = [
-        "type",
-        "event",
-        "scope",
-        "label",
-        "service",
-        "node",
-        "network",
-        "secret",
-        "config",
-        "task",
-        "container",
-        "image",
-        "volume",
-        "plugin",
-        "daemon",
-    ];
-    let filters = Filters::read(asked.query("filters"), &known)?;
-    let until = logs::time(asked, "until")?;
-    logs::time(asked, "since")?;
-    let watching = Watching {
-        changed: api.store.changed(),
-        stopping: api.stopping.subscribe(),
-        before: api.store.snapshot(),
-        api: api.clone(),
-        ready: VecDeque::new(),
-        filters,
-        until,
+/// What changed lately, and who wants to hear of what changes next.
+pub(super) struct Events {
+    past: Mutex<Past>,
+    live: broadcast::Sender<Arc<Value>>,
+}
+
+struct Past {
+    /// Up to where events are made.
+    until: Arc<Snapshot>,
+    events: VecDeque<(Time, Arc<Value>)>,
+}
+
+impl Events {
+    pub(super) fn new(store: &dyn Store) -> Events {
+        let past = Past {
+            until: store.snapshot(),
+            events: VecDeque::new(),
+        };
+        Events {
+            past: Mutex::new(past),
+            live: broadcast::Sender::new(EVENTS_AHEAD),
+        }
+    }
+
+    /// std mutex: nothing awaits under it.
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes events of all that has changed.
+    fn catch_up(&self, store: &dyn Store) -> MutexGuard<'_, Past> {
+        let mut past = self.past();
+        let now = store.snapshot();
+        // Of two who catch up at once, one may have an older snapshot.
+        if now.revision() > past.until.revision() {
+            let at = Time::now();
+            for event in events(&past.until, &now, at) {
+                let event = Arc::new(event);
+                past.events.push_back((at, event.clone()));
+                // An error says that nobody listens.
+                let _ = self.live.send(event);
+            }
+            let too_many = past.events.len().saturating_sub(EVENTS_KEPT);
+            past.events.drain(..too_many);
+            past.until = now;
+        }
+        past
+    }
+}
+
+/// Makes events as things change, for ever.
+pub(super) async fn follow(api: &Api) {
+    let mut changed = api.store.changed();
+    while changed.changed().await.is_ok() {
+        drop(api.events.catch_up(&*api.store));
+    }
+}
+
+pub(super) async fn stream(api: &Arc<Api>, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+    let filters = Filters::read(asked.query("filters"), &[&ENGINES_KEYS[..], &["task"]].concat())?;
+    let (since, until) = (logs::time(asked, "since")?, logs::time(asked, "until")?);
+    let (past, live) = {
+        let past = api.events.catch_up(&*api.store);
+        (past.events.clone(), api.events.live.subscribe())
     };
-    let lines = stream::unfold(watching, |mut watching| async move {
-        let line = watching.next().await?;
-        Some((Ok::<_, io::Error>(Frame::data(line)), watching))
+    let (lines, received) = mpsc::channel(LINES_AHEAD);
+    // Without either only what comes is told.
+    let is_past_wanted = since.is_some() || until.is_some();
+    let is_wanted = |at: Time| since.is_none_or(|since| at >= since) && until.is_none_or(|until| at <= until);
+    let past: Vec<Bytes> = past
+        .into_iter()
+        .filter(|(at, event)| is_past_wanted && is_wanted(*at) && wants(&filters, event))
+        .map(|(_, event)| line(&event))
+        .collect();
+    tokio::spawn(tell(api.clone(), past, live, filters.clone(), until, lines.clone()));
+    if let Some(said) = of_engine(api, asked, &filters, version).await {
+        tokio::spawn(pass(said, lines));
+    }
+    let received = stream::unfold(received, |mut received| async move {
+        let bytes: Bytes = received.recv().await?;
+        Some((Ok::<_, io::Error>(Frame::data(bytes)), received))
     });
-    let mut answer = Response::new(StreamBody::new(lines).boxed_unsync());
+    let mut answer = Response::new(StreamBody::new(received).boxed_unsync());
     answer
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(answer)
 }
 
-struct Watching {
-    api: Arc<Api>,
-    changed: tokio::sync::watch::Receiver<u64>,
-    stopping: tokio::sync::watch::Receiver<bool>,
-    before: Arc<Snapshot>,
-    ready: VecDeque<Bytes>,
-    filters: Filters,
-    until: Option<Time>,
+fn line(event: &Value) -> Bytes {
+    Bytes::from(format!("{event}\n"))
 }
 
-impl Watching {
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(line) = self.ready.pop_front() {
-                return Some(line);
-            }
-            let left = self.until.map(|until| until.since(Time::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return None;
-            }
-            let is_over = async {
-                match left {
-                    Some(left) => tokio::time::sleep(left).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                changed = self.changed.changed() => changed.ok()?,
-                () = is_over => return None,
-                _ = self.stopping.wait_for(|is_stopping| *is_stopping) => return None,
-            }
-            let now = self.api.store.snapshot();
-            let before = std::mem::replace(&mut self.before, now.clone());
-            let mut events = events(&before, &now);
-            events.retain(|event| self.wants(event));
-            self.ready
-                .extend(events.into_iter().map(|event| Bytes::from(format!("{event}\n"))));
+/// Tells of the past and then of what comes, until `until`, or until nobody listens any more.
+async fn tell(
+    api: Arc<Api>,
+    past: Vec<Bytes>,
+    mut live: broadcast::Receiver<Arc<Value>>,
+    filters: Filters,
+    until: Option<Time>,
+    lines: mpsc::Sender<Bytes>,
+) {
+    for line in past {
+        if lines.send(line).await.is_err() {
+            return;
         }
     }
-
-    fn wants(&self, event: &Value) -> bool {
-        let text = |key: &str| event[key].as_str().unwrap_or_default();
-        let attribute = |key: &str| event["Actor"]["Attributes"][key].as_str();
-        let (kind, id, name) = (
-            text("Type"),
-            event["Actor"]["ID"].as_str().unwrap_or_default(),
-            attribute("name"),
-        );
-        let is_named = |wanted: &String| *wanted == id || Some(wanted.as_str()) == name;
-        let kinds = ["service", "node", "network", "secret", "config", "task"];
-        let named = kinds.into_iter().filter(|kind| !self.filters.values(kind).is_empty());
-        let is_actor = named.clone().count() == 0
-            || named
-                .into_iter()
-                .any(|of| of == kind && self.filters.values(of).iter().any(is_named));
-        self.filters.any("type", |wanted| wanted == kind)
-            && self.filters.any("event", |wanted| wanted == text("Action"))
-            && self.filters.any("scope", |wanted| wanted == "swarm")
-            && self.filters.labels("label", attribute)
-            && is_actor
+    let mut stopping = api.stopping.subscribe();
+    let is_over = async {
+        match until {
+            Some(until) => tokio::time::sleep(until.since(Time::now())).await,
+            None => std::future::pending().await,
+        }
+    };
+    let tell = async {
+        loop {
+            match live.recv().await {
+                Ok(event) if wants(&filters, &event) => {
+                    if lines.send(line(&event)).await.is_err() {
+                        break;
+                    }
+                }
+                // Who does not keep up misses some, as with Docker.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => break,
+            }
+        }
+    };
+    tokio::select! {
+        () = tell => {}
+        () = is_over => {}
+        () = lines.closed() => {}
+        _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
     }
+}
+
+/// What the engine says, if there is one and it may have something to say.
+async fn of_engine(api: &Api, asked: &Asked, filters: &Filters, version: Version) -> Option<Incoming> {
+    let is_only_ours = !filters.values("task").is_empty() || !filters.any("scope", |scope| scope != "swarm");
+    if is_only_ours || api.outside.engine().is_none() {
+        return None;
+    }
+    let query: Vec<String> = ["since", "until", "filters"]
+        .into_iter()
+        .filter_map(|key| Some(format!("{key}={}", http::encode(asked.query(key)?))))
+        .collect();
+    let opened = engine::open(api, version, &format!("/events?{}", query.join("&"))).await;
+    opened
+        .inspect_err(|error| tracing::debug!(error.message, "the engine's events"))
+        .ok()
+}
+
+/// Passes on whole lines.
+async fn pass(mut said: Incoming, lines: mpsc::Sender<Bytes>) {
+    let mut part = BytesMut::new();
+    loop {
+        let frame = tokio::select! {
+            frame = said.frame() => frame,
+            () = lines.closed() => break,
+        };
+        let Some(Ok(frame)) = frame else { break };
+        let Ok(data) = frame.into_data() else { continue };
+        part.extend_from_slice(&data);
+        if let Some(end) = part.iter().rposition(|byte| *byte == b'\n') {
+            let whole = part.split_to(end + 1).freeze();
+            if lines.send(whole).await.is_err() {
+                break;
+            }
+        }
+        if part.len() > LINE_BYTES_MAX {
+            break;
+        }
+    }
+}
+
+fn wants(filters: &Filters, event: &Value) -> bool {
+    let text = |key: &str| event[key].as_str().unwrap_or_default();
+    let attribute = |key: &str| event["Actor"]["Attributes"][key].as_str();
+    let (kind, id, name) = (
+        text("Type"),
+        event["Actor"]["ID"].as_str().unwrap_or_default(),
+        attribute("name"),
+    );
+    let is_named = |wanted: &String| *wanted == id || Some(wanted.as_str()) == name;
+    let mut named = ACTORS.iter().filter(|kind| !filters.values(kind).is_empty()).peekable();
+    let is_actor = named.peek().is_none() || named.any(|of| *of == kind && filters.values(of).iter().any(is_named));
+    filters.any("type", |wanted| wanted == kind)
+        && filters.any("event", |wanted| wanted == text("Action"))
+        && filters.any("scope", |wanted| wanted == "swarm")
+        && filters.labels("label", attribute)
+        && is_actor
 }
 
 /// What was made, changed and removed between two snapshots.
-fn events(before: &Snapshot, now: &Snapshot) -> Vec<Value> {
+fn events(before: &Snapshot, now: &Snapshot, at: Time) -> Vec<Value> {
     let mut events = Vec::new();
+    // Of these there are few.
+    for kind in [Kind::Node, Kind::Network, Kind::Config, Kind::Secret] {
+        let gone = ids(before, kind).filter(|id| revision(now, kind, id).is_none());
+        for id in ids(now, kind).chain(gone) {
+            let (was, is) = (revision(before, kind, id), revision(now, kind, id));
+            if was == is {
+                continue;
+            }
+            let key = super::swarm::key(kind, id);
+            let (old, new) = (before.object(&key), now.object(&key));
+            let mut attributes = Map::new();
+            let name = match new.as_ref().or(old.as_ref()) {
+                Some(Object::Node(node)) => &node.hostname,
+                Some(object) => object.unique_name().unwrap_or_default(),
+                None => continue,
+            };
+            attributes.insert("name".to_owned(), json!(name));
+            if let (Some(Object::Node(old)), Some(Object::Node(new))) = (&old, &new) {
+                differences(&mut attributes, &about_node(old), &about_node(new));
+            }
+            events.push(event(
+                kind.as_str(),
+                id,
+                action(was.is_some(), is.is_some()),
+                attributes,
+                at,
+            ));
+        }
+    }
     for (id, service) in now.services_since(before) {
         let was = before.service(id.as_str());
         let Some(known) = service.or(was) else { continue };
         let mut attributes = Map::new();
         attributes.insert("name".to_owned(), json!(known.name()));
         if let (Some(was), Some(is)) = (was, service) {
-            let image = |service: &crate::model::swarm::Service| {
-                let template = service.spec.task_template.clone().unwrap_or_default();
-                template
-                    .container_spec
-                    .and_then(|container| container.image)
-                    .unwrap_or_default()
-            };
-            let state = |service: &crate::model::swarm::Service| {
-                service.update.as_ref().map_or("", |update| update.state.as_str())
-            };
-            let replicas =
-                |service: &crate::model::swarm::Service| service.replicas().map(|n| n.to_string()).unwrap_or_default();
-            for (key, old, new) in [
-                ("image", image(was), image(is)),
-                ("replicas", replicas(was), replicas(is)),
-                ("updatestate", state(was).to_owned(), state(is).to_owned()),
-            ] {
-                if old != new {
-                    attributes.insert(format!("{key}.old"), json!(old));
-                    attributes.insert(format!("{key}.new"), json!(new));
-                }
-            }
+            differences(&mut attributes, &about_service(was), &about_service(is));
         }
-        events.push(event(
-            "service",
-            id,
-            action(was.is_some(), service.is_some()),
-            attributes,
-        ));
+        let action = action(was.is_some(), service.is_some());
+        events.push(event("service", id, action, attributes, at));
     }
     for (id, task) in now.tasks_since(before) {
         let was = before.task(id.as_str());
@@ -170,35 +265,59 @@ fn events(before: &Snapshot, now: &Snapshot) -> Vec<Value> {
         attributes.insert("service.name".to_owned(), json!(&*known.service_name));
         attributes.insert("state".to_owned(), json!(known.status.state.as_str()));
         attributes.insert("desired".to_owned(), json!(known.desired.as_str()));
-        events.push(event("task", id, action(was.is_some(), task.is_some()), attributes));
-    }
-    // Of the other kinds there are few.
-    for kind in [Kind::Node, Kind::Network, Kind::Config, Kind::Secret] {
-        let all = |snapshot: &Snapshot| {
-            snapshot
-                .keys()
-                .into_iter()
-                .filter(move |key| key.kind == kind)
-                .collect::<Vec<_>>()
-        };
-        let mut keys = all(now);
-        keys.extend(all(before).into_iter().filter(|key| now.revision_of(key).is_none()));
-        for key in keys {
-            if before.revision_of(&key) == now.revision_of(&key) {
-                continue;
-            }
-            let name = match now.object(&key).or_else(|| before.object(&key)) {
-                Some(Object::Node(node)) => node.hostname.clone(),
-                Some(object) => object.unique_name().unwrap_or_default().to_owned(),
-                None => continue,
-            };
-            let mut attributes = Map::new();
-            attributes.insert("name".to_owned(), json!(name));
-            let action = action(before.revision_of(&key).is_some(), now.revision_of(&key).is_some());
-            events.push(event(kind.as_str(), &key.id, action, attributes));
-        }
+        events.push(event("task", id, action(was.is_some(), task.is_some()), attributes, at));
     }
     events
+}
+
+fn ids(snapshot: &Snapshot, kind: Kind) -> Box<dyn Iterator<Item = &Id> + '_> {
+    match kind {
+        Kind::Node => Box::new(snapshot.nodes().map(|node| &node.id)),
+        Kind::Network => Box::new(snapshot.networks().map(|network| &network.id)),
+        Kind::Config => Box::new(snapshot.configs().map(|config| &config.id)),
+        Kind::Secret => Box::new(snapshot.secrets().map(|secret| &secret.id)),
+        Kind::Swarm | Kind::Service | Kind::Task => Box::new(std::iter::empty()),
+    }
+}
+
+fn revision(snapshot: &Snapshot, kind: Kind, id: &Id) -> Option<u64> {
+    snapshot.revision_of(&super::swarm::key(kind, id))
+}
+
+/// What of a service is told with its old and its new value.
+fn about_service(service: &Service) -> [(&'static str, String); 3] {
+    let template = service.spec.task_template.as_ref();
+    let container = template.and_then(|template| template.container_spec.as_ref());
+    let image = container.and_then(|container| container.image.clone());
+    let state = service.update.as_ref().map_or("", |update| update.state.as_str());
+    [
+        ("image", image.unwrap_or_default()),
+        (
+            "replicas",
+            service.replicas().map(|n| n.to_string()).unwrap_or_default(),
+        ),
+        ("updatestate", state.to_owned()),
+    ]
+}
+
+fn about_node(node: &Node) -> [(&'static str, String); 3] {
+    let availability = node.spec.availability.map(|availability| availability.to_string());
+    let role = node.spec.role.map(|role| role.to_string());
+    let state = if node.is_up { "ready" } else { "down" };
+    [
+        ("availability", availability.unwrap_or_default()),
+        ("role", role.unwrap_or_default()),
+        ("state", state.to_owned()),
+    ]
+}
+
+fn differences(attributes: &mut Map<String, Value>, old: &[(&str, String)], new: &[(&str, String)]) {
+    for ((key, old), (_, new)) in old.iter().zip(new) {
+        if old != new {
+            attributes.insert(format!("{key}.old"), json!(old));
+            attributes.insert(format!("{key}.new"), json!(new));
+        }
+    }
 }
 
 fn action(was: bool, is: bool) -> &'static str {
@@ -209,14 +328,53 @@ fn action(was: bool, is: bool) -> &'static str {
     }
 }
 
-fn event(kind: &str, id: &Id, action: &str, attributes: Map<String, Value>) -> Value {
-    let now = Time::now();
+fn event(kind: &str, id: &Id, action: &str, attributes: Map<String, Value>, at: Time) -> Value {
     json!({
         "Type": kind,
         "Action": action,
         "Actor": { "ID": id, "Attributes": attributes },
         "scope": "swarm",
-        "time": now.0 / 1_000_000_000,
-        "timeNano": now.0,
+        "time": at.0 / 1_000_000_000,
+        "timeNano": at.0,
     })
 }
+
+/// The kinds that an event can be cut down to by name.
+const ACTORS: [&str; 12] = [
+    "service",
+    "node",
+    "network",
+    "secret",
+    "config",
+    "task",
+    "container",
+    "image",
+    "volume",
+    "plugin",
+    "daemon",
+    "builder",
+];
+/// What an engine can cut its events down by.
+const ENGINES_KEYS: [&str; 15] = [
+    "type",
+    "event",
+    "scope",
+    "label",
+    "service",
+    "node",
+    "network",
+    "secret",
+    "config",
+    "container",
+    "image",
+    "volume",
+    "plugin",
+    "daemon",
+    "builder",
+];
+/// As many as Docker keeps.
+const EVENTS_KEPT: usize = 256;
+/// So far may a listener be behind.
+const EVENTS_AHEAD: usize = 1024;
+const LINES_AHEAD: usize = 64;
+const LINE_BYTES_MAX: usize = 1 << 20;

@@ -22,6 +22,9 @@ impl Filters {
         }
         let wrong = || ApiError::bad("invalid filters: expected JSON such as {\"name\":{\"web\":true}}");
         let value: Value = serde_json::from_str(text).map_err(|_| wrong())?;
+        if value.is_null() {
+            return Ok(filters);
+        }
         for (key, values) in value.as_object().ok_or_else(wrong)? {
             if !known.contains(&key.as_str()) {
                 return Err(ApiError::bad(format!("invalid filter '{key}'")));

@@ -15,9 +15,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
 use super::{Api, engine, system};
@@ -59,8 +59,19 @@ impl Asked {
         !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
     }
 
+    /// A switch of the stricter kind. Errors: it is neither on nor off.
+    pub(super) fn truth(&self, key: &str) -> Result<bool, ApiError> {
+        match self.query(key).unwrap_or_default() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            other => Err(ApiError::bad(format!(
+                "invalid value for {key}: {other}: expected true or false"
+            ))),
+        }
+    }
+
     /// The body as JSON. Errors: it is too long, too slow, or no such JSON.
-    pub(super) async fn json<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+    pub(super) async fn json<T: DeserializeOwned>(self, api: &Api) -> Result<T, ApiError> {
         let kind = self
             .headers
             .get(CONTENT_TYPE)
@@ -75,20 +86,12 @@ impl Asked {
                 "unsupported Content-Type header ({kind}): must be 'application/json'"
             )));
         }
-        let bytes = read(self.body).await?;
+        let (bytes, _place) = read(api, self.body).await?;
         if bytes.is_empty() {
             return Err(ApiError::bad("got EOF while reading request body"));
         }
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let path = error.path().to_string();
-            let place = if path == "." {
-                String::new()
-            } else {
-                format!(" at {path}")
-            };
-            ApiError::bad(format!("invalid JSON{place}: {}", error.inner()))
-        })?;
+        let value = typed(&mut reader)?;
         reader
             .end()
             .map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
@@ -96,12 +99,28 @@ impl Asked {
     }
 
     /// Reads a body that says nothing here.
-    pub(super) async fn no_body(self) -> Result<(), ApiError> {
-        read(self.body).await.map(drop)
+    pub(super) async fn no_body(self, api: &Api) -> Result<(), ApiError> {
+        read(api, self.body).await.map(drop)
     }
 }
 
-async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+/// What JSON says. Errors: at which member it says something else.
+pub(super) fn typed<'de, T: DeserializeOwned>(
+    json: impl Deserializer<'de, Error = serde_json::Error>,
+) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(json).map_err(|error| {
+        let path = error.path().to_string();
+        let place = if path == "." {
+            String::new()
+        } else {
+            format!(" at {path}")
+        };
+        ApiError::bad(format!("invalid JSON{place}: {}", error.inner()))
+    })
+}
+
+/// A body, and if it may be long, the place among the long ones that it holds.
+async fn read(api: &Api, body: Incoming) -> Result<(Bytes, Option<SemaphorePermit<'_>>), ApiError> {
     let too_large = || {
         ApiError::too_large(format!(
             "request body too large: expected at most {BODY_BYTES_MAX} bytes"
@@ -110,9 +129,21 @@ async fn read(body: Incoming) -> Result<Bytes, ApiError> {
     if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large());
     }
-    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    let until = tokio::time::Instant::now() + BODY_PATIENCE;
+    let place = match body.size_hint().upper() {
+        Some(..=SHORT_BODY_BYTES) => None,
+        _ => match tokio::time::timeout_at(until, api.long_bodies.acquire()).await {
+            Ok(Ok(place)) => Some(place),
+            Ok(Err(_)) | Err(_) => {
+                return Err(ApiError::unavailable(format!(
+                    "{LONG_BODIES_MAX} long request bodies are being read already: try again"
+                )));
+            }
+        },
+    };
+    let collected = tokio::time::timeout_at(until, Limited::new(body, BODY_BYTES_MAX).collect()).await;
     match collected {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => Ok((body.to_bytes(), place)),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(ApiError::bad(format!("the request's body cannot be read: {error}"))),
         Err(_) => Err(ApiError::timed_out(format!(
@@ -176,8 +207,6 @@ pub(super) async fn serve(api: Arc<Api>, listener: UnixListener) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_PATIENCE)
                 .max_buf_size(HEAD_BYTES_MAX)
-                // A client may end its half while it still listens.
-                .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             tokio::select! {
@@ -222,7 +251,10 @@ async fn route(api: &Arc<Api>, request: Request<Incoming>) -> Result<Answer, Api
     let path: Vec<String> = rest.split('/').skip(1).map(decode).collect();
     let words: Vec<&str> = path.iter().map(String::as_str).collect();
     if !system::is_ours(request.method(), &words) {
-        return engine::pass(api, request, version, &rest).await;
+        return match api.outside.engine() {
+            None if !system::is_an_engines(&words) => Err(ApiError::page_not_found()),
+            _ => engine::pass(api, request, version, &rest).await,
+        };
     }
     let query = parse_query(request.uri().query().unwrap_or_default());
     let (parts, body) = request.into_parts();
@@ -281,6 +313,15 @@ pub(super) fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// One part of a path, or a value of a query: all but letters and digits as `%2F` and the like.
+pub(super) fn encode(text: &str) -> String {
+    let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
 fn parse_query(query: &str) -> BTreeMap<String, String> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let read = |text: &str| decode(&text.replace('+', " "));
@@ -296,5 +337,9 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 const BODY_BYTES_MAX: usize = 4 << 20;
 const BODY_PATIENCE: Duration = Duration::from_secs(20);
+/// A body that says of itself that it is no longer waits for no other.
+const SHORT_BODY_BYTES: u64 = 64 << 10;
+/// So many longer ones are read at a time: each may become many times as long in memory.
+pub(super) const LONG_BODIES_MAX: usize = 4;
 const CONNECTIONS_MAX: usize = 512;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);

@@ -83,7 +83,11 @@ async fn pump(api: Arc<Api>, of: Of, query: LogQuery, form: Form, frames: mpsc::
             Of::Service(id) => snapshot.tasks_of_service(id.as_str()).cloned().collect(),
             Of::Task(id) => snapshot.task(id.as_str()).cloned().into_iter().collect(),
         };
-        if tasks.is_empty() && query.follow {
+        let is_there = match &of {
+            Of::Service(id) => snapshot.service(id.as_str()).is_some(),
+            Of::Task(_) => !tasks.is_empty(),
+        };
+        if tasks.is_empty() && !is_there {
             break;
         }
         for task in tasks {
@@ -96,9 +100,17 @@ async fn pump(api: Arc<Api>, of: Of, query: LogQuery, form: Form, frames: mpsc::
             };
             known.insert(task.id.clone());
             let frames = frames.clone();
+            let mut stopping = stopping.clone();
             let pass = async move {
                 let mut lines = lines;
-                while let Some(line) = lines.next().await {
+                loop {
+                    let line = tokio::select! {
+                        line = lines.next() => line,
+                        // It may be long until the next line.
+                        () = frames.closed() => break,
+                        _ = stopping.wait_for(|is_stopping| *is_stopping) => break,
+                    };
+                    let Some(line) = line else { break };
                     if frames.send(form.frame(&task, &line)).await.is_err() {
                         break;
                     }

@@ -27,9 +27,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::net::UnixListener;
+use tokio::sync::{Mutex, Semaphore};
 
-use crate::model::swarm::{Id, Time};
-use crate::store::Store;
+use crate::model::swarm::{Id, Time, Write};
+use crate::store::{self, Snapshot, Store};
+use error::ApiError;
 
 /// What is answered later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -89,6 +91,13 @@ pub trait Outside: Send + Sync {
 pub struct Api {
     store: Arc<dyn Store>,
     outside: Arc<dyn Outside>,
+    /// Held while it is decided about a request that changes something: a decision may hang on other objects than it writes,
+    /// such as whose a port is, and only those written are watched by the store.
+    deciding: Mutex<()>,
+    events: events::Events,
+    engine: engine::Known,
+    /// For each long body that is being read.
+    long_bodies: Semaphore,
     /// Ends streams that would go on for ever.
     stopping: tokio::sync::watch::Sender<bool>,
 }
@@ -96,17 +105,32 @@ pub struct Api {
 impl Api {
     pub fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>) -> Arc<Api> {
         Arc::new(Api {
+            deciding: Mutex::new(()),
+            events: events::Events::new(&*store),
+            engine: engine::Known::default(),
+            long_bodies: Semaphore::new(http::LONG_BODIES_MAX),
             store,
             outside,
             stopping: tokio::sync::watch::Sender::new(false),
         })
     }
 
+    /// Decides by a snapshot and commits, one request at a time.
+    async fn update<T>(
+        &self,
+        decide: impl FnMut(&Snapshot) -> Result<(Vec<Write>, T), ApiError>,
+    ) -> Result<(Arc<Snapshot>, T), ApiError> {
+        let _turn = self.deciding.lock().await;
+        store::update(&*self.store, decide).await
+    }
+
     /// Serves until `shutdown`; what is being answered then is cut.
     pub async fn serve(self: Arc<Api>, listener: UnixListener, shutdown: impl Future<Output = ()>) {
         let stopping = self.stopping.clone();
+        let follow = events::follow(&self);
         tokio::select! {
-            () = http::serve(self, listener) => {}
+            () = http::serve(self.clone(), listener) => {}
+            () = follow => {}
             () = shutdown => {}
         }
         stopping.send_replace(true);

@@ -1,6 +1,7 @@
 //! Networks: overlay ones are the swarm's, all others the engine's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
@@ -13,7 +14,7 @@ use super::http::{self, Answer, Asked, Version};
 use super::swarm::{key, new_id};
 use super::{Api, engine, find, validate, view};
 use crate::model::swarm::{Kind, Meta, Network, Object, Time, Write};
-use crate::store::{self, THIS_REVISION};
+use crate::store::THIS_REVISION;
 
 pub(super) async fn dispatch(
     api: &Arc<Api>,
@@ -31,7 +32,7 @@ pub(super) async fn dispatch(
                 Ok(network) if asked.query("scope") != Some("local") => {
                     Ok(http::json(StatusCode::OK, &view::network(&network)))
                 }
-                found => match engine::get(api, &format!("/networks/{id}")).await {
+                found => match engine::get(api, &format!("/networks/{}", http::encode(id))).await {
                     Ok(network) if asked.query("scope") != Some("swarm") => Ok(http::json(StatusCode::OK, &network)),
                     _ => Err(found
                         .err()
@@ -44,7 +45,10 @@ pub(super) async fn dispatch(
             match find::network(&api.store.snapshot(), &id) {
                 Ok(_) => remove(api, &id).await,
                 Err(error) => match api.outside.engine() {
-                    Some(_) => engine::send(api, Method::DELETE, version, &format!("/networks/{id}"), Vec::new()).await,
+                    Some(_) => {
+                        let path = format!("/networks/{}", http::encode(&id));
+                        engine::send(api, Method::DELETE, version, &path, Vec::new()).await
+                    }
                     None => Err(error),
                 },
             }
@@ -84,21 +88,12 @@ async fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
         .map(|network| view::network(network))
         .collect();
     let query = text
-        .map(|text| format!("?filters={}", encode(text)))
+        .map(|text| format!("?filters={}", http::encode(text)))
         .unwrap_or_default();
     if let Ok(Value::Array(others)) = engine::get(api, &format!("/networks{query}")).await {
         networks.extend(others);
     }
     Ok(http::json(StatusCode::OK, &networks))
-}
-
-/// For a query: all but letters and digits as `%2F` and the like.
-fn encode(text: &str) -> String {
-    let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
-        true => char::from(byte).to_string(),
-        false => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 #[derive(Deserialize, Default)]
@@ -112,10 +107,18 @@ struct Create {
     internal: bool,
     attachable: bool,
     ingress: bool,
+    config_only: bool,
+    config_from: Option<ConfigFrom>,
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: Option<bool>,
     options: Option<HashMap<String, String>>,
     labels: Option<HashMap<String, String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConfigFrom {
+    network: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -132,9 +135,8 @@ struct IpamConfig {
 }
 
 async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
-    let body: Value = asked.json().await?;
-    let wanted: Create =
-        serde_json::from_value(body.clone()).map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
+    let body: Value = asked.json(api).await?;
+    let wanted: Create = http::typed(body.clone())?;
     let is_swarms = wanted.driver.as_deref() == Some("overlay") || wanted.scope.as_deref() == Some("swarm");
     if !is_swarms {
         let body = serde_json::to_vec(&body).unwrap_or_default();
@@ -144,6 +146,11 @@ async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer
         return Err(ApiError::forbidden(ApiError::no_swarm().message));
     }
     validate::name(&wanted.name)?;
+    if wanted.config_only || wanted.config_from.is_some_and(|from| !from.network.is_empty()) {
+        return Err(ApiError::bad(
+            "overlay networks do not come from config-only ones: expected neither ConfigOnly nor ConfigFrom",
+        ));
+    }
     if wanted.ingress {
         return Err(ApiError::exists("an ingress network is already present"));
     }
@@ -162,18 +169,24 @@ async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer
         })?),
         None => None,
     };
-    let gateway = match config.gateway.filter(|gateway| !gateway.is_empty()) {
-        Some(text) => Some(text.parse().map_err(|_| {
-            ApiError::bad(format!(
-                "invalid gateway address {text}: expected an IPv4 address such as 10.0.9.1"
-            ))
-        })?),
+    let gateway: Option<Ipv4Addr> = match config.gateway.filter(|gateway| !gateway.is_empty()) {
+        Some(text) => {
+            let gateway = text.parse().ok();
+            let is_inside = |gateway: &Ipv4Addr| subnet.is_none_or(|subnet| subnet.contains(gateway));
+            let wrong = || {
+                ApiError::bad(format!(
+                    "invalid gateway address {text}: expected an IPv4 address of the subnet"
+                ))
+            };
+            Some(gateway.filter(is_inside).ok_or_else(wrong)?)
+        }
         None => subnet.and_then(|subnet| subnet.hosts().next()),
     };
     let sorted = |map: Option<HashMap<String, String>>| map.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
     let (labels, options) = (sorted(wanted.labels), sorted(wanted.options));
     let id = new_id();
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
+        find::swarm(snapshot)?;
         let overlaps = |other: &ipnet::Ipv4Net| {
             subnet.is_some_and(|subnet| subnet.contains(&other.network()) || other.contains(&subnet.network()))
         };
@@ -212,7 +225,7 @@ async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer
 }
 
 async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let network = find::network(snapshot, id)?;
         if network.is_ingress {

@@ -10,13 +10,25 @@ use super::filters::Filters;
 use super::http::{self, Answer, Asked};
 use super::{Api, find, services, view};
 use crate::model::swarm::{Node, Object, Time, Write};
-use crate::store::{self, THIS_REVISION};
+use crate::store::THIS_REVISION;
 
 pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
     find::swarm(&snapshot)?;
     let known = ["id", "name", "label", "node.label", "role", "membership"];
     let filters = Filters::read(asked.query("filters"), &known)?;
+    for (key, values) in [("role", ["manager", "worker"]), ("membership", ["accepted", "pending"])] {
+        if let Some(other) = filters
+            .values(key)
+            .iter()
+            .find(|value| !values.contains(&value.as_str()))
+        {
+            return Err(ApiError::bad(format!(
+                "invalid {key} filter: '{other}': expected {} or {}",
+                values[0], values[1]
+            )));
+        }
+    }
     let matches = |node: &&Arc<Node>| {
         let role = if node.is_manager { "manager" } else { "worker" };
         filters.prefix("id", node.id.as_str())
@@ -51,7 +63,8 @@ pub(super) fn remove(api: &Api, id: &str) -> Result<Answer, ApiError> {
 
 pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
     let version = services::version(&asked, "node")?;
-    let spec: NodeSpec = asked.json().await?;
+    find::swarm(&api.store.snapshot())?;
+    let spec: NodeSpec = asked.json(api).await?;
     if matches!(spec.availability, None | Some(NodeSpecAvailabilityEnum::EMPTY)) {
         return Err(ApiError::bad("invalid Availability: expected active, pause or drain"));
     }
@@ -64,7 +77,7 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         }
         _ => return Err(ApiError::bad("invalid Role: expected worker or manager")),
     }
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let node = find::node(snapshot, id)?;
         if node.meta.version != version {

@@ -16,7 +16,7 @@ use super::http::{self, Answer, Asked};
 use super::swarm::{key, new_id};
 use super::{Api, find, services, view};
 use crate::model::swarm::{Kind, Meta, Object, Payload, Service, Time, Write};
-use crate::store::{self, Snapshot, THIS_REVISION};
+use crate::store::{Snapshot, THIS_REVISION};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Of {
@@ -176,7 +176,7 @@ fn check_name(name: &str, of: Of) -> Result<(), ApiError> {
 
 async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
     find::swarm(&api.store.snapshot())?;
-    let spec: Spec = asked.json().await?;
+    let spec: Spec = asked.json(api).await?;
     check_name(&spec.name, of)?;
     if spec.driver.is_some_and(|driver| !driver.name.is_empty()) {
         return Err(ApiError::not_implemented(
@@ -204,7 +204,8 @@ async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError
         .map(|driver| driver.name)
         .filter(|name| !name.is_empty());
     let id = new_id();
-    store::update(&*api.store, |_| {
+    api.update(|snapshot| {
+        find::swarm(snapshot)?;
         let now = Time::now();
         let payload = Payload {
             id: id.clone(),
@@ -225,7 +226,7 @@ async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError
 }
 
 async fn remove(api: &Arc<Api>, of: Of, id: &str) -> Result<Answer, ApiError> {
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let payload = of.find(snapshot, id)?;
         let users = of.users(snapshot, &payload);
@@ -246,14 +247,14 @@ async fn remove(api: &Arc<Api>, of: Of, id: &str) -> Result<Answer, ApiError> {
 
 async fn update(api: &Arc<Api>, asked: Asked, of: Of, id: &str) -> Result<Answer, ApiError> {
     let version = services::version(&asked, of.word())?;
-    let spec: Spec = asked.json().await?;
+    let spec: Spec = asked.json(api).await?;
     let only_labels = || ApiError::invalid("only updates to Labels are allowed");
     let data = spec.data.filter(|data| !data.is_empty());
     let data = data
         .map(|data| BASE64.decode(data).map_err(|_| only_labels()))
         .transpose()?;
     let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let payload = of.find(snapshot, id)?;
         if payload.meta.version != version {

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use bollard_stubs::models::{ServiceSpecMode, ServiceSpecModeReplicated};
+use bollard_stubs::models::{EndpointSpecModeEnum, ServiceSpecMode, ServiceSpecModeReplicated};
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::filters::Filters;
-use super::http::{self, Answer, Asked};
+use super::http::{self, Answer, Asked, Version};
 use super::swarm::{key, new_id};
 use super::{Api, find, validate, view};
 use crate::control::port_conflict;
 use crate::model::swarm::{Kind, Meta, Object, Service, ServiceSpec, Time, Write, fill_port};
-use crate::store::{self, Snapshot, THIS_REVISION};
+use crate::store::{Snapshot, THIS_REVISION};
 
 /// `version` of an update.
 pub(super) fn version(asked: &Asked, what: &str) -> Result<u64, ApiError> {
@@ -25,11 +25,11 @@ pub(super) fn version(asked: &Asked, what: &str) -> Result<u64, ApiError> {
     })
 }
 
-pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
+pub(super) fn list(api: &Api, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
     find::swarm(&snapshot)?;
     let filters = Filters::read(asked.query("filters"), &["id", "name", "label", "mode", "runtime"])?;
-    let has_status = asked.is_on("status");
+    let has_status = version >= Version(1, 41) && asked.truth("status")?;
     let matches = |service: &&Arc<Service>| {
         let mode = if service.is_global() { "global" } else { "replicated" };
         filters.prefix("id", service.id.as_str())
@@ -53,16 +53,14 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
 pub(super) fn inspect(api: &Api, asked: &Asked, id: &str) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
     find::swarm(&snapshot)?;
+    let has_defaults = asked.truth("insertDefaults")?;
     let service = find::service(&snapshot, id)?;
-    Ok(http::json(
-        StatusCode::OK,
-        &view::service(&service, asked.is_on("insertDefaults")),
-    ))
+    Ok(http::json(StatusCode::OK, &view::service(&service, has_defaults)))
 }
 
 /// The spec that a body holds. What Docker and its clients call `Healthcheck` has another spelling in our types.
-async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
-    let mut body: Value = asked.json().await?;
+async fn spec_of(api: &Api, asked: Asked) -> Result<ServiceSpec, ApiError> {
+    let mut body: Value = asked.json(api).await?;
     if let Some(container) = body
         .pointer_mut("/TaskTemplate/ContainerSpec")
         .and_then(Value::as_object_mut)
@@ -70,8 +68,7 @@ async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
     {
         container.insert("HealthCheck".to_owned(), check);
     }
-    serde_path_to_error::deserialize(body)
-        .map_err(|error| ApiError::bad(format!("invalid JSON at {}: {}", error.path(), error.inner())))
+    http::typed(body)
 }
 
 /// The spec with what is meant where nothing is said, and networks by id. Errors: in Docker's words.
@@ -83,6 +80,8 @@ fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec,
         replicated.replicas.get_or_insert(1);
     }
     if let Some(endpoint) = &mut spec.endpoint_spec {
+        endpoint.mode = endpoint.mode.filter(|mode| *mode != EndpointSpecModeEnum::EMPTY);
+        endpoint.mode.get_or_insert(EndpointSpecModeEnum::VIP);
         endpoint.ports.iter_mut().flatten().for_each(fill_port);
     }
     let attachments = [
@@ -110,12 +109,12 @@ fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec,
 
 pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     find::swarm(&api.store.snapshot())?;
-    let mut spec = spec_of(asked).await?;
+    let mut spec = spec_of(api, asked).await?;
     if spec.name.as_deref().unwrap_or_default().is_empty() {
         spec.name = Some(random_name());
     }
     let id = new_id();
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let spec = normalized(snapshot, spec.clone())?;
         if let Some(conflict) = port_conflict(snapshot, &spec, None) {
@@ -200,9 +199,16 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         Some("previous") => true,
         Some(other) => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
     };
+    if let Some(other) = asked.query("registryAuthFrom")
+        && !matches!(other, "" | "spec" | "previous-spec")
+    {
+        return Err(ApiError::bad(format!(
+            "unsupported registryAuthFrom value {other}: expected spec or previous-spec"
+        )));
+    }
     find::swarm(&api.store.snapshot())?;
-    let spec = spec_of(asked).await?;
-    store::update(&*api.store, |snapshot| {
+    let spec = spec_of(api, asked).await?;
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let service = find::service(snapshot, id)?;
         let now = Time::now();
@@ -244,7 +250,7 @@ fn not_supported(message: &str) -> ApiError {
 }
 
 pub(super) async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
-    store::update(&*api.store, |snapshot| {
+    api.update(|snapshot| {
         find::swarm(snapshot)?;
         let service = find::service(snapshot, id)?;
         // Its tasks follow: no list shows them from this moment on.

@@ -9,6 +9,7 @@ use bollard_stubs::models::{
     SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, SwarmSpecTaskDefaults,
 };
 use hyper::{Method, StatusCode};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -16,7 +17,7 @@ use super::error::ApiError;
 use super::http::{self, Answer, Asked};
 use super::{Api, find, view};
 use crate::model::swarm::{Id, Key, Kind, Meta, Network, Node, Object, Swarm, Time, Write};
-use crate::store::{self, THIS_REVISION};
+use crate::store::THIS_REVISION;
 
 /// Where other nodes will find this one.
 pub(super) const PORT: u16 = 2377;
@@ -37,7 +38,7 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Res
             Ok(http::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
         }
         ["join"] if post => {
-            asked.no_body().await?;
+            asked.no_body(api).await?;
             match api.store.snapshot().swarm() {
                 Some(_) => Err(part_of_a_swarm()),
                 None => Err(ApiError::not_implemented(
@@ -46,13 +47,18 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Res
             }
         }
         ["unlock"] if post => {
-            asked.no_body().await?;
-            Err(ApiError::not_implemented(
-                "locked swarms do not work yet: this swarm is not locked",
-            ))
+            asked.no_body(api).await?;
+            match api.store.snapshot().swarm() {
+                Some(_) => Err(ApiError::conflict("swarm is not locked")),
+                None => Err(no_part_of_a_swarm()),
+            }
         }
         _ => Err(ApiError::page_not_found()),
     }
+}
+
+fn no_part_of_a_swarm() -> ApiError {
+    ApiError::unavailable("This node is not part of a swarm")
 }
 
 fn part_of_a_swarm() -> ApiError {
@@ -75,7 +81,7 @@ struct Init {
 }
 
 async fn init(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
-    let init: Init = asked.json().await?;
+    let init: Init = asked.json(api).await?;
     let host = api.outside.host();
     if init.auto_lock_managers {
         return Err(ApiError::not_implemented(
@@ -125,10 +131,10 @@ async fn init(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     };
     let spec = with_defaults(init.spec)?;
     let (swarm_id, node_id, network_id) = (new_id(), new_id(), new_id());
-    let digest = random_text(50);
-    let token = || format!("SWMTKN-1-{digest}-{}", random_text(25));
-    let (worker, manager) = (token(), token());
-    store::update(&*api.store, |snapshot| {
+    let digest = random_text(50)?;
+    let token = || Ok::<_, ApiError>(format!("SWMTKN-1-{digest}-{}", random_text(25)?));
+    let (worker, manager) = (token()?, token()?);
+    api.update(|snapshot| {
         if snapshot.swarm().is_some() {
             return Err(part_of_a_swarm());
         }
@@ -211,9 +217,7 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
         .as_deref()
         .is_some_and(|name| !name.is_empty() && name != "default")
     {
-        return Err(ApiError::invalid(
-            "invalid name: expected \"default\", the only one that a swarm may have",
-        ));
+        return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     let positive = |value: Option<i64>, default: i64| Some(value.filter(|value| *value != 0).unwrap_or(default));
     let orchestration = spec.orchestration.unwrap_or_default();
@@ -249,10 +253,10 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
 
 async fn leave(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     let is_forced = asked.is_on("force");
-    asked.no_body().await?;
-    store::update(&*api.store, |snapshot| {
+    asked.no_body(api).await?;
+    api.update(|snapshot| {
         if snapshot.swarm().is_none() {
-            return Err(ApiError::unavailable("This node is not part of a swarm"));
+            return Err(no_part_of_a_swarm());
         }
         if !is_forced {
             return Err(ApiError::unavailable(
@@ -269,13 +273,14 @@ async fn leave(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
 
 async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     let version = super::services::version(&asked, "swarm")?;
-    let is_rotated = |key: &str| {
-        asked
-            .query(key)
-            .is_some_and(|value| matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"))
-    };
-    let (worker, manager) = (is_rotated("rotateWorkerToken"), is_rotated("rotateManagerToken"));
-    let spec: SwarmSpec = asked.json().await?;
+    let (worker, manager) = (asked.truth("rotateWorkerToken")?, asked.truth("rotateManagerToken")?);
+    if asked.truth("rotateManagerUnlockKey")? {
+        return Err(ApiError::not_implemented(
+            "locked swarms do not work yet: expected no rotateManagerUnlockKey",
+        ));
+    }
+    find::swarm(&api.store.snapshot())?;
+    let spec: SwarmSpec = asked.json(api).await?;
     if spec
         .encryption_config
         .as_ref()
@@ -286,7 +291,8 @@ async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
         ));
     }
     let spec = with_defaults(spec)?;
-    store::update(&*api.store, |snapshot| {
+    let (worker_secret, manager_secret) = (random_text(25)?, random_text(25)?);
+    api.update(|snapshot| {
         let swarm = find::swarm(snapshot)?;
         if swarm.meta.version != version {
             return Err(ApiError::unknown("update out of sequence"));
@@ -295,12 +301,12 @@ async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
         next.spec = spec.clone();
         next.meta.version = THIS_REVISION;
         next.meta.updated_at = Time::now();
-        for (is_rotated, token) in [
-            (worker, &mut next.join_token_worker),
-            (manager, &mut next.join_token_manager),
+        for (is_rotated, secret, token) in [
+            (worker, &worker_secret, &mut next.join_token_worker),
+            (manager, &manager_secret, &mut next.join_token_manager),
         ] {
             if let (true, Some((digest, _))) = (is_rotated, token.rsplit_once('-')) {
-                *token = format!("{digest}-{}", random_text(25));
+                *token = format!("{digest}-{secret}");
             }
         }
         Ok((vec![Write::Put(Object::Swarm(Arc::new(next)))], ()))
@@ -313,16 +319,22 @@ pub(super) fn new_id() -> Id {
     Id::from_bits(fastrand::u128(..))
 }
 
-/// Letters and digits that nobody can guess.
-fn random_text(length: usize) -> String {
-    use ring::rand::SecureRandom;
-    let mut bytes = vec![0; length];
-    // A system without random bytes has no TLS either; what is left is the program's own chance.
-    if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
-        fastrand::fill(&mut bytes);
+/// Letters and digits that nobody can guess. Errors: the system has no random bytes.
+fn random_text(length: usize) -> Result<String, ApiError> {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let random = SystemRandom::new();
+    let mut text = String::with_capacity(length);
+    while text.len() < length {
+        let mut bytes = [0; 64];
+        random
+            .fill(&mut bytes)
+            .map_err(|_| ApiError::unknown("the system has no random bytes for a join token"))?;
+        // Of 256 values the last 4 would make some digits likelier than others.
+        let even = bytes.iter().filter(|byte| **byte < 252);
+        let digits = even.map(|byte| char::from(DIGITS[usize::from(byte % 36)]));
+        text.extend(digits.take(length - text.len()));
     }
-    let digit = |byte: &u8| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[usize::from(byte % 36)]);
-    bytes.iter().map(digit).collect()
+    Ok(text)
 }
 
 /// Where an object stands.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::header::{HeaderMap, HeaderValue, SERVER};
+use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SERVER};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -22,18 +22,39 @@ pub(super) fn is_ours(method: &Method, path: &[&str]) -> bool {
     }
 }
 
+/// Whether an engine has such a path; where there is none, others lead nowhere.
+pub(super) fn is_an_engines(path: &[&str]) -> bool {
+    const FIRST: [&str; 14] = [
+        "auth",
+        "build",
+        "commit",
+        "containers",
+        "debug",
+        "distribution",
+        "exec",
+        "grpc",
+        "images",
+        "networks",
+        "plugins",
+        "session",
+        "system",
+        "volumes",
+    ];
+    path.first().is_some_and(|first| FIRST.contains(first))
+}
+
 pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
     let path = asked.path.clone();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let method = asked.method.clone();
     let (get, post, delete) = (method == Method::GET, method == Method::POST, method == Method::DELETE);
     match path.as_slice() {
-        ["_ping"] if get || method == Method::HEAD => Ok(ping(api, get)),
+        ["_ping"] if get || method == Method::HEAD => Ok(ping(api, get).await),
         ["version"] if get => Ok(http::json(StatusCode::OK, &version_answer(api).await)),
         ["info"] if get => Ok(http::json(StatusCode::OK, &info(api).await)),
-        ["events"] if get => events::stream(api, &asked),
+        ["events"] if get => events::stream(api, &asked, version).await,
         ["swarm", rest @ ..] => swarm::dispatch(api, asked, rest).await,
-        ["services"] if get => services::list(api, &asked),
+        ["services"] if get => services::list(api, &asked, version),
         ["services", "create"] if post => services::create(api, asked).await,
         ["services", id] if get => services::inspect(api, &asked, id),
         ["services", id] if delete => services::remove(api, id).await,
@@ -55,7 +76,10 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, version: Version) -> 
 /// What each answer has in its head.
 pub(super) fn stamp(headers: &mut HeaderMap) {
     let version = HeaderValue::from_str(&NEWEST.to_string());
-    headers.insert("Api-Version", version.unwrap_or_else(|_| HeaderValue::from_static("")));
+    // What the engine beside it answered says so of itself.
+    if let Ok(version) = version {
+        headers.entry("Api-Version").or_insert(version);
+    }
     headers.insert("Ostype", HeaderValue::from_static("linux"));
     headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
     headers.entry(SERVER).or_insert(HeaderValue::from_static(concat!(
@@ -65,16 +89,19 @@ pub(super) fn stamp(headers: &mut HeaderMap) {
     )));
 }
 
-fn ping(api: &Api, has_body: bool) -> Answer {
+async fn ping(api: &Api, has_body: bool) -> Answer {
+    let newest = engine::newest(api).await;
     let state = match api.store.snapshot().swarm() {
         Some(_) => "active/manager",
         None => "inactive",
     };
     let mut answer = http::empty(StatusCode::OK);
-    if has_body {
-        *answer.body_mut() = http::whole("OK");
-    }
     let headers = answer.headers_mut();
+    // To HEAD it is not said by itself.
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(if has_body { 2 } else { 0 }));
+    if let Ok(version) = HeaderValue::from_str(&newest.to_string()) {
+        headers.insert("Api-Version", version);
+    }
     headers.insert("Swarm", HeaderValue::from_static(state));
     headers.insert(
         "Builder-Version",
@@ -85,12 +112,15 @@ fn ping(api: &Api, has_body: bool) -> Answer {
         HeaderValue::from_static("no-cache, no-store, must-revalidate"),
     );
     headers.insert("Pragma", HeaderValue::from_static("no-cache"));
+    if has_body {
+        *answer.body_mut() = http::whole("OK");
+    }
     answer
 }
 
 async fn version_answer(api: &Api) -> Value {
     let host = api.outside.host();
-    let (newest, oldest) = (NEWEST.to_string(), OLDEST.to_string());
+    let (newest, oldest) = (engine::newest(api).await.to_string(), OLDEST.to_string());
     let mut answer = json!({
         "Platform": { "Name": "anynode" },
         "Components": [{

@@ -11,7 +11,7 @@ use super::filters::Filters;
 use super::http::{self, Answer, Asked};
 use super::{Api, find, view};
 use crate::control::is_up_to_date;
-use crate::model::swarm::{Id, Task};
+use crate::model::swarm::{Id, Task, TaskState};
 
 pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
@@ -36,9 +36,10 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
         nodes.insert(find::node(&snapshot, text)?.id.clone());
     }
     for state in filters.values("desired-state") {
-        let states = ["running", "shutdown", "accepted", "ready", "remove", "complete"];
-        if !states.contains(&state.as_str()) {
-            return Err(ApiError::bad(format!("invalid filter 'desired-state={state}'")));
+        if !TaskState::ALL.iter().any(|known| is_state(state, *known)) {
+            return Err(ApiError::bad(format!(
+                "invalid desired-state filter: '{state}': expected a state such as running"
+            )));
         }
     }
     let matches = |task: &&Arc<Task>| {
@@ -54,7 +55,7 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
             && filters.labels("label", |key| {
                 service.spec.labels.as_ref()?.get(key).map(String::as_str)
             })
-            && filters.any("desired-state", |state| *state == task.desired.as_str())
+            && filters.any("desired-state", |state| is_state(state, task.desired))
             && filters.any("runtime", |runtime| runtime == "container")
             && filters.any("_up-to-date", |is| {
                 matches!(is.as_str(), "true" | "1") == is_wanted_up_to_date()
@@ -62,6 +63,10 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
     };
     let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(|task| view::task(task)).collect();
     Ok(http::json(StatusCode::OK, &tasks))
+}
+
+fn is_state(text: &str, state: TaskState) -> bool {
+    text.eq_ignore_ascii_case(state.as_str())
 }
 
 pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {

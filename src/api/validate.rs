@@ -53,7 +53,9 @@ fn mode(spec: &ServiceSpec) -> Result<(), ApiError> {
         ));
     }
     match mode.replicated.as_ref().and_then(|replicated| replicated.replicas) {
-        Some(..0) => Err(ApiError::invalid("Number of replicas must be non-negative")),
+        Some(replicas @ ..0) => Err(ApiError::invalid(format!(
+            "Mode.Replicated.Replicas {replicas}: expected 0 or more"
+        ))),
         _ => Ok(()),
     }
 }
@@ -130,9 +132,20 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
         ));
     }
     let container = template.container_spec.clone().unwrap_or_default();
-    if container.image.as_deref().unwrap_or_default().is_empty() {
+    let image = container.image.as_deref().unwrap_or_default();
+    if image.is_empty() {
         return Err(ApiError::invalid("ContainerSpec: image reference must be provided"));
     }
+    if !is_image(image) {
+        return Err(ApiError::invalid(format!(
+            "ContainerSpec: \"{image}\" is not a valid repository/tag"
+        )));
+    }
+    let mounts = container.mounts.iter().flatten();
+    let of_mounts = mounts.flat_map(|mount| [mount.source.as_deref(), mount.target.as_deref()]);
+    let env = container.env.iter().flatten().map(|env| Some(env.as_str()));
+    let templates = of_mounts.chain(env).chain([container.hostname.as_deref()]);
+    templates.flatten().try_for_each(placeholders)?;
     if let Some(health) = &container.health_check {
         health_check(health)?;
     }
@@ -180,6 +193,78 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
         constraint
             .parse::<Constraint>()
             .map_err(|error| ApiError::unknown(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// `[host[:port]/]path[:tag][@digest]`
+fn is_image(text: &str) -> bool {
+    let (name, digest) = text
+        .split_once('@')
+        .map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let is_digest = |digest: &str| {
+        let (algorithm, hex) = digest.split_once(':').unwrap_or_default();
+        algorithm.starts_with(|first: char| first.is_ascii_alphabetic())
+            && hex.len() >= 32
+            && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let (name, tag) = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
+    };
+    let is_tag = |tag: &str| {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        tag.len() <= 128
+            && tag.bytes().next().is_some_and(is_word)
+            && tag.bytes().all(|byte| is_word(byte) || b".-".contains(&byte))
+    };
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (Some(host), path),
+        _ => (None, name),
+    };
+    let is_host = |host: &str| {
+        host.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
+    };
+    let is_part = |part: &str| {
+        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        part.bytes().next().is_some_and(is_word)
+            && part.bytes().last().is_some_and(is_word)
+            && part.bytes().all(|byte| is_word(byte) || b"._-".contains(&byte))
+    };
+    name.len() <= 255
+        && host.is_none_or(is_host)
+        && path.split('/').all(is_part)
+        && tag.is_none_or(is_tag)
+        && digest.is_none_or(is_digest)
+}
+
+/// The placeholders of a text are ones that a task can fill in.
+fn placeholders(text: &str) -> Result<(), ApiError> {
+    const KNOWN: [&str; 9] = [
+        ".Service.ID",
+        ".Service.Name",
+        ".Node.ID",
+        ".Node.Hostname",
+        ".Node.Platform.Architecture",
+        ".Node.Platform.OS",
+        ".Task.ID",
+        ".Task.Name",
+        ".Task.Slot",
+    ];
+    for part in text.split("{{").skip(1) {
+        let name = part.split_once("}}").map(|(name, _)| name.trim());
+        let is_known = |name: &str| {
+            let label = name.strip_prefix("index .Service.Labels ").map(str::trim);
+            KNOWN.contains(&name)
+                || label.is_some_and(|label| label.len() > 2 && label.starts_with('"') && label.ends_with('"'))
+        };
+        if !name.is_some_and(is_known) {
+            return Err(ApiError::invalid(format!(
+                "ContainerSpec: template {text:?}: expected placeholders such as {{{{.Service.Name}}}}, {{{{.Node.Hostname}}}} or \
+                 {{{{.Task.Slot}}}}"
+            )));
+        }
     }
     Ok(())
 }
@@ -253,4 +338,67 @@ fn payloads(snapshot: &Snapshot, container: &TaskSpecContainerSpec) -> Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images() {
+        let digest = format!("a@sha256:{}", "0".repeat(64));
+        for good in [
+            "nginx",
+            "nginx:1.27-alpine",
+            "a/b/c",
+            "localhost/a",
+            "registry.example:5000/a/b:1",
+            "[::1]:5000/a",
+            "a__b",
+            &digest,
+        ] {
+            assert!(is_image(good), "{good}");
+        }
+        for bad in [
+            "",
+            "A",
+            "a b",
+            "a:",
+            ":1",
+            "a//b",
+            "-a",
+            "a-",
+            "a:-1",
+            "a@sha256:0",
+            "a@",
+            "/a",
+            "a:1/b",
+            "http://a",
+        ] {
+            assert!(!is_image(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn templates() {
+        for good in [
+            "",
+            "x",
+            "{{.Task.Slot}}",
+            "a-{{ .Node.Hostname }}-{{.Task.ID}}",
+            "{{index .Service.Labels \"a.b\"}}",
+        ] {
+            assert!(placeholders(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "{{",
+            "{{}}",
+            "{{.Nothing}}",
+            "{{.Task.Slot",
+            "{{.Task.Slot}}{{x}}",
+            "{{index .Service.Labels a}}",
+        ] {
+            assert!(placeholders(bad).is_err(), "{bad}");
+        }
+    }
 }
