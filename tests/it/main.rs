@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod admin;
+mod api;
 mod churn;
 mod cli;
 mod dns;

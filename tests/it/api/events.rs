@@ -1,0 +1,155 @@
+//! `docker events`: what changes in the swarm, and what the engine beside it says.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::engine::Engine;
+use super::rig::{LONG, Rig, service};
+
+/// Events as they come.
+fn events(rig: &Rig, args: &[&str]) -> (mpsc::Receiver<Value>, std::process::Child) {
+    let mut command = rig.docker_command(&[&["events", "--format", "{{json .}}"], args].concat());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = sender.send(serde_json::from_str(&line).unwrap());
+        }
+    });
+    // Until it is heard, nothing may happen.
+    std::thread::sleep(Duration::from_millis(500));
+    (receiver, child)
+}
+
+/// The next event with these members.
+fn wait(events: &mpsc::Receiver<Value>, kind: &str, action: &str) -> Value {
+    loop {
+        let event = events
+            .recv_timeout(LONG)
+            .unwrap_or_else(|_| panic!("no {kind} {action}"));
+        if event["Type"] == kind && event["Action"] == action {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn of_all_kinds() {
+    let rig = Rig::swarm();
+    let (events, mut child) = events(&rig, &[]);
+    rig.post("/networks/create", &json!({ "Name": "net", "Driver": "overlay" }));
+    assert_eq!(wait(&events, "network", "create")["Actor"]["Attributes"]["name"], "net");
+    let mut body = service("web", None);
+    let id = rig.post("/services/create", &body).json()["ID"].clone();
+    let created = wait(&events, "service", "create");
+    assert_eq!((&created["Actor"]["ID"], &created["scope"]), (&id, &json!("swarm")));
+    assert_eq!(created["Actor"]["Attributes"], json!({ "name": "web" }));
+    let task = wait(&events, "task", "create");
+    assert!(
+        task["Actor"]["Attributes"]["name"]
+            .as_str()
+            .unwrap()
+            .starts_with("web.1.")
+    );
+    loop {
+        let update = wait(&events, "task", "update");
+        if update["Actor"]["Attributes"]["state"] == "running" {
+            break;
+        }
+    }
+    let now = rig.get("/services/web").json();
+    body["Mode"] = json!({ "Replicated": { "Replicas": 3 } });
+    body["TaskTemplate"]["ContainerSpec"]["Image"] = json!("nginx:2");
+    rig.post(
+        &format!("/services/web/update?version={}", now["Version"]["Index"]),
+        &body,
+    );
+    let attributes = loop {
+        let update = wait(&events, "service", "update")["Actor"]["Attributes"].clone();
+        if update.get("image.new").is_some() {
+            break update;
+        }
+    };
+    assert_eq!(
+        (&attributes["image.old"], &attributes["image.new"]),
+        (&json!("nginx:latest"), &json!("nginx:2"))
+    );
+    assert_eq!(
+        (&attributes["replicas.old"], &attributes["replicas.new"]),
+        (&json!("1"), &json!("3"))
+    );
+    rig.docker(&["node", "update", "--availability", "drain", "manager"]);
+    let node = wait(&events, "node", "update")["Actor"]["Attributes"].clone();
+    assert_eq!(
+        (&node["availability.old"], &node["availability.new"]),
+        (&json!("active"), &json!("drain"))
+    );
+    rig.post("/configs/create", &json!({ "Name": "conf", "Data": "YQ==" }));
+    wait(&events, "config", "create");
+    rig.delete("/configs/conf");
+    wait(&events, "config", "remove");
+    rig.delete("/services/web");
+    wait(&events, "service", "remove");
+    wait(&events, "task", "remove");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn of_the_past_and_of_some_kinds() {
+    let rig = Rig::swarm();
+    rig.post("/services/create", &service("web", None));
+    rig.post("/services/create", &service("db", None));
+    rig.wait_running("db", 1);
+    rig.wait_running("web", 1);
+    // The command line says only the second until which it wants them.
+    std::thread::sleep(Duration::from_millis(1100));
+    let past = |filters: &[&str]| -> Vec<(String, String, String)> {
+        let mut args = vec!["events", "--since", "5m", "--until", "0s", "--format", "{{json .}}"];
+        filters.iter().for_each(|filter| args.extend(["--filter", filter]));
+        let said = rig.docker(&args);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        said.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .map(|event| {
+                (
+                    text(&event["Type"]),
+                    text(&event["Action"]),
+                    text(&event["Actor"]["Attributes"]["name"]),
+                )
+            })
+            .collect()
+    };
+    let service = |name: &str| ("service".to_owned(), "create".to_owned(), name.to_owned());
+    assert_eq!(past(&["type=service", "event=create"]), [service("web"), service("db")]);
+    assert_eq!(past(&["type=service", "event=create", "service=db"]), [service("db")]);
+    assert!(past(&["type=task", "event=update"]).len() >= 2);
+    assert!(past(&["scope=local"]).is_empty());
+    let reply = rig.get("/events?filters=%7B%22colour%22:[%22x%22]%7D&until=1");
+    assert_eq!(
+        (reply.status, reply.message().as_str()),
+        (400, "invalid filter 'colour'")
+    );
+    assert_eq!(rig.get("/events?until=tomorrow").status, 400);
+    let started = std::time::Instant::now();
+    assert!(rig.get("/events?until=1").body.is_empty());
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn of_the_engine_too() {
+    let engine = Engine::start();
+    let rig = Rig::beside(engine.socket());
+    let (events, mut child) = events(&rig, &[]);
+    assert_eq!(wait(&events, "container", "start")["Actor"]["ID"], "c1");
+    rig.post("/swarm/init", &json!({}));
+    wait(&events, "node", "create");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    engine.wait_gone("/events");
+}
