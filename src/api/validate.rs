@@ -352,6 +352,7 @@ mod tests {
             "nginx:1.27-alpine",
             "a/b/c",
             "localhost/a",
+            "a:1/b",
             "registry.example:5000/a/b:1",
             "[::1]:5000/a",
             "a__b",
@@ -372,7 +373,6 @@ mod tests {
             "a@sha256:0",
             "a@",
             "/a",
-            "a:1/b",
             "http://a",
         ] {
             assert!(!is_image(bad), "{bad}");
