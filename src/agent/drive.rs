@@ -7,10 +7,15 @@ use tokio::sync::watch;
 
 use super::runtime::{Failure, Found, HealthState, Started};
 use super::{Agent, Assignment};
-use crate::model::swarm::{Container, Exit, Id, Task, TaskState, TaskStatus, Time, stop_grace};
+use crate::model::swarm::{Container, Exit, Id, TaskState, TaskStatus, Time, stop_grace};
 
 /// Drives a task until it has ended and nobody wants anything of it any more.
-pub(super) async fn drive(agent: Arc<Agent>, first: Arc<Assignment>, wishes: watch::Receiver<Option<Arc<Assignment>>>) {
+pub(super) async fn drive(
+    agent: Arc<Agent>,
+    first: Arc<Assignment>,
+    wishes: watch::Receiver<Option<Arc<Assignment>>>,
+    has_begun: watch::Sender<bool>,
+) {
     let mut driven = Driven {
         id: first.task.id.clone(),
         state: first.task.status.state,
@@ -18,8 +23,10 @@ pub(super) async fn drive(agent: Arc<Agent>, first: Arc<Assignment>, wishes: wat
         latest: first,
         agent,
         wishes,
+        has_begun,
     };
     driven.live().await;
+    driven.has_begun.send_replace(true);
     driven.agent.unpublish(&driven.id);
     // Its output can be read as long as it is known.
     driven.forgotten().await;
@@ -31,6 +38,7 @@ struct Driven {
     agent: Arc<Agent>,
     /// What is wished; `None` when the task is not known any more.
     wishes: watch::Receiver<Option<Arc<Assignment>>>,
+    has_begun: watch::Sender<bool>,
     /// The last assignment that there was.
     latest: Arc<Assignment>,
     /// What was reported last.
@@ -42,10 +50,6 @@ struct Driven {
 struct ToEnd;
 
 impl Driven {
-    fn task(&self) -> &Task {
-        &self.latest.task
-    }
-
     fn report(&mut self, state: TaskState, message: &str, error: Option<String>) {
         if state < self.state {
             return;
@@ -77,16 +81,18 @@ impl Driven {
     /// Ready when at least that much is wished.
     async fn wished(&mut self, least: TaskState) {
         loop {
-            if self.desired() >= least || self.wishes.changed().await.is_err() {
+            if self.desired() >= least {
                 break;
+            }
+            if self.wishes.changed().await.is_err() {
+                this_program_ends().await;
             }
         }
     }
 
     async fn forgotten(&mut self) {
-        // An error means that this program ends; the next run goes on.
         if self.wishes.wait_for(Option::is_none).await.is_err() {
-            std::future::pending::<()>().await;
+            this_program_ends().await;
         }
     }
 
@@ -99,6 +105,7 @@ impl Driven {
             return;
         };
         self.container = Some(started.container.clone());
+        self.has_begun.send_replace(true);
         self.watch(started).await;
     }
 
@@ -121,7 +128,7 @@ impl Driven {
                 };
                 self.container = Some(container);
                 match self.desired() >= TaskState::Shutdown {
-                    true => self.report(TaskState::Shutdown, "shutdown", None),
+                    true => self.report_shutdown().await,
                     false => self.report_exit(exit, None),
                 }
                 return None;
@@ -199,14 +206,14 @@ impl Driven {
                     agent.unpublish(&id);
                     self.note_end(exit);
                     return match self.desired() >= TaskState::Shutdown {
-                        true => self.report(TaskState::Shutdown, "shutdown", None),
+                        true => self.report_shutdown().await,
                         false => self.report_exit(exit, None),
                     };
                 }
                 () = self.wished(TaskState::Shutdown) => {
                     self.leave().await;
                     self.stop().await;
-                    return self.report(TaskState::Shutdown, "shutdown", None);
+                    return self.report_shutdown().await;
                 }
                 now = agent.runtime.health(&assignment, health) => {
                     health = now;
@@ -242,30 +249,30 @@ impl Driven {
 
     /// The stop signal, the whole grace period, and then the end by force.
     async fn stop(&mut self) -> Exit {
-        let agent = self.agent.clone();
-        let (id, spec) = (self.id.clone(), self.task().spec.clone());
-        let container = spec.container_spec.as_ref();
-        let signal = container.and_then(|container| container.stop_signal.clone());
-        let signal = signal
-            .filter(|signal| !signal.is_empty())
-            .unwrap_or_else(|| "SIGTERM".to_owned());
-        agent.runtime.signal(&id, &signal).await;
-        let ended = agent.runtime.ended(&id);
-        let exit = match tokio::time::timeout(stop_grace(&spec), ended).await {
+        let (agent, assignment) = (self.agent.clone(), self.latest.clone());
+        let id = self.id.clone();
+        agent.runtime.stop(&assignment).await;
+        let mut ended = agent.runtime.ended(&id);
+        let exit = match tokio::time::timeout(stop_grace(&assignment.task.spec), &mut ended).await {
             Ok(exit) => exit,
-            Err(_) => {
-                agent.runtime.signal(&id, "SIGKILL").await;
-                match tokio::time::timeout(KILL_PATIENCE, agent.runtime.ended(&id)).await {
-                    Ok(exit) => exit,
-                    Err(_) => {
-                        tracing::error!(task = %id, "it does not end by force");
-                        Exit { code: 137 }
-                    }
+            Err(_) => loop {
+                agent.runtime.kill(&id).await;
+                match tokio::time::timeout(KILL_AGAIN, &mut ended).await {
+                    Ok(exit) => break exit,
+                    Err(_) => tracing::error!(task = %id, "it does not end by force"),
                 }
-            }
+            },
         };
         self.note_end(exit);
         exit
+    }
+
+    /// Nothing is left of it by then if it was to be removed.
+    async fn report_shutdown(&mut self) {
+        if self.desired() >= TaskState::Remove {
+            self.agent.runtime.remove(&self.id).await;
+        }
+        self.report(TaskState::Shutdown, "shutdown", None);
     }
 
     fn report_exit(&mut self, exit: Exit, why: Option<&str>) {
@@ -283,4 +290,9 @@ impl Driven {
     }
 }
 
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// The next run goes on where this one was: nothing may be done to a task any more.
+async fn this_program_ends() {
+    std::future::pending().await
+}
+
+const KILL_AGAIN: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 
 pub mod containers;
 mod drive;
+mod files;
 mod log;
 pub mod process;
 mod runtime;
@@ -13,11 +14,15 @@ mod template;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 
@@ -38,12 +43,19 @@ pub struct Assignment {
     /// By id; those that the task's spec names.
     pub configs: BTreeMap<Id, Arc<Payload>>,
     pub secrets: BTreeMap<Id, Arc<Payload>>,
+    /// By which a registry gives out the image: the `X-Registry-Auth` that the service was declared with.
+    pub registry_auth: Option<String>,
 }
 
 /// Several may name the same objects.
 impl PartialEq for Assignment {
     fn eq(&self, other: &Assignment) -> bool {
-        self.task == other.task && self.service == other.service
+        let is_same_service = match (&self.service, &other.service) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one == other,
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        // Mostly they are the very same, and specs are long.
+        (Arc::ptr_eq(&self.task, &other.task) || self.task == other.task) && is_same_service
     }
 }
 
@@ -78,6 +90,8 @@ pub struct Agent {
 
 struct Running {
     assignment: watch::Sender<Option<Arc<Assignment>>>,
+    /// Its program runs or has run, or never will.
+    has_begun: watch::Receiver<bool>,
     ended: tokio::task::JoinHandle<()>,
 }
 
@@ -96,9 +110,27 @@ impl Agent {
         self.addresses.subscribe()
     }
 
-    /// The output of a task. Errors: there is none, or it cannot be read.
-    pub fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, std::io::Error> {
-        self.runtime.logs(task, query)
+    /// The output of a task; of one that is to begin, from when it does. Errors: there is no such task here, or its output
+    /// cannot be read.
+    pub fn logs(&self, task: &Id, query: LogQuery) -> io::Result<LogStream> {
+        let has_begun = self.lock().get(task).map(|running| running.has_begun.clone());
+        let Some(mut has_begun) = has_begun else {
+            let reason = format!("task {task} is not on this node");
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        };
+        if !query.follow || *has_begun.borrow_and_update() {
+            return self.runtime.logs(task, query);
+        }
+        let (runtime, task) = (self.runtime.clone(), task.clone());
+        let lines = async move {
+            // An error means that it never will.
+            drop(has_begun.wait_for(|has_begun| *has_begun).await);
+            runtime.logs(&task, query).unwrap_or_else(|error| {
+                tracing::debug!(%task, %error, "its output cannot be read");
+                stream::empty().boxed()
+            })
+        };
+        Ok(stream::once(lines).flatten().boxed())
     }
 
     /// Follows `assignments` until `shutdown`; tasks live on.
@@ -109,7 +141,7 @@ impl Agent {
     ) {
         let follow = async {
             let first = assignments.borrow_and_update().clone();
-            self.remove_strays(&first).await;
+            let _removing = self.remove_strays(&first).await;
             loop {
                 let now = assignments.borrow_and_update().clone();
                 self.assign(&now);
@@ -152,9 +184,11 @@ impl Agent {
                 }
                 None => {
                     let sender = watch::Sender::new(Some(assignment.clone()));
-                    let driven = drive::drive(self.clone(), assignment.clone(), sender.subscribe());
+                    let (begins, has_begun) = watch::channel(false);
+                    let driven = drive::drive(self.clone(), assignment.clone(), sender.subscribe(), begins);
                     let task = Running {
                         assignment: sender,
+                        has_begun,
                         ended: tokio::spawn(driven),
                     };
                     running.insert(id.clone(), task);
@@ -163,22 +197,28 @@ impl Agent {
         }
     }
 
-    /// What an earlier run made and nobody knows any more.
-    async fn remove_strays(&self, assignments: &Assignments) {
-        let found = match self.runtime.list().await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(%error, "what runs here cannot be listed");
-                return;
+    /// Has what an earlier run made and nobody knows any more be taken away, as long as the answer lives.
+    async fn remove_strays(&self, assignments: &Assignments) -> JoinSet<()> {
+        let found = loop {
+            match self.runtime.list().await {
+                Ok(found) => break found,
+                Err(error) => {
+                    tracing::warn!(%error, "what runs here cannot be listed");
+                    tokio::time::sleep(LIST_AGAIN).await;
+                }
             }
         };
-        for id in found.iter().filter(|id| !assignments.contains_key(*id)) {
+        let mut removing = JoinSet::new();
+        for id in found.into_iter().filter(|id| !assignments.contains_key(id)) {
             tracing::warn!(task = %id, "it runs here and belongs to no service: removed");
-            self.runtime.remove(id).await;
+            let runtime = self.runtime.clone();
+            removing.spawn(async move { runtime.remove(&id).await });
         }
+        removing
     }
 
-    fn publish(&self, task: &Id, addr: SocketAddr) {
+    fn publish(&self, task: &Id, addr: Option<SocketAddr>) {
+        let Some(addr) = addr else { return };
         self.addresses
             .send_if_modified(|addresses| Arc::make_mut(addresses).insert(task.clone(), addr) != Some(addr));
     }
@@ -189,3 +229,8 @@ impl Agent {
         });
     }
 }
+
+const LIST_AGAIN: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

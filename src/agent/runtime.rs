@@ -21,16 +21,19 @@ pub trait Runtime: Send + Sync {
     /// Ready when the health of a task is other than `before`. A task without a health check is healthy, and stays so.
     fn health<'a>(&'a self, assignment: &'a Assignment, before: HealthState) -> Later<'a, HealthState>;
 
-    /// Sends the signal of that name, such as `SIGTERM`, to the task's program.
-    fn signal<'a>(&'a self, task: &'a Id, signal: &'a str) -> Later<'a, ()>;
+    /// Asks the task's program to end, by the signal that it is to be asked by. Ready when it was asked, or has ended.
+    fn stop<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, ()>;
 
-    /// Ends the task and takes away what it left, except what others may still want to read. Nothing to take away is no
-    /// error.
+    /// Ends the task's program by force. Ready when that was done, before it has ended perhaps.
+    fn kill<'a>(&'a self, task: &'a Id) -> Later<'a, ()>;
+
+    /// Ends the task and takes away what it left. Nothing to take away is no error.
     fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()>;
 
     /// All tasks that there is something of.
     fn list(&self) -> Later<'_, std::io::Result<Vec<Id>>>;
 
+    /// The output of a task that has begun.
     fn logs(&self, task: &Id, query: LogQuery) -> std::io::Result<LogStream>;
 }
 
@@ -43,8 +46,8 @@ pub struct Failure(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
     pub container: Container,
-    /// Port 0 stands for the target port of each connection.
-    pub addr: SocketAddr,
+    /// Port 0 stands for the target port of each connection. `None` if it has no network: nobody reaches it.
+    pub addr: Option<SocketAddr>,
 }
 
 /// What there is of a task.

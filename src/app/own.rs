@@ -206,6 +206,7 @@ fn assignments(snapshot: &Snapshot) -> Assignments {
             secrets: secrets
                 .filter_map(|named| secret(named.secret_id.as_deref()?))
                 .collect(),
+            registry_auth: None,
         };
         (task.id.clone(), Arc::new(assignment))
     });

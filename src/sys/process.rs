@@ -1,4 +1,4 @@
-//! How processes are tied to one another. Not here: what they do.
+//! How processes are tied to one another, and what they may. Not here: what they do.
 
 #![allow(unsafe_code, reason = "what runs between fork and exec is unsafe to say")]
 
@@ -6,17 +6,95 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Signal, set_child_subreaper, set_parent_process_death_signal};
+use rustix::process::{
+    Gid, PidfdFlags, Signal, Uid, getpid, getppid, pidfd_open, pidfd_send_signal, set_child_subreaper,
+    set_parent_process_death_signal, setsid,
+};
+use rustix::thread::{set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid};
 
-/// Has the program that `command` starts be killed when the thread that starts it ends.
+/// Has the program that `command` starts be killed when the thread that starts it ends. To be said after `become_user`,
+/// which would undo it.
 pub fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have ended before that was said.
+            match getppid() == Some(parent) {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            }
+        });
+    }
+}
+
+/// Has the program that `command` starts lead a session of its own: no terminal's signals reach it.
+pub fn lead_session(command: &mut Command) {
     // SAFETY: between fork and exec only a system call is made.
     unsafe {
-        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
+    }
+}
+
+/// Has the program that `command` starts run as this user, with these groups besides its own. Only root may ask for others
+/// than its own.
+pub fn become_user(command: &mut Command, uid: u32, gid: u32, groups: &[u32]) {
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    // SAFETY: between fork and exec only system calls are made, on what was allocated before; the child has one thread.
+    unsafe {
+        command.pre_exec(move || {
+            set_thread_groups(&groups)?;
+            set_thread_gid(Gid::from_raw(gid))?;
+            Ok(set_thread_uid(Uid::from_raw(uid))?)
+        });
+    }
+}
+
+/// Nothing that `command` starts gains privileges by what it executes.
+pub fn gain_nothing(command: &mut Command) {
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe {
+        command.pre_exec(|| Ok(set_no_new_privs(true)?));
     }
 }
 
 /// Processes that lose their parent below this one become its children.
 pub fn adopt_orphans() -> io::Result<()> {
-    Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// The signals that ask a program to end do nothing to this process. What it starts is asked as ever.
+pub fn do_not_listen() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // A handler and not SIG_IGN, which a program that is started would inherit.
+        // SAFETY: `action` is a plain struct, valid when zeroed, and lives until `sigaction` has copied it; the handler does
+        // nothing, which is safe at any moment.
+        let failed = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut()) != 0
+        };
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Sends a signal to process `pid` if `is_it` says so, which is asked while the number can be no other's. The answer of
+/// `is_it`; `false` as well if there is none.
+pub fn signal_if(pid: i32, signal: Signal, is_it: impl FnOnce() -> bool) -> bool {
+    let process = rustix::process::Pid::from_raw(pid);
+    let Some(held) = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return false;
+    };
+    // An error says that it has just ended.
+    let is_it = is_it();
+    if is_it {
+        let _ = pidfd_send_signal(&held, signal);
+    }
+    is_it
 }

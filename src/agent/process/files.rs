@@ -2,110 +2,73 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, fchown};
+use std::path::Path;
 
-use super::job::Dir;
-use crate::agent::{Assignment, template};
-use crate::model::swarm::{Id, Payload};
+use super::job::{Dir, User};
+use crate::agent::files::TaskFile;
 
-/// Where and how a file stands.
-struct Place<'a> {
-    /// As the spec has it, such as `/etc/nginx/nginx.conf` or `nginx.conf`.
-    name: &'a str,
-    uid: Option<&'a str>,
-    gid: Option<&'a str>,
-    mode: Option<u32>,
-}
-
-/// Writes all of them. Errors: one that is not there, or a name that leads out of the task's root.
-pub(super) fn write_all(dir: &Dir, assignment: &Assignment) -> io::Result<()> {
-    let container = assignment.task.spec.container_spec.clone().unwrap_or_default();
-    for config in container.configs.iter().flatten() {
-        let Some(file) = &config.file else { continue };
-        let place = Place {
-            name: file.name.as_deref().unwrap_or_default(),
-            uid: file.uid.as_deref(),
-            gid: file.gid.as_deref(),
-            mode: file.mode,
-        };
-        let named = (config.config_id.as_deref(), config.config_name.as_deref());
-        let payload = find("config", named, |id| assignment.configs.get(id))?;
-        write(
-            dir,
-            Path::new("/"),
-            &place,
-            &template::contents(payload, assignment)?,
-            0o444,
-        )?;
-    }
-    for secret in container.secrets.iter().flatten() {
-        let Some(file) = &secret.file else { continue };
-        let place = Place {
-            name: file.name.as_deref().unwrap_or_default(),
-            uid: file.uid.as_deref(),
-            gid: file.gid.as_deref(),
-            mode: file.mode,
-        };
-        let named = (secret.secret_id.as_deref(), secret.secret_name.as_deref());
-        let payload = find("secret", named, |id| assignment.secrets.get(id))?;
-        write(
-            dir,
-            Path::new("/run/secrets"),
-            &place,
-            &template::contents(payload, assignment)?,
-            0o444,
-        )?;
+/// Writes all of them. Only root gives files away.
+pub(super) fn write_all(dir: &Dir, files: &[TaskFile], user: Option<&User>) -> io::Result<()> {
+    let root = dir.root();
+    for file in files {
+        let path = root.join(&file.path);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("/{}: {error}", file.path.display()));
+        make_parents(&root, &path, user).map_err(named)?;
+        write(&path, file).map_err(named)?;
     }
     Ok(())
 }
 
-fn find<'a>(
-    what: &str,
-    (id, name): (Option<&str>, Option<&str>),
-    get: impl FnOnce(&Id) -> Option<&'a std::sync::Arc<Payload>>,
-) -> io::Result<&'a Payload> {
-    let found = id.and_then(|id| get(&Id::from(id)));
-    let missing = || {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{what} not found: {}", name.or(id).unwrap_or("")),
-        )
-    };
-    found.map(|payload| &**payload).ok_or_else(missing)
-}
-
-fn write(dir: &Dir, base: &Path, place: &Place<'_>, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let path = below(&dir.root(), &base.join(place.name)).ok_or_else(|| {
-        let wrong = format!("file name {:?}: expected one without \"..\"", place.name);
-        io::Error::new(io::ErrorKind::InvalidInput, wrong)
-    })?;
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-    file.write_all(bytes)?;
-    let number = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    let (uid, gid): (Option<u32>, Option<u32>) = (number(place.uid), number(place.gid));
+fn write(path: &Path, asked: &TaskFile) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&asked.data)?;
     if rustix::process::geteuid().is_root() {
-        fchown(&file, uid, gid)?;
+        fchown(&file, Some(asked.uid), Some(asked.gid))?;
     }
-    file.set_permissions(fs::Permissions::from_mode(place.mode.unwrap_or(mode) & 0o7777))
+    file.set_permissions(fs::Permissions::from_mode(asked.mode))
 }
 
-/// `path`, which is absolute, below `root`.
-fn below(root: &Path, path: &Path) -> Option<PathBuf> {
-    let mut below = root.to_owned();
-    let mut is_named = false;
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => {
-                below.push(name);
-                is_named = true;
-            }
-            Component::ParentDir | Component::Prefix(_) => return None,
+/// The directories between `root` and `path`: the task's own, as `root` is.
+fn make_parents(root: &Path, path: &Path, user: Option<&User>) -> io::Result<()> {
+    let between = path.ancestors().skip(1).take_while(|parent| *parent != root);
+    let missing: Vec<&Path> = between.take_while(|parent| !parent.exists()).collect();
+    for parent in missing.into_iter().rev() {
+        fs::create_dir(parent)?;
+        if let Some(user) = user {
+            chown(parent, Some(user.uid), Some(user.gid))?;
         }
     }
-    is_named.then_some(below)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn each_has_its_mode_and_no_two_share_a_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Dir::new(parent.path().join("task"));
+        dir.make(None).unwrap();
+        let file = |path: &str, mode: u32| TaskFile {
+            path: PathBuf::from(path),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            mode,
+            data: b"held".to_vec(),
+        };
+        write_all(&dir, &[file("a", 0o444), file("etc/deep/b", 0o640)], None).unwrap();
+        for (path, mode) in [("a", 0o444), ("etc/deep/b", 0o640)] {
+            let path = dir.root().join(path);
+            assert_eq!(fs::read(&path).unwrap(), b"held");
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
+        }
+        let error = write_all(&dir, &[file("a", 0o444)], None).unwrap_err().to_string();
+        assert!(error.starts_with("/a: "), "{error}");
+        let error = write_all(&dir, &[file("a/b", 0o444)], None).unwrap_err().to_string();
+        assert!(error.starts_with("/a/b: "), "{error}");
+    }
 }

@@ -3,12 +3,14 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::process::{Child, Command};
 
 use super::job::{Dir, Job};
 use crate::agent::Assignment;
 use crate::agent::runtime::HealthState;
 use crate::model::swarm::Time;
+use crate::sys::process::{die_with_parent, lead_session};
 
 /// A health check with every default filled in.
 struct Check {
@@ -81,22 +83,73 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
 }
 
 async fn passes(check: &Check, job: &Job) -> bool {
-    let Some((program, args)) = check.words.split_first() else {
+    let Some(mut command) = job.command(&check.words) else {
         return false;
     };
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .env_clear()
-        .envs(&job.env)
-        .current_dir(&job.dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    match tokio::time::timeout(check.timeout, command.status()).await {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    lead_session(&mut command);
+    die_with_parent(&mut command);
+    // One that does not run has failed.
+    let Ok(child) = Command::from(command).spawn() else {
+        return false;
+    };
+    let mut probe = Probe(child);
+    match tokio::time::timeout(check.timeout, probe.0.wait()).await {
         Ok(Ok(status)) => status.success(),
-        // It does not run, or takes too long: then it is killed.
         Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// A check under way. It is ended with all that it started, whether it took too long or nobody waits for it any more.
+struct Probe(Child);
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // `None`: it has ended and was waited for.
+        let pid = self.0.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(group) = pid.and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::agent::tests::assignment;
+
+    fn check(health: serde_json::Value) -> Option<Check> {
+        let spec = json!({ "TaskTemplate": { "ContainerSpec": { "HealthCheck": health } } });
+        check_of(&assignment(spec))
+    }
+
+    #[test]
+    fn defaults_are_dockers() {
+        let plain = check(json!({ "Test": ["CMD", "true"] })).unwrap();
+        assert_eq!(plain.words, ["true"]);
+        assert_eq!(
+            (plain.interval, plain.timeout),
+            (Duration::from_secs(30), Duration::from_secs(30))
+        );
+        assert_eq!((plain.retries, plain.start_period), (3, Duration::ZERO));
+        assert_eq!(plain.start_interval, Duration::from_secs(5));
+        let shell = check(json!({ "Test": ["CMD-SHELL", "exit 1"], "Interval": 1_000_000, "Retries": 1 })).unwrap();
+        assert_eq!(shell.words, ["/bin/sh", "-c", "exit 1"]);
+        assert_eq!((shell.interval, shell.retries), (Duration::from_millis(1), 1));
+    }
+
+    #[test]
+    fn what_is_no_check() {
+        for test in [
+            json!(["NONE"]),
+            json!([]),
+            json!(["NONSENSE", "x"]),
+            json!(["CMD-SHELL"]),
+            json!(null),
+        ] {
+            assert!(check(json!({ "Test": test })).is_none(), "{test}");
+        }
     }
 }

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
+
+use crate::sys::process::{become_user, gain_nothing, signal_if};
 
 /// What a keeper is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +27,41 @@ pub(super) struct Job {
     /// A log file is put aside once it is so long, and so many are kept.
     pub(super) log_bytes_max: u64,
     pub(super) log_files: u32,
+    /// Of this program, if nothing else is said.
+    #[serde(default)]
+    pub(super) user: Option<User>,
+    #[serde(default)]
+    pub(super) gains_nothing: bool,
+}
+
+/// Whom a task runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Besides `gid`.
+    pub(super) groups: Vec<u32>,
+}
+
+impl Job {
+    /// A command that runs as the task's program does; without words, none.
+    pub(super) fn command(&self, words: &[String]) -> Option<Command> {
+        let (program, args) = words.split_first()?;
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env_clear()
+            .envs(&self.env)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null());
+        if let Some(user) = &self.user {
+            become_user(&mut command, user.uid, user.gid, &user.groups);
+        }
+        if self.gains_nothing {
+            gain_nothing(&mut command);
+        }
+        Some(command)
+    }
 }
 
 /// A process, told from others that have its number later by when it started.
@@ -45,15 +85,17 @@ impl Process {
         started(self.pid) == Some(self.started)
     }
 
-    pub(super) fn to_rustix(self) -> Pid {
-        Pid::from_raw(self.pid).unwrap_or(Pid::INIT)
+    /// To this process, and to none that has its number after it.
+    pub(super) fn signal(&self, signal: Signal) {
+        signal_if(self.pid, signal, || self.is_alive());
     }
 }
 
 fn started(pid: i32) -> Option<u64> {
     // A number that is not one of a process is nobody's: 1 and below are never a task's.
-    let stat = fs::read_to_string(format!("/proc/{}/stat", Some(pid).filter(|pid| *pid > 1)?)).ok()?;
+    let stat = fs::read(format!("/proc/{}/stat", Some(pid).filter(|pid| *pid > 1)?)).ok()?;
     // The program's name may hold anything; it ends with the last parenthesis.
+    let stat = String::from_utf8_lossy(&stat);
     stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
 }
 
@@ -94,13 +136,16 @@ impl Dir {
         }
     }
 
-    /// Anew, if it is there.
-    pub(super) fn make(&self) -> io::Result<()> {
+    /// Anew, if it is there. What is below `root` is the user's, if one is named; the rest is nobody else's than ours.
+    pub(super) fn make(&self, user: Option<&User>) -> io::Result<()> {
         self.remove()?;
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&self.path)?;
-        // Tasks may run as other users.
-        builder.mode(0o755).create(self.root())?;
+        // Tasks that run as other users must come through.
+        builder.recursive(true).mode(0o711).create(&self.path)?;
+        builder.mode(0o700).create(self.root())?;
+        if let Some(user) = user {
+            chown(self.root(), Some(user.uid), Some(user.gid))?;
+        }
         rustix::fs::mkfifoat(
             rustix::fs::CWD,
             self.alive(),
@@ -141,12 +186,13 @@ impl Dir {
         fs::read_to_string(self.path.join("exit")).ok()?.trim().parse().ok()
     }
 
-    /// Held by the keeper as long as it lives.
+    /// Held by a keeper as long as it lives, and for it by whoever starts it. `None`: it is held.
     pub(super) fn lock(&self) -> io::Result<Option<File>> {
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(self.path.join("lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
@@ -155,14 +201,68 @@ impl Dir {
         }
     }
 
+    /// Takes the lock over that whoever started this process gave to it as its standard input.
+    pub(super) fn adopt_lock(&self) -> io::Result<File> {
+        let given = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
+        let given = File::from(given);
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let expected = identity(fs::metadata(self.path.join("lock"))?);
+        if identity(given.metadata()?) != expected {
+            return Err(io::Error::other(
+                "expected its lock as the standard input: anynode starts this itself",
+            ));
+        }
+        match given.try_lock() {
+            Ok(()) => Ok(given),
+            Err(_) => Err(io::Error::other("it has a keeper already")),
+        }
+    }
+
     pub(super) fn has_keeper(&self) -> bool {
         matches!(self.lock(), Ok(None))
+    }
+
+    /// A keeper that has just been started says soon what it keeps, or ends.
+    pub(super) async fn settled(&self) {
+        while self.path.exists() && self.pid().is_none() && self.exit_code().is_none() && self.has_keeper() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Ends what a keeper that was killed could not end: all that has the task's directory in its environment.
+    pub(super) async fn end_leftovers(&self) {
+        let mark = format!("{TASK_DIR}={}", self.root().display());
+        let is_of_task = |pid: i32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        };
+        // What is killed may have started others meanwhile.
+        for _ in 0..LEFTOVERS_ROUNDS {
+            let own = i32::try_from(std::process::id()).ok();
+            let Ok(entries) = fs::read_dir("/proc") else { return };
+            let pids = entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            let others = pids.filter(|pid| Some(*pid) != own);
+            let killed = others.filter(|pid| signal_if(*pid, Signal::KILL, || is_of_task(*pid)));
+            if killed.count() == 0 {
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        tracing::error!(task = self.task(), "there are always more processes of it");
     }
 
     /// Whole, and on disk when this returns.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let unfinished = self.path.join(format!("{name}.new"));
-        let mut file = File::create(&unfinished)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&unfinished, self.path.join(name))?;
@@ -172,18 +272,98 @@ impl Dir {
 
 /// The signal of a name such as `SIGTERM`, `TERM` or `15`.
 pub(super) fn signal(name: &str) -> Option<Signal> {
+    if let Ok(number) = name.parse() {
+        return Signal::from_named_raw(number);
+    }
     let name = name.to_ascii_uppercase();
-    Some(match name.strip_prefix("SIG").unwrap_or(&name) {
-        "TERM" | "15" => Signal::TERM,
-        "KILL" | "9" => Signal::KILL,
-        "INT" | "2" => Signal::INT,
-        "QUIT" | "3" => Signal::QUIT,
-        "HUP" | "1" => Signal::HUP,
-        "USR1" | "10" => Signal::USR1,
-        "USR2" | "12" => Signal::USR2,
-        "WINCH" | "28" => Signal::WINCH,
-        "ABRT" | "6" => Signal::ABORT,
-        "ALRM" | "14" => Signal::ALARM,
-        _ => return None,
-    })
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    SIGNALS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, signal)| *signal)
+}
+
+const SIGNALS: &[(&str, Signal)] = &[
+    ("ABRT", Signal::ABORT),
+    ("ALRM", Signal::ALARM),
+    ("CONT", Signal::CONT),
+    ("HUP", Signal::HUP),
+    ("INT", Signal::INT),
+    ("IO", Signal::IO),
+    ("KILL", Signal::KILL),
+    ("PIPE", Signal::PIPE),
+    ("PROF", Signal::PROF),
+    ("PWR", Signal::POWER),
+    ("QUIT", Signal::QUIT),
+    ("STOP", Signal::STOP),
+    ("TERM", Signal::TERM),
+    ("TRAP", Signal::TRAP),
+    ("TSTP", Signal::TSTP),
+    ("TTIN", Signal::TTIN),
+    ("TTOU", Signal::TTOU),
+    ("URG", Signal::URG),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+    ("VTALRM", Signal::VTALARM),
+    ("WINCH", Signal::WINCH),
+];
+
+/// Where a task finds what its own `/` would be.
+pub(super) const TASK_DIR: &str = "ANYNODE_TASK_DIR";
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const LEFTOVERS_ROUNDS: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (name, expected) in [
+            ("SIGTERM", Some(Signal::TERM)),
+            ("term", Some(Signal::TERM)),
+            ("15", Some(Signal::TERM)),
+            ("SIGQUIT", Some(Signal::QUIT)),
+            ("3", Some(Signal::QUIT)),
+            ("SIGNOTHING", None),
+            ("0", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(signal(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_told_from_another_of_its_number() {
+        let own = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(own.is_alive());
+        let earlier = Process {
+            started: own.started - 1,
+            ..own
+        };
+        assert!(!earlier.is_alive());
+        // Would end the test.
+        earlier.signal(Signal::KILL);
+        assert_eq!(Process::of(1), None);
+        assert_eq!(Process::of(-1), None);
+    }
+
+    #[test]
+    fn a_lock_lives_with_whoever_it_was_given_to() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Dir::new(parent.path().join("task"));
+        dir.make(None).unwrap();
+        assert!(!dir.has_keeper());
+        let lock = dir.lock().unwrap().unwrap();
+        let mut holder = Command::new("true").stdin(lock).spawn().unwrap();
+        holder.wait().unwrap();
+        assert!(!dir.has_keeper());
+        let lock = dir.lock().unwrap().unwrap();
+        let mut holder = Command::new("sleep").arg("60").stdin(lock).spawn().unwrap();
+        assert!(dir.has_keeper());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(!dir.has_keeper());
+    }
 }

@@ -1,19 +1,20 @@
 //! A task's keeper: `anynode keep DIR`. It starts the program that the directory's job names, writes what it prints, waits
 //! for it, takes along what it left running, and writes its exit code. It knows nothing of the rest of anynode, whose end
-//! does not concern it; and its own end, however it comes, ends the program.
+//! does not concern it; and its own end, however it comes, ends the program. It is never asked to end: signals that ask for
+//! it, as a supervisor sends them to whatever it finds, are for the program to answer.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Signal, WaitOptions};
 
 use super::job::{Dir, Job, Process};
 use crate::model::swarm::Time;
-use crate::sys::process::{adopt_orphans, die_with_parent};
+use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
 
 /// Keeps the task in `path` until it has ended. Says `pid N` or `error WHY` on the standard output, and closes it. Returns
 /// the exit code.
@@ -50,27 +51,24 @@ struct Kept {
 }
 
 fn start(dir: &Dir) -> io::Result<Kept> {
+    do_not_listen()?;
+    let lock = dir.adopt_lock()?;
     let job = dir.read_job()?;
-    let lock = dir.lock()?.ok_or_else(|| io::Error::other("it has a keeper already"))?;
     // For reading too: it is to be opened whether or not anybody reads.
     let alive = File::options().read(true).write(true).open(dir.alive())?;
     adopt_orphans()?;
     let log = Arc::new(Mutex::new(Log::open(dir.clone(), &job)?));
-    let (program, args) = job
-        .words
-        .split_first()
+    if !job.dir.is_dir() {
+        let reason = format!("{}: expected a directory to work in", job.dir.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+    }
+    let mut command = job
+        .command(&job.words)
         .ok_or_else(|| io::Error::other("its command has no words"))?;
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .env_clear()
-        .envs(&job.env)
-        .current_dir(&job.dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    lead_session(&mut command);
     die_with_parent(&mut command);
+    let program = command.get_program().to_owned();
     let child = command
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("exec: {program:?}: {error}")))?;
@@ -88,13 +86,7 @@ impl Kept {
     fn wait(mut self, dir: &Dir) {
         let stdout = self.child.stdout.take().map(|pipe| copy(pipe, 1, self.log.clone()));
         let stderr = self.child.stderr.take().map(|pipe| copy(pipe, 2, self.log.clone()));
-        let code = match self.child.wait() {
-            Ok(status) => status
-                .code()
-                .or_else(|| status.signal().map(|signal| 128 + signal))
-                .unwrap_or(255),
-            Err(_) => 255,
-        };
+        let code = wait_for(&self.child);
         end_orphans();
         // The pipes end with the last who held them.
         for copying in [stdout, stderr].into_iter().flatten() {
@@ -102,6 +94,20 @@ impl Kept {
         }
         // If this cannot be written the task counts as killed.
         let _ = dir.write_exit_code(i64::from(code));
+    }
+}
+
+/// The exit code of `child`. What it left and has ended meanwhile is waited for too, so that it leaves no zombies.
+fn wait_for(child: &Child) -> i32 {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == rustix::process::Pid::from_child(child) => {
+                let signal = status.terminating_signal().map(|signal| 128 + signal);
+                return status.exit_status().or(signal).unwrap_or(255);
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return 255,
+        }
     }
 }
 
@@ -115,7 +121,7 @@ fn end_orphans() {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         match rustix::process::wait(WaitOptions::empty()) {
-            Ok(_) => {}
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             // There are none.
             Err(_) => break,
         }
@@ -154,7 +160,7 @@ struct Log {
 
 impl Log {
     fn open(dir: Dir, job: &Job) -> io::Result<Log> {
-        let file = File::options().append(true).create(true).open(dir.log(0))?;
+        let file = open_log(&dir)?;
         Ok(Log {
             length: file.metadata()?.len(),
             file,
@@ -175,16 +181,20 @@ impl Log {
                     _ => {}
                 }
             }
-            self.file = File::options().append(true).create(true).open(self.dir.log(0))?;
             if self.n_files == 1 {
-                self.file.set_len(0)?;
+                std::fs::remove_file(self.dir.log(0))?;
             }
+            self.file = open_log(&self.dir)?;
             self.length = 0;
         }
         self.file.write_all(&record)?;
         self.length += record.len() as u64;
         Ok(())
     }
+}
+
+fn open_log(dir: &Dir) -> io::Result<File> {
+    File::options().append(true).create(true).mode(0o600).open(dir.log(0))
 }
 
 /// A longer line is cut.

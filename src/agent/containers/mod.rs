@@ -1,28 +1,33 @@
 //! Tasks as containers of the Docker Engine beside this program. The engine holds their output and health; this finds its
 //! own containers again by their labels, and touches no others.
 
-use std::collections::HashMap;
+mod body;
+mod files;
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bollard::Docker;
+use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
-use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, EventMessageTypeEnum, HealthStatusEnum, HostConfig,
-    HostConfigLogConfig, Mount,
-};
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, EventMessageTypeEnum, HealthStatusEnum};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
 };
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 
+use self::files::{InMemory, archive};
+use super::files::TaskFile;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
-use super::{Assignment, Later, LogLine, LogQuery, LogStream, template};
-use crate::model::swarm::{Container, Exit, Id, Payload, Time, stop_grace};
+use super::{Assignment, Later, LogLine, LogQuery, LogStream, files as task_files};
+use crate::model::swarm::{Container, Exit, Id, Time};
 
 /// The runtime.
 #[derive(Debug, Clone)]
@@ -30,6 +35,7 @@ pub struct Containers {
     docker: Docker,
     /// Tells our containers from those of another anynode.
     owner: String,
+    in_memory: Option<InMemory>,
 }
 
 /// Why an engine cannot run tasks.
@@ -61,7 +67,11 @@ impl Containers {
         let info = docker.info().await.map_err(silent)?;
         let state = info.swarm.and_then(|swarm| swarm.local_node_state);
         match state.map(|state| state.to_string()).as_deref() {
-            None | Some("" | "inactive") => Ok(Containers { docker, owner }),
+            None | Some("" | "inactive") => Ok(Containers {
+                docker,
+                in_memory: InMemory::of(&owner),
+                owner,
+            }),
             Some(_) => Err(EngineError::InSwarm { path: path.to_owned() }),
         }
     }
@@ -94,27 +104,29 @@ impl Containers {
     /// What there is of a task, however often the engine must be asked.
     async fn inspect_patiently(&self, task: &Id) -> Option<ContainerInspectResponse> {
         loop {
-            match self.inspect(task).await {
+            match patiently(task.as_str(), || self.inspect(task)).await {
                 Ok(found) => return found,
                 Err(error) => {
-                    tracing::debug!(%task, %error, "the engine does not say what is with it");
+                    tracing::warn!(%task, "the engine does not say what is with it: {}", said(&error));
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }
         }
     }
 
-    async fn see_to_image(&self, image: &str) -> Result<(), Failure> {
-        match self.docker.inspect_image(image).await {
+    async fn see_to_image(&self, image: &str, registry_auth: Option<&str>) -> Result<(), Failure> {
+        match patiently(image, || self.docker.inspect_image(image)).await {
             Ok(_) => return Ok(()),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
             Err(error) => return Err(Failure(said(&error))),
         }
-        let options = CreateImageOptionsBuilder::default().from_image(image).build();
-        let pulled = self
-            .docker
-            .create_image(Some(options), None, None)
-            .try_for_each(|_| async { Ok(()) });
+        let pulled = patiently(image, || {
+            let options = CreateImageOptionsBuilder::default().from_image(image).build();
+            let pull = self
+                .docker
+                .create_image(Some(options), None, registry_auth.and_then(credentials));
+            pull.try_for_each(|_| async { Ok(()) })
+        });
         match pulled.await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -124,136 +136,158 @@ impl Containers {
         }
     }
 
-    fn body_of(&self, assignment: &Assignment) -> Result<ContainerCreateBody, Failure> {
-        let task = &assignment.task;
-        let spec = task.spec.container_spec.clone().unwrap_or_default();
-        let expand = |text: &String| template::expand(text, assignment).map_err(|error| Failure(error.to_string()));
-        let mut labels = spec.labels.clone().unwrap_or_default();
-        let node = &assignment.node.id;
-        for (key, value) in [
-            ("com.docker.swarm.task", ""),
-            (TASK_LABEL, task.id.as_str()),
-            ("com.docker.swarm.task.name", &task.name()),
-            ("com.docker.swarm.node.id", node.as_str()),
-            ("com.docker.swarm.service.id", task.service.as_str()),
-            ("com.docker.swarm.service.name", &task.service_name),
-            (OWNER_LABEL, &self.owner),
-        ] {
-            labels.insert(key.to_owned(), value.to_owned());
+    async fn create(&self, assignment: &Assignment) -> Result<(), Failure> {
+        let mut body = body::of(assignment, &self.owner)?;
+        let files = task_files::of(assignment).map_err(|error| Failure(error.to_string()))?;
+        let image = body.image.clone().unwrap_or_default();
+        self.see_to_image(&image, assignment.registry_auth.as_deref()).await?;
+        let plain = body.clone();
+        let bound = self.bind_in(&mut body, assignment, &files);
+        match (self.create_as(assignment, &body).await, &self.in_memory) {
+            (Ok(_), _) if bound || files.is_empty() => Ok(()),
+            (Ok(id), _) => self.copy_in(&id, &files).await,
+            // It does not see this program's files.
+            (Err(error), Some(in_memory)) if bound && in_memory.is_named_in(&said(&error)) => {
+                tracing::debug!(task = %assignment.task.id, "its files are copied in: {}", said(&error));
+                let id = self
+                    .create_as(assignment, &plain)
+                    .await
+                    .map_err(|error| Failure(said(&error)))?;
+                self.copy_in(&id, &files).await
+            }
+            (Err(error), _) => Err(Failure(said(&error))),
         }
-        let env: Result<Vec<String>, Failure> = spec.env.iter().flatten().map(expand).collect();
-        let mounts: Result<Vec<Mount>, Failure> = spec
-            .mounts
-            .iter()
-            .flatten()
-            .map(|mount| {
-                Ok(Mount {
-                    source: mount.source.as_ref().map(expand).transpose()?,
-                    target: mount.target.as_ref().map(expand).transpose()?,
-                    ..mount.clone()
-                })
-            })
-            .collect();
-        let limits = task.spec.resources.clone().unwrap_or_default();
-        let (most, least) = (
-            limits.limits.unwrap_or_default(),
-            limits.reservations.unwrap_or_default(),
-        );
-        let dns = spec.dns_config.clone().unwrap_or_default();
-        // As `IP name` there, as `name:IP` here.
-        let hosts = spec.hosts.iter().flatten().filter_map(|host| {
-            let (ip, name) = host.split_once(char::is_whitespace)?;
-            Some(format!("{}:{ip}", name.trim()))
-        });
-        let driver = task.spec.log_driver.clone();
-        let host_config = HostConfig {
-            mounts: Some(mounts?),
-            nano_cpus: most.nano_cpus,
-            memory: most.memory_bytes,
-            pids_limit: most.pids,
-            memory_reservation: least.memory_bytes,
-            init: spec.init,
-            readonly_rootfs: spec.read_only,
-            dns: dns.nameservers,
-            dns_search: dns.search,
-            dns_options: dns.options,
-            extra_hosts: Some(hosts.collect()),
-            cap_add: spec.capability_add.clone(),
-            cap_drop: spec.capability_drop.clone(),
-            sysctls: spec.sysctls.clone(),
-            group_add: spec.groups.clone(),
-            oom_score_adj: spec.oom_score_adj,
-            ulimits: spec.ulimits.clone(),
-            network_mode: network_of(assignment),
-            log_config: Some(match driver {
-                Some(driver) => HostConfigLogConfig {
-                    typ: driver.name,
-                    config: driver.options,
-                },
-                None => HostConfigLogConfig {
-                    typ: Some("json-file".to_owned()),
-                    config: Some(HashMap::from([
-                        ("max-size".to_owned(), "10m".to_owned()),
-                        ("max-file".to_owned(), "3".to_owned()),
-                    ])),
-                },
-            }),
-            ..HostConfig::default()
-        };
-        let some = |words: Option<Vec<String>>| words.filter(|words| !words.is_empty());
-        Ok(ContainerCreateBody {
-            image: spec.image.clone(),
-            hostname: spec
-                .hostname
-                .as_ref()
-                .filter(|name| !name.is_empty())
-                .map(expand)
-                .transpose()?,
-            env: Some(env?),
-            entrypoint: some(spec.command.clone()),
-            cmd: some(spec.args.clone()),
-            working_dir: spec.dir.clone(),
-            user: spec.user.clone(),
-            labels: Some(labels),
-            stop_signal: spec.stop_signal.clone(),
-            stop_timeout: i64::try_from(stop_grace(&task.spec).as_secs()).ok(),
-            healthcheck: spec.health_check.clone(),
-            tty: spec.tty,
-            open_stdin: spec.open_stdin,
-            host_config: Some(host_config),
-            ..ContainerCreateBody::default()
-        })
     }
 
-    async fn create(&self, assignment: &Assignment) -> Result<(), Failure> {
-        let spec = assignment.task.spec.container_spec.clone().unwrap_or_default();
-        self.see_to_image(spec.image.as_deref().unwrap_or_default()).await?;
-        // An earlier attempt may have come half-way.
-        self.remove(&assignment.task.id).await;
-        let name = assignment.task.name();
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let created = self
+    /// Whether the files will be there as soon as the container is.
+    fn bind_in(&self, body: &mut ContainerCreateBody, assignment: &Assignment, files: &[TaskFile]) -> bool {
+        let Some(in_memory) = self.in_memory.as_ref().filter(|_| !files.is_empty()) else {
+            return false;
+        };
+        let mounts = match in_memory.write(&assignment.task.id, files) {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                tracing::warn!(task = %assignment.task.id, %error, "its configs and secrets are not kept in memory");
+                return false;
+            }
+        };
+        let host_config = body.host_config.get_or_insert_default();
+        host_config.mounts.get_or_insert_default().extend(mounts);
+        true
+    }
+
+    async fn create_as(&self, assignment: &Assignment, body: &ContainerCreateBody) -> Result<String, Error> {
+        let task = &assignment.task;
+        let options = CreateContainerOptionsBuilder::default().name(&task.name()).build();
+        patiently(task.id.as_str(), || async {
+            // An earlier attempt may have come half-way.
+            self.remove_container(&task.id).await;
+            let created = self.docker.create_container(Some(options.clone()), body.clone());
+            created.await.map(|created| created.id)
+        })
+        .await
+    }
+
+    async fn copy_in(&self, id: &str, files: &[TaskFile]) -> Result<(), Failure> {
+        let archive = archive(files).map_err(|error| Failure(error.to_string()))?;
+        let options = UploadToContainerOptionsBuilder::default().path("/").build();
+        let copied = self
             .docker
-            .create_container(Some(options), self.body_of(assignment)?)
-            .await;
-        let id = created.map_err(|error| Failure(said(&error)))?.id;
-        if let Some(archive) = archive(assignment).map_err(|error| Failure(error.to_string()))? {
-            let options = UploadToContainerOptionsBuilder::default().path("/").build();
-            let uploaded = self
-                .docker
-                .upload_to_container(&id, Some(options), bollard::body_full(archive))
-                .await;
-            uploaded.map_err(|error| Failure(format!("configs and secrets: {}", said(&error))))?;
+            .upload_to_container(id, Some(options), bollard::body_full(archive));
+        copied
+            .await
+            .map_err(|error| Failure(format!("configs and secrets: {}", said(&error))))
+    }
+
+    /// Sends a signal, if the container runs; its own stop signal if none is named.
+    async fn signal(&self, task: &Id, signal: Option<&str>) {
+        let sent = patiently(task.as_str(), || async {
+            let Some(container) = self.inspect(task).await?.filter(is_running) else {
+                return Ok(());
+            };
+            let own = container.config.and_then(|config| config.stop_signal);
+            let own = own.filter(|signal| !signal.is_empty());
+            let signal = signal.or(own.as_deref()).unwrap_or("SIGTERM");
+            let options = KillContainerOptionsBuilder::default().signal(signal).build();
+            let id = container.id.unwrap_or_default();
+            match self.docker.kill_container(&id, Some(options)).await {
+                // It has just ended.
+                Err(Error::DockerResponseServerError {
+                    status_code: 404 | 409, ..
+                }) => Ok(()),
+                sent => sent,
+            }
+        });
+        if let Err(error) = sent.await {
+            tracing::warn!(%task, "it is not signalled: {}", said(&error));
         }
-        Ok(())
+    }
+
+    /// Until it is gone.
+    async fn remove_container(&self, task: &Id) {
+        loop {
+            let removed = patiently(task.as_str(), || async {
+                let Some(id) = self.id_of(task).await? else {
+                    return Ok(());
+                };
+                let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+                self.docker.remove_container(&id, Some(options)).await
+            });
+            match removed.await {
+                Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => break,
+                // Somebody removes it already.
+                Err(Error::DockerResponseServerError { status_code: 409, .. }) => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%task, "its container is not removed: {}", said(&error));
+                    tokio::time::sleep(REMOVE_AGAIN).await;
+                }
+            }
+        }
     }
 }
 
-/// A task on the host's network; any other network is the engine's own bridge for now.
-fn network_of(assignment: &Assignment) -> Option<String> {
-    let networks = assignment.task.spec.networks.iter().flatten();
-    let mut targets = networks.filter_map(|network| network.target.clone());
-    targets.find(|target| matches!(target.as_str(), "host" | "none"))
+/// Asks until the engine answers: it may be restarted at any time. What it refuses is an answer.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, Error> {
+    loop {
+        match ask().await {
+            Err(error) if !is_answer(&error) => {
+                tracing::debug!(what, %error, "the engine does not answer");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn is_answer(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::DockerResponseServerError { .. }
+            | Error::DockerStreamError { .. }
+            | Error::DockerContainerWaitError { .. }
+            | Error::JsonDataError { .. }
+            | Error::JsonSerdeError { .. }
+    )
+}
+
+/// Whom a registry is to take this for, by the `X-Registry-Auth` of whoever declared the service.
+fn credentials(registry_auth: &str) -> Option<DockerCredentials> {
+    // The URL's alphabet or the plain one, with padding or without.
+    let text: String = registry_auth
+        .chars()
+        .filter_map(|c| match c {
+            '-' => Some('+'),
+            '_' => Some('/'),
+            '=' => None,
+            c => Some(c),
+        })
+        .collect();
+    serde_json::from_slice(&STANDARD_NO_PAD.decode(text).ok()?).ok()
 }
 
 /// In the engine's words, without ours.
@@ -262,68 +296,6 @@ fn said(error: &Error) -> String {
         Error::DockerResponseServerError { message, .. } => message.clone(),
         error => error.to_string(),
     }
-}
-
-/// Configs and secrets as a tar for the root of the container; `None` when there are none.
-fn archive(assignment: &Assignment) -> io::Result<Option<Bytes>> {
-    let container = assignment.task.spec.container_spec.clone().unwrap_or_default();
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut n = 0;
-    let missing = |what: &str, name: Option<&str>| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{what} not found: {}", name.unwrap_or("")),
-        )
-    };
-    for config in container.configs.iter().flatten() {
-        let Some(file) = &config.file else { continue };
-        let payload = config.config_id.as_deref().and_then(|id| assignment.configs.get(id));
-        let payload = payload.ok_or_else(|| missing("config", config.config_name.as_deref()))?;
-        let place = (
-            file.name.as_deref(),
-            file.uid.as_deref(),
-            file.gid.as_deref(),
-            file.mode,
-        );
-        append(&mut tar, Path::new("/"), place, payload, assignment)?;
-        n += 1;
-    }
-    for secret in container.secrets.iter().flatten() {
-        let Some(file) = &secret.file else { continue };
-        let payload = secret.secret_id.as_deref().and_then(|id| assignment.secrets.get(id));
-        let payload = payload.ok_or_else(|| missing("secret", secret.secret_name.as_deref()))?;
-        let place = (
-            file.name.as_deref(),
-            file.uid.as_deref(),
-            file.gid.as_deref(),
-            file.mode,
-        );
-        append(&mut tar, Path::new("/run/secrets"), place, payload, assignment)?;
-        n += 1;
-    }
-    match n {
-        0 => Ok(None),
-        _ => Ok(Some(tar.into_inner()?.into())),
-    }
-}
-
-fn append(
-    tar: &mut tar::Builder<Vec<u8>>,
-    base: &Path,
-    (name, uid, gid, mode): (Option<&str>, Option<&str>, Option<&str>, Option<u32>),
-    payload: &Payload,
-    assignment: &Assignment,
-) -> io::Result<()> {
-    let data = template::contents(payload, assignment)?;
-    let path = base.join(name.unwrap_or_default());
-    let path = path.strip_prefix("/").map_err(io::Error::other)?;
-    let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut header = tar::Header::new_gnu();
-    header.set_size(data.len() as u64);
-    header.set_mode(mode.unwrap_or(0o444));
-    header.set_uid(number(uid));
-    header.set_gid(number(gid));
-    tar.append_data(&mut header, path, data.as_slice())
 }
 
 fn started(container: &ContainerInspectResponse) -> Option<Started> {
@@ -340,10 +312,9 @@ fn started(container: &ContainerInspectResponse) -> Option<Started> {
         .into_iter()
         .flat_map(HashMap::values)
         .filter_map(|network| network.ip_address.as_deref()?.parse().ok());
-    let ip: IpAddr = match host {
-        Some("host") => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        // Of none, nobody reaches it.
-        _ => ips.next().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    let ip: Option<IpAddr> = match host {
+        Some("host") => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => ips.next(),
     };
     Some(Started {
         container: Container {
@@ -351,7 +322,7 @@ fn started(container: &ContainerInspectResponse) -> Option<Started> {
             pid: state.pid.unwrap_or(0),
             exit_code: 0,
         },
-        addr: SocketAddr::new(ip, 0),
+        addr: ip.map(|ip| SocketAddr::new(ip, 0)),
     })
 }
 
@@ -381,13 +352,16 @@ impl Runtime for Containers {
         Box::pin(async move {
             let failed = |error: Error| Failure(format!("starting container failed: {}", said(&error)));
             let gone = || Failure("starting container failed: it is gone".to_owned());
-            let id = self
-                .id_of(&assignment.task.id)
-                .await
-                .map_err(failed)?
-                .ok_or_else(gone)?;
-            self.docker.start_container(&id, None).await.map_err(failed)?;
-            let container = self.docker.inspect_container(&id, None).await.map_err(failed)?;
+            let task = &assignment.task.id;
+            let inspected = patiently(task.as_str(), || async {
+                let Some(id) = self.id_of(task).await? else {
+                    return Ok(None);
+                };
+                // One that runs already is as good.
+                self.docker.start_container(&id, None).await?;
+                self.inspect(task).await
+            });
+            let container = inspected.await.map_err(failed)?.ok_or_else(gone)?;
             started(&container).ok_or_else(gone)
         })
     }
@@ -439,6 +413,8 @@ impl Runtime for Containers {
             loop {
                 let filters = HashMap::from([
                     ("type", vec![EventMessageTypeEnum::CONTAINER.to_string()]),
+                    // Each check is an event too, and more than one.
+                    ("event", vec!["health_status".to_owned()]),
                     ("label", vec![format!("{TASK_LABEL}={task}")]),
                 ]);
                 // Listened to before it is looked at, so that nothing is missed in between.
@@ -463,22 +439,19 @@ impl Runtime for Containers {
         })
     }
 
-    fn signal<'a>(&'a self, task: &'a Id, signal: &'a str) -> Later<'a, ()> {
-        Box::pin(async move {
-            let options = KillContainerOptionsBuilder::default().signal(signal).build();
-            let Ok(Some(id)) = self.id_of(task).await else { return };
-            if let Err(error) = self.docker.kill_container(&id, Some(options)).await {
-                tracing::debug!(%task, signal, "{}", said(&error));
-            }
-        })
+    fn stop<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, ()> {
+        Box::pin(self.signal(&assignment.task.id, None))
+    }
+
+    fn kill<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
+        Box::pin(self.signal(task, Some("SIGKILL")))
     }
 
     fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
         Box::pin(async move {
-            let Ok(Some(id)) = self.id_of(task).await else { return };
-            let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-            if let Err(error) = self.docker.remove_container(&id, Some(options)).await {
-                tracing::warn!(%task, "its container is not removed: {}", said(&error));
+            self.remove_container(task).await;
+            if let Some(Err(error)) = self.in_memory.as_ref().map(|in_memory| in_memory.remove(task)) {
+                tracing::warn!(%task, %error, "its configs and secrets are not removed");
             }
         })
     }
@@ -498,7 +471,9 @@ impl Runtime for Containers {
             let tasks = found
                 .into_iter()
                 .filter_map(|container| container.labels?.remove(TASK_LABEL));
-            Ok(tasks.map(|task| Id::from(task.as_str())).collect())
+            let mut tasks: BTreeSet<Id> = tasks.map(|task| Id::from(task.as_str())).collect();
+            tasks.extend(self.in_memory.iter().flat_map(InMemory::list));
+            Ok(tasks.into_iter().collect())
         })
     }
 
@@ -508,19 +483,20 @@ impl Runtime for Containers {
             let Ok(Some(id)) = this.id_of(&task).await else {
                 return futures_util::stream::empty().boxed();
             };
-            let seconds = |at: Option<Time>| at.map_or(0, |at| i32::try_from(at.0 / 1_000_000_000).unwrap_or(i32::MAX));
             let tail = query.tail.map_or_else(|| "all".to_owned(), |tail| tail.to_string());
             let options = LogsOptionsBuilder::default()
                 .follow(query.follow)
                 .stdout(query.stdout)
                 .stderr(query.stderr)
-                .since(seconds(query.since))
-                .until(seconds(query.until))
+                .since(query.since.map_or(0, whole_seconds))
+                // The whole second; what is too much of it is left out below.
+                .until(query.until.map_or(0, |until| whole_seconds(until).saturating_add(1)))
                 .timestamps(true)
                 .tail(&tail)
                 .build();
             let output = this.docker.logs(&id, Some(options));
-            output.filter_map(|line| async { line_of(line.ok()?) }).boxed()
+            let lines = output.filter_map(|line| async { line_of(line.ok()?) });
+            lines.filter(move |line| std::future::ready(query.wants(line))).boxed()
         };
         Ok(futures_util::stream::once(lines).flatten().boxed())
     }
@@ -540,9 +516,36 @@ fn line_of(output: bollard::container::LogOutput) -> Option<LogLine> {
     })
 }
 
+fn whole_seconds(at: Time) -> i32 {
+    i32::try_from(at.0 / 1_000_000_000).unwrap_or(i32::MAX)
+}
+
 const ANSWER_SECONDS: u64 = 120;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+const REMOVE_AGAIN: Duration = Duration::from_secs(10);
 /// Events may be lost with a connection.
 const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 /// As of a program that SIGKILL ended.
 const KILLED: i64 = 137;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_as_clients_send_them() {
+        // {"username":"u","password":"p?>","serveraddress":"r:5000"}
+        for text in [
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InA_PiIsInNlcnZlcmFkZHJlc3MiOiJyOjUwMDAifQ==",
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InA/PiIsInNlcnZlcmFkZHJlc3MiOiJyOjUwMDAifQ",
+        ] {
+            let found = credentials(text).unwrap();
+            assert_eq!(found.username.as_deref(), Some("u"));
+            assert_eq!(found.password.as_deref(), Some("p?>"));
+            assert_eq!(found.serveraddress.as_deref(), Some("r:5000"));
+        }
+        for bad in ["", "x", "e30=x", "bm90IGpzb24="] {
+            assert!(credentials(bad).is_none(), "{bad}");
+        }
+    }
+}
