@@ -133,12 +133,13 @@ impl Agent {
         Ok(stream::once(lines).flatten().boxed())
     }
 
-    /// Follows `assignments` until `shutdown`; tasks live on.
+    /// Follows `assignments` until `shutdown`, or until it is dropped; tasks live on.
     pub async fn run(
         self: Arc<Agent>,
         mut assignments: watch::Receiver<Arc<Assignments>>,
         shutdown: impl Future<Output = ()>,
     ) {
+        let _ends = EndsDriving(&self);
         let follow = async {
             let first = assignments.borrow_and_update().clone();
             let _removing = self.remove_strays(&first).await;
@@ -154,9 +155,6 @@ impl Agent {
         tokio::select! {
             () = follow => {}
             () = shutdown => {}
-        }
-        for (_, running) in self.lock().drain() {
-            running.ended.abort();
         }
     }
 
@@ -227,6 +225,17 @@ impl Agent {
         self.addresses.send_if_modified(|addresses| {
             addresses.contains_key(task) && Arc::make_mut(addresses).remove(task).is_some()
         });
+    }
+}
+
+/// Nothing is done to tasks any more once this is dropped.
+struct EndsDriving<'a>(&'a Agent);
+
+impl Drop for EndsDriving<'_> {
+    fn drop(&mut self) {
+        for (_, running) in self.0.lock().drain() {
+            running.ended.abort();
+        }
     }
 }
 

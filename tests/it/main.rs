@@ -4,6 +4,7 @@
 
 mod admin;
 mod api;
+mod agent;
 mod churn;
 mod cli;
 mod dns;

@@ -1,0 +1,5 @@
+//! The agent on real runtimes: processes under their keepers, and containers of a dockerd that the test starts.
+
+mod containers;
+mod processes;
+mod rig;
