@@ -85,16 +85,21 @@ const WAITS: &str = "echo ready; while :; do sleep 0.05; done";
 async fn what_a_task_is_given() {
     let place = Place::new();
     let world = place.world();
-    let mut container = sh("echo port $PORT; echo host $HOSTNAME; echo slot $SLOT; echo dir $ANYNODE_TASK_DIR; pwd >&2; \
-                            cat $ANYNODE_TASK_DIR/run/secrets/key $ANYNODE_TASK_DIR/etc/conf; echo ready; sleep 100");
+    let mut container = sh(
+        "echo port $PORT; echo host $HOSTNAME; echo slot $SLOT; echo dir $ANYNODE_TASK_DIR; pwd >&2; \
+                            cat $ANYNODE_TASK_DIR/run/secrets/key $ANYNODE_TASK_DIR/etc/conf; echo ready; sleep 100",
+    );
     container["Env"] = json!(["SLOT={{.Task.Slot}}"]);
     container["Configs"] = json!([{ "ConfigID": "conf", "ConfigName": "conf", "File": {
         "Name": "/etc/conf", "UID": "0", "GID": "0", "Mode": 0o440,
     } }]);
-    container["Secrets"] = json!([{ "SecretID": "key", "SecretName": "key", "File": { "Name": "key", "Mode": 0o400 } }]);
+    container["Secrets"] =
+        json!([{ "SecretID": "key", "SecretName": "key", "File": { "Name": "key", "Mode": 0o400 } }]);
     let id = Id::from_bits(fastrand::u128(..));
     let mut assignment = rig::assignment(&id, container, json!({}));
-    assignment.configs.insert(Id::from("conf"), payload("conf", "configured\n"));
+    assignment
+        .configs
+        .insert(Id::from("conf"), payload("conf", "configured\n"));
     assignment.secrets.insert(Id::from("key"), payload("key", "hush\n"));
     world.assign(assignment);
     let status = world.wait(&id, TaskState::Running).await;
@@ -156,13 +161,22 @@ async fn what_cannot_run_says_why() {
     let unmapped = world.task(json!({ "Image": "nginx:1" }), json!({}));
     let status = world.wait(&unmapped, TaskState::Rejected).await;
     let error = status.error.unwrap();
-    assert!(error.starts_with("No such image: nginx:1") && error.contains("[process.images]"), "{error}");
+    assert!(
+        error.starts_with("No such image: nginx:1") && error.contains("[process.images]"),
+        "{error}"
+    );
     let missing = world.task(json!({ "Image": "missing:1" }), json!({}));
     let status = world.wait(&missing, TaskState::Failed).await;
     let error = status.error.unwrap();
-    assert!(error.contains("starting container failed") && error.contains("/nonexistent/program"), "{error}");
+    assert!(
+        error.contains("starting container failed") && error.contains("/nonexistent/program"),
+        "{error}"
+    );
     for (key, value) in [
-        ("Mounts", json!([{ "Type": "bind", "Source": "/tmp", "Target": "/data" }])),
+        (
+            "Mounts",
+            json!([{ "Type": "bind", "Source": "/tmp", "Target": "/data" }]),
+        ),
         ("ReadOnly", json!(true)),
         ("CapabilityDrop", json!(["ALL"])),
     ] {
@@ -402,7 +416,10 @@ async fn a_health_check_runs_as_the_task_would() {
     let world = place.world();
     let mut container = sh(&format!("trap 'exit 0' TERM; {WAITS}"));
     container["Env"] = json!(["WANTED=well"]);
-    container["HealthCheck"] = check("test \"$(cat health)\" = $WANTED && test -n \"$PORT\"", json!({ "Retries": 1000 }));
+    container["HealthCheck"] = check(
+        "test \"$(cat health)\" = $WANTED && test -n \"$PORT\"",
+        json!({ "Retries": 1000 }),
+    );
     let id = world.task(container.clone(), json!({}));
     world.wait(&id, TaskState::Starting).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -412,7 +429,10 @@ async fn a_health_check_runs_as_the_task_would() {
     world.wait(&id, TaskState::Running).await;
     assert!(world.addr(&id).is_some());
 
-    container["HealthCheck"] = check("test -e health", json!({ "StartPeriod": 600_000_000, "StartInterval": 20_000_000 }));
+    container["HealthCheck"] = check(
+        "test -e health",
+        json!({ "StartPeriod": 600_000_000, "StartInterval": 20_000_000 }),
+    );
     let id = world.task(container, json!({}));
     world.wait(&id, TaskState::Starting).await;
     // Longer than two failures take: they do not count yet.

@@ -6,12 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anynode::agent::{
-    Addresses, Agent, Assignment, Assignments, Barrier, Later, LogLine, LogQuery, Reports, Runtime,
-};
-use anynode::model::swarm::{
-    Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
-};
+use anynode::agent::{Addresses, Agent, Assignment, Assignments, Barrier, Later, LogLine, LogQuery, Reports, Runtime};
+use anynode::model::swarm::{Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;

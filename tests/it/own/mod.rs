@@ -2,6 +2,6 @@
 
 mod api;
 mod engine;
-mod rig;
+pub mod rig;
 mod survival;
 mod walkthrough;
