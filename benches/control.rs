@@ -35,17 +35,8 @@ fn spec(name: &str, replicas: i64) -> ServiceSpec {
 }
 
 fn service(name: &str) -> Object {
-    Object::Service(Arc::new(Service {
-        id: name.into(),
-        meta: meta(),
-        spec: Arc::new(spec(name, REPLICAS)),
-        template: 1,
-        last_template: 1,
-        spec_version: THIS_REVISION,
-        previous: None,
-        endpoint: Default::default(),
-        update: None,
-    }))
+    let spec = spec(name, REPLICAS);
+    Object::Service(Arc::new(Service::new(name.into(), spec, None, Time(1), THIS_REVISION)))
 }
 
 fn commit(snapshot: &Snapshot, writes: Vec<Write>) -> Snapshot {
@@ -145,7 +136,7 @@ fn control(criterion: &mut Criterion) {
     let more = full
         .service("s7")
         .unwrap()
-        .declared(spec("s7", REPLICAS + 1), Time(2), THIS_REVISION);
+        .declared(spec("s7", REPLICAS + 1), None, Time(2), THIS_REVISION);
     criterion.bench_function(
         "control: one service scaled until all is at rest, among 500",
         |bencher| {

@@ -15,7 +15,7 @@ use super::{
     Runtime, Started,
 };
 use crate::model::swarm::{
-    Cause, Container, Endpoint, Exit, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
+    Cause, Container, Exit, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
 };
 
 fn meta() -> Meta {
@@ -28,18 +28,8 @@ fn meta() -> Meta {
 
 /// Slot 3 of a service of this spec, given to a node and to run.
 pub(super) fn assignment(spec: Value) -> Assignment {
-    let spec: Arc<ServiceSpec> = Arc::new(serde_json::from_value(spec).unwrap());
-    let service = Service {
-        id: Id::from("service"),
-        meta: meta(),
-        spec,
-        template: 1,
-        last_template: 1,
-        spec_version: 1,
-        previous: None,
-        endpoint: Endpoint::default(),
-        update: None,
-    };
+    let spec: ServiceSpec = serde_json::from_value(spec).unwrap();
+    let service = Service::new(Id::from("service"), spec, None, Time(0), 1);
     let task = Task {
         id: Id::from("task"),
         meta: meta(),

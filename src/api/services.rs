@@ -12,7 +12,7 @@ use super::http::{self, Answer, Asked, Version};
 use super::swarm::{key, new_id};
 use super::{Api, find, validate, view};
 use crate::control::port_conflict;
-use crate::model::swarm::{Kind, Meta, Object, Service, ServiceSpec, Time, Write, fill_port};
+use crate::model::swarm::{Kind, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port};
 use crate::store::{Snapshot, THIS_REVISION};
 
 /// `version` of an update.
@@ -109,6 +109,7 @@ fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec,
 
 pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     find::swarm(&api.store.snapshot())?;
+    let registry_auth = registry_auth(&asked)?;
     let mut spec = spec_of(api, asked).await?;
     if spec.name.as_deref().unwrap_or_default().is_empty() {
         spec.name = Some(random_name());
@@ -120,22 +121,7 @@ pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiEr
         if let Some(conflict) = port_conflict(snapshot, &spec, None) {
             return Err(ApiError::invalid(conflict));
         }
-        let now = Time::now();
-        let service = Service {
-            id: id.clone(),
-            meta: Meta {
-                version: THIS_REVISION,
-                created_at: now,
-                updated_at: now,
-            },
-            spec: Arc::new(spec),
-            template: 1,
-            last_template: 1,
-            spec_version: THIS_REVISION,
-            previous: None,
-            endpoint: Default::default(),
-            update: None,
-        };
+        let service = Service::new(id.clone(), spec, registry_auth.clone(), Time::now(), THIS_REVISION);
         Ok((vec![Write::Put(Object::Service(Arc::new(service)))], ()))
     })
     .await?;
@@ -199,13 +185,16 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         Some("previous") => true,
         Some(other) => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
     };
-    if let Some(other) = asked.query("registryAuthFrom")
-        && !matches!(other, "" | "spec" | "previous-spec")
-    {
-        return Err(ApiError::bad(format!(
-            "unsupported registryAuthFrom value {other}: expected spec or previous-spec"
-        )));
-    }
+    let is_previous_auth = match asked.query("registryAuthFrom") {
+        None | Some("" | "spec") => false,
+        Some("previous-spec") => true,
+        Some(other) => {
+            return Err(ApiError::bad(format!(
+                "unsupported registryAuthFrom value {other}: expected spec or previous-spec"
+            )));
+        }
+    };
+    let registry_auth = registry_auth(&asked)?;
     find::swarm(&api.store.snapshot())?;
     let spec = spec_of(api, asked).await?;
     api.update(|snapshot| {
@@ -238,11 +227,28 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         if service.meta.version != version {
             return Err(ApiError::unknown("update out of sequence"));
         }
-        let next = service.declared(spec, now, THIS_REVISION);
+        let known_auth = match (&service.previous, is_previous_auth) {
+            (Some(previous), true) => &previous.registry_auth,
+            _ => &service.registry_auth,
+        };
+        let registry_auth = registry_auth.clone().or_else(|| known_auth.clone());
+        let next = service.declared(spec, registry_auth, now, THIS_REVISION);
         Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()))
     })
     .await?;
     Ok(http::json(StatusCode::OK, &json!({ "Warnings": warnings(api, &spec) })))
+}
+
+/// What clients send with `--with-registry-auth`.
+fn registry_auth(asked: &Asked) -> Result<Option<RegistryAuth>, ApiError> {
+    let Some(given) = asked.headers.get("x-registry-auth") else {
+        return Ok(None);
+    };
+    match given.to_str() {
+        Ok("") => Ok(None),
+        Ok(text) => Ok(Some(RegistryAuth(text.into()))),
+        Err(_) => Err(ApiError::bad("X-Registry-Auth: expected JSON in base64")),
+    }
 }
 
 fn not_supported(message: &str) -> ApiError {

@@ -196,9 +196,11 @@ fn assignments(snapshot: &Snapshot) -> Assignments {
             .flatten();
         let config = |id: &str| Some((Id::from(id), snapshot.config(id)?.clone()));
         let secret = |id: &str| Some((Id::from(id), snapshot.secret(id)?.clone()));
+        let service = snapshot.service(task.service.as_str());
+        let registry_auth = service.and_then(|service| service.registry_auth_of(task.template));
         let assignment = Assignment {
             task: task.clone(),
-            service: snapshot.service(task.service.as_str()).cloned(),
+            service: service.cloned(),
             node: node.clone(),
             configs: configs
                 .filter_map(|named| config(named.config_id.as_deref()?))
@@ -206,7 +208,7 @@ fn assignments(snapshot: &Snapshot) -> Assignments {
             secrets: secrets
                 .filter_map(|named| secret(named.secret_id.as_deref()?))
                 .collect(),
-            registry_auth: None,
+            registry_auth: registry_auth.map(|auth| auth.0.to_string()),
         };
         (task.id.clone(), Arc::new(assignment))
     });

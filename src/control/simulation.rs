@@ -271,18 +271,8 @@ impl World {
     fn put_service(&mut self, name: &str, spec: ServiceSpec) {
         let now = self.now;
         let next = match self.snapshot.service(name) {
-            None => Service {
-                id: name.into(),
-                meta: meta(now),
-                spec: Arc::new(spec),
-                template: 1,
-                last_template: 1,
-                spec_version: THIS_REVISION,
-                previous: None,
-                endpoint: Default::default(),
-                update: None,
-            },
-            Some(before) => before.declared(spec, now, THIS_REVISION),
+            None => Service::new(name.into(), spec, None, now, THIS_REVISION),
+            Some(before) => before.declared(spec, None, now, THIS_REVISION),
         };
         self.commit(vec![Write::Put(Object::Service(Arc::new(next)))]);
     }

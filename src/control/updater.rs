@@ -233,6 +233,7 @@ impl<'a> Update<'a> {
                 draft.change_service(self.service, |service| {
                     service.spec = previous.spec;
                     service.template = previous.template;
+                    service.registry_auth = previous.registry_auth;
                     service.previous = None;
                     service.spec_version = THIS_REVISION;
                     service.meta.version = THIS_REVISION;

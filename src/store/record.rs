@@ -1,4 +1,5 @@
-//! How an object is written: JSON with the revision that it was written in; what configs and secrets hold is sealed.
+//! How an object is written: JSON with the revision that it was written in; what configs and secrets hold and
+//! what images are pulled with is sealed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,7 +46,20 @@ pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u
         Object::Swarm(object) => serde_json::to_value(&**object),
         Object::Node(object) => serde_json::to_value(&**object),
         Object::Network(object) => serde_json::to_value(&**object),
-        Object::Service(object) => serde_json::to_value(&**object),
+        Object::Service(object) => {
+            let mut value = serde_json::to_value(&**object).map_err(|error| error.to_string())?;
+            let place = Key {
+                kind: Kind::Service,
+                id: object.id.clone(),
+            };
+            let place = place.to_string();
+            for auth in registry_auths(&mut value) {
+                let plain = auth.as_str().unwrap_or_default().as_bytes();
+                let sealed = seal.seal(&place, plain).map_err(|error| error.to_string())?;
+                *auth = STANDARD.encode(sealed).into();
+            }
+            Ok(value)
+        }
         Object::Task(object) => serde_json::to_value(&**object),
         Object::Config(payload) | Object::Secret(payload) => {
             let place = object.key().to_string();
@@ -71,7 +85,16 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
         Kind::Swarm => Object::Swarm(serde_json::from_value(object).map_err(said)?),
         Kind::Node => Object::Node(serde_json::from_value(object).map_err(said)?),
         Kind::Network => Object::Network(serde_json::from_value(object).map_err(said)?),
-        Kind::Service => Object::Service(serde_json::from_value(object).map_err(said)?),
+        Kind::Service => {
+            let mut object = object;
+            for auth in registry_auths(&mut object) {
+                let sealed = auth.as_str().and_then(|text| STANDARD.decode(text).ok());
+                let plain = sealed.and_then(|sealed| seal.open_sealed(&key.to_string(), &sealed));
+                let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
+                *auth = plain.ok_or(DOES_NOT_OPEN)?.into();
+            }
+            Object::Service(serde_json::from_value(object).map_err(said)?)
+        }
         Kind::Task => Object::Task(serde_json::from_value(object).map_err(said)?),
         Kind::Config => Object::Config(open(key, object, seal)?),
         Kind::Secret => Object::Secret(open(key, object, seal)?),
@@ -82,12 +105,28 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
     }
 }
 
+/// Where a service keeps them.
+fn registry_auths(service: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let Some(service) = service.as_object_mut() else {
+        return Vec::new().into_iter();
+    };
+    let mut found = Vec::new();
+    for (key, value) in service {
+        match key.as_str() {
+            "registry_auth" => found.push(value),
+            "previous" => found.extend(value.get_mut("registry_auth")),
+            _ => {}
+        }
+    }
+    found.into_iter()
+}
+
+const DOES_NOT_OPEN: &str = "its contents do not open with the key of this store";
+
 fn open(key: &Key, object: Value, seal: &Seal) -> Result<Arc<Payload>, String> {
     let payload: SealedPayload = serde_json::from_value(object).map_err(|error| error.to_string())?;
     let sealed = STANDARD.decode(&payload.sealed).map_err(|error| error.to_string())?;
-    let data = seal
-        .open_sealed(&key.to_string(), &sealed)
-        .ok_or("its contents do not open with the key of this store")?;
+    let data = seal.open_sealed(&key.to_string(), &sealed).ok_or(DOES_NOT_OPEN)?;
     Ok(Arc::new(Payload {
         id: payload.id,
         meta: payload.meta,

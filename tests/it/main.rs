@@ -3,8 +3,8 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod admin;
-mod api;
 mod agent;
+mod api;
 mod churn;
 mod cli;
 mod dns;

@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use anynode::model::swarm::{Id, Key, Kind, Meta, Network, Object, Payload, Time, Write};
+use anynode::model::swarm::{
+    Id, Key, Kind, Meta, Network, Object, Payload, RegistryAuth, Service, ServiceSpec, Time, Write,
+};
 use anynode::store::{CommitError, Embedded, OpenError, Snapshot, Store, THIS_REVISION, update};
 use redb::StorageBackend;
 
@@ -43,6 +45,18 @@ fn secret(id: &str, data: &[u8]) -> Object {
         data: data.into(),
         templating: None,
     }))
+}
+
+/// A service whose images are pulled with a password, now and before.
+fn service(id: &str, before: &str, now: &str) -> Object {
+    let auth = |text: &str| Some(RegistryAuth(text.into()));
+    let spec = |image: &str| ServiceSpec {
+        name: Some(format!("name-{id}")),
+        task_template: serde_json::from_value(serde_json::json!({ "ContainerSpec": { "Image": image } })).unwrap(),
+        ..ServiceSpec::default()
+    };
+    let first = Service::new(id.into(), spec("a"), auth(before), Time(1), THIS_REVISION);
+    Object::Service(Arc::new(first.declared(spec("b"), auth(now), Time(2), THIS_REVISION)))
 }
 
 fn key(kind: Kind, id: &str) -> Key {
@@ -296,6 +310,9 @@ async fn everything_is_there_after_a_restart_and_secrets_are_not_readable_on_dis
         let store = Embedded::open(dir.path()).unwrap();
         put(&store, network("n", "net")).await.unwrap();
         put(&store, secret("s", b"a-very-secret-word")).await.unwrap();
+        put(&store, service("w", "an-old-password", "a-new-password"))
+            .await
+            .unwrap();
         store.snapshot()
     };
     let store = Embedded::open(dir.path()).unwrap();
@@ -303,12 +320,17 @@ async fn everything_is_there_after_a_restart_and_secrets_are_not_readable_on_dis
     assert_eq!(after.revision(), before.revision());
     assert_eq!(after.secret("s").unwrap(), before.secret("s").unwrap());
     assert_eq!(after.network("n"), before.network("n"));
+    let service = after.service("w").unwrap();
+    assert_eq!(service, before.service("w").unwrap());
+    let auth = |template| service.registry_auth_of(template).map(|auth| &*auth.0);
+    assert_eq!((auth(1), auth(2)), (Some("an-old-password"), Some("a-new-password")));
     drop(store);
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
         assert!(!has(b"a-very-secret-word"));
         assert!(!has(b"YS12ZXJ5LXNlY3JldC13b3Jk"));
+        assert!(!has(b"an-old-password") && !has(b"a-new-password"));
     }
 }
 

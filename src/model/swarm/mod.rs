@@ -49,6 +49,9 @@ pub struct Service {
     pub last_template: u64,
     /// The revision in which the spec last changed: what the restart policy's attempts are counted by.
     pub spec_version: u64,
+    /// What its images are pulled with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<RegistryAuth>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousSpec>,
     #[serde(default)]
@@ -62,6 +65,18 @@ pub struct Service {
 pub struct PreviousSpec {
     pub spec: Arc<ServiceSpec>,
     pub template: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<RegistryAuth>,
+}
+
+/// The `X-Registry-Auth` that a service was declared with. The store writes it encrypted; nothing shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAuth(pub Box<str>);
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryAuth")
+    }
 }
 
 /// The addresses and ports that the allocator gave.
@@ -131,9 +146,29 @@ impl UpdateState {
 }
 
 impl Service {
+    /// A service as it is first declared. `version` is what the store is to make the revision of.
+    pub fn new(id: Id, spec: ServiceSpec, registry_auth: Option<RegistryAuth>, now: Time, version: u64) -> Service {
+        Service {
+            id,
+            meta: Meta {
+                version,
+                created_at: now,
+                updated_at: now,
+            },
+            spec: Arc::new(spec),
+            template: 1,
+            last_template: 1,
+            spec_version: version,
+            registry_auth,
+            previous: None,
+            endpoint: Endpoint::default(),
+            update: None,
+        }
+    }
+
     /// The service as it is to be declared from now on; how the last update went is forgotten. `version` is what the store
     /// is to make the revision of.
-    pub fn declared(&self, spec: ServiceSpec, now: Time, version: u64) -> Service {
+    pub fn declared(&self, spec: ServiceSpec, registry_auth: Option<RegistryAuth>, now: Time, version: u64) -> Service {
         let same = [
             Some((&self.spec, self.template)),
             self.previous
@@ -155,10 +190,8 @@ impl Service {
             template,
             last_template: self.last_template.max(template),
             spec_version: version,
-            previous: Some(PreviousSpec {
-                spec: self.spec.clone(),
-                template: self.template,
-            }),
+            registry_auth,
+            previous: Some(self.as_previous()),
             update: None,
             ..self.clone()
         }
@@ -176,10 +209,8 @@ impl Service {
             spec: previous.spec,
             template: previous.template,
             spec_version: version,
-            previous: Some(PreviousSpec {
-                spec: self.spec.clone(),
-                template: self.template,
-            }),
+            registry_auth: previous.registry_auth,
+            previous: Some(self.as_previous()),
             update: Some(UpdateStatus {
                 state: UpdateState::RollbackStarted,
                 started_at: now,
@@ -189,6 +220,24 @@ impl Service {
             }),
             ..self.clone()
         })
+    }
+
+    fn as_previous(&self) -> PreviousSpec {
+        PreviousSpec {
+            spec: self.spec.clone(),
+            template: self.template,
+            registry_auth: self.registry_auth.clone(),
+        }
+    }
+
+    /// What the image of a task of that template is pulled with.
+    pub fn registry_auth_of(&self, template: u64) -> Option<&RegistryAuth> {
+        match &self.previous {
+            Some(previous) if previous.template == template && self.template != template => {
+                previous.registry_auth.as_ref()
+            }
+            _ => self.registry_auth.as_ref(),
+        }
     }
 
     /// Never empty: whoever stores a service has given it a name.

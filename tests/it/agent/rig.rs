@@ -196,19 +196,8 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
     for (key, value) in more.as_object().into_iter().flatten() {
         template[key] = value.clone();
     }
-    let spec: Arc<ServiceSpec> =
-        Arc::new(serde_json::from_value(json!({ "Name": "web", "TaskTemplate": template })).unwrap());
-    let service = Service {
-        id: Id::from("service"),
-        meta: meta(),
-        spec,
-        template: 1,
-        last_template: 1,
-        spec_version: 1,
-        previous: None,
-        endpoint: Default::default(),
-        update: None,
-    };
+    let spec: ServiceSpec = serde_json::from_value(json!({ "Name": "web", "TaskTemplate": template })).unwrap();
+    let service = Service::new(Id::from("service"), spec, None, Time(0), 1);
     let task = Task {
         id: id.clone(),
         meta: meta(),
