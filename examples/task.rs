@@ -9,7 +9,7 @@
 //! tasks that are gone.
 //!
 //! It is the walkthroughs' program too: `$PORT` is where it listens, with `$APP_VERSION` it answers its version and hostname
-//! on `/`, `/healthz` is `/health`, which answers 500 from the start with `--unhealthy`; and under the name `curl` it is the
+//! on `/`, `/file?path=PATH` is what a file of the task holds, with its mode, `/healthz` is `/health`, which answers 500 from the start with `--unhealthy`; and under the name `curl` it is the
 //! `curl -f URL` of a health check. `task cat` says what it hears.
 
 use std::collections::BTreeMap;
@@ -159,6 +159,9 @@ async fn answer(
         *response.status_mut() = StatusCode::from_u16(HEALTH.load(SeqCst)).unwrap();
         return Ok(response);
     }
+    if let Some(path) = query.strip_prefix("path=").filter(|_| request.uri().path() == "/file") {
+        return Ok(Response::new(Full::new(file(path).into())));
+    }
     let id = query.split('&').find_map(|pair| pair.strip_prefix("id="));
     let id = id.filter(|_| request.method() == Method::POST).map(str::to_owned);
     let headers: BTreeMap<String, String> = request
@@ -202,6 +205,18 @@ async fn answer(
     let name = hyper::header::HeaderValue::from_str(&hostname).unwrap();
     response.headers_mut().insert("x-task", name);
     Ok(response)
+}
+
+/// Where a task is a process, its files are not at the root.
+fn file(path: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let root = std::env::var("ANYNODE_TASK_DIR").unwrap_or_default();
+    let path = format!("{root}{path}");
+    let read = || {
+        let mode = std::fs::metadata(&path)?.permissions().mode() & 0o7777;
+        std::io::Result::Ok(format!("{mode:o} {}", std::fs::read_to_string(&path)?))
+    };
+    read().unwrap_or_else(|error| format!("{path}: {error}"))
 }
 
 async fn echo(mut stream: tokio::net::TcpStream, peer: SocketAddr) {

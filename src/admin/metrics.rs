@@ -244,6 +244,16 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
     ] {
         family.sample(&[("result", result)], load(count));
     }
+    if let Some(faults) = &state.faults {
+        let faults: usize = faults.snapshot().values().map(Vec::len).sum();
+        Family::new(
+            out,
+            MetricType::Gauge,
+            "anynode_service_faults",
+            "What is wrong with services' labels and ports; status says what.",
+        )
+        .sample(&[], faults as u64);
+    }
     if let Some(dns) = &state.dns {
         write_dns(dns, out);
     }
@@ -270,14 +280,6 @@ fn write_swarm(swarm: &SwarmView, out: &mut DescriptorEncoder<'_>) {
         "The last commit of the swarm that this node serves by.",
     )
     .sample(&[], own.revision);
-    let faults: usize = swarm.faults.snapshot().values().map(Vec::len).sum();
-    Family::new(
-        out,
-        MetricType::Gauge,
-        "anynode_service_faults",
-        "What is wrong with services' labels and ports; status says what.",
-    )
-    .sample(&[], faults as u64);
     for (name, help, count) in [
         (
             "anynode_cluster_events",

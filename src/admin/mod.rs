@@ -36,6 +36,8 @@ pub struct AdminState {
     pub n_workers: usize,
     /// `None`: no port is taken over.
     pub takeover: Option<Arc<Takeover>>,
+    /// What is wrong with services' labels and ports. `None`: no node of a swarm of any kind.
+    pub faults: Option<Arc<Faults>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
     /// Looks at all nodes of the cluster, where there is one.
@@ -48,7 +50,6 @@ pub type Verify = Box<dyn Fn() -> Pin<Box<dyn Future<Output = serde_json::Value>
 /// What there is to see of a node of a swarm.
 pub struct SwarmView {
     pub status: Arc<SwarmStatus>,
-    pub faults: Arc<Faults>,
     pub link: Arc<LinkState>,
     pub peers: Arc<Peers>,
     pub info: watch::Receiver<EngineInfo>,

@@ -31,6 +31,9 @@ pub(super) struct StatusView {
     source: SourceView,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterView>,
+    /// What is wrong with services, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    faults: BTreeMap<String, Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     takeover: Option<TakeoverView>,
     ports: Vec<PortView>,
@@ -80,9 +83,6 @@ struct ClusterView {
     error: Option<String>,
     revision: u64,
     digest: String,
-    /// What is wrong with services, by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    faults: BTreeMap<String, Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_seconds: Option<u64>,
     nodes: Vec<NodeView>,
@@ -202,6 +202,11 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .as_ref()
             .map(|takeover| TakeoverView::of(takeover.status())),
         cluster: state.swarm.as_ref().map(|swarm| ClusterView::of(swarm, now)),
+        faults: state
+            .faults
+            .as_ref()
+            .map(|faults| faults.snapshot())
+            .unwrap_or_default(),
         ports: ports.collect(),
         services: table.services().map(|service| ServiceView::of(service, now)).collect(),
     }
@@ -258,7 +263,6 @@ impl ClusterView {
             error,
             revision: cluster.revision(),
             digest: cluster.digest().to_string(),
-            faults: swarm.faults.snapshot(),
             certificate_seconds: certificate
                 .and_then(|at| at.duration_since(std::time::SystemTime::now()).ok())
                 .map(|left| left.as_secs()),

@@ -117,6 +117,11 @@ impl Driven {
 
     /// `None`: it ended on the way, which is reported.
     async fn find_or_start(&mut self) -> Option<Started> {
+        if self.desired() < TaskState::Shutdown {
+            // Also where the runtime does not answer for a while.
+            self.report(TaskState::Accepted, "accepted", None);
+            self.report(TaskState::Preparing, "preparing", None);
+        }
         match self.agent.runtime.find(&self.id).await {
             Found::Running(started) => {
                 tracing::info!(task = %self.id, pid = started.container.pid, "found again");
@@ -160,8 +165,6 @@ impl Driven {
         if self.desired() >= TaskState::Shutdown {
             return Err(ToEnd);
         }
-        self.report(TaskState::Accepted, "accepted", None);
-        self.report(TaskState::Preparing, "preparing", None);
         let (agent, assignment) = (self.agent.clone(), self.latest.clone());
         let prepared = tokio::select! {
             prepared = agent.runtime.prepare(&assignment) => prepared,

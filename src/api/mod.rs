@@ -18,6 +18,7 @@ mod tasks;
 mod validate;
 mod view;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -82,6 +83,12 @@ pub trait Outside: Send + Sync {
 
     /// Who holds a TCP port of this host, if it is not anynode.
     fn port_holder(&self, port: u16) -> Option<String>;
+
+    /// What is wrong with services' labels and ports, by service name.
+    fn faults(&self) -> BTreeMap<String, Vec<String>>;
+
+    /// The published ports that this node cannot listen on, each with why.
+    fn ports_not_served(&self) -> BTreeMap<u16, String>;
 
     /// The socket of the engine beside this one.
     fn engine(&self) -> Option<PathBuf>;

@@ -1,6 +1,6 @@
 //! Tasks: shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -12,6 +12,7 @@ use super::http::{self, Answer, Asked};
 use super::{Api, find, view};
 use crate::control::is_up_to_date;
 use crate::model::swarm::{Id, Task, TaskState};
+use crate::store::Snapshot;
 
 pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
@@ -61,7 +62,9 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
                 matches!(is.as_str(), "true" | "1") == is_wanted_up_to_date()
             })
     };
-    let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(|task| view::task(task)).collect();
+    let faults = Faults::now(api, &snapshot);
+    let shown = |task: &Arc<Task>| view::task(task, faults.of(task));
+    let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(shown).collect();
     Ok(http::json(StatusCode::OK, &tasks))
 }
 
@@ -73,5 +76,38 @@ pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {
     let snapshot = api.store.snapshot();
     find::swarm(&snapshot)?;
     let task = find::task(&snapshot, id)?;
-    Ok(http::json(StatusCode::OK, &view::task(&task)))
+    let faults = Faults::now(api, &snapshot);
+    Ok(http::json(StatusCode::OK, &view::task(&task, faults.of(&task))))
+}
+
+/// What keeps running tasks from being reached as they were declared to be.
+struct Faults<'a> {
+    snapshot: &'a Snapshot,
+    by_service: BTreeMap<String, Vec<String>>,
+    by_port: BTreeMap<u16, String>,
+}
+
+impl<'a> Faults<'a> {
+    fn now(api: &Api, snapshot: &'a Snapshot) -> Faults<'a> {
+        Faults {
+            snapshot,
+            by_service: api.outside.faults(),
+            by_port: api.outside.ports_not_served(),
+        }
+    }
+
+    fn of(&self, task: &Task) -> Option<String> {
+        if task.status.state != TaskState::Running || self.by_service.is_empty() && self.by_port.is_empty() {
+            return None;
+        }
+        let service = self.snapshot.service(task.service.as_str())?;
+        let ports = service.endpoint.ports.iter().filter_map(|port| {
+            let number = u16::try_from(port.published_port?).ok()?;
+            let error = self.by_port.get(&number)?;
+            Some(format!("port {number}: {error}"))
+        });
+        let faults = self.by_service.get(service.name()).into_iter().flatten().cloned();
+        let all: Vec<String> = ports.chain(faults).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
 }

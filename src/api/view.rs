@@ -143,14 +143,15 @@ pub(super) fn service_status(snapshot: &Snapshot, service: &Service) -> Value {
     json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0 })
 }
 
-pub(super) fn task(task: &Task) -> Value {
+/// `fault` is what is wrong besides what the task itself says.
+pub(super) fn task(task: &Task, fault: Option<String>) -> Value {
     let mut status = json!({
         "Timestamp": task.status.at.to_string(),
         "State": task.status.state.as_str(),
         "Message": task.status.message,
         "PortStatus": {},
     });
-    if let Some(error) = &task.status.error {
+    if let Some(error) = task.status.error.clone().or(fault) {
         status["Err"] = json!(error);
     }
     if let Some(container) = &task.status.container {

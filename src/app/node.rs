@@ -137,6 +137,8 @@ impl Node {
         }
         let prober = Prober::new(table.clone());
         let readiness = Arc::new(Readiness::default());
+        let of_swarm = swarm.as_ref().map(|swarm| swarm.faults.clone());
+        let of_own = own.as_ref().map(|own| own.faults.clone());
         let state = Arc::new(AdminState {
             table: table.clone(),
             ports: proxy.ports().clone(),
@@ -146,6 +148,7 @@ impl Node {
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: config.proxy.n_workers,
+            faults: of_swarm.or(of_own),
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
             verify: swarm

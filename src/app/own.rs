@@ -58,6 +58,7 @@ pub(super) struct OwnSwarm {
     store: Arc<dyn Store>,
     clusters: watch::Sender<Arc<Cluster>>,
     tables: ClusterSource,
+    pub(super) faults: Arc<Faults>,
     agent: Arc<Agent>,
     reporter: Reporter,
     api: Arc<Api>,
@@ -96,16 +97,19 @@ impl OwnSwarm {
             reports: received,
         };
         let leaves = Leaves { table: table.clone() };
+        let faults = Arc::new(Faults::default());
         let agent = Agent::new(runtime, Arc::new(Tells { reports }), Arc::new(leaves));
         let beside = Beside {
             agent: agent.clone(),
             ports,
+            faults: faults.clone(),
             engine,
         };
         let api = Api::new(store.clone(), Arc::new(beside));
         Ok(OwnSwarm {
             clusters: watch::Sender::default(),
-            tables: ClusterSource::new(table, status, Arc::new(Faults::default()), 0),
+            tables: ClusterSource::new(table, status, faults.clone(), 0, NOT_TCP),
+            faults,
             store,
             agent,
             reporter,
@@ -285,6 +289,7 @@ impl Reports for Tells {
 struct Beside {
     agent: Arc<Agent>,
     ports: Arc<Ports>,
+    faults: Arc<Faults>,
     engine: Option<PathBuf>,
 }
 
@@ -335,6 +340,19 @@ impl Outside for Beside {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some("another program on this host".to_owned()),
             _ => None,
         }
+    }
+
+    fn faults(&self) -> BTreeMap<String, Vec<String>> {
+        self.faults.snapshot()
+    }
+
+    fn ports_not_served(&self) -> BTreeMap<u16, String> {
+        let ports = self.ports.snapshot().into_iter();
+        let failed = ports.filter_map(|(listen, state)| match state {
+            PortState::Failed { error, .. } => Some((listen.port, error)),
+            PortState::Listening => None,
+        });
+        failed.collect()
     }
 
     fn engine(&self) -> Option<PathBuf> {
@@ -462,6 +480,7 @@ impl Leaves {
     }
 }
 
+const NOT_TCP: &str = "not served yet, only tcp is";
 /// Where Docker Engines mostly listen.
 const USUAL_ENGINE: &str = "/var/run/docker.sock";
 const REPORTS_TOGETHER: usize = 1024;

@@ -88,6 +88,11 @@ fn describe(status: &Value) -> String {
     if status["cluster"].is_object() {
         describe_cluster(&status["cluster"], &mut out);
     }
+    for (service, faults) in status["faults"].as_object().into_iter().flatten() {
+        for fault in list(faults) {
+            out.push_str(&format!("! service {service}: {}\n", text(&fault)));
+        }
+    }
     for feature in ["redirect", "assign"] {
         if let Some(missing) = status["takeover"][feature].as_str().filter(|state| *state != "on") {
             out.push_str(&format!(
@@ -161,11 +166,6 @@ fn describe_cluster(cluster: &Value, out: &mut String) {
     out.push_str(&format!("cluster learned from {way}\n"));
     if let Some(error) = cluster["error"].as_str() {
         out.push_str(&format!("! cluster: {error}\n"));
-    }
-    for (service, faults) in cluster["faults"].as_object().into_iter().flatten() {
-        for fault in faults.as_array().into_iter().flatten() {
-            out.push_str(&format!("! service {service}: {}\n", text(fault)));
-        }
     }
     let mut rows = vec![["NODE", "ROLE", "SWARM", "LINK", "ROUND TRIP", "REVISION", "LAG", "HASH"].map(str::to_owned)];
     for node in cluster["nodes"].as_array().into_iter().flatten() {

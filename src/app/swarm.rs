@@ -32,6 +32,7 @@ use crate::takeover::{Mode, Takeover, TakeoverConfig};
 /// The parts of a node of a swarm, made before anything serves.
 pub(super) struct SwarmNode {
     pub(super) view: Arc<SwarmView>,
+    pub(super) faults: Arc<Faults>,
     config: SwarmConfig,
     data_dir: PathBuf,
     table: Arc<TableHandle>,
@@ -105,7 +106,7 @@ impl SwarmNode {
         let source = SwarmSource::new(paths, swarm_status.clone(), clusters.clone(), is_source);
         source.recall(info.clone());
         let faults = Arc::new(Faults::default());
-        let mut tables = ClusterSource::new(table.clone(), status, faults.clone(), port);
+        let mut tables = ClusterSource::new(table.clone(), status, faults.clone(), port, NOT_TCP);
         if !cluster.is_empty() {
             tracing::info!(revision = cluster.revision(), "serving the last cluster");
             let own = OwnNode {
@@ -125,13 +126,13 @@ impl SwarmNode {
         let listener = config.link.map(|addr| listen(addr, inherited)).transpose()?;
         let view = Arc::new(SwarmView {
             status: swarm_status,
-            faults,
             link: link.clone(),
             peers: peers.clone(),
             info: source.info(),
         });
         Ok(SwarmNode {
             view,
+            faults,
             config,
             data_dir: data_dir.to_owned(),
             table,
@@ -174,6 +175,7 @@ impl SwarmNode {
     ) {
         let SwarmNode {
             view,
+            faults: _,
             config,
             data_dir,
             table,
@@ -514,6 +516,7 @@ async fn keep_identity_once(
 /// The swarm's config that holds the authority, so that all managers have the same, and nobody else any.
 const AUTHORITY_CONFIG: &str = "anynode-authority";
 /// How long a start waits for the engine's word on this node's tasks.
+const NOT_TCP: &str = "not served here, Docker's own ingress has it";
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 const IDENTITY_AGAIN: Duration = Duration::from_millis(500);
 const IDENTITY_CHECK: Duration = Duration::from_secs(30);

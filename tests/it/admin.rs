@@ -39,6 +39,7 @@ impl Admin {
             started: Instant::now(),
             n_workers: 2,
             takeover: None,
+            faults: None,
             swarm: None,
             verify: None,
         });

@@ -70,6 +70,7 @@ pub struct ClusterSource {
     status: Arc<SourceStatus>,
     faults: Arc<Faults>,
     link_port: u16,
+    not_tcp: &'static str,
     seen: Arc<Cluster>,
     local: LocalTasks,
     own: OwnNode,
@@ -84,18 +85,20 @@ pub struct ClusterSource {
 }
 
 impl ClusterSource {
-    /// `link_port`: where other nodes take connections to their tasks.
+    /// `link_port`: where other nodes take connections to their tasks. `not_tcp` says who serves ports that are not TCP.
     pub fn new(
         table: Arc<TableHandle>,
         status: Arc<SourceStatus>,
         faults: Arc<Faults>,
         link_port: u16,
+        not_tcp: &'static str,
     ) -> ClusterSource {
         ClusterSource {
             table,
             status,
             faults,
             link_port,
+            not_tcp,
             seen: Arc::default(),
             local: LocalTasks::default(),
             own: OwnNode::default(),
@@ -285,10 +288,7 @@ impl ClusterSource {
                     published: port.published,
                     target: port.target,
                 }),
-                false => faults.push(format!(
-                    "port {}/{}: not served here, Docker's own ingress has it",
-                    port.published, port.protocol
-                )),
+                false => faults.push(format!("port {}/{}: {}", port.published, port.protocol, self.not_tcp)),
             }
         }
         spec.publish.sort_unstable();
@@ -413,7 +413,7 @@ mod tests {
                 .into_iter()
                 .for_each(|object| cluster.put(object));
             Rig {
-                source: ClusterSource::new(Arc::default(), Arc::default(), Arc::default(), 7377),
+                source: ClusterSource::new(Arc::default(), Arc::default(), Arc::default(), 7377, "not served here"),
                 cluster,
                 local: LocalTasks::default(),
             }

@@ -196,7 +196,7 @@ async fn health_and_output_of_containers() {
     let world = engine.world().await;
     let mut spec = container();
     spec["HealthCheck"] = json!({
-        "Test": ["CMD", "curl", "-f", "http://localhost/health"],
+        "Test": ["CMD", "curl", "-f", "http://localhost:80/health"],
         "Interval": 200_000_000, "Timeout": 2_000_000_000u64, "Retries": 2,
     });
     let id = Id::from_bits(fastrand::u128(..));
@@ -285,9 +285,8 @@ async fn an_engine_that_is_away_loses_no_word() {
     engine.0.cluster(&["start-dockerd", "1"]);
     world.wait(&stops, TaskState::Shutdown).await;
     world.wait(&late, TaskState::Running).await;
-    // Without live-restore an engine ends what it finds when it starts.
-    let status = world.wait(&stays, TaskState::Failed).await;
-    assert!(status.error.unwrap().starts_with("task: non-zero exit ("));
+    // Without live-restore an engine asks what it finds to end when it starts, and this program does.
+    world.wait(&stays, TaskState::Complete).await;
     assert!(!pids.iter().any(|pid| is_alive(*pid)));
     world.forget(&stays);
     world.forget(&late);

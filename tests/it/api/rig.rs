@@ -29,6 +29,8 @@ pub struct Around {
     pub engine: Mutex<Option<PathBuf>>,
     /// Ports that another program holds.
     pub held: Mutex<BTreeSet<u16>>,
+    /// What is wrong with services.
+    pub faults: Mutex<BTreeMap<String, Vec<String>>>,
     /// What tasks have written: of a service's slot, or of any.
     pub lines: Mutex<Vec<LogLine>>,
     /// Whoever follows lines.
@@ -66,6 +68,15 @@ impl Outside for Around {
             memory: 8 << 30,
             addrs: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
         }
+    }
+
+    fn faults(&self) -> BTreeMap<String, Vec<String>> {
+        self.faults.lock().unwrap().clone()
+    }
+
+    fn ports_not_served(&self) -> BTreeMap<u16, String> {
+        let held = self.held.lock().unwrap();
+        held.iter().map(|port| (*port, "nginx has it".to_owned())).collect()
     }
 
     fn port_holder(&self, port: u16) -> Option<String> {

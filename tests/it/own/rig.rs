@@ -256,6 +256,12 @@ impl Own {
         stdout.trim_end().to_owned()
     }
 
+    /// What anynode's own command line says.
+    pub fn anynode(&self, args: &[&str]) -> String {
+        let out = run(self.inside(env!("CARGO_BIN_EXE_anynode")).args(args));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
     /// What the command says on its standard error, which must fail.
     pub fn docker_fails(&self, args: &[&str]) -> String {
         let out = self.docker_out(args);
