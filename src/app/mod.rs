@@ -22,7 +22,7 @@ pub use datadir::DataDirError;
 pub use demo::{DemoArgs, demo};
 pub use handoff::HandoffError;
 pub use node::{Node, NodeError};
-pub use own::OwnError;
+pub use own::{OwnError, OwnSwarm};
 pub use settings::SettingError;
 pub use status::status;
 pub use up::{up, whoami};

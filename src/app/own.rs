@@ -54,7 +54,7 @@ pub enum OwnError {
 }
 
 /// The parts of a node that is a swarm by itself.
-pub(super) struct OwnSwarm {
+pub struct OwnSwarm {
     store: Arc<dyn Store>,
     clusters: watch::Sender<Arc<Cluster>>,
     tables: ClusterSource,
@@ -76,7 +76,6 @@ impl OwnSwarm {
         ports: Arc<Ports>,
     ) -> Result<OwnSwarm, OwnError> {
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store"))?);
-        let listener = listen(&config.api).await?;
         let engine = match config.engine {
             EngineChoice::None => None,
             EngineChoice::Socket(path) => Some(path),
@@ -91,6 +90,21 @@ impl OwnSwarm {
                 images: config.images,
             })),
         };
+        OwnSwarm::assemble(store, runtime, engine, config.api, table, status, ports).await
+    }
+
+    /// Joins them. `engine` is the socket of the engine that gets what is not the swarm's, `api` where the API is to be
+    /// served. Errors: it cannot be.
+    pub async fn assemble(
+        store: Arc<dyn Store>,
+        runtime: Arc<dyn Runtime>,
+        engine: Option<PathBuf>,
+        api: PathBuf,
+        table: Arc<TableHandle>,
+        status: Arc<SourceStatus>,
+        ports: Arc<Ports>,
+    ) -> Result<OwnSwarm, OwnError> {
+        let listener = listen(&api).await?;
         let (reports, received) = mpsc::unbounded_channel();
         let reporter = Reporter {
             store: store.clone(),
@@ -105,22 +119,21 @@ impl OwnSwarm {
             faults: faults.clone(),
             engine,
         };
-        let api = Api::new(store.clone(), Arc::new(beside));
         Ok(OwnSwarm {
             clusters: watch::Sender::default(),
             tables: ClusterSource::new(table, status, faults.clone(), 0, NOT_TCP),
             faults,
-            store,
             agent,
             reporter,
-            api,
+            api: Api::new(store.clone(), Arc::new(beside)),
             listener,
-            socket: config.api,
+            socket: api,
+            store,
         })
     }
 
     /// Runs everything until `shutdown`; tasks live on.
-    pub(super) async fn run(self, shutdown: impl Future<Output = ()>) {
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let stopping = watch::Sender::new(false);
         let stopped = || {
             let mut stopping = stopping.subscribe();

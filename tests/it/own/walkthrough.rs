@@ -484,7 +484,6 @@ fn services_as_containers() {
 }
 
 #[test]
-#[ignore = "wants the machine to itself: one of three runs beside other builds failed; run with --ignored"]
 fn a_stack_as_containers() {
     stack(Tasks::Containers);
 }
