@@ -10,11 +10,15 @@ mod constraint;
 mod draft;
 mod driver;
 mod orchestrator;
+#[cfg(test)]
+mod promises;
 mod reaper;
 mod scheduler;
 #[cfg(test)]
 mod simulation;
 mod slots;
+#[cfg(test)]
+mod testing;
 mod updater;
 
 use crate::model::swarm::{Id, Task, Time, Write};

@@ -10,7 +10,7 @@ use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
     Availability, Cause, Hold, Id, Meta, Node, Object, RestartCondition, Service, Task, TaskState, TaskStatus, Time,
-    restart_policy,
+    UpdateState, restart_policy,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -81,6 +81,8 @@ fn follow_ended(
     service: &Arc<Service>,
     slots: &BTreeMap<Slot, Tasks<'_>>,
 ) {
+    let update = service.update.as_ref().map(|update| update.state);
+    let is_paused = matches!(update, Some(UpdateState::Paused | UpdateState::RollbackPaused));
     for (slot, tasks) in slots {
         for task in tasks.iter().filter(|task| task.is_wanted()) {
             let node = task.node.as_ref().map(|node| context.snapshot.node(node.as_str()));
@@ -93,10 +95,13 @@ fn follow_ended(
                 _ => continue,
             };
             draft.wish(task, TaskState::Shutdown);
-            // Of two in a slot, as in an update that starts first, the other is enough, unless it is the older.
+            // Of two in a slot, as in an update that starts first, the other is enough, unless it is the older and the update
+            // goes on.
             let is_dirty = |task: &Task| slots::is_dirty(context.snapshot, service, task);
-            let is_enough =
-                |other: &&&Arc<Task>| other.id != task.id && other.is_live() && (is_dirty(task) || !is_dirty(other));
+            let is_enough = |other: &&&Arc<Task>| {
+                let is_good = is_paused || is_dirty(task) || !is_dirty(other);
+                other.id != task.id && other.is_live() && is_good
+            };
             let has_other = tasks.iter().any(|other| is_enough(&other));
             if has_other || service.is_global() && end != End::Itself || !should_follow(service, task, tasks) {
                 continue;
@@ -297,3 +302,161 @@ fn let_go(snapshot: &Snapshot, now: Time, draft: &mut Draft) {
 
 /// How long a task that is to stop is waited for.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use bollard_stubs::models::NodeSpecAvailabilityEnum;
+    use serde_json::json;
+
+    use super::super::testing::{World, replicated, seconds, spec};
+    use super::*;
+
+    #[test]
+    fn restarts_after_the_delay_and_not_after_the_last_attempt() {
+        let mut world = World::new(1, 1);
+        let mut value = replicated("web", "fails", 1);
+        value["TaskTemplate"]["RestartPolicy"] = json!({ "Delay": 2_000_000_000u64, "MaxAttempts": 2 });
+        let id = world.create(spec(value));
+        world.run_for(seconds(100));
+        let tasks = world.tasks(&id);
+        let causes: Vec<Cause> = tasks.iter().map(|task| task.cause).collect();
+        assert_eq!(causes, [Cause::Scale, Cause::Restart, Cause::Restart]);
+        for pair in tasks.windows(2) {
+            assert!(pair[1].status.at.since(pair[0].status.at) >= seconds(2));
+        }
+        assert!(
+            tasks
+                .iter()
+                .all(|task| task.desired == TaskState::Shutdown && task.slot == 1)
+        );
+        world.image(&id, "healthy");
+        world.run_for(seconds(10));
+        assert_eq!(
+            world.serving(&id).len(),
+            1,
+            "an update replaces what has ended for good"
+        );
+    }
+
+    #[test]
+    fn what_ended_for_good_stays_so_however_little_is_remembered() {
+        for (condition, image) in [("none", "fails"), ("on-failure", "exits")] {
+            let mut world = World::new(1, 1);
+            world.task_history(0);
+            let mut value = replicated("once", image, 1);
+            value["TaskTemplate"]["RestartPolicy"] = json!({ "Condition": condition });
+            let id = world.create(spec(value));
+            world.run_for(seconds(100));
+            let tasks = world.tasks(&id);
+            assert_eq!(tasks.len(), 1, "{condition}");
+            assert_eq!(tasks[0].cause, Cause::Scale);
+            assert_eq!(tasks[0].meta.created_at, world.service(&id).meta.created_at);
+        }
+    }
+
+    #[test]
+    fn a_restart_waits_for_all_that_still_stops_in_its_slot() {
+        let mut world = World::new(1, 1);
+        world.longest_stop = seconds(40);
+        world.rng.seed(2);
+        let mut value = replicated("web", "healthy:1", 1);
+        value["UpdateConfig"] = json!({ "FailureAction": "continue" });
+        value["TaskTemplate"]["RestartPolicy"] = json!({ "Delay": 1_000_000_000u64 });
+        let id = world.create(spec(value));
+        world.run_for(seconds(10));
+        world.image(&id, "rejected");
+        let old = world.tasks(&id)[0].id.clone();
+        let still_stops = |world: &World| {
+            world
+                .snapshot
+                .task(old.as_str())
+                .is_some_and(|task| !task.has_stopped())
+        };
+        let until = world.now + seconds(40);
+        while still_stops(&world) {
+            world.advance(until);
+            let newer = world.tasks(&id);
+            let mut newer = newer.iter().filter(|task| task.id != old && still_stops(&world));
+            assert!(newer.all(|task| task.desired != TaskState::Running));
+        }
+        assert!(world.tasks(&id).len() > 2, "none was to be restarted");
+    }
+
+    #[test]
+    fn a_drained_node_is_left_at_once_but_not_before_the_old_task_has_stopped() {
+        let mut world = World::new(2, 1);
+        world.longest_stop = seconds(8);
+        let id = world.create(spec(replicated("web", "healthy", 2)));
+        world.run_for(seconds(10));
+        world.availability(1, NodeSpecAvailabilityEnum::DRAIN);
+        world.run_for(seconds(20));
+        let serving = world.serving(&id);
+        assert_eq!(serving.len(), 2);
+        assert!(serving.iter().all(|task| task.node == Some(Id::from("node2"))));
+        let tasks = world.tasks(&id);
+        let old = tasks.iter().find(|task| task.node == Some(Id::from("node1"))).unwrap();
+        let new = tasks.iter().find(|task| task.cause == Cause::Restart).unwrap();
+        assert!(new.status.ran_at.unwrap() > old.status.at);
+        assert!(new.status.at.since(old.status.at) < seconds(1));
+    }
+
+    #[test]
+    fn scaling_down_takes_crowded_nodes_and_high_slots_first() {
+        let mut world = World::new(2, 1);
+        let id = world.create(spec(replicated("web", "healthy", 5)));
+        world.run_for(seconds(10));
+        let failed = world.serving(&id).into_iter().find(|task| task.slot == 1).unwrap();
+        world.end(&failed.id, TaskState::Failed, "task: non-zero exit (1)");
+        world.run_for(seconds(1));
+        world.scale(&id, 3);
+        world.run_for(seconds(20));
+        let mut slots: Vec<u64> = world.serving(&id).iter().map(|task| task.slot).collect();
+        slots.sort_unstable();
+        assert!(!slots.contains(&1), "one that does not run goes first: {slots:?}");
+        assert_eq!(world.tasks(&id).len(), 3, "nothing of a removed slot is remembered");
+        world.scale(&id, 4);
+        world.run_for(seconds(20));
+        assert!(
+            world.serving(&id).iter().any(|task| task.slot == 1),
+            "free numbers are used again"
+        );
+    }
+
+    #[test]
+    fn removed_services_leave_nothing_even_on_nodes_that_are_gone() {
+        let mut world = World::new(2, 1);
+        let id = world.create(spec(replicated("web", "healthy", 4)));
+        world.run_for(seconds(10));
+        world.remove_node(2);
+        world.remove(&id);
+        world.run_for(seconds(10));
+        assert!(world.tasks(&id).is_empty());
+    }
+
+    #[test]
+    fn a_task_whose_node_no_longer_fits_is_replaced_elsewhere() {
+        let mut world = World::new(2, 1);
+        let mut value = replicated("web", "healthy", 1);
+        value["TaskTemplate"]["Placement"] = json!({ "Constraints": ["node.labels.zone != b"] });
+        let id = world.create(spec(value));
+        world.run_for(seconds(10));
+        let first = world.serving(&id)[0].clone();
+        let label = |node: &mut Node| {
+            node.spec.labels = Some([("zone".to_owned(), "b".to_owned())].into_iter().collect());
+        };
+        world.change_node(1, label);
+        world.run_for(seconds(20));
+        assert_eq!(world.serving(&id)[0].node, Some(Id::from("node2")));
+        let first = world.snapshot.task(first.id.as_str()).unwrap();
+        assert_eq!(
+            first.status.error.as_deref(),
+            Some("assigned node no longer meets constraints")
+        );
+        world.change_node(2, label);
+        world.run_for(seconds(20));
+        assert!(world.serving(&id).is_empty());
+        let waiting = world.tasks(&id).pop().unwrap();
+        let expect = "no suitable node (scheduling constraints not satisfied on 2 nodes)";
+        assert_eq!(waiting.status.error.as_deref(), Some(expect));
+    }
+}

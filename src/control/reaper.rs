@@ -19,7 +19,9 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
         };
         for tasks in slots::of_service(context.snapshot, service.id.as_str()).into_values() {
             let n_over = tasks.len().saturating_sub(limit);
-            let ended = tasks
+            // By the last one it is known that the slot has had one, and what became of it.
+            let older = tasks.split_last().map_or(&[][..], |(_, older)| older);
+            let ended = older
                 .iter()
                 .filter(|task| !task.is_wanted() && task.has_stopped() && !counts(service, task));
             ended.take(n_over).for_each(|task| draft.remove_task(task));

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::draft::Draft;
 use super::orchestrator::{STOP_PATIENCE, new_task};
@@ -44,7 +45,16 @@ struct Update<'a> {
 impl<'a> Update<'a> {
     fn of(context: &Context<'a>, service: &'a Arc<Service>, slots: BTreeMap<Slot, Tasks<'a>>) -> Update<'a> {
         let is_rollback = service.update.as_ref().is_some_and(|update| update.state.is_rollback());
-        let is_dirty = |tasks: &Tasks<'_>| {
+        let is_dirty = |slot: &Slot, tasks: &Tasks<'_>| {
+            // What runs on a node that takes no tasks is left as it is until it does again.
+            if let Slot::Node(node) = slot
+                && !context
+                    .snapshot
+                    .node(node.as_str())
+                    .is_some_and(|node| node.is_available())
+            {
+                return false;
+            }
             let mut wanted = tasks.iter().filter(|task| task.is_wanted()).peekable();
             match wanted.peek() {
                 Some(_) => wanted.any(|task| slots::is_dirty(context.snapshot, service, task)),
@@ -54,7 +64,7 @@ impl<'a> Update<'a> {
         };
         let mut dirty: Vec<Slot> = slots
             .iter()
-            .filter(|(_, tasks)| is_dirty(tasks))
+            .filter(|(slot, tasks)| is_dirty(slot, tasks))
             .map(|(slot, _)| slot.clone())
             .collect();
         // What does not serve anyway comes first.
@@ -76,21 +86,54 @@ impl<'a> Update<'a> {
 
     fn go_on(&self, context: &mut Context<'_>, draft: &mut Draft) {
         let now = context.now;
+        self.let_old_go(context, draft);
         match &self.service.update {
             Some(update) => match update.state {
-                UpdateState::Paused | UpdateState::RollbackPaused => {}
+                UpdateState::Paused | UpdateState::RollbackPaused => self.rest(context, draft),
                 UpdateState::Updating | UpdateState::RollbackStarted
                     if update.n_slots == 0 && !self.dirty.is_empty() =>
                 {
                     self.set(draft, |update| update.n_slots = self.dirty.len() as u64);
                 }
                 UpdateState::Updating | UpdateState::RollbackStarted => self.replace(context, draft, update),
-                UpdateState::Completed | UpdateState::RollbackCompleted if self.dirty.is_empty() => {}
+                // What failed beside an old one that was kept is tried again as the restart policy has it.
+                UpdateState::Completed | UpdateState::RollbackCompleted
+                    if self.dirty.iter().all(|slot| self.has_clean(context, slot)) => {}
                 UpdateState::Completed | UpdateState::RollbackCompleted => self.begin(draft, now),
             },
             None if self.dirty.is_empty() => {}
             None => self.begin(draft, now),
         }
+    }
+
+    /// New ones that run let the old ones of their slot go.
+    fn let_old_go(&self, context: &Context<'_>, draft: &mut Draft) {
+        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
+        for tasks in self.slots.values() {
+            if tasks.iter().any(|task| is_clean(task) && task.is_serving()) {
+                let old = tasks.iter().filter(|task| task.is_wanted() && !is_clean(task));
+                old.for_each(|task| draft.wish(task, TaskState::Shutdown));
+            }
+        }
+    }
+
+    /// Paused: where an old one serves, none that failed is to be followed.
+    fn rest(&self, context: &Context<'_>, draft: &mut Draft) {
+        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
+        for tasks in self.slots.values() {
+            if tasks.iter().any(|task| task.is_serving() && !is_clean(task)) {
+                let next = tasks
+                    .iter()
+                    .filter(|task| task.is_wanted() && task.cause == Cause::Restart && is_clean(task));
+                next.filter(|task| !task.is_serving())
+                    .for_each(|task| draft.wish(task, TaskState::Shutdown));
+            }
+        }
+    }
+
+    fn has_clean(&self, context: &Context<'_>, slot: &Slot) -> bool {
+        let mut tasks = self.slots.get(slot).into_iter().flatten();
+        tasks.any(|task| !slots::is_dirty(context.snapshot, self.service, task))
     }
 
     fn begin(&self, draft: &mut Draft, now: Time) {
@@ -131,32 +174,27 @@ impl<'a> Update<'a> {
             return;
         }
         let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
-        // New ones that run let the old ones of their slot go; so does one that failed where that is borne.
-        for tasks in self.slots.values() {
-            let is_over =
-                |task: &Arc<Task>| task.is_serving() || task.cause == Cause::Update && done_at(task).is_some();
-            if tasks.iter().any(|task| is_clean(task) && is_over(task)) {
-                let old = tasks.iter().filter(|task| task.is_wanted() && !is_clean(task));
-                old.for_each(|task| draft.wish(task, TaskState::Shutdown));
-            }
-        }
         let mut n_busy = 0;
-        let mut last_done: Option<Time> = None;
-        for task in self.made(update) {
+        // Also those of an update that this one has taken the place of: what it took down is not up yet.
+        let is_new = |task: &&&Arc<Task>| task.cause == Cause::Update && task.template == self.service.template;
+        for task in self.slots.values().flatten().filter(is_new) {
             match done_at(task) {
-                Some(at) => {
-                    last_done = last_done.max(Some(at));
-                    if now < at + self.config.delay {
-                        n_busy += 1;
-                        draft.wake_at(at + self.config.delay);
-                    }
+                Some(at) if now < at + self.config.delay => {
+                    n_busy += 1;
+                    draft.wake_at(at + self.config.delay);
                 }
                 None if task.is_wanted() => n_busy += 1,
-                // Scaled down meanwhile.
-                None => {}
+                // Long enough ago, or scaled down meanwhile.
+                Some(_) | None => {}
             }
         }
-        if n_busy == 0 && self.dirty.is_empty() {
+        // Where the new one failed beside the old one, which stays.
+        let is_tried = |slot: &Slot| {
+            self.made(update)
+                .any(|task| Slot::of(task) == *slot && done_at(task).is_some())
+        };
+        if n_busy == 0 && self.dirty.iter().all(is_tried) {
+            let last_done = self.made(update).filter_map(|task| done_at(task)).max();
             self.end(draft, update, last_done, now);
             return;
         }
@@ -165,7 +203,7 @@ impl<'a> Update<'a> {
             self.slots.get(slot).is_some_and(|tasks| {
                 let is_done =
                     |task: &&Arc<Task>| task.is_wanted() && (task.status.state.is_terminal() || is_clean(task));
-                !tasks.iter().any(is_done)
+                !tasks.iter().any(is_done) && !is_tried(slot)
             })
         };
         let waiting = self.dirty.iter().filter(is_open);
@@ -248,7 +286,10 @@ impl<'a> Update<'a> {
             }
             _ => self.set(draft, |update| {
                 (update.state, update.message) = match is_rollback {
-                    true => (UpdateState::RollbackPaused, format!("rollback paused {why}")),
+                    true if self.config.on_failure == OnFailure::Rollback => {
+                        (UpdateState::RollbackPaused, format!("rollback paused {why}"))
+                    }
+                    true => (UpdateState::RollbackPaused, format!("update paused {why}")),
                     false => (UpdateState::Paused, format!("update paused {why}")),
                 };
             }),
@@ -258,7 +299,12 @@ impl<'a> Update<'a> {
 
     /// All slots are replaced: it is over once the last new task was watched for long enough.
     fn end(&self, draft: &mut Draft, update: &UpdateStatus, last_done: Option<Time>, now: Time) {
-        let ends_at = last_done.map_or(now, |at| at + self.config.monitor.max(self.config.delay));
+        // The delay follows the last slot, too.
+        let watched = match self.config.delay >= self.config.monitor {
+            true => self.config.delay + A_MOMENT,
+            false => self.config.monitor,
+        };
+        let ends_at = last_done.map_or(now, |at| at + self.config.delay + watched);
         if now < ends_at {
             draft.wake_at(ends_at);
             return;
@@ -273,6 +319,8 @@ impl<'a> Update<'a> {
         });
     }
 }
+
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// When a new task first ran, or ended without.
 fn done_at(task: &Task) -> Option<Time> {
@@ -291,4 +339,277 @@ fn is_failure(task: &Task, config: &UpdateConfig) -> bool {
         .ran_at
         .is_none_or(|ran| task.status.at.since(ran) <= config.monitor);
     by_itself && is_early
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard_stubs::models::NodeSpecAvailabilityEnum;
+    use serde_json::{Value, json};
+
+    use super::super::testing::{World, replicated, seconds, spec};
+    use super::*;
+    use crate::model::swarm::Id;
+
+    /// A converged service, its update configured by `config`.
+    fn converged(image: &str, replicas: u64, config: Value) -> (World, Id) {
+        let mut world = World::new(1, 1);
+        let mut value = replicated("web", image, replicas);
+        value["UpdateConfig"] = config;
+        let id = world.create(spec(value));
+        world.run_for(seconds(10));
+        (world, id)
+    }
+
+    fn message(world: &World, id: &Id) -> String {
+        let update = world.service(id).update.as_ref();
+        update.map_or_else(String::new, |update| update.message.clone())
+    }
+
+    /// Lets time go by until `is_true`, and looks at the world after each event.
+    fn run_until(world: &mut World, mut is_true: impl FnMut(&World) -> bool) {
+        let until = world.now + seconds(600);
+        while !is_true(world) {
+            assert!(world.now < until, "it never comes");
+            world.advance(until);
+        }
+    }
+
+    #[test]
+    fn replaces_one_after_the_other_with_the_delay_between() {
+        let config = json!({ "Parallelism": 1, "Delay": 10_000_000_000u64 });
+        let (mut world, id) = converged("healthy:1", 3, config);
+        assert_eq!(world.update_state(&id), None, "a new service has no update");
+        world.image(&id, "healthy:2");
+        let began = world.now;
+        run_until(&mut world, |world| {
+            assert!(world.serving(&id).len() >= 2);
+            world.update_state(&id) == Some(UpdateState::Completed)
+        });
+        assert_eq!(message(&world, &id), "update completed");
+        // The delay follows the last slot too, and then its task is watched for longer than that.
+        let took = world.now.since(began);
+        assert!(took >= seconds(41) && took < seconds(45), "{took:?}");
+        let ran: Vec<Time> = world
+            .serving(&id)
+            .iter()
+            .filter_map(|task| task.status.ran_at)
+            .collect();
+        assert!(ran.windows(2).all(|ran| ran[1].since(ran[0]) >= seconds(10)), "{ran:?}");
+    }
+
+    #[test]
+    fn what_is_no_new_template_is_no_update() {
+        let (mut world, id) = converged("healthy", 2, Value::Null);
+        let before = world.tasks(&id);
+        world.update(&id, |spec| spec["Labels"] = json!({ "a": "b" }));
+        world.scale(&id, 3);
+        world.run_for(seconds(10));
+        assert_eq!(world.update_state(&id), None);
+        assert_eq!(world.tasks(&id)[..2], before);
+        assert_eq!(world.serving(&id).len(), 3);
+    }
+
+    #[test]
+    fn a_change_that_comes_between_takes_down_no_more() {
+        let (mut world, id) = converged("healthy:1", 4, json!({ "Parallelism": 1 }));
+        world.longest_step = seconds(30);
+        world.image(&id, "healthy:2");
+        for n in 0..10 {
+            world.run_for(seconds(1));
+            world.update(&id, |spec| spec["Labels"] = json!({ "n": n.to_string() }));
+            assert!(world.serving(&id).len() >= 3, "{n}");
+        }
+        run_until(&mut world, |world| {
+            assert!(world.serving(&id).len() >= 3);
+            world.update_state(&id) == Some(UpdateState::Completed)
+        });
+    }
+
+    #[test]
+    fn the_next_update_begins_with_what_the_last_has_left_down() {
+        let (mut world, id) = converged("healthy:1", 3, json!({ "Parallelism": 1 }));
+        world.longest_stop = seconds(1);
+        world.image(&id, "rejected");
+        world.run_for(seconds(20));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Paused));
+        assert_eq!(world.serving(&id).len(), 2);
+        world.image(&id, "healthy:2");
+        run_until(&mut world, |world| {
+            assert!(world.serving(&id).len() >= 2);
+            world.update_state(&id) == Some(UpdateState::Completed)
+        });
+    }
+
+    #[test]
+    fn starting_first_an_image_that_fails_takes_nothing_away() {
+        for action in ["continue", "pause"] {
+            for condition in ["any", "none"] {
+                let config = json!({ "Parallelism": 2, "Order": "start-first", "FailureAction": action });
+                let (mut world, id) = converged("healthy:1", 3, config);
+                world.update(&id, |spec| {
+                    spec["TaskTemplate"]["RestartPolicy"] = json!({ "Condition": condition });
+                    spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("fails:2");
+                });
+                let until = world.now + seconds(120);
+                while world.now < until {
+                    world.advance(until);
+                    assert_eq!(world.serving(&id).len(), 3, "{action} {condition}");
+                }
+                let state = if action == "pause" {
+                    UpdateState::Paused
+                } else {
+                    UpdateState::Completed
+                };
+                assert_eq!(world.update_state(&id), Some(state));
+                assert!(
+                    world.tasks(&id).len() < 30,
+                    "it is tried again only as the restart policy has it"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_pause_leaves_no_two_in_a_slot() {
+        let config = json!({ "Parallelism": 2, "Order": "start-first" });
+        let (mut world, id) = converged("healthy:1", 2, config);
+        world.image(&id, "healthy:2");
+        let is_made = |world: &World| world.tasks(&id).len() == 4;
+        run_until(&mut world, is_made);
+        let first = world.tasks(&id)[2].id.clone();
+        world.end(&first, TaskState::Failed, "task: non-zero exit (1)");
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Paused));
+        let expect = format!("update paused due to failure or early termination of task {first}");
+        assert_eq!(message(&world, &id), expect);
+        let serving = world.serving(&id);
+        let slots: Vec<(u64, u64)> = serving.iter().map(|task| (task.slot, task.template)).collect();
+        assert_eq!(slots, [(1, 1), (2, 2)], "slot 1 keeps its old one");
+    }
+
+    #[test]
+    fn rolls_back_what_does_not_get_healthy_while_the_old_ones_serve() {
+        let config = json!({ "Parallelism": 1, "Order": "start-first", "FailureAction": "rollback" });
+        let (mut world, id) = converged("healthy:1", 3, config);
+        let old: Vec<Id> = world.serving(&id).iter().map(|task| task.id.clone()).collect();
+        world.image(&id, "fails:2");
+        let mut messages = Vec::new();
+        run_until(&mut world, |world| {
+            assert_eq!(world.serving(&id).len(), 3);
+            let message = message(world, &id);
+            if messages.last() != Some(&message) {
+                messages.push(message);
+            }
+            world.update_state(&id) == Some(UpdateState::RollbackCompleted)
+        });
+        // Nothing was taken away, so that going back takes no time.
+        assert_eq!(
+            messages[messages.len() - 2..],
+            ["update in progress", "rollback completed"]
+        );
+        let now: Vec<Id> = world.serving(&id).iter().map(|task| task.id.clone()).collect();
+        assert_eq!(now, old);
+        let service = world.service(&id);
+        assert_eq!((service.template, service.previous.is_none()), (1, true));
+        assert_eq!(service.meta.version, service.spec_version);
+    }
+
+    #[test]
+    fn rolls_back_by_hand_and_again() {
+        let (mut world, id) = converged("healthy:1", 3, json!({ "Parallelism": 0 }));
+        world.image(&id, "healthy:2");
+        world.run_for(seconds(60));
+        for template in [1, 2] {
+            assert!(world.roll_back(&id));
+            assert_eq!(message(&world, &id), "manually requested rollback");
+            world.run_for(seconds(120));
+            assert_eq!(message(&world, &id), "rollback completed");
+            assert!(world.serving(&id).iter().all(|task| task.template == template));
+        }
+    }
+
+    #[test]
+    fn a_rollback_that_fails_pauses() {
+        let (mut world, id) = converged("fails:1", 1, Value::Null);
+        world.image(&id, "healthy:2");
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+        assert!(world.roll_back(&id));
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::RollbackPaused));
+        assert!(message(&world, &id).starts_with("update paused due to failure or early termination of task "));
+    }
+
+    #[test]
+    fn the_ratio_is_of_the_slots_and_must_be_exceeded() {
+        for (ratio, state) in [(0.5, UpdateState::Completed), (0.49, UpdateState::Paused)] {
+            let config = json!({ "Parallelism": 1, "MaxFailureRatio": ratio });
+            let (mut world, id) = converged("healthy:1", 2, config);
+            world.image(&id, "healthy:2");
+            run_until(&mut world, |world| {
+                world.serving(&id).iter().any(|task| task.template == 2)
+            });
+            let new = world.serving(&id).into_iter().find(|task| task.template == 2).unwrap();
+            world.end(&new.id, TaskState::Complete, "");
+            world.run_for(seconds(60));
+            assert_eq!(world.update_state(&id), Some(state), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn an_update_that_is_sent_again_goes_on_after_a_pause() {
+        let (mut world, id) = converged("healthy:1", 3, json!({ "Parallelism": 1 }));
+        world.image(&id, "healthy:2");
+        run_until(&mut world, |world| {
+            world.serving(&id).iter().any(|task| task.template == 2)
+        });
+        let new = world.serving(&id).into_iter().find(|task| task.template == 2).unwrap();
+        world.end(&new.id, TaskState::Failed, "task: non-zero exit (1)");
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Paused));
+        world.update(&id, |_| {});
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+        assert!(world.serving(&id).iter().all(|task| task.template == 2));
+    }
+
+    #[test]
+    fn tasks_of_a_paused_node_are_left_as_they_are() {
+        let mut world = World::new(2, 1);
+        let mut value = replicated("web", "healthy:1", 0);
+        value["Mode"] = json!({ "Global": {} });
+        let id = world.create(spec(value));
+        world.run_for(seconds(10));
+        world.availability(2, NodeSpecAvailabilityEnum::PAUSE);
+        world.image(&id, "healthy:2");
+        world.run_for(seconds(60));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+        let templates = |world: &World| -> Vec<u64> { world.serving(&id).iter().map(|task| task.template).collect() };
+        assert_eq!(templates(&world), [1, 2]);
+        world.availability(2, NodeSpecAvailabilityEnum::ACTIVE);
+        world.run_for(seconds(60));
+        assert_eq!(templates(&world), [2, 2], "it follows once the node takes tasks again");
+    }
+
+    #[test]
+    fn another_placement_keeps_the_tasks_that_may_stay() {
+        let mut world = World::new(2, 1);
+        let id = world.create(spec(replicated("web", "healthy", 4)));
+        world.run_for(seconds(10));
+        let stays = |task: &Arc<Task>| task.node == Some(Id::from("node1"));
+        let old: Vec<Id> = world
+            .serving(&id)
+            .iter()
+            .filter(|task| stays(task))
+            .map(|task| task.id.clone())
+            .collect();
+        assert_eq!(old.len(), 2);
+        world.update(&id, |spec| {
+            spec["TaskTemplate"]["Placement"] = json!({ "Constraints": ["node.id == node1"] });
+        });
+        world.run_for(seconds(60));
+        let serving = world.serving(&id);
+        assert!(serving.len() == 4 && serving.iter().all(stays));
+        assert!(old.iter().all(|id| serving.iter().any(|task| task.id == *id)));
+    }
 }
