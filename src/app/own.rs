@@ -482,7 +482,10 @@ impl Leaves {
         if tokio::time::timeout(OUT_LONGEST, is_out).await.is_err() {
             tracing::warn!(task, "it is still in the routing table, and is stopped all the same");
         }
-        let Some(endpoint) = endpoint else { return };
+        // The table may have been quicker than who asks.
+        let Some(endpoint) = endpoint.or_else(|| self.table.left_task(task)) else {
+            return;
+        };
         let is_done = async {
             while endpoint.in_flight() > 0 {
                 tokio::time::sleep(IN_FLIGHT_LOOK).await;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::endpoint::Endpoint;
 use super::service::{Service, ServiceState};
 use super::table::{Change, RoutingTable, ServiceDiff, TableError};
-use crate::model::ServiceName;
+use crate::model::{ServiceName, TaskRef};
 
 /// The current table. Whoever needs to follow it subscribes to its revision, and loads the table when woken: `watch`
 /// only wakes, so that a slow follower skips tables instead of queueing them.
@@ -93,6 +94,16 @@ impl TableHandle {
         let table = self.current.load();
         let gone = writer.states.iter().filter(|(name, _)| table.service(name).is_none());
         gone.filter_map(|(_, state)| state.upgrade()).collect()
+    }
+
+    /// The endpoint that was the task of this node with this id and has left the table, while connections hold it.
+    pub fn left_task(&self, id: &str) -> Option<Arc<Endpoint>> {
+        // Taken first: whoever commits marks those that left after everybody sees the table without them.
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let states = writer.states.values().filter_map(Weak::upgrade);
+        let is_meant = |task: &Arc<TaskRef>| *task.id == *id && !task.is_remote;
+        let mut left = states.flat_map(|state| state.draining());
+        left.find(|endpoint| endpoint.task().is_some_and(is_meant))
     }
 
     /// Lets every service's retry budget grow back for the time passed.
@@ -217,6 +228,33 @@ mod tests {
             (first.in_flight(), first.state(Instant::now())),
             (1, EndpointState::Ready)
         );
+    }
+
+    #[test]
+    fn a_task_that_left_is_found_while_connections_hold_it() {
+        let handle = TableHandle::default();
+        let mut declared = spec("web", &[], &["9001", "9002"]);
+        for (i, endpoint) in declared.endpoints.iter_mut().enumerate() {
+            endpoint.task = Some(Arc::new(TaskRef {
+                id: format!("task{i}").into(),
+                name: format!("web.{i}"),
+                service: "web".into(),
+                node: "node".into(),
+                hostname: "host".into(),
+                is_remote: false,
+            }));
+        }
+        handle.commit(&[upsert(&declared)]).unwrap();
+        let held = web(&handle).endpoints()[1].clone();
+        assert!(handle.left_task("task1").is_none(), "it is still there");
+        declared.endpoints.pop();
+        handle.commit(&[upsert(&declared)]).unwrap();
+        assert!(Arc::ptr_eq(&handle.left_task("task1").unwrap(), &held));
+        handle.commit(&[Change::Remove(declared.name.clone())]).unwrap();
+        assert!(Arc::ptr_eq(&handle.left_task("task1").unwrap(), &held));
+        assert!(handle.left_task("task0").is_none(), "nobody holds it");
+        drop(held);
+        assert!(handle.left_task("task1").is_none());
     }
 
     #[test]
