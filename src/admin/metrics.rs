@@ -564,6 +564,15 @@ fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     }
     let mut family = Family::new(
         out,
+        MetricType::Gauge,
+        "anynode_held",
+        "Clients that wait because no endpoint takes them.",
+    );
+    for one in all {
+        family.sample(&[("service", one.name())], u64::from(one.state.hold_gate.depth()));
+    }
+    let mut family = Family::new(
+        out,
         MetricType::Histogram,
         "anynode_connection_duration_seconds",
         "From accept to close.",

@@ -336,6 +336,10 @@ pub struct Limits {
     pub queue: u32,
     /// How long one may wait.
     pub queue_timeout: Duration,
+    /// Clients that may wait while no endpoint takes them, as between the tasks of an update; more are refused at once.
+    pub hold: u32,
+    /// How long one may wait for an endpoint; zero: not at all.
+    pub hold_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -345,6 +349,8 @@ impl Default for Limits {
             endpoint_connections: 0,
             queue: 1024,
             queue_timeout: Duration::from_secs(5),
+            hold: 1024,
+            hold_timeout: Duration::from_secs(30),
         }
     }
 }

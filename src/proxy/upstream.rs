@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::balancer::{self, Lease, NoPick};
 use super::core;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
 use crate::model::{ServiceSpec, proxy_protocol};
-use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, TableHandle};
+use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, ServiceState, TableHandle};
 use crate::sys::socket;
 
 /// A connection that an endpoint accepted, and its place in the endpoint's count.
@@ -28,7 +29,8 @@ pub(super) struct Upstream {
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
 /// has passed as three attempts may take. `client`: whose address the endpoint's node is told, where the connection is
 /// for one client alone. `reuse` may have a connection to an endpoint that stands already.
-/// When none is left, the service is looked up again: a newer table may have others. Errors: the reason to close with.
+/// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
+/// or only tasks that do not take connections, it waits for one (`Limits::hold`). Errors: the reason to close with.
 pub(super) async fn connect(
     table: &TableHandle,
     service: &Arc<Service>,
@@ -38,7 +40,12 @@ pub(super) async fn connect(
     mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
+    // What was sent a request is not asked again, however long nobody else is there.
+    let n_tried = tried.len();
     let mut service = service.clone();
+    let mut held: Option<Held> = None;
+    // Attempts count from here: nobody tries while held.
+    let mut attempts_since = started;
     let timeout = service.spec().timeouts.connect;
     let mut last_failure: Option<CloseReason> = None;
     loop {
@@ -48,6 +55,26 @@ pub(super) async fn connect(
                 if let Some(newer) = newer(table, &service) {
                     service = newer;
                     continue;
+                }
+                let may_come = match no_pick {
+                    NoPick::None => true,
+                    // A task that begins to listen, or is found to be gone. What was declared by its address is as it is.
+                    NoPick::Tried => {
+                        n_tried == 0 && service.endpoints().iter().any(|endpoint| endpoint.task().is_some())
+                    }
+                    NoPick::Full => false,
+                };
+                if may_come {
+                    if held.is_none() {
+                        held = Held::begin(table, &service);
+                    }
+                    if let Some(held) = &mut held
+                        && held.wait(table, &mut service).await
+                    {
+                        tried.truncate(n_tried);
+                        attempts_since = Instant::now();
+                        continue;
+                    }
                 }
                 let reason = last_failure.unwrap_or(match no_pick {
                     NoPick::None => CloseReason::NoEndpoint,
@@ -75,7 +102,7 @@ pub(super) async fn connect(
             },
             Ok(stream) => {
                 endpoint.report(Outcome::Reached, now);
-                service.stats().upstream_connect.observe(now - started);
+                service.stats().upstream_connect.observe(now - attempts_since);
                 if last_failure.is_some() {
                     service.stats().add_retry(RetryOutcome::Success);
                 }
@@ -89,7 +116,7 @@ pub(super) async fn connect(
                     io::ErrorKind::TimedOut => CloseReason::ConnectTimeout,
                     _ => CloseReason::ConnectFailed,
                 });
-                if now - started >= timeout.saturating_mul(ATTEMPTS_OF_FULL_LENGTH) {
+                if now - attempts_since >= timeout.saturating_mul(ATTEMPTS_OF_FULL_LENGTH) {
                     service.stats().add_retry(RetryOutcome::Failure);
                     return Err(CloseReason::ConnectTimeout);
                 }
@@ -97,6 +124,58 @@ pub(super) async fn connect(
         }
     }
 }
+
+/// A client that waits for a service to have an endpoint that takes it.
+struct Held {
+    /// Its place, by the state that outlives tables.
+    state: Arc<ServiceState>,
+    due: Instant,
+    revision: watch::Receiver<u64>,
+    pause: Duration,
+}
+
+impl Held {
+    /// `None`: nobody may wait, or as many as may do.
+    fn begin(table: &TableHandle, service: &Arc<Service>) -> Option<Held> {
+        let limits = &service.spec().limits;
+        if limits.hold_timeout.is_zero() {
+            return None;
+        }
+        let state = service.state().clone();
+        state.hold_gate.enter(limits.hold)?.keep();
+        Some(Held {
+            state,
+            due: Instant::now() + limits.hold_timeout,
+            revision: table.subscribe(),
+            pause: FIRST_PAUSE,
+        })
+    }
+
+    /// Waits until it is worth another try, with the service as it is then. `false`: the time is over, or the service gone.
+    async fn wait(&mut self, table: &TableHandle, service: &mut Arc<Service>) -> bool {
+        let now = Instant::now();
+        let Some(left) = self.due.checked_duration_since(now).filter(|left| !left.is_zero()) else {
+            return false;
+        };
+        // An error means that this program ends.
+        let _ = tokio::time::timeout(left.min(self.pause), self.revision.changed()).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        match table.peek().service(service.name()) {
+            Some(now) => *service = now.clone(),
+            None => return false,
+        }
+        Instant::now() < self.due
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.state.hold_gate.leave();
+    }
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The service as of a newer table, if there is one.
 fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {

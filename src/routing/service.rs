@@ -155,6 +155,8 @@ pub struct ServiceState {
     pub connection_gate: Gate,
     /// Where clients wait while every endpoint has as much in flight as it may.
     pub endpoint_gate: Gate,
+    /// Where clients wait while there is no endpoint that takes them.
+    pub hold_gate: Gate,
     pub retry_budget: RetryBudget,
     health_epoch: AtomicU64,
     /// Endpoints that left the table, for as long as connections hold them: one that comes back is the same again.
@@ -169,6 +171,7 @@ impl ServiceState {
             last_hops: OnceLock::new(),
             connection_gate: Gate::default(),
             endpoint_gate: Gate::default(),
+            hold_gate: Gate::default(),
             retry_budget: RetryBudget::default(),
             health_epoch: AtomicU64::new(0),
             retired: Mutex::new(Vec::new()),
@@ -245,6 +248,11 @@ impl Gate {
         (before < limit).then_some(place)
     }
 
+    /// Gives back a place that was kept.
+    pub fn leave(&self) {
+        drop(GatePlace { gate: self });
+    }
+
     /// Something was freed: the first who waits looks again.
     pub fn freed(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -263,6 +271,11 @@ impl GatePlace<'_> {
     /// Waits until something may have been freed. The caller looks again before and after: a wake-up is a hint.
     pub async fn freed(&self) {
         self.gate.notify.notified().await;
+    }
+
+    /// Keeps the place beyond this; whoever kept it gives it back with `leave`.
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 }
 

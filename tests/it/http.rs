@@ -373,6 +373,7 @@ fn failures_have_a_status_and_a_reason() {
     ] {
         let mut web = http_service(name, &endpoints);
         web.timeouts.response = Duration::from_millis(100);
+        web.limits.hold_timeout = Duration::ZERO;
         node.apply(&web);
         let answer = once(door(&web), GET_AND_CLOSE);
         assert!(

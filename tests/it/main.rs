@@ -11,6 +11,7 @@ mod dns;
 mod handoff;
 mod harness;
 mod health;
+mod hold;
 mod http;
 mod link;
 mod own;

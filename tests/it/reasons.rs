@@ -120,6 +120,7 @@ fn each_reason_is_given_once_and_they_add_up() {
     ] {
         let mut spec = service(name, &endpoints);
         spec.timeouts.connect = Duration::from_millis(100);
+        spec.limits.hold_timeout = Duration::ZERO;
         apply(&node, &spec);
         let _ = dial(door(&spec)).read(&mut [0]);
         expect(&node, name, reason);

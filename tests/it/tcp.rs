@@ -160,7 +160,8 @@ fn nobody_to_connect_to_is_a_reset_with_its_reason() {
         ("none", &[][..], CloseReason::NoEndpoint),
         ("refusing", &[refusing][..], CloseReason::ConnectFailed),
     ] {
-        let spec = service(name, endpoints);
+        let mut spec = service(name, endpoints);
+        spec.limits.hold_timeout = Duration::ZERO;
         node.apply(&spec);
         let error = dial(door(&spec)).read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);

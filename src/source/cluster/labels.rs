@@ -19,7 +19,7 @@ pub(super) struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 19] = [
+pub const KNOWN: [&str; 21] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
@@ -39,6 +39,8 @@ pub const KNOWN: [&str; 19] = [
     "anynode.limit.endpoint-connections",
     "anynode.limit.queue",
     "anynode.limit.queue-timeout",
+    "anynode.limit.hold",
+    "anynode.limit.hold-timeout",
 ];
 
 /// Sets the options of `spec` that `labels` name.
@@ -83,6 +85,8 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
     );
     reader.number("anynode.limit.queue", 0, &mut limits.queue);
     reader.span("anynode.limit.queue-timeout", Duration::ZERO, &mut limits.queue_timeout);
+    reader.number("anynode.limit.hold", 0, &mut limits.hold);
+    reader.span("anynode.limit.hold-timeout", Duration::ZERO, &mut limits.hold_timeout);
     if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
         let fault =
             "label anynode.proxy-protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For";

@@ -163,6 +163,8 @@ struct LimitsDto {
     endpoint_connections: Option<u32>,
     queue: Option<u32>,
     queue_timeout: Option<Text<Span>>,
+    hold: Option<u32>,
+    hold_timeout: Option<Text<Span>>,
 }
 
 #[derive(Deserialize)]
@@ -206,6 +208,8 @@ impl ServiceDto {
             set(&mut to.endpoint_connections, limits.endpoint_connections);
             set(&mut to.queue, limits.queue);
             set(&mut to.queue_timeout, limits.queue_timeout.map(|text| text.0.0));
+            set(&mut to.hold, limits.hold);
+            set(&mut to.hold_timeout, limits.hold_timeout.map(|text| text.0.0));
         }
         if let Some(timeouts) = self.timeouts {
             let to = &mut spec.timeouts;
@@ -372,7 +376,7 @@ services:
     balance: least-request
     health: { http: /health, interval: 2s, timeout: 250ms, rise: 2, fall: 5 }
     stop_grace: 30s
-    limits: { connections: 5, endpoint_connections: 4, queue: 3, queue_timeout: 2s }
+    limits: { connections: 5, endpoint_connections: 4, queue: 3, queue_timeout: 2s, hold: 7, hold_timeout: 6s }
     timeouts: { connect: 3s, idle: 1h, half_closed: 1m, request_head: 5s, response: 9s }
     endpoints: ["127.0.0.1:9001", 127.0.0.1:9002]
   plain:
@@ -402,6 +406,7 @@ services:
         );
         assert_eq!(web.stop_grace, Duration::from_secs(30));
         assert_eq!((web.limits.connections, web.limits.queue), (5, 3));
+        assert_eq!((web.limits.hold, web.limits.hold_timeout), (7, Duration::from_secs(6)));
         assert_eq!(
             (web.timeouts.connect, web.timeouts.idle),
             (Duration::from_secs(3), Duration::from_secs(3600))

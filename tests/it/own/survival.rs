@@ -376,6 +376,70 @@ fn a_task_that_is_killed_is_replaced_and_a_crash_loop_is_no_burden() {
     assert!(history.lines().count() <= 5, "{history}");
 }
 
+/// One task, and it is stopped before the next begins.
+fn one_replica(tasks: Tasks) {
+    let Some(mut own) = rig::up(
+        &format!("one{}", if tasks == Tasks::Processes { "p" } else { "c" }),
+        tasks,
+    ) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    create(&own, "tcp", &["--publish", "8080:80", "--restart-delay", "500ms"]);
+    create(&own, "http", &["--publish", "8081:80", "--label", "anynode.mode=http"]);
+    for service in ["tcp", "http"] {
+        own.wait_for("a task", LONG, || n_running(&own, service) == 1);
+    }
+    let load = |port| Load::start(&own, port, &["--new", "--threads", "2", "--pause-us", "5000"]);
+    let loads = [("tcp", load(8080)), ("http", load(8081))];
+    for _ in 0..2 {
+        for service in ["tcp", "http"] {
+            let update = ["service", "update", "--no-resolve-image", "--force", "--update-monitor"];
+            own.docker(&[&update[..], &["500ms", "--update-order", "stop-first", service]].concat());
+        }
+    }
+    for (what, load) in loads {
+        let report = load.stop();
+        no_failure(&own, &format!("{tasks:?}, {what}"), &report);
+        println!(
+            "{tasks:?}, {what}: {} requests, the longest took {} ms",
+            report["ok"],
+            report["max_us"].as_u64().unwrap() / 1000
+        );
+    }
+    // Killed, its clients wait for the next; at most those that it had are lost.
+    let load = load(8080);
+    std::thread::sleep(Duration::from_millis(300));
+    let killed = own.living_tasks();
+    for pid in &killed {
+        drop(
+            std::process::Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status(),
+        );
+    }
+    own.wait_for("another task", LONG, || {
+        n_running(&own, "tcp") == 1 && own.living_tasks().iter().all(|pid| !killed.contains(pid))
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let report = load.stop();
+    assert!(
+        report["failed"].as_u64().unwrap() <= 2,
+        "one in flight of each thread: {report}"
+    );
+}
+
+#[test]
+fn an_update_of_one_replica_costs_no_request_as_processes() {
+    one_replica(Tasks::Processes);
+}
+
+#[test]
+fn an_update_of_one_replica_costs_no_request_as_containers() {
+    one_replica(Tasks::Containers);
+}
+
 #[test]
 fn updates_and_scaling_cost_no_request_as_containers() {
     updates(Tasks::Containers);
