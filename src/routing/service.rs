@@ -275,7 +275,7 @@ impl GatePlace<'_> {
 
     /// Keeps the place beyond this; whoever kept it gives it back with `leave`.
     pub fn keep(self) {
-        std::mem::forget(self);
+        let _ = std::mem::ManuallyDrop::new(self);
     }
 }
 
