@@ -4,5 +4,6 @@ mod api;
 mod declared;
 mod engine;
 pub mod rig;
+mod soak;
 mod survival;
 mod walkthrough;

@@ -25,15 +25,37 @@ const IMAGES: &[(&str, &[&str])] = &[
     ("masungil/my-fastapi-app:2.0-unhealthy", &["--unhealthy"]),
 ];
 
+/// What the walkthroughs' images hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Images {
+    /// The program of the tests, in all of them.
+    Program,
+    /// FastAPI in those that are to hold it, and these are in a registry only.
+    FastApi,
+}
+
 pub struct Own {
     pub tasks: Tasks,
+    pub images: Images,
     name: String,
     dir: tempfile::TempDir,
     anynode: Option<Child>,
     _turn: File,
 }
 
+/// Where the engine looks for images that have no registry in their names.
+pub const MIRROR: &str = "127.0.0.1:5000";
+
 pub const LONG: Duration = Duration::from_secs(60);
+
+fn is_first_of_container(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| {
+        let numbers: Vec<&str> = numbers.split_whitespace().collect();
+        numbers.len() > 1 && numbers.last() == Some(&"1")
+    })
+}
 
 fn run(command: &mut Command) -> Output {
     let out = command.output().unwrap();
@@ -43,6 +65,10 @@ fn run(command: &mut Command) -> Output {
 
 /// A network with nothing in it but loopback, or a dockerd; `None` where that needs more than there is.
 pub fn up(name: &str, tasks: Tasks) -> Option<Own> {
+    up_with(name, tasks, Images::Program)
+}
+
+pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
     let has = |program: &str| {
         let which = Command::new("which").arg(program).output();
         which.is_ok_and(|out| out.status.success())
@@ -58,6 +84,7 @@ pub fn up(name: &str, tasks: Tasks) -> Option<Own> {
     }
     let own = Own {
         tasks,
+        images,
         name: format!("own-{name}"),
         dir: tempfile::tempdir().unwrap(),
         anynode: None,
@@ -73,6 +100,9 @@ pub fn up(name: &str, tasks: Tasks) -> Option<Own> {
             own.cluster(&["up", "--nodes", "1", "--managers", "0"]);
             let rootfs = rootfs(&task_program(), "task");
             for (image, args) in IMAGES {
+                if images == Images::FastApi && image.contains("fastapi") {
+                    continue;
+                }
                 let words: Vec<String> = ["/task", "serve"]
                     .iter()
                     .chain(*args)
@@ -222,7 +252,11 @@ impl Own {
 
     pub fn cluster(&self, args: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster");
-        run(Command::new(script).args(["--name", &self.name]).args(args))
+        let mut command = Command::new(script);
+        if self.images == Images::FastApi {
+            command.env("ANYNODE_DOCKERD_ARGS", format!("--registry-mirror http://{MIRROR}"));
+        }
+        run(command.args(["--name", &self.name]).args(args))
     }
 
     /// The docker command line, driving anynode; its working directory is the test's.
@@ -309,7 +343,7 @@ impl Own {
             Tasks::Containers => {
                 std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
                     .is_ok_and(|cgroup| cgroup.contains(&format!("anynode-cluster-{}/", self.name)))
-                    && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "task")
+                    && is_first_of_container(pid)
             }
         };
         let pids = std::fs::read_dir("/proc").unwrap().flatten();

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::rig::{self, LONG, Own, Tasks};
+use super::rig::{self, Images, LONG, Own, Tasks};
 
 fn is_whole() -> bool {
     std::env::var("ANYNODE_WALKTHROUGH").is_ok_and(|form| form == "whole")
@@ -71,13 +71,7 @@ fn in_turn(names: &[String], n: usize) -> bool {
 }
 
 /// The first walkthrough.
-fn services(tasks: Tasks) {
-    let Some(mut own) = rig::up(
-        &format!("w1{}", if tasks == Tasks::Processes { "p" } else { "c" }),
-        tasks,
-    ) else {
-        return;
-    };
+pub(super) fn services(own: &mut Own) {
     own.start();
     let said = own.docker(&["swarm", "init"]);
     assert!(
@@ -122,7 +116,7 @@ fn services(tasks: Tasks) {
     }
     assert_eq!(columns(&ps).len(), 3);
     assert_eq!(own.living_tasks().len(), 3);
-    let names = six(&own, "http://localhost:8080");
+    let names = six(own, "http://localhost:8080");
     assert!(in_turn(&names, 3), "{names:?}");
 
     let said = own.docker(&["service", "scale", "my-web=5"]);
@@ -175,13 +169,17 @@ fn services(tasks: Tasks) {
         own.curl("http://localhost:8080").is_none()
     });
 
+    let publish = match own.images {
+        Images::Program => "published=8000,target=80",
+        Images::FastApi => "published=8000,target=8000",
+    };
     own.docker(&[
         "service",
         "create",
         "--name",
         "my-fastapi-whoami-app",
         "--publish",
-        "published=8000,target=80",
+        publish,
         "--replicas",
         "3",
         "my-fastapi-whoami",
@@ -190,15 +188,11 @@ fn services(tasks: Tasks) {
         columns(&own.docker(&["service", "ps", "my-fastapi-whoami-app"])).len(),
         3
     );
-    let names = six(&own, "http://localhost:8000");
+    // It has no health check: it runs before it listens, and who comes then is held.
+    let names = six(own, "http://localhost:8000");
     assert!(in_turn(&names, 3), "{names:?}");
     own.docker(&["service", "rm", "my-fastapi-whoami-app"]);
     own.wait_for("all tasks to end", LONG, || own.living_tasks().is_empty());
-}
-
-#[test]
-fn services_as_processes() {
-    services(Tasks::Processes);
 }
 
 /// The compose file of the second walkthrough, with `web` published itself.
@@ -309,13 +303,7 @@ fn under_load(own: &Own, work: impl FnOnce()) -> Vec<String> {
 }
 
 /// The second walkthrough.
-fn stack(tasks: Tasks) {
-    let Some(mut own) = rig::up(
-        &format!("w2{}", if tasks == Tasks::Processes { "p" } else { "c" }),
-        tasks,
-    ) else {
-        return;
-    };
+pub(super) fn stack(own: &mut Own) {
     own.start();
     own.docker(&["swarm", "init"]);
     let write = |name: &str, text: &str| std::fs::write(own.dir().join(name), text).unwrap();
@@ -323,7 +311,7 @@ fn stack(tasks: Tasks) {
     let id = own.docker(&["config", "create", "nginx_config", "./nginx.conf"]);
     assert_eq!(id.len(), 25, "{id}");
     let one = "masungil/my-fastapi-app:1.0";
-    write("docker-compose.yml", &compose(tasks, one, "v1.0", 3, ""));
+    write("docker-compose.yml", &compose(own.tasks, one, "v1.0", 3, ""));
     let deploy = |file: &str| own.docker(&["stack", "deploy", "--detach=false", "-c", file, "myappstack"]);
     let said = deploy("docker-compose.yml");
     for line in [
@@ -361,14 +349,20 @@ fn stack(tasks: Tasks) {
         answer.starts_with(r#"{"message":"Hello from version: v1.0","container_id":""#),
         "{answer}"
     );
-    assert!(in_turn(&six(&own, "http://localhost:8000"), 3));
+    assert!(in_turn(&six(own, "http://localhost:8000"), 3));
 
     let logs = own.docker(&["service", "logs", "myappstack_web"]);
     let hostname = own.docker(&["node", "ls", "--format", "{{.Hostname}}"]);
-    assert_eq!(logs.lines().count(), 3, "{logs}");
+    if own.images == Images::Program {
+        assert_eq!(logs.lines().count(), 3, "{logs}");
+    }
+    let first = match own.images {
+        Images::Program => "listening on",
+        Images::FastApi => "INFO: ",
+    };
     for line in logs.lines() {
         let (prefix, text) = line.split_once('|').unwrap();
-        assert!(text.trim_start().starts_with("listening on"), "{line}");
+        assert!(text.trim_start().starts_with(first), "{line}");
         assert!(
             prefix.starts_with("myappstack_web.") && prefix.trim_end().ends_with(&format!("@{hostname}")),
             "{line}"
@@ -382,10 +376,10 @@ fn stack(tasks: Tasks) {
     );
     assert_eq!(own.living_tasks().len(), 6);
     // The file is what counts in the end.
-    write("docker-compose.yml", &compose(tasks, one, "v1.0", 4, ""));
+    write("docker-compose.yml", &compose(own.tasks, one, "v1.0", 4, ""));
     deploy("docker-compose.yml");
     assert_eq!(own.living_tasks().len(), 5);
-    write("docker-compose.yml", &compose(tasks, one, "v1.0", 3, ""));
+    write("docker-compose.yml", &compose(own.tasks, one, "v1.0", 3, ""));
     deploy("docker-compose.yml");
     // Nothing else of it was touched: no task has a history.
     let ps = own.docker(&["stack", "ps", "myappstack"]);
@@ -393,14 +387,14 @@ fn stack(tasks: Tasks) {
 
     write(
         "docker-compose-rolling-update.yml",
-        &compose(tasks, "masungil/my-fastapi-app:2.0", "v2.0", 3, ""),
+        &compose(own.tasks, "masungil/my-fastapi-app:2.0", "v2.0", 3, ""),
     );
-    let versions = under_load(&own, || drop(deploy("docker-compose-rolling-update.yml")));
+    let versions = under_load(own, || drop(deploy("docker-compose-rolling-update.yml")));
     assert_eq!(versions.first().map(String::as_str), Some("v1.0"));
     assert_eq!(versions.last().map(String::as_str), Some("v2.0"));
-    assert!(in_turn(&six(&own, "http://localhost:8000"), 3));
+    assert!(in_turn(&six(own, "http://localhost:8000"), 3));
     // Back, for what comes next.
-    under_load(&own, || drop(deploy("docker-compose.yml")));
+    under_load(own, || drop(deploy("docker-compose.yml")));
 
     let rollback = format!(
         "        failure_action: rollback\n      rollback_config:\n        parallelism: 1\n        delay: {}\n        order: stop-first\n",
@@ -409,9 +403,9 @@ fn stack(tasks: Tasks) {
     let file = "docker-compose-unhealthy-rollback.yml";
     write(
         file,
-        &compose(tasks, "masungil/my-fastapi-app:2.0-unhealthy", "v2.0", 3, &rollback),
+        &compose(own.tasks, "masungil/my-fastapi-app:2.0-unhealthy", "v2.0", 3, &rollback),
     );
-    let versions = under_load(&own, || {
+    let versions = under_load(own, || {
         own.docker(&["stack", "deploy", "-c", file, "myappstack"]);
         let state = || own.docker(&["service", "inspect", "-f", "{{.UpdateStatus.State}}", "myappstack_web"]);
         own.wait_for("the update to roll itself back", Duration::from_secs(180), || {
@@ -456,7 +450,7 @@ fn stack(tasks: Tasks) {
             .iter()
             .all(|url| own.curl(url).is_none())
     });
-    own.wait_for("nothing to be left", LONG, || is_nothing_left(&own));
+    own.wait_for("nothing to be left", LONG, || is_nothing_left(own));
     let networks = own.docker(&["network", "ls", "--format", "{{.Name}}"]);
     assert!(!networks.contains("myappstack"), "{networks}");
     own.docker(&["config", "rm", "nginx_config"]);
@@ -473,17 +467,28 @@ fn is_nothing_left(own: &Own) -> bool {
     }
 }
 
+fn run(name: &str, tasks: Tasks, walkthrough: fn(&mut Own)) {
+    if let Some(mut own) = rig::up(name, tasks) {
+        walkthrough(&mut own);
+    }
+}
+
+#[test]
+fn services_as_processes() {
+    run("w1p", Tasks::Processes, services);
+}
+
 #[test]
 fn a_stack_as_processes() {
-    stack(Tasks::Processes);
+    run("w2p", Tasks::Processes, stack);
 }
 
 #[test]
 fn services_as_containers() {
-    services(Tasks::Containers);
+    run("w1c", Tasks::Containers, services);
 }
 
 #[test]
 fn a_stack_as_containers() {
-    stack(Tasks::Containers);
+    run("w2c", Tasks::Containers, stack);
 }
