@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -36,6 +37,9 @@ pub struct Containers {
     /// Tells our containers from those of another anynode.
     owner: String,
     in_memory: Option<InMemory>,
+    /// Held while the engine makes the container of a task, also when nobody waits for that any more. std mutex: held for
+    /// moments.
+    making: Arc<Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 /// Why an engine cannot run tasks.
@@ -71,6 +75,7 @@ impl Containers {
                 docker,
                 in_memory: InMemory::of(&owner),
                 owner,
+                making: Arc::default(),
             }),
             Some(_) => Err(EngineError::InSwarm { path: path.to_owned() }),
         }
@@ -182,10 +187,25 @@ impl Containers {
         patiently(task.id.as_str(), || async {
             // An earlier attempt may have come half-way.
             self.remove_container(&task.id).await;
-            let created = self.docker.create_container(Some(options.clone()), body.clone());
-            created.await.map(|created| created.id)
+            let turn = self.turn(&task.id).lock_owned().await;
+            let (docker, options, body) = (self.docker.clone(), options.clone(), body.clone());
+            // The engine ends what it was asked for, whether or not somebody hears of it: removal waits for that.
+            let creating = tokio::spawn(async move {
+                let created = docker.create_container(Some(options), body).await;
+                drop(turn);
+                created
+            });
+            match creating.await {
+                Ok(created) => created.map(|created| created.id),
+                Err(error) => Err(Error::from(io::Error::other(error))),
+            }
         })
         .await
+    }
+
+    fn turn(&self, task: &Id) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.entry(task.clone()).or_default().clone()
     }
 
     async fn copy_in(&self, id: &str, files: &[TaskFile]) -> Result<(), Failure> {
@@ -225,6 +245,7 @@ impl Containers {
 
     /// Until it is gone.
     async fn remove_container(&self, task: &Id) {
+        let _turn = self.turn(task).lock_owned().await;
         loop {
             let removed = patiently(task.as_str(), || async {
                 let Some(id) = self.id_of(task).await? else {
@@ -450,6 +471,7 @@ impl Runtime for Containers {
     fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
         Box::pin(async move {
             self.remove_container(task).await;
+            self.making.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
             if let Some(Err(error)) = self.in_memory.as_ref().map(|in_memory| in_memory.remove(task)) {
                 tracing::warn!(%task, %error, "its configs and secrets are not removed");
             }

@@ -297,3 +297,19 @@ async fn an_engine_that_is_away_loses_no_word() {
             .contains(other.as_str())
     );
 }
+
+#[tokio::test]
+async fn one_that_is_to_go_while_it_is_made_leaves_nothing() {
+    let Some(engine) = Engine::up("unmade") else { return };
+    let world = engine.world().await;
+    for round in 0..30 {
+        let id = world.task(container(), json!({}));
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        world.wish(&id, TaskState::Remove);
+        world.wait(&id, TaskState::Shutdown).await;
+        world.forget(&id);
+        // Nobody waits for the engine here: what it was asked for last may come yet.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(engine.containers(), 0, "round {round}");
+    }
+}
