@@ -184,7 +184,7 @@ impl Runtime for Words {
                 pid: 1,
                 exit_code: 0,
             },
-            addr: Some(([127, 0, 0, 1], 0).into()),
+            reach: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()),
         };
         Box::pin(async { Ok(started) })
     }

@@ -195,6 +195,7 @@ async fn answer(
             "slot": std::env::var("SLOT").ok(),
             "node": std::env::var("NODE").ok(),
             "peer": peer.ip().to_string(),
+            "peer_port": peer.port(),
             "headers": headers,
             "body_bytes": body.len(),
         })

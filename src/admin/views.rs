@@ -147,6 +147,12 @@ struct ServiceView {
 #[derive(Serialize)]
 struct EndpointView {
     address: String,
+    /// The network namespace that the address is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<String>,
+    /// Why it does not see its clients' addresses although it should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opaque: Option<String>,
     /// As Docker names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<String>,
@@ -324,6 +330,8 @@ impl EndpointView {
         let state: EndpointState = endpoint.state(now);
         EndpointView {
             address: endpoint.spec().to_string(),
+            netns: endpoint.spec().netns.as_ref().map(|path| path.display().to_string()),
+            opaque: endpoint.opaque().map(|why| why.to_string()),
             task: endpoint.task().map(|_| endpoint.label()),
             node: endpoint.task().map(|task| task.hostname.to_string()),
             state: state.as_str(),

@@ -199,7 +199,7 @@ impl Driven {
             _ => HealthState::Starting,
         };
         if health == HealthState::Healthy {
-            agent.publish(&self.id, started.addr);
+            agent.publish(&self.id, started.reach.as_ref());
         }
         loop {
             let (id, assignment) = (self.id.clone(), self.latest.clone());
@@ -223,7 +223,7 @@ impl Driven {
                     match now {
                         HealthState::Starting => {}
                         HealthState::Healthy => {
-                            agent.publish(&id, started.addr);
+                            agent.publish(&id, started.reach.as_ref());
                             self.report(TaskState::Running, "started", None);
                         }
                         HealthState::Unhealthy => {

@@ -15,7 +15,6 @@ mod template;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::model::Reach;
 use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 
 pub use log::{LogLine, LogQuery, LogStream};
@@ -63,7 +63,7 @@ impl PartialEq for Assignment {
 pub type Assignments = BTreeMap<Id, Arc<Assignment>>;
 
 /// Where tasks of this node are reached. Port 0 stands for the target port of each connection.
-pub type Addresses = BTreeMap<Id, SocketAddr>;
+pub type Addresses = BTreeMap<Id, Reach>;
 
 /// Hears what became of tasks.
 pub trait Reports: Send + Sync {
@@ -215,10 +215,12 @@ impl Agent {
         removing
     }
 
-    fn publish(&self, task: &Id, addr: Option<SocketAddr>) {
-        let Some(addr) = addr else { return };
-        self.addresses
-            .send_if_modified(|addresses| Arc::make_mut(addresses).insert(task.clone(), addr) != Some(addr));
+    fn publish(&self, task: &Id, reach: Option<&Reach>) {
+        let Some(reach) = reach else { return };
+        self.addresses.send_if_modified(|addresses| {
+            let before = Arc::make_mut(addresses).insert(task.clone(), reach.clone());
+            before.as_ref() != Some(reach)
+        });
     }
 
     fn unpublish(&self, task: &Id) {

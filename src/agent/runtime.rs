@@ -1,8 +1,7 @@
 //! What a runtime does: one trait, for processes and for containers.
 
-use std::net::SocketAddr;
-
 use super::{Assignment, Later, LogQuery, LogStream};
+use crate::model::Reach;
 use crate::model::swarm::{Container, Exit, Id};
 
 /// Makes tasks run. Each call is about one task, and none is made twice at once for the same.
@@ -46,8 +45,8 @@ pub struct Failure(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
     pub container: Container,
-    /// Port 0 stands for the target port of each connection. `None` if it has no network: nobody reaches it.
-    pub addr: Option<SocketAddr>,
+    /// `None` if it has no network: nobody reaches it.
+    pub reach: Option<Reach>,
 }
 
 /// What there is of a task.

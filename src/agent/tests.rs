@@ -145,7 +145,7 @@ impl Fake {
                 pid: 77,
                 exit_code: 0,
             },
-            addr: Some(SocketAddr::from(ADDR)),
+            reach: Some(SocketAddr::from(ADDR).into()),
         }
     }
 }

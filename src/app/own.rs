@@ -273,7 +273,7 @@ async fn follow_addresses(
     let follow = async {
         loop {
             let now = addresses.borrow_and_update().clone();
-            let tasks = now.iter().map(|(id, addr)| (Arc::from(id.as_str()), *addr));
+            let tasks = now.iter().map(|(id, reach)| (Arc::from(id.as_str()), reach.clone()));
             local.send_replace(Some(Arc::new(tasks.collect())));
             if addresses.changed().await.is_err() {
                 break;

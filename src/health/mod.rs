@@ -171,7 +171,8 @@ impl Watch {
     async fn probe_once(&self) -> Option<String> {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok()?;
-        match tokio::time::timeout(self.check.timeout, probe(self.addr, &self.check.probe)).await {
+        let netns = self.endpoint.spec().netns.as_ref();
+        match tokio::time::timeout(self.check.timeout, probe(self.addr, netns, &self.check.probe)).await {
             Ok(Ok(())) => {
                 self.stats.good.fetch_add(1, Relaxed);
                 None

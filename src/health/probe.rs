@@ -1,20 +1,25 @@
 //! One probe of one endpoint. Not here: when, and what follows from it.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::model::HealthProbe;
+use crate::sys::netns;
 
 /// Why a probe is bad.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("connect")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] io::Error),
     #[error("request")]
     Http(#[source] hyper::Error),
     #[error("path {path:?} cannot be requested")]
@@ -27,9 +32,13 @@ pub(super) enum Fault {
     Status(u16),
 }
 
-/// Probes `addr` once. The caller limits the time.
-pub(super) async fn probe(addr: SocketAddr, how: &HealthProbe) -> Result<(), Fault> {
-    let stream = TcpStream::connect(addr).await.map_err(Fault::Connect)?;
+/// Probes `addr` once, in the network namespace `netns` if there is one. The caller limits the time.
+pub(super) async fn probe(addr: SocketAddr, netns: Option<&Arc<Path>>, how: &HealthProbe) -> Result<(), Fault> {
+    let stream = match netns {
+        None => TcpStream::connect(addr).await,
+        Some(netns) => connect_inside(addr, netns).await,
+    };
+    let stream = stream.map_err(Fault::Connect)?;
     let HealthProbe::Http { path } = how else { return Ok(()) };
     let request = Request::get(path.as_str())
         .header(header::HOST, addr.to_string())
@@ -60,4 +69,16 @@ pub(super) async fn probe(addr: SocketAddr, how: &HealthProbe) -> Result<(), Fau
             Err(error) => Err(Fault::Http(error)),
         },
     }
+}
+
+async fn connect_inside(addr: SocketAddr, netns: &Arc<Path>) -> io::Result<TcpStream> {
+    let opened = netns::open(netns.clone(), addr.ip(), 1, false).await?;
+    let socket = opened.sockets.into_iter().next().ok_or(io::ErrorKind::NotFound)?;
+    let (stream, is_connected, _) = socket.connect(addr, None)?;
+    let stream = TcpStream::from_std(stream)?;
+    if !is_connected {
+        stream.ready(Interest::WRITABLE).await?;
+        stream.take_error()?.map_or(Ok(()), Err)?;
+    }
+    Ok(stream)
 }

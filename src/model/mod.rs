@@ -14,7 +14,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use service::{
-    Balance, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol, PublishedPort, ServiceName,
-    ServiceSpec, TaskRef, Timeouts,
+    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol, PublishedPort, Reach,
+    ServiceName, ServiceSpec, TaskRef, Timeouts,
 };
 pub use text::{InvalidValue, format_duration, parse_duration};

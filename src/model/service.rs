@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +110,7 @@ pub struct ServiceSpec {
     pub health: Option<HealthCheck>,
     /// What the endpoints are told of their clients' addresses, before the first byte (tcp).
     pub proxy_protocol: Option<ProxyProtocol>,
+    pub client_address: ClientAddress,
     /// How long connections of a removed endpoint may go on.
     pub stop_grace: Duration,
     pub limits: Limits,
@@ -127,6 +129,7 @@ impl ServiceSpec {
             balance: Balance::default(),
             health: None,
             proxy_protocol: None,
+            client_address: ClientAddress::default(),
             stop_grace: ServiceSpec::DEFAULT_STOP_GRACE,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -238,6 +241,37 @@ impl FromStr for ProxyProtocol {
             "v1" => Ok(ProxyProtocol::V1),
             "v2" => Ok(ProxyProtocol::V2),
             _ => Err(InvalidValue::new(text, "v1 or v2")),
+        }
+    }
+}
+
+/// Whose address endpoints in a network namespace of their own see (tcp).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAddress {
+    /// The client's.
+    #[default]
+    Transparent,
+    /// One of the namespace.
+    None,
+}
+
+impl ClientAddress {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClientAddress::Transparent => "transparent",
+            ClientAddress::None => "none",
+        }
+    }
+}
+
+impl FromStr for ClientAddress {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<ClientAddress, InvalidValue> {
+        match text {
+            "transparent" => Ok(ClientAddress::Transparent),
+            "none" => Ok(ClientAddress::None),
+            _ => Err(InvalidValue::new(text, "transparent or none")),
         }
     }
 }
@@ -387,8 +421,25 @@ impl Default for Timeouts {
 pub struct EndpointSpec {
     /// Port 0: whichever target port the client's connection was for. Of a task on another node: that node's link.
     pub addr: SocketAddr,
+    /// The network namespace that the address is of, such as `/run/netns/x`; `None` for this program's own.
+    pub netns: Option<Arc<Path>>,
     /// The task that it is; `None` for an endpoint that was declared by its address.
     pub task: Option<Arc<TaskRef>>,
+}
+
+/// Where a task of this node is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Port 0 stands for the target port of each connection.
+    pub addr: SocketAddr,
+    /// The network namespace that the address is of; `None` for this program's own.
+    pub netns: Option<Arc<Path>>,
+}
+
+impl From<SocketAddr> for Reach {
+    fn from(addr: SocketAddr) -> Reach {
+        Reach { addr, netns: None }
+    }
 }
 
 /// A task as the data plane knows it.
@@ -409,7 +460,11 @@ pub struct TaskRef {
 impl EndpointSpec {
     /// An endpoint by its address alone.
     pub fn at(addr: SocketAddr) -> EndpointSpec {
-        EndpointSpec { addr, task: None }
+        EndpointSpec {
+            addr,
+            netns: None,
+            task: None,
+        }
     }
 
     /// Whether it is reached over another node.

@@ -11,6 +11,7 @@ use super::core::Connection;
 use super::relay::{self, Relay};
 use super::upstream;
 use super::wire::{Leg, PendingTunnel, Refused, TunnelLeg};
+use crate::model::Mode;
 use crate::routing::{CloseReason, Endpoint, EndpointState, Outcome, Service};
 
 /// What a stream from another node asks for.
@@ -41,7 +42,13 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     }
     let lease = Lease::of(endpoint);
     let endpoint = lease.endpoint().clone();
-    let connected = upstream::connect_once(endpoint.dial_addr(request.target), service.spec().timeouts.connect).await;
+    let spec = service.spec();
+    // In http mode a connection is for many clients.
+    let client = request
+        .client
+        .map(|(client, _)| client)
+        .filter(|_| spec.mode == Mode::Tcp);
+    let connected = upstream::connect_here(spec, &endpoint, request.target, client, spec.timeouts.connect).await;
     let stream = match connected {
         Ok(stream) => {
             endpoint.report(Outcome::Reached, Instant::now());

@@ -5,6 +5,7 @@ mod config;
 mod core;
 mod h1;
 pub mod http;
+mod inside;
 mod last_hop;
 mod lending;
 mod listener;

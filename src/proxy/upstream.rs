@@ -12,8 +12,9 @@ use tokio::sync::watch;
 
 use super::balancer::{self, Lease, NoPick};
 use super::core;
+use super::inside;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
-use crate::model::{ServiceSpec, proxy_protocol};
+use crate::model::{ClientAddress, Mode, ServiceSpec, proxy_protocol};
 use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, ServiceState, TableHandle};
 use crate::sys::socket;
 
@@ -91,7 +92,7 @@ pub(super) async fn connect(
         if let Some(stream) = reuse(endpoint.id()) {
             return Ok(Upstream { stream, lease });
         }
-        let result = reach(endpoint, target, client, timeout).await;
+        let result = reach(service.spec(), endpoint, target, client, timeout).await;
         let now = Instant::now();
         match result {
             // It left the table meanwhile, and its last connections may have been counted already: take another. It is
@@ -208,9 +209,18 @@ pub(super) fn addresses(client: &TcpStream) -> Option<(SocketAddr, SocketAddr)> 
 }
 
 /// One attempt at an endpoint, on this node or another.
-async fn reach(endpoint: &Endpoint, target: u16, client: Option<&TcpStream>, timeout: Duration) -> io::Result<Leg> {
+async fn reach(
+    spec: &ServiceSpec,
+    endpoint: &Endpoint,
+    target: u16,
+    client: Option<&TcpStream>,
+    timeout: Duration,
+) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
-        return connect_once(endpoint.dial_addr(target), timeout).await.map(Leg::Tcp);
+        let client = client.and_then(|client| client.peer_addr().ok());
+        return connect_here(spec, endpoint, target, client, timeout)
+            .await
+            .map(Leg::Tcp);
     };
     let Some(dialer) = core::dialer() else {
         return Err(io::ErrorKind::NetworkUnreachable.into());
@@ -230,9 +240,37 @@ async fn reach(endpoint: &Endpoint, target: u16, client: Option<&TcpStream>, tim
     }
 }
 
+/// One attempt at an endpoint of this node, for a client of that address, if it is for one alone.
+pub(super) async fn connect_here(
+    spec: &ServiceSpec,
+    endpoint: &Endpoint,
+    target: u16,
+    client: Option<SocketAddr>,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let addr = endpoint.dial_addr(target);
+    match &endpoint.spec().netns {
+        None => connect_once(addr, timeout).await,
+        Some(netns) => {
+            let is_transparent = spec.mode == Mode::Tcp && spec.client_address == ClientAddress::Transparent;
+            let client = client.filter(|_| is_transparent);
+            inside::connect(endpoint, netns, addr, client, timeout).await
+        }
+    }
+}
+
 /// One attempt at an address. Errors: `TimedOut` after `timeout`, else what the kernel says.
 pub(super) async fn connect_once(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let (stream, is_connected) = socket::connect(addr)?;
+    connected(stream, is_connected, timeout).await
+}
+
+/// Waits for a connection that was begun. Errors: as of `connect_once`.
+pub(super) async fn connected(
+    stream: std::net::TcpStream,
+    is_connected: bool,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(stream)?;
     if !is_connected {
         let connected = async {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core;
 use super::h1;
+use super::inside;
 use super::listener;
 use super::park;
 use super::{Job, Shared};
@@ -157,7 +158,10 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
                 }
                 core::drain_gently();
             }
-            Command::EndpointGone(endpoint) => h1::pool::forget(endpoint),
+            Command::EndpointGone(endpoint) => {
+                h1::pool::forget(endpoint);
+                inside::forget(endpoint);
+            }
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
             Command::Run(job) => drop(tokio::spawn(job())),
             Command::Drain => {

@@ -33,6 +33,8 @@ pub struct Endpoint {
     /// Failed connects in a row; zero on the way of success, so that success need not take the lock.
     failures_in_row: AtomicU32,
     ejection: Mutex<Ejection>,
+    /// Why it does not see its clients' addresses although it should. std mutex: touched when that changes or is shown.
+    opaque: Mutex<Option<Arc<str>>>,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +109,7 @@ impl Endpoint {
             connect_failures_total: AtomicU64::new(0),
             failures_in_row: AtomicU32::new(0),
             ejection: Mutex::new(Ejection::default()),
+            opaque: Mutex::default(),
         }
     }
 
@@ -142,6 +145,21 @@ impl Endpoint {
             0 => SocketAddr::new(self.spec.addr.ip(), target),
             _ => self.spec.addr,
         }
+    }
+
+    pub fn opaque(&self) -> Option<Arc<str>> {
+        self.opaque
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Returns whether that is news.
+    pub fn set_opaque(&self, why: Option<Arc<str>>) -> bool {
+        let mut opaque = self.opaque.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_news = *opaque != why;
+        *opaque = why;
+        is_news
     }
 
     pub fn service(&self) -> &Arc<ServiceState> {

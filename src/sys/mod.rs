@@ -9,6 +9,7 @@ pub mod iptables;
 pub mod limits;
 pub mod memory;
 mod netlink;
+pub mod netns;
 pub mod nft;
 pub mod pktinfo;
 pub mod process;

@@ -151,12 +151,12 @@ pub(super) struct NetlinkSocket {
 }
 
 impl NetlinkSocket {
-    /// `groups`: the mask of groups whose notifications are wanted; a socket for them does not wait when it reads.
+    /// No protocol is that of routes. `groups`: the mask of groups whose notifications are wanted; a socket for them does not wait when it reads.
     /// Errors: those of `socket` and `bind`; `EPROTONOSUPPORT` where the kernel does not know the protocol.
-    pub(super) fn open(protocol: Protocol, groups: u32) -> io::Result<NetlinkSocket> {
+    pub(super) fn open(protocol: impl Into<Option<Protocol>>, groups: u32) -> io::Result<NetlinkSocket> {
         let mut flags = SocketFlags::CLOEXEC;
         flags.set(SocketFlags::NONBLOCK, groups != 0);
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(protocol))?;
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol.into())?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         // The kernel answers while it is being asked; waiting is for the case that this is ever untrue.
         set_socket_timeout(&fd, Timeout::Recv, Some(ANSWER_WAIT))?;

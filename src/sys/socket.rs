@@ -74,7 +74,7 @@ pub fn connect(addr: SocketAddr) -> io::Result<(std::net::TcpStream, bool)> {
     Ok((socket.into(), is_connected))
 }
 
-fn try_connect(socket: &Socket, addr: &socket2::SockAddr) -> io::Result<bool> {
+pub(super) fn try_connect(socket: &Socket, addr: &socket2::SockAddr) -> io::Result<bool> {
     match socket.connect(addr) {
         Ok(()) => Ok(true),
         Err(error) => match error.raw_os_error() {

@@ -13,6 +13,7 @@ mod harness;
 mod health;
 mod hold;
 mod http;
+mod inside;
 mod link;
 mod own;
 mod park;

@@ -5,9 +5,11 @@ mod body;
 mod files;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use self::files::{InMemory, archive};
 use super::files::TaskFile;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::{Assignment, Later, LogLine, LogQuery, LogStream, files as task_files};
+use crate::model::Reach;
 use crate::model::swarm::{Container, Exit, Id, Time};
 
 /// The runtime.
@@ -332,10 +335,13 @@ fn started(container: &ContainerInspectResponse) -> Option<Started> {
     let mut ips = networks
         .into_iter()
         .flat_map(HashMap::values)
-        .filter_map(|network| network.ip_address.as_deref()?.parse().ok());
-    let ip: Option<IpAddr> = match host {
-        Some("host") => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        _ => ips.next(),
+        .filter_map(|network| network.ip_address.as_deref()?.parse::<IpAddr>().ok());
+    let reach = match host {
+        Some("host") => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()),
+        _ => ips.next().map(|ip| Reach {
+            addr: SocketAddr::new(ip, 0),
+            netns: netns_of(state.pid.unwrap_or(0)),
+        }),
     };
     Some(Started {
         container: Container {
@@ -343,8 +349,19 @@ fn started(container: &ContainerInspectResponse) -> Option<Started> {
             pid: state.pid.unwrap_or(0),
             exit_code: 0,
         },
-        addr: ip.map(|ip| SocketAddr::new(ip, 0)),
+        reach,
     })
+}
+
+/// The network namespace of a container, if this program may enter it.
+fn netns_of(pid: i64) -> Option<Arc<Path>> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let is_another = match (fs::metadata(&path), fs::metadata("/proc/self/ns/net")) {
+        (Ok(one), Ok(own)) => (one.dev(), one.ino()) != (own.dev(), own.ino()),
+        // Nobody's, or behind another namespace of processes.
+        _ => false,
+    };
+    (is_another && rustix::process::geteuid().is_root()).then(|| path.into())
 }
 
 fn is_running(container: &ContainerInspectResponse) -> bool {

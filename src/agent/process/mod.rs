@@ -256,7 +256,7 @@ fn started(dir: &Dir, pid: i64, port: u16) -> Started {
             pid,
             exit_code: 0,
         },
-        addr: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        reach: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()),
     }
 }
 

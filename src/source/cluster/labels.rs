@@ -19,7 +19,7 @@ pub(super) struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 21] = [
+pub const KNOWN: [&str; 22] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
@@ -41,6 +41,7 @@ pub const KNOWN: [&str; 21] = [
     "anynode.limit.queue-timeout",
     "anynode.limit.hold",
     "anynode.limit.hold-timeout",
+    "anynode.client-address",
 ];
 
 /// Sets the options of `spec` that `labels` name.
@@ -53,6 +54,7 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
     reader.set("anynode.mode", &mut spec.mode);
     reader.set("anynode.balance", &mut spec.balance);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
+    reader.set("anynode.client-address", &mut spec.client_address);
     reader.read("anynode.bind", |text| match text.parse::<IpAddr>() {
         Ok(ip) => {
             // As Docker has it: everywhere.

@@ -16,14 +16,15 @@ use tokio::sync::watch;
 
 use super::SourceStatus;
 use crate::model::{
-    Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, PublishedPort, ServiceName, ServiceSpec, TaskRef,
+    Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, PublishedPort, Reach, ServiceName, ServiceSpec,
+    TaskRef,
 };
 use crate::routing::{Change, TableHandle};
 
 pub use labels::KNOWN as LABELS;
 
-/// The addresses of this node's tasks, by task id. Port 0 stands for the target port of each connection.
-pub type LocalTasks = OrdMap<Arc<str>, SocketAddr>;
+/// Where this node's tasks are reached, by task id.
+pub type LocalTasks = OrdMap<Arc<str>, Reach>;
 
 /// What is wrong with services of the cluster, or with how they are served, by service name. Read by `admin`.
 #[derive(Debug, Default)]
@@ -310,9 +311,9 @@ impl ClusterSource {
         for task in tasks.into_iter().filter_map(|id| self.seen.task(id)) {
             let node = self.seen.node(&task.node);
             let is_remote = *task.node != *self.own.id;
-            let addr = if is_remote {
+            let reach = if is_remote {
                 match node.and_then(|node| node.addr) {
-                    Some(ip) => SocketAddr::new(ip, self.link_port),
+                    Some(ip) => SocketAddr::new(ip, self.link_port).into(),
                     None => {
                         faults.push(format!(
                             "task {}: the address of its node {} is not known",
@@ -323,7 +324,7 @@ impl ClusterSource {
                 }
             } else {
                 match self.local.get(task.id.as_str()) {
-                    Some(addr) => *addr,
+                    Some(reach) => reach.clone(),
                     // It follows within moments: the engine says so itself.
                     None => continue,
                 }
@@ -333,7 +334,8 @@ impl ClusterSource {
                 slot => slot.to_string(),
             };
             endpoints.push(EndpointSpec {
-                addr,
+                addr: reach.addr,
+                netns: reach.netns,
                 task: Some(Arc::new(TaskRef {
                     id: task.id.as_str().into(),
                     name: format!("{}.{slot}", service.name),
@@ -449,7 +451,8 @@ mod tests {
             ["10.0.0.2:7377"],
             "the address of t1 is not known yet"
         );
-        rig.local.insert("t1".into(), "172.18.0.3:0".parse().unwrap());
+        rig.local
+            .insert("t1".into(), "172.18.0.3:0".parse::<SocketAddr>().unwrap().into());
         rig.follow();
         assert_eq!(rig.endpoints("web"), ["172.18.0.3", "10.0.0.2:7377"]);
         let table = rig.source.table.load();

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use crate::model::{
-    Balance, EndpointSpec, HealthCheck, HealthProbe, Mode, ProxyProtocol, PublishedPort, ServiceName, ServiceSpec,
-    parse_duration,
+    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Mode, ProxyProtocol, PublishedPort, ServiceName,
+    ServiceSpec, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -138,11 +138,65 @@ struct ServiceDto {
     expose: Option<Vec<Port>>,
     balance: Option<Text<Balance>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
+    client_address: Option<Text<ClientAddress>>,
     health: Option<HealthDto>,
     stop_grace: Option<Text<Span>>,
     limits: Option<LimitsDto>,
     timeouts: Option<TimeoutsDto>,
-    endpoints: Vec<Text<EndpointSpec>>,
+    endpoints: Vec<EndpointDto>,
+}
+
+/// An address alone, or with the network namespace that it is of.
+struct EndpointDto(EndpointSpec);
+
+impl<'de> Deserialize<'de> for EndpointDto {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EndpointDto, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct InNamespace {
+            address: Text<EndpointSpec>,
+            netns: Option<Text<Namespace>>,
+        }
+        struct Endpoint;
+        impl<'de> Visitor<'de> for Endpoint {
+            type Value = EndpointDto;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address, or { address: 127.0.0.1:80, netns: /run/netns/x }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointDto, E> {
+                text.parse().map(EndpointDto).map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointDto, A::Error> {
+                let endpoint = InNamespace::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let netns = endpoint.netns.map(|netns| netns.0.0);
+                Ok(EndpointDto(EndpointSpec {
+                    netns,
+                    ..endpoint.address.0
+                }))
+            }
+        }
+        deserializer.deserialize_any(Endpoint)
+    }
+}
+
+struct Namespace(std::sync::Arc<std::path::Path>);
+
+impl FromStr for Namespace {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Namespace, Self::Err> {
+        let path = std::path::Path::new(text);
+        match path.is_absolute() {
+            true => Ok(Namespace(path.into())),
+            false => Err(crate::model::InvalidValue::new(
+                text,
+                "the whole path of a network namespace, such as /run/netns/x",
+            )),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -196,7 +250,8 @@ impl ServiceDto {
             .map(|text| text.0)
             .collect();
         spec.expose = self.expose.unwrap_or_default().into_iter().map(|port| port.0).collect();
-        spec.endpoints = self.endpoints.into_iter().map(|text| text.0).collect();
+        set(&mut spec.client_address, self.client_address.map(|text| text.0));
+        spec.endpoints = self.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
         spec.health = self.health.map(HealthDto::into_check).transpose()?;
         let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);
         if takes_target && spec.publish.is_empty() && spec.expose.is_empty() {

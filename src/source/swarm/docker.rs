@@ -17,7 +17,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::Stream;
 
 use super::picture::{Seen, SeenObject, our_labels, reachable, usable};
-use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask};
+use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask, Reach};
 use crate::source::cluster::LocalTasks;
 
 /// Why the engine did not help.
@@ -170,7 +170,7 @@ impl Engine {
                 // With the length of its prefix.
                 let address = endpoint.ipv4_address?;
                 let ip: IpAddr = address.split('/').next()?.parse().ok()?;
-                Some((Arc::from(task.as_str()), SocketAddr::new(ip, 0)))
+                Some((Arc::from(task.as_str()), Reach::from(SocketAddr::new(ip, 0))))
             });
         Ok(addresses.collect())
     }

@@ -141,7 +141,7 @@ impl World {
 
     pub fn addr(&self, id: &Id) -> Option<SocketAddr> {
         let addresses: Arc<Addresses> = self.agent.addresses().borrow().clone();
-        addresses.get(id).copied()
+        addresses.get(id).map(|reach| reach.addr)
     }
 
     pub async fn logs(&self, id: &Id, query: LogQuery) -> Vec<LogLine> {

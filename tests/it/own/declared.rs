@@ -429,3 +429,63 @@ fn logs_of_services_as_processes() {
 fn logs_of_services_as_containers() {
     logs(Tasks::Containers);
 }
+
+#[test]
+fn a_container_sees_its_clients() {
+    let Some(mut own) = rig::up("clients", Tasks::Containers) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.create("web", &["--replicas", "2", "--publish", "8080:80"]);
+    own.create("http", &["--publish", "8081:80", "--label", "anynode.mode=http"]);
+    own.wait_for_running("web", 2);
+    own.wait_for_running("http", 1);
+    let ask = |port: u16, args: &[&str]| -> serde_json::Value {
+        let url = format!("http://10.213.0.1:{port}");
+        let out = own
+            .client("curl")
+            .args(["-s", "-f", "-m", "10", &url])
+            .args(args)
+            .output()
+            .unwrap();
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"))
+    };
+    for n in 0..6 {
+        let port = 40_000 + n;
+        let answer = ask(8080, &["--local-port", &port.to_string()]);
+        assert_eq!(
+            (&answer["peer"], &answer["peer_port"]),
+            (&"10.213.0.100".into(), &port.into())
+        );
+    }
+    let answer = ask(8081, &[]);
+    assert_eq!(answer["headers"]["x-forwarded-for"], "10.213.0.100");
+    // As it likes, live, with the same tasks.
+    let before = own.running("web");
+    own.docker(&[
+        "service",
+        "update",
+        "--detach",
+        "--label-add",
+        "anynode.client-address=none",
+        "web",
+    ]);
+    own.wait_for("another address", LONG, || ask(8080, &[])["peer"] != "10.213.0.100");
+    assert_eq!(own.running("web"), before);
+    let status = own.anynode(&["status", "--json"]);
+    assert!(!status.contains("opaque"), "{status}");
+    // Nothing of a task is held when it has gone.
+    let pid = own.pid();
+    let n_descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = n_descriptors();
+    for _ in 0..3 {
+        own.docker(&["service", "scale", "web=6"]);
+        for _ in 0..12 {
+            ask(8080, &[]);
+        }
+        own.docker(&["service", "scale", "web=2"]);
+    }
+    own.wait_for("six of them to go", LONG, || own.living_tasks().len() == 3);
+    own.wait_for("their descriptors to go", LONG, || n_descriptors() <= before + 4);
+}

@@ -225,6 +225,15 @@ impl Own {
         command
     }
 
+    /// Outside of the machine that it runs on, where that has a network.
+    pub fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/an-{}-client", self.name))
+            .arg(program);
+        command
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -103,7 +103,7 @@ impl Follower {
         let tasks = self.tasks.borrow().clone();
         let tasks = tasks.iter().flat_map(|tasks| tasks.iter());
         tasks
-            .map(|(task, addr)| (task.to_string(), addr.ip().to_string()))
+            .map(|(task, reach)| (task.to_string(), reach.addr.ip().to_string()))
             .collect()
     }
 }
