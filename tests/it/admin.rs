@@ -322,12 +322,14 @@ fn every_connection_is_open_or_closed_for_one_reason() {
     tcp.timeouts.idle = Duration::from_millis(300);
     let mut web = service("web", &[echo.addr]);
     web.mode = Mode::Http;
+    let mut none = service("none", &[]);
+    none.limits.hold_timeout = Duration::ZERO;
     let specs = [
         tcp.clone(),
         service("named", &[named.addr]),
         service("cutting", &[cutting.addr]),
         service("refusing", &[refusing]),
-        service("none", &[]),
+        none,
         web.clone(),
     ];
     specs.iter().for_each(|spec| node.apply(spec));
