@@ -10,7 +10,8 @@
 //!
 //! It is the walkthroughs' program too: `$PORT` is where it listens, with `$APP_VERSION` it answers its version and hostname
 //! on `/`, `/file?path=PATH` is what a file of the task holds, with its mode, `/healthz` is `/health`, which answers 500 from the start with `--unhealthy`; and under the name `curl` it is the
-//! `curl -f URL` of a health check. `task cat` says what it hears.
+//! `curl -f URL` of a health check. `task cat` says what it hears, `task hostname` its host's name.
+//! With `$ASKS_ONCE` (`NAME:PORT`) it asks there, once and at once, and ends well if it was answered.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -34,10 +35,17 @@ use tokio::sync::watch;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let is_curl = std::env::args().next().is_some_and(|name| name.ends_with("curl"));
+    // Before all else, and once.
+    if let Ok(whom) = std::env::var("ASKS_ONCE") {
+        let answered = curl(&[format!("http://{whom}/")]);
+        println!("asked {whom}: {answered}");
+        std::process::exit(answered);
+    }
     match args.first().map(String::as_str) {
         _ if is_curl => std::process::exit(curl(&args)),
         Some("serve") => tokio::runtime::Runtime::new_current().block_on(serve()),
         Some("load") => load(&args[1..]),
+        Some("hostname") => println!("{}", rustix::system::uname().nodename().to_string_lossy()),
         Some("cat") => drop(std::io::copy(&mut std::io::stdin(), &mut std::io::stdout())),
         _ => panic!("expected `serve` or `load`"),
     }

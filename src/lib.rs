@@ -29,6 +29,8 @@ pub mod proxy;
 
 pub mod dns;
 
+pub mod tasknet;
+
 pub mod health;
 
 pub mod source;

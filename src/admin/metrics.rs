@@ -23,6 +23,7 @@ use crate::routing::{
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
+use crate::tasknet::TaskNets;
 
 /// One family of series being written. Writing to memory cannot fail, and what cannot be written is left out.
 struct Family<'a> {
@@ -254,10 +255,44 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         )
         .sample(&[], faults as u64);
     }
+    if let Some(networks) = &state.networks {
+        write_task_networks(networks, out);
+    }
     if let Some(dns) = &state.dns {
         write_dns(dns, out);
     }
     write_process(out);
+}
+
+/// What tasks reach from inside: of services, their connections are counted with the services.
+fn write_task_networks(networks: &TaskNets, out: &mut DescriptorEncoder<'_>) {
+    for (name, help, value) in [
+        (
+            "anynode_task_networks",
+            "Tasks that reach services from inside their own networks.",
+            networks.len(),
+        ),
+        (
+            "anynode_task_network_faults",
+            "What is wrong there; status says what.",
+            networks.faults().len(),
+        ),
+    ] {
+        Family::new(out, MetricType::Gauge, name, help).sample(&[], value as u64);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_outgoing_connections_closed",
+        "Connections of tasks to no service, made outside for them, by the reason of their end.",
+    );
+    for reason in CloseReason::ALL {
+        sample_if_any(
+            &mut family,
+            &[("reason", reason.as_str())],
+            networks.outgoing().closed_count(reason),
+        );
+    }
 }
 
 /// How the cluster is learned, and what every other node is like from here.

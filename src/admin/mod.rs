@@ -21,6 +21,7 @@ use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
 use crate::source::swarm::{EngineInfo, SwarmStatus};
 use crate::takeover::Takeover;
+use crate::tasknet::TaskNets;
 
 pub use self::server::serve;
 
@@ -36,6 +37,8 @@ pub struct AdminState {
     pub n_workers: usize,
     /// `None`: no port is taken over.
     pub takeover: Option<Arc<Takeover>>,
+    /// What tasks reach from inside. `None`: it is not looked at.
+    pub networks: Option<TaskNets>,
     /// What is wrong with services' labels and ports. `None`: no node of a swarm of any kind.
     pub faults: Option<Arc<Faults>>,
     /// `None`: no node of a swarm.

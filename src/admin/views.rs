@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::{AdminState, SwarmView};
 use crate::model::{HealthProbe, format_duration};
 use crate::proxy::PortState;
-use crate::routing::{Endpoint, EndpointState, Listen, RoutingTable, Service};
+use crate::routing::{Endpoint, EndpointState, RoutingTable, Service};
 use crate::source::SourceHealth;
 use crate::takeover::{Feature, TakeoverStatus};
+use crate::tasknet::TaskNets;
 
 #[derive(Serialize)]
 pub(super) struct TableView {
@@ -36,6 +37,11 @@ pub(super) struct StatusView {
     faults: BTreeMap<String, Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     takeover: Option<TakeoverView>,
+    /// How many tasks reach services from inside their own networks.
+    task_networks: usize,
+    /// What is wrong there, by the task or the way to its namespace.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    task_network_faults: BTreeMap<String, String>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -207,6 +213,8 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .takeover
             .as_ref()
             .map(|takeover| TakeoverView::of(takeover.status())),
+        task_networks: state.networks.as_ref().map_or(0, TaskNets::len),
+        task_network_faults: state.networks.as_ref().map(TaskNets::faults).unwrap_or_default(),
         cluster: state.swarm.as_ref().map(|swarm| ClusterView::of(swarm, now)),
         faults: state
             .faults
@@ -283,11 +291,8 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     if let SourceHealth::Stale { reason } = state.source.health() {
         lines.push(format!("source: stale, the last good table is served: {reason}"));
     }
-    let failed = |(listen, state): (Listen, PortState)| match state {
-        PortState::Failed { error, .. } => Some(format!("port {listen}: {error}")),
-        PortState::Listening => None,
-    };
-    lines.extend(state.ports.snapshot().into_iter().filter_map(failed));
+    let failed = state.ports.failed().into_iter();
+    lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines
 }
 

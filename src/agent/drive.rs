@@ -28,6 +28,7 @@ pub(super) async fn drive(
     driven.live().await;
     driven.has_begun.send_replace(true);
     driven.agent.unpublish(&driven.id);
+    driven.agent.networks.close(&driven.id);
     // Its output can be read as long as it is known.
     driven.forgotten().await;
     driven.agent.runtime.remove(&driven.id).await;
@@ -278,18 +279,21 @@ impl Driven {
         self.report(TaskState::Shutdown, "shutdown", None);
     }
 
+    /// Who ends well has completed, also when it was stopped for its health: Docker says no more of it.
     fn report_exit(&mut self, exit: Exit, why: Option<&str>) {
-        match (exit.code, why) {
-            (0, None) => self.report(TaskState::Complete, "finished", None),
-            (code, why) => {
-                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                self.report(
-                    TaskState::Failed,
-                    "started",
-                    Some(format!("task: non-zero exit ({code}){why}")),
-                );
-            }
+        if exit.code == 0 {
+            return self.report(TaskState::Complete, "finished", None);
         }
+        let doing = match self.state {
+            TaskState::Starting => "starting",
+            _ => "started",
+        };
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        self.report(
+            TaskState::Failed,
+            doing,
+            Some(format!("task: non-zero exit ({}){why}", exit.code)),
+        );
     }
 }
 

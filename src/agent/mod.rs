@@ -8,6 +8,7 @@ pub mod containers;
 mod drive;
 mod files;
 mod log;
+mod network;
 pub mod process;
 mod runtime;
 mod template;
@@ -27,6 +28,7 @@ use crate::model::Reach;
 use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 
 pub use log::{LogLine, LogQuery, LogStream};
+pub use network::{NoNetworks, TaskNetworks};
 pub use runtime::{Failure, Found, HealthState, Runtime, Started};
 pub use template::TemplateError;
 
@@ -83,6 +85,7 @@ pub struct Agent {
     runtime: Arc<dyn Runtime>,
     reports: Arc<dyn Reports>,
     barrier: Arc<dyn Barrier>,
+    networks: Arc<dyn TaskNetworks>,
     addresses: watch::Sender<Arc<Addresses>>,
     /// std mutex: held for moments.
     running: Mutex<HashMap<Id, Running>>,
@@ -96,11 +99,18 @@ struct Running {
 }
 
 impl Agent {
-    pub fn new(runtime: Arc<dyn Runtime>, reports: Arc<dyn Reports>, barrier: Arc<dyn Barrier>) -> Arc<Agent> {
+    /// `networks`: as the runtime has it.
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        reports: Arc<dyn Reports>,
+        barrier: Arc<dyn Barrier>,
+        networks: Arc<dyn TaskNetworks>,
+    ) -> Arc<Agent> {
         Arc::new(Agent {
             runtime,
             reports,
             barrier,
+            networks,
             addresses: watch::Sender::default(),
             running: Mutex::default(),
         })

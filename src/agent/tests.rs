@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Agent, Assignment, Assignments, Barrier, Failure, Found, HealthState, Later, LogLine, LogQuery, LogStream, Reports,
-    Runtime, Started,
+    Agent, Assignment, Assignments, Barrier, Failure, Found, HealthState, Later, LogLine, LogQuery, LogStream,
+    NoNetworks, Reports, Runtime, Started,
 };
 use crate::model::swarm::{
     Cause, Container, Exit, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
@@ -240,7 +240,7 @@ struct Rig {
 impl Rig {
     fn start(fake: Fake, task: Option<Task>) -> Rig {
         let fake = Arc::new(fake);
-        let agent = Agent::new(fake.clone(), fake.clone(), fake.clone());
+        let agent = Agent::new(fake.clone(), fake.clone(), fake.clone(), Arc::new(NoNetworks));
         *fake.addresses.lock().unwrap() = Some(agent.addresses());
         let assigned = watch::Sender::default();
         let (shutdown, stopping) = oneshot::channel::<()>();
@@ -379,18 +379,20 @@ async fn one_that_was_never_to_run_is_not_prepared() {
 
 #[tokio::test]
 async fn health_decides_when_it_runs_and_when_it_ends() {
-    let fake = Fake {
-        health: watch::Sender::new(HealthState::Starting),
-        on_stop: Some(143),
-        ..Fake::default()
-    };
-    let rig = Rig::start(fake, Some(task(TaskState::Running)));
-    rig.expect(&UP[..6]).await;
-    rig.fake.health.send_replace(HealthState::Healthy);
-    rig.expect(&UP).await;
-    rig.fake.health.send_replace(HealthState::Unhealthy);
     let failed = "failed: task: non-zero exit (143): dockerexec: unhealthy container";
-    rig.expect(&after_up(&["leave", "left", "stop", failed])).await;
+    for (code, end) in [(143, failed), (0, "complete")] {
+        let fake = Fake {
+            health: watch::Sender::new(HealthState::Starting),
+            on_stop: Some(code),
+            ..Fake::default()
+        };
+        let rig = Rig::start(fake, Some(task(TaskState::Running)));
+        rig.expect(&UP[..6]).await;
+        rig.fake.health.send_replace(HealthState::Healthy);
+        rig.expect(&UP).await;
+        rig.fake.health.send_replace(HealthState::Unhealthy);
+        rig.expect(&after_up(&["leave", "left", "stop", end])).await;
+    }
 }
 
 #[tokio::test]
@@ -434,7 +436,7 @@ async fn the_next_run_finds_what_runs_and_takes_away_what_is_nobodys() {
         Assignments::from([(Id::from("task"), Arc::new(of))])
     };
     let fake = Arc::new(fake);
-    let agent = Agent::new(fake.clone(), fake.clone(), fake.clone());
+    let agent = Agent::new(fake.clone(), fake.clone(), fake.clone(), Arc::new(NoNetworks));
     let (_keep, assigned) = watch::channel(Arc::new(assigned));
     let mut addresses = agent.addresses();
     let running = tokio::spawn(agent.clone().run(assigned, std::future::pending()));

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use super::Api;
 use super::error::ApiError;
 use super::http::{self, Answer, NEWEST, Version};
+use crate::model::swarm::SANDBOX_LABEL;
 
 fn none_here() -> ApiError {
     ApiError::not_implemented(
@@ -39,6 +40,8 @@ pub(super) async fn pass(
         .query()
         .map(|query| format!("?{query}"))
         .unwrap_or_default();
+    // Whoever asks for them sees them.
+    let is_list = path == "/containers/json" && request.method() == Method::GET && !query.contains(SANDBOX_LABEL);
     let path = format!("/v{}{path}{query}", spoken(api, &socket, version).await);
     let (mut parts, body) = request.into_parts();
     parts.uri = path
@@ -62,8 +65,24 @@ pub(super) async fn pass(
         *answer.headers_mut() = head.headers;
         return Ok(answer);
     }
+    if is_list && head.status.is_success() {
+        let bytes = body.collect().await;
+        let bytes = bytes.map_err(|error| ApiError::gateway(error.to_string()))?.to_bytes();
+        let bytes = without_sandboxes(&bytes).map_or(bytes, Bytes::from);
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+        head.headers.remove(TRANSFER_ENCODING);
+        let body = Full::new(bytes).map_err(io::Error::other).boxed_unsync();
+        return Ok(hyper::Response::from_parts(head, body));
+    }
     let body = body.map_err(io::Error::other).boxed_unsync();
     Ok(hyper::Response::from_parts(head, body))
+}
+
+/// A list of containers without those that only hold the networks of tasks. `None`: it is no such list.
+fn without_sandboxes(list: &[u8]) -> Option<Vec<u8>> {
+    let mut containers: Vec<Value> = serde_json::from_slice(list).ok()?;
+    containers.retain(|container| container["Labels"].get(SANDBOX_LABEL).is_none());
+    serde_json::to_vec(&containers).ok()
 }
 
 /// Sends a request of ours, and passes the answer back.

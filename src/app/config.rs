@@ -48,6 +48,8 @@ pub struct OwnConfig {
     pub engine: EngineChoice,
     /// Commands of tasks that run as processes, by image name.
     pub images: BTreeMap<String, Vec<String>>,
+    /// Where such tasks' addresses are from, if each has a network of its own.
+    pub process_addresses: Option<Ipv4Net>,
 }
 
 /// Which Docker Engine runs the tasks.
@@ -65,6 +67,8 @@ pub struct SwarmConfig {
     pub docker_socket: PathBuf,
     pub control_socket: PathBuf,
     pub takeover: Mode,
+    /// Tasks reach services of their networks through anynode, and not through Docker's overlay.
+    pub services_inside: bool,
     /// Where other nodes connect to; `None`: no link, and only tasks of this node are reached.
     pub link: Option<SocketAddr>,
     pub token_file: PathBuf,
@@ -177,6 +181,7 @@ impl Config {
         let swarm = SwarmConfig {
             docker_socket: PathBuf::from(text(s, "swarm.docker_socket")),
             control_socket: PathBuf::from(text(s, "swarm.control_socket")),
+            services_inside: boolean(s, "swarm.services_inside"),
             takeover: s.value(
                 "swarm.takeover",
                 "\"auto\", \"on\" or \"off\"",
@@ -216,7 +221,29 @@ impl Config {
             BTreeMap::new(),
             commands,
         );
-        let own = api.map(|api| OwnConfig { api, engine, images });
+        let has_own_network = s.value("process.network", "\"own\", or \"host\"", true, |value| {
+            match value.as_str()? {
+                "own" => Some(true),
+                "host" => Some(false),
+                _ => None,
+            }
+        });
+        let addresses = s.value(
+            "process.addresses",
+            "an IPv4 network of at least 4 addresses, such as \"198.18.0.0/16\"",
+            PROCESS_ADDRESSES,
+            |value| {
+                let network = value.as_str()?.parse::<Ipv4Net>().ok()?.trunc();
+                (network.prefix_len() <= 30).then_some(network)
+            },
+        );
+        let process_addresses = has_own_network.then_some(addresses);
+        let own = api.map(|api| OwnConfig {
+            api,
+            engine,
+            images,
+            process_addresses,
+        });
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
@@ -255,6 +282,8 @@ impl Config {
     }
 }
 
+/// Given to measurements of devices, so that no network has them (RFC 2544).
+const PROCESS_ADDRESSES: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(198, 18, 0, 0), 16);
 const FALLBACK_NETWORK: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 77, 0, 0), 16);
 
 fn text(settings: &mut Settings, key: &str) -> String {

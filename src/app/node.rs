@@ -13,11 +13,11 @@ use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::handoff::{self, HandoffError, Inherited, Offer, Succession};
-use super::own::{OwnError, OwnSwarm};
+use super::own::{OwnError, OwnSwarm, Plane};
 use super::swarm::{LinkListenError, SwarmNode};
 use super::verify;
 use crate::admin::{AdminState, Phase, Readiness};
-use crate::dns::{DnsConfig, DnsServer};
+use crate::dns::{DnsConfig, DnsServer, Responder};
 use crate::health::Prober;
 use crate::proxy::{Beside, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
@@ -25,6 +25,7 @@ use crate::source::SourceStatus;
 use crate::source::file::FileSource;
 use crate::sys::limits;
 use crate::takeover::Takeover;
+use crate::tasknet::{Served, TaskNets};
 
 /// A node that is started and serves.
 pub struct Node {
@@ -35,8 +36,10 @@ pub struct Node {
     swarm: Option<SwarmNode>,
     own: Option<OwnSwarm>,
     takeover: Option<Arc<Takeover>>,
+    networks: TaskNets,
     prober: Prober,
     dns: Option<DnsServer>,
+    responder: Responder,
     admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
     readiness: Arc<Readiness>,
     status: Arc<SourceStatus>,
@@ -114,6 +117,12 @@ impl Node {
         };
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
         proxy.offer(inherited.take_ports(&config.proxy.liveness));
+        let responder = match &dns {
+            Some(dns) => dns.responder(),
+            None => Responder::new(dns_config(DnsConfig::default().listen, &config), table.clone()),
+        };
+        let liveness = config.proxy.liveness.clone();
+        let networks = TaskNets::new(table.clone(), proxy.handle(), responder.clone(), liveness);
         let source = config.services.clone().map(|path| {
             let mut source = FileSource::start(
                 path,
@@ -127,8 +136,13 @@ impl Node {
         });
         let own = match config.own.clone() {
             Some(own) => {
-                let (table, status, ports) = (table.clone(), status.clone(), proxy.ports().clone());
-                Some(OwnSwarm::new(own, &config.data_dir, table, status, ports).await?)
+                let plane = Plane {
+                    table: table.clone(),
+                    status: status.clone(),
+                    ports: proxy.ports().clone(),
+                    networks: Arc::new(networks.clone()),
+                };
+                Some(OwnSwarm::new(own, &config.data_dir, plane).await?)
             }
             None => None,
         };
@@ -151,6 +165,7 @@ impl Node {
             faults: of_swarm.or(of_own),
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
+            networks: Some(networks.clone()),
             verify: swarm
                 .as_ref()
                 .map(|swarm| verify::for_admin(table.clone(), swarm.view.clone())),
@@ -172,8 +187,10 @@ impl Node {
             swarm,
             own,
             takeover,
+            networks,
             prober,
             dns,
+            responder,
             admin: admin.map(|listener| (listener, state)),
             readiness,
             status,
@@ -201,8 +218,10 @@ impl Node {
             swarm,
             own,
             takeover,
+            networks,
             prober,
             dns,
+            responder,
             admin,
             readiness,
             status,
@@ -234,6 +253,20 @@ impl Node {
         if let Some(takeover) = takeover {
             beside.spawn(takeover.run(stopped()));
         }
+        let served = match &config.swarm {
+            Some(swarm) => swarm.services_inside.then_some(Served::Tasks),
+            None => Some(Served::Declared),
+        };
+        beside.spawn(serve_inside(networks.clone(), served, stopped()));
+        if dns.is_none() {
+            let stopped = stopped();
+            beside.spawn(async move {
+                tokio::select! {
+                    () = responder.follow() => {}
+                    () = stopped => {}
+                }
+            });
+        }
         if let Some(own) = own {
             beside.spawn(own.run(stopped()));
         }
@@ -249,6 +282,10 @@ impl Node {
             beside.spawn(run);
         }
         tokio::pin!(shutdown);
+        if inherited.is_waited_for() && served.is_some() {
+            // Whoever is inside goes on being answered: by the instance before as long as it lives, and from here on by this one.
+            drop(tokio::time::timeout(LOOK_INSIDE_WITHIN, networks.has_looked()).await);
+        }
         let is_up = match inherited.is_waited_for() {
             true => tokio::select! {
                 biased;
@@ -296,7 +333,8 @@ impl Node {
         let draining = async {
             let (mut asked, mut succession) = (is_asked.subscribe(), succession.subscribe());
             tokio::select! {
-                _ = asked.wait_for(|asked| *asked) => {}
+                _ = asked.wait_for(|asked| *asked) => networks.leave_all().await,
+                // What is inside is the next instance's; what waits at this one is answered until it ends.
                 _ = succession.wait_for(Option::is_some) => {}
             }
             readiness.set(Phase::Draining);
@@ -362,15 +400,36 @@ fn bind_dns(
     table: &Arc<TableHandle>,
     inherited: &mut Inherited,
 ) -> Result<DnsServer, NodeError> {
-    let dns = DnsConfig {
-        listen: addr,
-        upstreams: config.dns_upstreams.clone(),
-        upstream_timeout: config.dns_upstream_timeout,
-        ..DnsConfig::default()
-    };
+    let dns = dns_config(addr, config);
     match inherited.take_dns(addr) {
         Some((at, udp, tcp)) => Ok(DnsServer::adopt(dns, table.clone(), at, udp, tcp)),
         None => DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error }),
+    }
+}
+
+fn dns_config(listen: SocketAddr, config: &Config) -> DnsConfig {
+    DnsConfig {
+        listen,
+        upstreams: config.dns_upstreams.clone(),
+        upstream_timeout: config.dns_upstream_timeout,
+        ..DnsConfig::default()
+    }
+}
+
+/// Keeps the insides of namespaces up with the table.
+async fn serve_inside(networks: TaskNets, served: Option<Served>, shutdown: impl Future<Output = ()>) {
+    let endpoints = async {
+        if let Some(served) = served
+            && let Err(error) = networks.serve_endpoints(served).await
+        {
+            tracing::warn!(%error, "endpoints in namespaces do not reach services from inside");
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = networks.run() => {}
+        () = endpoints => {}
+        () = shutdown => {}
     }
 }
 
@@ -385,4 +444,6 @@ async fn refill_retry_budgets(table: Arc<TableHandle>, shutdown: impl Future<Out
     }
 }
 
+/// An instance that takes over waits so long for what it serves inside namespaces.
+const LOOK_INSIDE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 const REFILL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);

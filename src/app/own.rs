@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::config::{EngineChoice, OwnConfig};
 use crate::agent::containers::{Containers, EngineError};
 use crate::agent::process::{ProcessSettings, Processes};
-use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime};
+use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
 use crate::api::{self, Api, Host, Outside};
 use crate::control;
 use crate::model::Cluster;
@@ -66,15 +66,17 @@ pub struct OwnSwarm {
     socket: PathBuf,
 }
 
+/// The data plane that a swarm's services are served by.
+pub struct Plane {
+    pub table: Arc<TableHandle>,
+    pub status: Arc<SourceStatus>,
+    pub ports: Arc<Ports>,
+    pub networks: Arc<dyn TaskNetworks>,
+}
+
 impl OwnSwarm {
     /// Opens the store and the API's socket.
-    pub(super) async fn new(
-        config: OwnConfig,
-        data_dir: &Path,
-        table: Arc<TableHandle>,
-        status: Arc<SourceStatus>,
-        ports: Arc<Ports>,
-    ) -> Result<OwnSwarm, OwnError> {
+    pub(super) async fn new(config: OwnConfig, data_dir: &Path, plane: Plane) -> Result<OwnSwarm, OwnError> {
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store"))?);
         let engine = match config.engine {
             EngineChoice::None => None,
@@ -83,14 +85,21 @@ impl OwnSwarm {
         };
         let runtime: Arc<dyn Runtime> = match &engine {
             // Another anynode has another directory.
-            Some(path) => Arc::new(Containers::connect(path, data_dir.display().to_string()).await?),
-            None => Arc::new(Processes::new(ProcessSettings {
-                dir: data_dir.join("tasks"),
-                program: std::env::current_exe().map_err(OwnError::Program)?,
-                images: config.images,
-            })),
+            Some(path) => {
+                let owner = data_dir.display().to_string();
+                Arc::new(Containers::connect(path, owner, plane.networks.clone()).await?)
+            }
+            None => Arc::new(Processes::new(
+                ProcessSettings {
+                    dir: data_dir.join("tasks"),
+                    program: std::env::current_exe().map_err(OwnError::Program)?,
+                    images: config.images,
+                    addresses: config.process_addresses,
+                },
+                plane.networks.clone(),
+            )),
         };
-        OwnSwarm::assemble(store, runtime, engine, config.api, table, status, ports).await
+        OwnSwarm::assemble(store, runtime, engine, config.api, plane).await
     }
 
     /// Joins them. `engine` is the socket of the engine that gets what is not the swarm's, `api` where the API is to be
@@ -100,10 +109,14 @@ impl OwnSwarm {
         runtime: Arc<dyn Runtime>,
         engine: Option<PathBuf>,
         api: PathBuf,
-        table: Arc<TableHandle>,
-        status: Arc<SourceStatus>,
-        ports: Arc<Ports>,
+        plane: Plane,
     ) -> Result<OwnSwarm, OwnError> {
+        let Plane {
+            table,
+            status,
+            ports,
+            networks,
+        } = plane;
         let listener = listen(&api).await?;
         let (reports, received) = mpsc::unbounded_channel();
         let reporter = Reporter {
@@ -112,7 +125,7 @@ impl OwnSwarm {
         };
         let leaves = Leaves { table: table.clone() };
         let faults = Arc::new(Faults::default());
-        let agent = Agent::new(runtime, Arc::new(Tells { reports }), Arc::new(leaves));
+        let agent = Agent::new(runtime, Arc::new(Tells { reports }), Arc::new(leaves), networks);
         let beside = Beside {
             agent: agent.clone(),
             ports,
@@ -360,12 +373,8 @@ impl Outside for Beside {
     }
 
     fn ports_not_served(&self) -> BTreeMap<u16, String> {
-        let ports = self.ports.snapshot().into_iter();
-        let failed = ports.filter_map(|(listen, state)| match state {
-            PortState::Failed { error, .. } => Some((listen.port, error)),
-            PortState::Listening => None,
-        });
-        failed.collect()
+        let failed = self.ports.failed().into_iter();
+        failed.map(|(listen, error)| (listen.port, error)).collect()
     }
 
     fn engine(&self) -> Option<PathBuf> {

@@ -100,6 +100,9 @@ fn describe(status: &Value) -> String {
             ));
         }
     }
+    for (task, fault) in status["task_network_faults"].as_object().into_iter().flatten() {
+        out.push_str(&format!("! network of {task}: {}\n", text(fault)));
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(
@@ -110,6 +113,7 @@ fn describe(status: &Value) -> String {
         }
     }
     let mut rows = vec![["SERVICE", "MODE", "VIP", "PORTS", "ENDPOINTS", "CONNECTIONS"].map(str::to_owned)];
+    let mut opaque = String::new();
     let mut endpoints =
         vec![["ENDPOINT", "SERVICE", "STATE", "IN FLIGHT", "TOTAL", "FAILED CONNECTS"].map(str::to_owned)];
     for service in list(&status["services"]) {
@@ -129,6 +133,13 @@ fn describe(status: &Value) -> String {
             text(&service["connections"]),
         ]);
         for endpoint in all {
+            if let Some(why) = endpoint["opaque"].as_str() {
+                opaque.push_str(&format!(
+                    "! opaque: {} of {} does not see its clients' addresses: {why}\n",
+                    text(&endpoint["address"]),
+                    text(&service["name"])
+                ));
+            }
             endpoints.push([
                 match (endpoint["task"].as_str(), endpoint["node"].as_str()) {
                     (Some(task), Some(node)) => format!("{task} on {node} ({})", text(&endpoint["address"])),
@@ -142,6 +153,7 @@ fn describe(status: &Value) -> String {
             ]);
         }
     }
+    out.push_str(&opaque);
     out.push('\n');
     push_columns(&rows, &mut out);
     out.push('\n');

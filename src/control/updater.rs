@@ -106,9 +106,13 @@ impl<'a> Update<'a> {
         }
     }
 
+    fn is_clean(&self, context: &Context<'_>, task: &Task) -> bool {
+        !slots::is_dirty(context.snapshot, self.service, task)
+    }
+
     /// New ones that run let the old ones of their slot go.
     fn let_old_go(&self, context: &Context<'_>, draft: &mut Draft) {
-        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
+        let is_clean = |task: &Task| self.is_clean(context, task);
         for tasks in self.slots.values() {
             if tasks.iter().any(|task| is_clean(task) && task.is_serving()) {
                 let old = tasks.iter().filter(|task| task.is_wanted() && !is_clean(task));
@@ -119,21 +123,20 @@ impl<'a> Update<'a> {
 
     /// Paused: where an old one serves, none that failed is to be followed.
     fn rest(&self, context: &Context<'_>, draft: &mut Draft) {
-        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
+        let is_clean = |task: &Task| self.is_clean(context, task);
+        let is_next =
+            |task: &Task| task.is_wanted() && !task.is_serving() && task.cause == Cause::Restart && is_clean(task);
         for tasks in self.slots.values() {
             if tasks.iter().any(|task| task.is_serving() && !is_clean(task)) {
-                let next = tasks
-                    .iter()
-                    .filter(|task| task.is_wanted() && task.cause == Cause::Restart && is_clean(task));
-                next.filter(|task| !task.is_serving())
-                    .for_each(|task| draft.wish(task, TaskState::Shutdown));
+                let next = tasks.iter().filter(|task| is_next(task));
+                next.for_each(|task| draft.wish(task, TaskState::Shutdown));
             }
         }
     }
 
     fn has_clean(&self, context: &Context<'_>, slot: &Slot) -> bool {
         let mut tasks = self.slots.get(slot).into_iter().flatten();
-        tasks.any(|task| !slots::is_dirty(context.snapshot, self.service, task))
+        tasks.any(|task| self.is_clean(context, task))
     }
 
     fn begin(&self, draft: &mut Draft, now: Time) {
@@ -159,13 +162,17 @@ impl<'a> Update<'a> {
 
     /// The tasks that this update made.
     fn made<'b>(&'b self, update: &'b UpdateStatus) -> impl Iterator<Item = &'b Arc<Task>> {
-        let is_made = |task: &Task| {
-            task.cause == Cause::Update
-                && task.template == self.service.template
-                && task.meta.created_at >= update.started_at
-        };
         let tasks = self.slots.values().flatten().copied();
-        tasks.filter(move |task| is_made(task))
+        tasks.filter(|task| self.is_made(update, task))
+    }
+
+    fn is_made(&self, update: &UpdateStatus, task: &Task) -> bool {
+        self.is_new(task) && task.meta.created_at >= update.started_at
+    }
+
+    /// Made by this update, or by one that this one has taken the place of.
+    fn is_new(&self, task: &Task) -> bool {
+        task.cause == Cause::Update && task.template == self.service.template
     }
 
     fn replace(&self, context: &mut Context<'_>, draft: &mut Draft, update: &UpdateStatus) {
@@ -173,11 +180,9 @@ impl<'a> Update<'a> {
         if self.config.on_failure != OnFailure::Continue && self.has_failed(draft, update, now) {
             return;
         }
-        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
         let mut n_busy = 0;
-        // Also those of an update that this one has taken the place of: what it took down is not up yet.
-        let is_new = |task: &&&Arc<Task>| task.cause == Cause::Update && task.template == self.service.template;
-        for task in self.slots.values().flatten().filter(is_new) {
+        // Not only those that it has made itself: what the one before it took down is not up yet.
+        for task in self.slots.values().flatten().filter(|task| self.is_new(task)) {
             match done_at(task) {
                 Some(at) if now < at + self.config.delay => {
                     n_busy += 1;
@@ -190,8 +195,8 @@ impl<'a> Update<'a> {
         }
         // Where the new one failed beside the old one, which stays.
         let is_tried = |slot: &Slot| {
-            self.made(update)
-                .any(|task| Slot::of(task) == *slot && done_at(task).is_some())
+            let mut tasks = self.slots.get(slot).into_iter().flatten();
+            tasks.any(|task| self.is_made(update, task) && done_at(task).is_some())
         };
         if n_busy == 0 && self.dirty.iter().all(is_tried) {
             let last_done = self.made(update).filter_map(|task| done_at(task)).max();
@@ -201,8 +206,9 @@ impl<'a> Update<'a> {
         // One that is new already needs no other; one whose task has just ended is the orchestrator's first.
         let is_open = |slot: &&Slot| {
             self.slots.get(slot).is_some_and(|tasks| {
-                let is_done =
-                    |task: &&Arc<Task>| task.is_wanted() && (task.status.state.is_terminal() || is_clean(task));
+                let is_done = |task: &&Arc<Task>| {
+                    task.is_wanted() && (task.status.state.is_terminal() || self.is_clean(context, task))
+                };
                 !tasks.iter().any(is_done) && !is_tried(slot)
             })
         };
@@ -218,10 +224,9 @@ impl<'a> Update<'a> {
 
     fn replace_slot(&self, context: &mut Context<'_>, draft: &mut Draft, slot: &Slot) {
         let Some(tasks) = self.slots.get(slot) else { return };
-        let is_clean = |task: &Arc<Task>| !slots::is_dirty(context.snapshot, self.service, task);
         let old: Vec<&Arc<Task>> = tasks
             .iter()
-            .filter(|task| task.is_wanted() && !is_clean(task))
+            .filter(|task| task.is_wanted() && !self.is_clean(context, task))
             .copied()
             .collect();
         let hold = match self.config.order {
@@ -265,26 +270,22 @@ impl<'a> Update<'a> {
         }
         let is_rollback = update.state.is_rollback();
         let why = format!("due to failure or early termination of task {}", last.id);
-        match (self.config.on_failure, &self.service.previous) {
-            (OnFailure::Rollback, Some(previous)) if !is_rollback => {
-                let previous = previous.clone();
-                draft.change_service(self.service, |service| {
-                    service.spec = previous.spec;
-                    service.template = previous.template;
-                    service.registry_auth = previous.registry_auth;
-                    service.previous = None;
-                    service.spec_version = THIS_REVISION;
-                    service.meta.version = THIS_REVISION;
-                    service.update = Some(UpdateStatus {
-                        state: UpdateState::RollbackStarted,
-                        started_at: now,
-                        completed_at: None,
-                        message: format!("update rolled back {why}"),
-                        n_slots: 0,
-                    });
-                });
-            }
-            _ => self.set(draft, |update| {
+        let previous = match self.config.on_failure {
+            OnFailure::Rollback if !is_rollback => self.service.rolled_back(now, THIS_REVISION),
+            _ => None,
+        };
+        match previous {
+            Some(previous) => draft.change_service(self.service, |service| {
+                *service = Service {
+                    // Nothing to return to once more.
+                    previous: None,
+                    ..previous
+                };
+                if let Some(update) = &mut service.update {
+                    update.message = format!("update rolled back {why}");
+                }
+            }),
+            None => self.set(draft, |update| {
                 (update.state, update.message) = match is_rollback {
                     true if self.config.on_failure == OnFailure::Rollback => {
                         (UpdateState::RollbackPaused, format!("rollback paused {why}"))

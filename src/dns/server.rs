@@ -1,5 +1,6 @@
-//! The DNS server: its configuration, its sockets, and the loop that answers datagrams. What is ours is answered where it
-//! is received, so that it never waits for upstream; what is not becomes a task. Not here: streams (`tcp`).
+//! The DNS server: its configuration, its sockets, and the loop that answers datagrams, its own and those of tasks. What is
+//! ours is answered where it is received, so that it never waits for upstream; what is not becomes a task. Not here: streams
+//! (`tcp`).
 
 use std::future::Future;
 use std::io;
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
 use super::forward::{Forwarder, Slot};
+use super::inside::View;
 use super::resolv::Upstreams;
 use super::reverse::ReverseIndex;
 use super::stats::{DnsStats, Rcode, Source};
@@ -74,12 +76,10 @@ pub enum BindError {
 /// A DNS server that has its sockets. Clients that come before it runs wait.
 #[derive(Debug)]
 pub struct DnsServer {
-    core: Arc<Core>,
+    responder: Responder,
     addr: SocketAddr,
     udp: std::net::UdpSocket,
     tcp: std::net::TcpListener,
-    /// The table that the reverse index shows.
-    indexed: Arc<RoutingTable>,
 }
 
 /// Datagrams taken in a row before others have their turn.
@@ -119,26 +119,21 @@ impl DnsServer {
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> DnsServer {
-        let stats = Arc::new(DnsStats::default());
-        let upstreams = Upstreams::new(&config.upstreams, config.resolv_conf, addr);
-        let indexed = table.load();
-        let core = Core {
-            reverse: Mutex::new(ReverseIndex::new(&indexed)),
-            table,
-            forwarder: Forwarder::new(upstreams, config.upstream_timeout, stats.clone()),
-            stats,
-        };
         DnsServer {
-            core: Arc::new(core),
+            responder: Responder::new(DnsConfig { listen: addr, ..config }, table),
             addr,
             udp,
             tcp,
-            indexed,
         }
     }
 
+    /// What answers for it, for others who have sockets.
+    pub fn responder(&self) -> Responder {
+        self.responder.clone()
+    }
+
     pub fn stats(&self) -> Arc<DnsStats> {
-        self.core.stats.clone()
+        self.responder.stats()
     }
 
     /// Where it listens, with the port that was found if the configuration left it open.
@@ -162,25 +157,99 @@ impl DnsServer {
         let udp = Arc::new(UdpSocket::from_std(self.udp).map_err(watch)?);
         let tcp = TcpListener::from_std(self.tcp).map_err(watch)?;
         let handed_over = handed_over.map(drop).shared();
+        let core = &self.responder.core;
+        let client = Client::default();
         let serving = futures_util::future::join(
-            serve_datagrams(&self.core, &udp, handed_over.clone()),
-            tcp::serve(&self.core, tcp, handed_over),
+            serve_datagrams(core, &client, &udp, handed_over.clone()),
+            tcp::serve(core, tcp, handed_over),
         );
         tokio::select! {
             _ = shutdown => {}
             _ = serving => {}
-            () = follow_tables(&self.core, self.indexed) => {}
+            () = self.responder.follow() => {}
         }
         Ok(())
     }
 }
 
-/// What answers, without sockets of its own.
+/// What answers, without sockets of its own. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Responder {
+    core: Arc<Core>,
+}
+
+/// Who asks on a socket.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// What it sees, if it is a task; the table's services otherwise.
+    view: Option<View>,
+    /// Who knows other names; `None`: whom everybody asks.
+    forwarder: Option<Arc<Forwarder>>,
+}
+
+impl Responder {
+    /// Reads resolv.conf if that is to name the upstream servers. It may block for that moment.
+    pub fn new(config: DnsConfig, table: Arc<TableHandle>) -> Responder {
+        let stats = Arc::new(DnsStats::default());
+        let upstreams = Upstreams::new(&config.upstreams, config.resolv_conf, config.listen);
+        let indexed = table.load();
+        let core = Core {
+            reverse: Mutex::new(ReverseIndex::new(&indexed)),
+            indexed: Mutex::new(indexed),
+            table,
+            upstream_timeout: config.upstream_timeout,
+            forwarder: Arc::new(Forwarder::new(upstreams, config.upstream_timeout, stats.clone())),
+            stats,
+        };
+        Responder { core: Arc::new(core) }
+    }
+
+    pub fn stats(&self) -> Arc<DnsStats> {
+        self.core.stats.clone()
+    }
+
+    /// A task that asks at `at`, and sees `view`. `nameservers`: who knows other names; empty: whom this node asks.
+    pub fn task(&self, view: View, at: SocketAddr, nameservers: &[SocketAddr]) -> Client {
+        let own = || {
+            let upstreams = Upstreams::new(nameservers, PathBuf::new(), at);
+            Forwarder::new(upstreams, self.core.upstream_timeout, self.core.stats.clone())
+        };
+        Client {
+            view: Some(view),
+            forwarder: (!nameservers.is_empty()).then(|| Arc::new(own())),
+        }
+    }
+
+    /// Answers a client's datagrams until it is dropped. Errors: the runtime cannot watch the socket.
+    pub async fn serve(&self, client: Client, socket: std::net::UdpSocket) -> io::Result<()> {
+        let socket = Arc::new(UdpSocket::from_std(socket)?);
+        serve_datagrams(&self.core, &client, &socket, std::future::pending()).await;
+        Ok(())
+    }
+
+    /// Answers what comes on one stream of a client, to its end.
+    pub async fn serve_stream(&self, client: &Client, stream: tokio::net::TcpStream, from: SocketAddr) {
+        if let Err(error) = tcp::serve_connection(&self.core, client, stream, from).await {
+            tracing::debug!(client = %from, %error, "DNS connection");
+        }
+    }
+
+    /// Keeps the names of addresses up with the tables, in turns so short that no query waits for them; by one caller at a
+    /// time. Never ends.
+    pub async fn follow(&self) {
+        follow_tables(&self.core).await;
+    }
+}
+
+/// What answers, behind the sockets.
 #[derive(Debug)]
 pub(super) struct Core {
     table: Arc<TableHandle>,
     reverse: Mutex<ReverseIndex>,
-    forwarder: Forwarder,
+    /// The table that the reverse index shows. std mutex: held for moments.
+    indexed: Mutex<Arc<RoutingTable>>,
+    forwarder: Arc<Forwarder>,
+    upstream_timeout: Duration,
     stats: Arc<DnsStats>,
 }
 
@@ -197,12 +266,13 @@ pub(super) struct Pending {
     request: Box<Request>,
     query: Vec<u8>,
     slot: Slot,
+    forwarder: Arc<Forwarder>,
     arrived: Instant,
 }
 
 impl Core {
     /// Never waits.
-    pub(super) fn handle(&self, message: &[u8], transport: Transport, from: SocketAddr) -> Handled {
+    pub(super) fn handle(&self, client: &Client, message: &[u8], transport: Transport, from: SocketAddr) -> Handled {
         let arrived = Instant::now();
         let response = {
             let table = self.table.peek();
@@ -210,18 +280,27 @@ impl Core {
                 table: &table,
                 reverse: &self.lock_reverse(),
             };
-            wire::respond(message, transport, &zone, arrived, &mut fastrand::Rng::new())
+            wire::respond(
+                message,
+                transport,
+                &zone,
+                client.view.as_ref(),
+                arrived,
+                &mut fastrand::Rng::new(),
+            )
         };
         match response {
             Response::Ignore => Handled::Nothing,
             Response::Reply { bytes, code } => self.reply(bytes, code, Source::Local, arrived),
             Response::Forward(request) => {
-                let is_circle = self.forwarder.is_own_end(from);
-                match self.forwarder.reserve().filter(|_| !is_circle) {
+                let forwarder = client.forwarder.as_ref().unwrap_or(&self.forwarder);
+                let is_circle = forwarder.is_own_end(from);
+                match forwarder.reserve().filter(|_| !is_circle) {
                     Some(slot) => Handled::Pending(Pending {
                         request,
                         query: message.to_vec(),
                         slot,
+                        forwarder: forwarder.clone(),
                         arrived,
                     }),
                     None => self.refuse(&request, ResponseCode::Refused, arrived),
@@ -236,9 +315,10 @@ impl Core {
             request,
             query,
             slot,
+            forwarder,
             arrived,
         } = pending;
-        let handled = match self.forwarder.ask(slot, query, &request).await {
+        let handled = match forwarder.ask(slot, query, &request).await {
             Some((answer, code)) => self.reply(request.pass_on(answer), code, Source::Upstream, arrived),
             None => self.refuse(&request, ResponseCode::ServFail, arrived),
         };
@@ -266,12 +346,17 @@ impl Core {
     }
 }
 
-async fn serve_datagrams(core: &Arc<Core>, socket: &Arc<UdpSocket>, handed_over: impl Future<Output = ()>) {
+async fn serve_datagrams(
+    core: &Arc<Core>,
+    client: &Client,
+    socket: &Arc<UdpSocket>,
+    handed_over: impl Future<Output = ()>,
+) {
     tokio::pin!(handed_over);
     let mut buffer = vec![0; MAX_QUERY_BYTES];
     let mut forwards = JoinSet::new();
     loop {
-        match answer_batch(core, socket, &mut buffer, &mut forwards) {
+        match answer_batch(core, client, socket, &mut buffer, &mut forwards) {
             Ok(n) => tokio::select! {
                 biased;
                 () = &mut handed_over => break,
@@ -296,6 +381,7 @@ async fn serve_datagrams(core: &Arc<Core>, socket: &Arc<UdpSocket>, handed_over:
 /// Answers datagrams until there are none, or enough for one turn. Returns how many it took.
 fn answer_batch(
     core: &Arc<Core>,
+    client: &Client,
     socket: &Arc<UdpSocket>,
     buffer: &mut [u8],
     forwards: &mut JoinSet<()>,
@@ -307,7 +393,7 @@ fn answer_batch(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(n),
             Err(error) => return Err(error),
         };
-        match core.handle(&buffer[..datagram.len], Transport::Udp, datagram.from) {
+        match core.handle(client, &buffer[..datagram.len], Transport::Udp, datagram.from) {
             Handled::Nothing => {}
             Handled::Reply(reply) => send(core, socket, &reply, &datagram),
             Handled::Pending(pending) => {
@@ -331,8 +417,9 @@ fn send(core: &Core, socket: &UdpSocket, reply: &[u8], asked: &pktinfo::Datagram
     }
 }
 
-/// Keeps the reverse index up with the tables, in turns so short that no query waits for them.
-async fn follow_tables(core: &Core, mut indexed: Arc<RoutingTable>) {
+async fn follow_tables(core: &Core) {
+    let lock_indexed = || core.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut indexed = lock_indexed().clone();
     let mut revision = core.table.subscribe();
     loop {
         revision.mark_unchanged();
@@ -347,6 +434,7 @@ async fn follow_tables(core: &Core, mut indexed: Arc<RoutingTable>) {
         }
         drop(diffs);
         indexed = next;
+        lock_indexed().clone_from(&indexed);
         if revision.changed().await.is_err() {
             // The handle is ours as well, so its sender cannot be gone.
             std::future::pending::<()>().await;

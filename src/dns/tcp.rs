@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::server::{Core, Handled, log_panic, pause_after};
+use super::server::{Client, Core, Handled, log_panic, pause_after};
 use super::wire::{MAX_QUERY_BYTES, Transport};
 
 /// Connections at once; more wait to be accepted.
@@ -51,7 +51,7 @@ pub(super) async fn serve(core: &Arc<Core>, listener: TcpListener, handed_over: 
             Ok((place, (stream, from))) => {
                 let core = core.clone();
                 connections.spawn(async move {
-                    if let Err(error) = serve_connection(&core, stream, from).await {
+                    if let Err(error) = serve_connection(&core, &Client::default(), stream, from).await {
                         tracing::debug!(client = %from, %error, "DNS connection");
                     }
                     drop(place);
@@ -70,7 +70,12 @@ pub(super) async fn serve(core: &Arc<Core>, listener: TcpListener, handed_over: 
 }
 
 /// Serves one connection to its end: the client's, the idle time's, or that of a message that is too long.
-async fn serve_connection(core: &Core, mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+pub(super) async fn serve_connection(
+    core: &Core,
+    client: &Client,
+    mut stream: TcpStream,
+    from: SocketAddr,
+) -> io::Result<()> {
     // Answers are whole when they are written.
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.split();
@@ -86,7 +91,7 @@ async fn serve_connection(core: &Core, mut stream: TcpStream, from: SocketAddr) 
                 break;
             };
             n_taken += 1;
-            match core.handle(&message, Transport::Tcp, from) {
+            match core.handle(client, &message, Transport::Tcp, from) {
                 Handled::Nothing => {}
                 Handled::Reply(reply) => put_message(&mut outbox, &reply),
                 Handled::Pending(query) => pending.push(core.finish(query)),

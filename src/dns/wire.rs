@@ -10,6 +10,7 @@ use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query, Respo
 use hickory_proto::rr::{DNSClass, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder, DecodeError};
 
+use super::inside::{self, View};
 use super::zone::{self, Answer, Zone};
 
 /// Longest query that is looked at. An ordinary one has some fifty bytes, one with a long name and options a few hundred.
@@ -55,11 +56,12 @@ pub struct Request {
     question_range: Range<usize>,
 }
 
-/// Answers a message from a client, as far as that can be done here.
+/// Answers a message from a client, as far as that can be done here. `view`: what the client sees, if that is a task.
 pub fn respond(
     message: &[u8],
     transport: Transport,
     zone: &Zone<'_>,
+    view: Option<&View>,
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Response {
@@ -67,7 +69,11 @@ pub fn respond(
         Ok(request) => request,
         Err(response) => return response,
     };
-    match zone::answer(&request.question, zone, now, rng) {
+    let answer = match view {
+        Some(view) => inside::answer(&request.question, zone, view, now, rng),
+        None => zone::answer(&request.question, zone, now, rng),
+    };
+    match answer {
         Answer::NotOurs => Response::Forward(Box::new(request)),
         Answer::Records(records) => request.reply(ResponseCode::NoError, records, None),
         Answer::Nothing(soa) => request.reply(ResponseCode::NoError, Vec::new(), Some(*soa)),
@@ -333,6 +339,7 @@ pub(super) mod tests {
             bytes,
             transport,
             &zone,
+            None,
             Instant::now(),
             &mut fastrand::Rng::with_seed(3),
         )

@@ -34,13 +34,13 @@ pub enum Answer {
 }
 
 /// How long a VIP may be remembered: it hardly ever changes, but a service can be removed.
-const VIP_TTL_S: u32 = 5;
+pub(super) const VIP_TTL_S: u32 = 5;
 /// Endpoints come and go; whoever asks for them wants those of now.
-const TASKS_TTL_S: u32 = 0;
+pub(super) const TASKS_TTL_S: u32 = 0;
 /// An address that many services share, such as 127.0.0.1, has no more names than these.
-const MAX_NAMES: usize = 16;
+pub(super) const MAX_NAMES: usize = 16;
 /// More addresses than these fit into no message; the random order makes it a fair choice.
-const MAX_ADDRESSES: usize = 4_000;
+pub(super) const MAX_ADDRESSES: usize = 4_000;
 
 /// Answers one question of class IN. Addresses come without duplicates in random order, so that clients that take the
 /// first spread. Cost: a search by name, and what is answered.
@@ -129,12 +129,18 @@ fn answer_reverse(question: &Query, zone: &Zone<'_>, ip: IpAddr) -> Answer {
         .filter_map(|service| Some((TASKS_TTL_S, service_name(service)?.prepend_label("tasks").ok()?)))
         .take(MAX_NAMES);
     let names: Vec<(u32, Name)> = vip_name.into_iter().chain(tasks_names).collect();
+    match names.is_empty() {
+        true => Answer::NotOurs,
+        false => pointers(question, zone, names),
+    }
+}
+
+/// The names of an address, each with how long it may be remembered; without any, that there is none.
+pub(super) fn pointers(question: &Query, zone: &Zone<'_>, names: Vec<(u32, Name)>) -> Answer {
     // The records of one answer are a set and share one TTL.
-    let Some(ttl) = names.iter().map(|(ttl, _)| *ttl).min() else {
-        return Answer::NotOurs;
-    };
+    let ttl = names.iter().map(|(ttl, _)| *ttl).min().unwrap_or(TASKS_TTL_S);
     match question.query_type {
-        RecordType::PTR | RecordType::ANY => Answer::Records(
+        RecordType::PTR | RecordType::ANY if !names.is_empty() => Answer::Records(
             names
                 .into_iter()
                 .map(|(_, name)| Record::from_rdata(question.name.clone(), ttl, RData::PTR(PTR(name))))
@@ -153,12 +159,18 @@ fn find<'a>(table: &'a RoutingTable, label: &[u8]) -> Option<&'a Arc<Service>> {
     table.service_by_key(std::str::from_utf8(lower).ok()?)
 }
 
+/// A label in lower case; `None` for one that no name of ours has.
+pub(super) fn lower(label: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(label).ok()?;
+    (!text.contains('.')).then(|| text.to_ascii_lowercase())
+}
+
 fn service_name(service: &Service) -> Option<Name> {
     Name::from_labels([service.name().as_str().as_bytes()]).ok()
 }
 
 /// The address that a whole reverse name stands for.
-fn reverse_address(name: &Name) -> Option<IpAddr> {
+pub(super) fn reverse_address(name: &Name) -> Option<IpAddr> {
     if !name.iter().next_back()?.eq_ignore_ascii_case(b"arpa") {
         return None;
     }
@@ -167,7 +179,7 @@ fn reverse_address(name: &Name) -> Option<IpAddr> {
     (Name::from(ip) == *name).then_some(ip)
 }
 
-fn address(owner: &Name, ttl: u32, ip: IpAddr) -> Record {
+pub(super) fn address(owner: &Name, ttl: u32, ip: IpAddr) -> Record {
     let data = match ip {
         IpAddr::V4(ip) => RData::A(A(ip)),
         IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
@@ -177,7 +189,7 @@ fn address(owner: &Name, ttl: u32, ip: IpAddr) -> Record {
 
 /// That `apex` has nothing of a type, to be remembered for `ttl`. The other fields are those of RFC 6303 for zones that
 /// nobody transfers.
-fn nothing(apex: &Name, zone: &Zone<'_>, ttl: u32) -> Answer {
+pub(super) fn nothing(apex: &Name, zone: &Zone<'_>, ttl: u32) -> Answer {
     let rname = Name::from_labels(["nobody", "invalid"]).unwrap_or_else(|_| Name::root());
     // Serial numbers wrap around.
     let serial = zone.table.revision() as u32;

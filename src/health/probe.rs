@@ -9,11 +9,13 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::model::HealthProbe;
-use crate::sys::netns;
+use crate::sys::entrances::Entrances;
+use crate::sys::netns::Netns;
+use crate::sys::socket;
+use crate::sys::transparent::{self, Caller};
 
 /// Why a probe is bad.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +74,11 @@ pub(super) async fn probe(addr: SocketAddr, netns: Option<&Arc<Path>>, how: &Hea
 }
 
 async fn connect_inside(addr: SocketAddr, netns: &Arc<Path>) -> io::Result<TcpStream> {
-    let opened = netns::open(netns.clone(), addr.ip(), 1, false).await?;
-    let socket = opened.sockets.into_iter().next().ok_or(io::ErrorKind::NotFound)?;
-    let (stream, is_connected, _) = socket.connect(addr, None)?;
-    let stream = TcpStream::from_std(stream)?;
-    if !is_connected {
-        stream.ready(Interest::WRITABLE).await?;
-        stream.take_error()?.map_or(Ok(()), Err)?;
+    let (entrances, netns) = (Entrances::shared()?, Netns::at(netns).map_err(io::Error::other)?);
+    let made = transparent::connect(&entrances, &netns, Caller::Nobody, addr, &[]).await?;
+    let stream = TcpStream::from_std(made.stream)?;
+    if !made.is_connected {
+        socket::established(&stream).await?;
     }
     Ok(stream)
 }

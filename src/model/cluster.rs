@@ -15,6 +15,8 @@ use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::Attachment;
+
 /// A service of the cluster: what routing needs of its spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterService {
@@ -29,6 +31,9 @@ pub struct ClusterService {
     /// The stop grace period of its tasks, where it is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_grace_ms: Option<u64>,
+    /// The networks that its tasks are on, without the one that published ports are for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Attachment>,
 }
 
 /// A published port in ingress mode.

@@ -14,7 +14,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use service::{
-    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol, PublishedPort, Reach,
-    ServiceName, ServiceSpec, TaskRef, Timeouts,
+    Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol,
+    PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
 pub use text::{InvalidValue, format_duration, parse_duration};

@@ -1,11 +1,14 @@
 //! A service as its user declared it: the spec. Not here: what became of it (`routing`), how it was written (`source`).
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::InvalidValue;
 
@@ -38,6 +41,15 @@ impl ServiceName {
             shown.clone()
         };
         Ok(ServiceName { shown, key })
+    }
+
+    /// What counts connections from inside tasks to no service at all. It is in no table, so it may be a service's name too.
+    pub fn outgoing() -> ServiceName {
+        let name: Arc<str> = Arc::from("outgoing");
+        ServiceName {
+            shown: name.clone(),
+            key: name,
+        }
     }
 
     /// As the user wrote it.
@@ -116,6 +128,8 @@ pub struct ServiceSpec {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub endpoints: Vec<EndpointSpec>,
+    /// The networks that it is on, by whose tasks it is reached from inside.
+    pub attachments: Vec<Attachment>,
 }
 
 impl ServiceSpec {
@@ -134,6 +148,7 @@ impl ServiceSpec {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             endpoints: Vec::new(),
+            attachments: Vec::new(),
         }
     }
 
@@ -414,6 +429,47 @@ impl Default for Timeouts {
             response: Duration::ZERO,
         }
     }
+}
+
+/// A service in one network: by what the tasks of that network reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network's id.
+    pub network: Arc<str>,
+    /// The network's name; empty while it is not known.
+    #[serde(default)]
+    pub network_name: Arc<str>,
+    /// The service's own address there; without one (`dnsrr`) its name stands for its tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<IpAddr>,
+    /// Names beside its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Arc<str>>,
+    /// Where all services' addresses on that network are from, and nothing else is that anybody reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<IpNet>,
+}
+
+/// What a task's network namespace is to have of a cluster's services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskPlace {
+    /// The way to the namespace, such as `/proc/PID/ns/net`.
+    pub netns: Arc<Path>,
+    /// The ids of the networks that the task is on.
+    pub networks: Vec<Arc<str>>,
+    /// The task's own address, which it calls services from; `None` for whichever its namespace has.
+    pub address: Option<IpAddr>,
+    /// The namespace has no way out of its own: every connection to anywhere else is taken, and made outside.
+    pub is_closed: bool,
+    /// Whether names are answered, at `TaskPlace::NAMESERVER`.
+    pub has_dns: bool,
+    /// Who is asked for names that are not the cluster's; empty: whom this node asks.
+    pub nameservers: Vec<SocketAddr>,
+}
+
+impl TaskPlace {
+    /// What a task's resolv.conf has to name, where `has_dns` is set.
+    pub const NAMESERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 }
 
 /// One endpoint as declared, or as a cluster's task made it.

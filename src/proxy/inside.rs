@@ -11,12 +11,40 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::upstream;
 use crate::routing::{Endpoint, EndpointId};
-use crate::sys::netns::{self, Inside, Opened};
+use crate::sys::entrances::Entrances;
+use crate::sys::netns::Netns;
+use crate::sys::socket;
+use crate::sys::transparent::{self, Caller, ConnectError, Inside, Opened};
 
 thread_local! {
-    static READY: RefCell<HashMap<EndpointId, Vec<Ready>>> = RefCell::default();
+    static READY: RefCell<HashMap<EndpointId, Kept>> = RefCell::default();
+}
+
+/// What is kept for one endpoint.
+#[derive(Default)]
+struct Kept {
+    sockets: Vec<Ready>,
+    /// Some were opened since the last tick.
+    is_busy: bool,
+}
+
+impl Kept {
+    /// How many to open at once: more while they are used up quickly.
+    fn next_batch(&self) -> usize {
+        if self.is_busy { BUSY_AT_ONCE } else { AT_ONCE }
+    }
+}
+
+/// Lets go of what is kept for the busy and was not used. Called once a second.
+pub(super) fn tick() {
+    READY.with(|ready| {
+        for kept in ready.borrow_mut().values_mut() {
+            if !std::mem::take(&mut kept.is_busy) {
+                kept.sockets.truncate(AT_ONCE - 1);
+            }
+        }
+    });
 }
 
 struct Ready {
@@ -38,21 +66,18 @@ pub(super) async fn connect(
     // A listener for both families has IPv4 clients in the form of IPv6.
     let client = client.map(|client| SocketAddr::new(client.ip().to_canonical(), client.port()));
     let attempt = async {
-        let ready = match take(endpoint.id()) {
-            Some(ready) => ready,
-            None => open(endpoint, netns, addr, client.is_some()).await?,
+        let entrances = Entrances::shared()?;
+        let ready = ready(endpoint, &entrances, netns, addr, client.is_some()).await?;
+        let caller = match client.filter(|_| ready.may_be_transparent) {
+            Some(client) => Caller::Client { client, stand_in: None },
+            None => Caller::Nobody,
         };
-        let client = client.filter(|_| ready.may_be_transparent);
-        match ready.socket.connect(addr, client) {
-            Ok((stream, is_connected, _)) => upstream::connected(stream, is_connected, timeout).await,
-            // The client has another connection from that port to the same place, which this one cannot be told from.
-            Err(error) if client.is_some() && is_taken(&error) => {
-                let ready = open(endpoint, netns, addr, true).await?;
-                let (stream, is_connected, _) = ready.socket.connect(addr, None)?;
-                upstream::connected(stream, is_connected, timeout).await
-            }
-            Err(error) => Err(error),
+        let made = transparent::connect_by(&entrances, &|| Netns::at(netns), ready.socket, caller, addr, &[]).await?;
+        let stream = TcpStream::from_std(made.stream)?;
+        if !made.is_connected {
+            socket::established(&stream).await?;
         }
+        Ok(stream)
     };
     let result = match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result,
@@ -65,27 +90,39 @@ pub(super) async fn connect(
     result
 }
 
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-}
-
 /// Lets go of what was kept for an endpoint: it holds the namespace.
 pub(super) fn forget(endpoint: EndpointId) {
     READY.with(|ready| drop(ready.borrow_mut().remove(&endpoint)));
 }
 
-fn take(endpoint: EndpointId) -> Option<Ready> {
-    READY.with(|ready| ready.borrow_mut().get_mut(&endpoint)?.pop())
-}
-
-async fn open(endpoint: &Endpoint, netns: &Arc<Path>, addr: SocketAddr, is_transparent: bool) -> io::Result<Ready> {
-    let Opened { sockets, opaque } = netns::open(netns.clone(), addr.ip(), AT_ONCE, is_transparent).await?;
+/// A socket that was kept, or the first of some more.
+async fn ready(
+    endpoint: &Endpoint,
+    entrances: &Entrances,
+    netns: &Path,
+    addr: SocketAddr,
+    is_transparent: bool,
+) -> io::Result<Ready> {
+    let (kept, n) = READY.with(|ready| {
+        let mut ready = ready.borrow_mut();
+        match ready.get_mut(&endpoint.id()) {
+            Some(kept) => (kept.sockets.pop(), kept.next_batch()),
+            None => (None, AT_ONCE),
+        }
+    });
+    if let Some(kept) = kept {
+        return Ok(kept);
+    }
+    let netns = Netns::at(netns).map_err(ConnectError::from)?;
+    let Opened { sockets, opaque } = transparent::open(entrances, &netns, addr.ip(), n, is_transparent).await?;
     let may_be_transparent = is_transparent && opaque.is_none();
-    if is_transparent
-        && endpoint.set_opaque(opaque.clone())
-        && let Some(why) = opaque
-    {
-        tracing::warn!(endpoint = %endpoint.label(), "it does not see its clients' addresses: {why}");
+    if is_transparent {
+        let why: Option<Arc<str>> = opaque.map(|error| why(&error).into());
+        if endpoint.set_opaque(why.clone())
+            && let Some(why) = why
+        {
+            tracing::warn!(endpoint = %endpoint.label(), "it does not see its clients' addresses: {why}");
+        }
     }
     let mut opened = sockets.into_iter().map(|socket| Ready {
         socket,
@@ -93,10 +130,25 @@ async fn open(endpoint: &Endpoint, netns: &Arc<Path>, addr: SocketAddr, is_trans
     });
     let first = opened.next().ok_or(io::ErrorKind::NotFound)?;
     if !endpoint.is_draining() {
-        READY.with(|ready| ready.borrow_mut().entry(endpoint.id()).or_default().extend(opened));
+        READY.with(|ready| {
+            let mut ready = ready.borrow_mut();
+            let kept = ready.entry(endpoint.id()).or_default();
+            kept.is_busy = true;
+            // Others may have opened some meanwhile.
+            kept.sockets
+                .extend(opened.take((n - 1).saturating_sub(kept.sockets.len())));
+        });
     }
     Ok(first)
 }
 
+/// The error with its sources.
+fn why(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// So many descriptors each worker may keep for an endpoint, and one that is in use.
 const AT_ONCE: usize = 4;
+/// The same while more than those are used within a second.
+const BUSY_AT_ONCE: usize = 32;

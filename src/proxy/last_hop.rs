@@ -11,7 +11,6 @@ use super::core::Connection;
 use super::relay::{self, Relay};
 use super::upstream;
 use super::wire::{Leg, PendingTunnel, Refused, TunnelLeg};
-use crate::model::Mode;
 use crate::routing::{CloseReason, Endpoint, EndpointState, Outcome, Service};
 
 /// What a stream from another node asks for.
@@ -43,11 +42,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     let lease = Lease::of(endpoint);
     let endpoint = lease.endpoint().clone();
     let spec = service.spec();
-    // In http mode a connection is for many clients.
-    let client = request
-        .client
-        .map(|(client, _)| client)
-        .filter(|_| spec.mode == Mode::Tcp);
+    let client = || request.client.map(|(client, _)| client);
     let connected = upstream::connect_here(spec, &endpoint, request.target, client, spec.timeouts.connect).await;
     let stream = match connected {
         Ok(stream) => {
@@ -78,8 +73,10 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     connection.close(reason);
 }
 
+/// Whether other nodes may ask for a port of the service: from inside its networks every port of it is reached.
 fn publishes(service: &Service, target: u16) -> bool {
-    service.spec().publish.iter().any(|port| port.target == target)
+    let spec = service.spec();
+    !spec.attachments.is_empty() || spec.publish.iter().any(|port| port.target == target)
 }
 
 /// The task in the table of this node. The other node may know it a moment sooner.

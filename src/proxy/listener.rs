@@ -1,6 +1,7 @@
-//! Accepts connections of one port on one worker and gives each to a task of its own. Not here: which ports there are
-//! (`worker`, `manager`).
+//! Accepts connections on one worker and gives each of one port to a task of its own. Not here: which ports there are
+//! (`worker`, `manager`), and what becomes of connections from inside tasks (`within`).
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,23 +18,39 @@ use crate::model::Mode;
 use crate::routing::{Listen, Service};
 use crate::sys::socket;
 
-/// Accepts until `stop` is dropped; then whoever waits in the kernel's queue is still accepted. Once `stop` is sent,
-/// another process has the socket as well, and the queue is left to it.
-pub(super) async fn accept_loop(
+/// What becomes of accepted connections.
+pub(super) trait Acceptor {
+    fn accepted(&mut self, stream: TcpStream, peer: SocketAddr);
+}
+
+/// Accepts connections to a port until `stop` is dropped or sent.
+pub(super) async fn serve_port(
     listener: Arc<TcpListener>,
     listen: Listen,
     shared: Arc<Shared>,
     stop: oneshot::Receiver<()>,
 ) {
-    let mut acceptor = Acceptor {
+    let acceptor = PortAcceptor {
         listen,
         route: None,
-        shared,
+        shared: shared.clone(),
     };
+    accept_loop(&listener, &listen, &shared, acceptor, stop).await;
+}
+
+/// Accepts until `stop` is dropped; then whoever waits in the kernel's queue is still accepted. Once `stop` is sent,
+/// another process has the socket as well, and the queue is left to it. `what` names the listener where accepting fails.
+pub(super) async fn accept_loop(
+    listener: &TcpListener,
+    what: &(dyn Display + Sync),
+    shared: &Shared,
+    mut acceptor: impl Acceptor,
+    stop: oneshot::Receiver<()>,
+) {
     tokio::pin!(stop);
     let mut backoff = FIRST_BACKOFF;
     loop {
-        acceptor.shared.open.wait_for_room().await;
+        shared.open.wait_for_room().await;
         let accepted = tokio::select! {
             biased;
             is_handed_over = &mut stop => match is_handed_over {
@@ -50,14 +67,14 @@ pub(super) async fn accept_loop(
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Out of descriptors or memory: those who wait stay in the kernel's queue meanwhile.
-                tracing::warn!(%listen, %error, "accept");
+                tracing::warn!(listen = %what, %error, "accept");
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(LONGEST_BACKOFF);
             }
         }
     }
     // Closing a listening socket resets those in its queue.
-    while let Some(Ok((stream, peer))) = accept_now(&listener).await {
+    while let Some(Ok((stream, peer))) = accept_now(listener).await {
         acceptor.accepted(stream, peer);
     }
 }
@@ -71,7 +88,7 @@ async fn accept_now(listener: &TcpListener) -> Option<io::Result<(TcpStream, Soc
     }
 }
 
-struct Acceptor {
+struct PortAcceptor {
     listen: Listen,
     /// What the port is for, as of a revision of the table.
     route: Option<RouteOf>,
@@ -84,7 +101,7 @@ struct RouteOf {
     service: Option<(Arc<Service>, u16)>,
 }
 
-impl Acceptor {
+impl Acceptor for PortAcceptor {
     fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
         let Some((service, target)) = self.route() else {
             // The port left the table and its listener is about to.
@@ -103,13 +120,15 @@ impl Acceptor {
                 connection,
                 stream,
                 peer,
-                self.listen,
+                h1::Entry::Listener(self.listen),
                 target,
                 self.shared.clone(),
             )),
         };
     }
+}
 
+impl PortAcceptor {
     /// The service and target port behind this listener now. Looked up once per revision.
     fn route(&mut self) -> Option<(Arc<Service>, u16)> {
         let table = self.shared.table.peek();

@@ -16,6 +16,7 @@ mod relay;
 mod tcp;
 mod upstream;
 mod wire;
+mod within;
 mod worker;
 
 use std::future::Future;
@@ -30,12 +31,13 @@ pub use lending::LentListener;
 pub use manager::Adopted;
 pub use ports::{PortState, Ports};
 pub use wire::{Dialer, Dialing, PendingTunnel, Refused, Tunnel, TunnelFor};
+pub use within::{Caller, Destination, Serving};
 
 use self::core::OpenConnections;
 use self::lending::Lending;
 use self::manager::Manager;
 use self::worker::{Command, Workers};
-use crate::routing::{Listen, TableHandle};
+use crate::routing::{Listen, Service, ServiceStats, TableHandle};
 use crate::takeover::Takeover;
 
 /// What all workers share.
@@ -47,6 +49,8 @@ struct Shared {
     dialer: Option<Arc<dyn Dialer>>,
     takeover: Option<Arc<Takeover>>,
     lending: Lending,
+    /// What goes from inside namespaces to no service of ours is counted by it.
+    outgoing: Arc<Service>,
 }
 
 /// Work for a worker: made there, and run there.
@@ -68,6 +72,17 @@ impl ProxyHandle {
             // An error means that the worker has ended.
             let _ = worker.send(Command::Run(job));
         }
+    }
+
+    /// Serves the connections that a listener inside a network namespace takes, until what this returns is dropped; the
+    /// listener must not wait in `accept`. One worker has them all.
+    pub fn serve_within(&self, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {
+        within::serve(self, listener, caller)
+    }
+
+    /// Connections from inside namespaces to no service of ours, since this program began.
+    pub fn outgoing(&self) -> &ServiceStats {
+        self.shared.outgoing.stats()
     }
 
     /// Connects a stream from another node to a task of this one, and relays until it is over. To be run on a worker.
@@ -106,6 +121,7 @@ impl Proxy {
             dialer: beside.dialer,
             takeover: beside.takeover,
             lending: Lending::default(),
+            outgoing: Arc::new(within::outgoing()),
         });
         let workers = Workers::start(&shared)?;
         let manager = Manager::new(shared.clone(), workers);

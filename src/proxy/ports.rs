@@ -43,6 +43,15 @@ impl Ports {
         self.lock().clone()
     }
 
+    /// Those that could not be bound, each with why.
+    pub fn failed(&self) -> Vec<(Listen, String)> {
+        let failed = |(listen, state): (&Listen, &PortState)| match state {
+            PortState::Failed { error, .. } => Some((*listen, error.clone())),
+            PortState::Listening => None,
+        };
+        self.lock().iter().filter_map(failed).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Listen, PortState>> {
         self.by_listen.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -14,8 +13,10 @@ use super::balancer::{self, Lease, NoPick};
 use super::core;
 use super::inside;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
-use crate::model::{ClientAddress, Mode, ServiceSpec, proxy_protocol};
-use crate::routing::{CloseReason, Endpoint, EndpointId, Outcome, RetryOutcome, Service, ServiceState, TableHandle};
+use crate::model::{ClientAddress, Limits, Mode, ServiceSpec, proxy_protocol};
+use crate::routing::{
+    CloseReason, Endpoint, EndpointId, GatePlace, Outcome, RetryOutcome, Service, ServiceState, TableHandle,
+};
 use crate::sys::socket;
 
 /// A connection that an endpoint accepted, and its place in the endpoint's count.
@@ -43,8 +44,10 @@ pub(super) async fn connect(
     let started = Instant::now();
     // What was sent a request is not asked again, however long nobody else is there.
     let n_tried = tried.len();
+    // It outlives tables.
+    let state = service.state();
     let mut service = service.clone();
-    let mut held: Option<Held> = None;
+    let mut held: Option<Held<'_>> = None;
     // Attempts count from here: nobody tries while held.
     let mut attempts_since = started;
     let timeout = service.spec().timeouts.connect;
@@ -67,7 +70,7 @@ pub(super) async fn connect(
                 };
                 if may_come {
                     if held.is_none() {
-                        held = Held::begin(table, &service);
+                        held = Held::begin(table, &service.spec().limits, state);
                     }
                     if let Some(held) = &mut held
                         && held.wait(table, &mut service).await
@@ -127,25 +130,21 @@ pub(super) async fn connect(
 }
 
 /// A client that waits for a service to have an endpoint that takes it.
-struct Held {
-    /// Its place, by the state that outlives tables.
-    state: Arc<ServiceState>,
+struct Held<'a> {
+    _place: GatePlace<'a>,
     due: Instant,
     revision: watch::Receiver<u64>,
     pause: Duration,
 }
 
-impl Held {
+impl<'a> Held<'a> {
     /// `None`: nobody may wait, or as many as may do.
-    fn begin(table: &TableHandle, service: &Arc<Service>) -> Option<Held> {
-        let limits = &service.spec().limits;
+    fn begin(table: &TableHandle, limits: &Limits, state: &'a ServiceState) -> Option<Held<'a>> {
         if limits.hold_timeout.is_zero() {
             return None;
         }
-        let state = service.state().clone();
-        state.hold_gate.enter(limits.hold)?.keep();
         Some(Held {
-            state,
+            _place: state.hold_gate.enter(limits.hold)?,
             due: Instant::now() + limits.hold_timeout,
             revision: table.subscribe(),
             pause: FIRST_PAUSE,
@@ -166,12 +165,6 @@ impl Held {
             None => return false,
         }
         Instant::now() < self.due
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.state.hold_gate.leave();
     }
 }
 
@@ -217,7 +210,7 @@ async fn reach(
     timeout: Duration,
 ) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
-        let client = client.and_then(|client| client.peer_addr().ok());
+        let client = || client.and_then(|client| client.peer_addr().ok());
         return connect_here(spec, endpoint, target, client, timeout)
             .await
             .map(Leg::Tcp);
@@ -240,12 +233,13 @@ async fn reach(
     }
 }
 
-/// One attempt at an endpoint of this node, for a client of that address, if it is for one alone.
+/// One attempt at an endpoint of this node. `client`: the address of the client that it is for, if it is for one alone;
+/// asked for only where it is needed.
 pub(super) async fn connect_here(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
     target: u16,
-    client: Option<SocketAddr>,
+    client: impl FnOnce() -> Option<SocketAddr>,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     let addr = endpoint.dial_addr(target);
@@ -253,7 +247,7 @@ pub(super) async fn connect_here(
         None => connect_once(addr, timeout).await,
         Some(netns) => {
             let is_transparent = spec.mode == Mode::Tcp && spec.client_address == ClientAddress::Transparent;
-            let client = client.filter(|_| is_transparent);
+            let client = if is_transparent { client() } else { None };
             inside::connect(endpoint, netns, addr, client, timeout).await
         }
     }
@@ -262,22 +256,9 @@ pub(super) async fn connect_here(
 /// One attempt at an address. Errors: `TimedOut` after `timeout`, else what the kernel says.
 pub(super) async fn connect_once(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let (stream, is_connected) = socket::connect(addr)?;
-    connected(stream, is_connected, timeout).await
-}
-
-/// Waits for a connection that was begun. Errors: as of `connect_once`.
-pub(super) async fn connected(
-    stream: std::net::TcpStream,
-    is_connected: bool,
-    timeout: Duration,
-) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(stream)?;
     if !is_connected {
-        let connected = async {
-            stream.ready(Interest::WRITABLE).await?;
-            stream.take_error()?.map_or(Ok(()), Err)
-        };
-        match tokio::time::timeout(timeout, connected).await {
+        match tokio::time::timeout(timeout, socket::established(&stream)).await {
             Ok(result) => result?,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }

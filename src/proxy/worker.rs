@@ -124,6 +124,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
             command = commands.recv() => command,
             _ = ticks.tick() => {
                 core::tick();
+                inside::tick();
                 h1::pool::expire(Instant::now(), shared.config.http_pool_idle);
                 continue;
             }
@@ -134,7 +135,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
                 Ok(socket) => {
                     let socket = Arc::new(socket);
                     let (stop, stopped) = oneshot::channel();
-                    tokio::spawn(listener::accept_loop(socket.clone(), listen, shared.clone(), stopped));
+                    tokio::spawn(listener::serve_port(socket.clone(), listen, shared.clone(), stopped));
                     listeners.entry(listen).or_default().push(Listening { socket, stop });
                 }
                 Err(error) => tracing::error!(%listen, %error, "listener cannot be watched"),

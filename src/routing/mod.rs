@@ -10,6 +10,7 @@
 
 mod endpoint;
 mod handle;
+mod inner;
 mod picks;
 mod service;
 mod stats;
@@ -18,8 +19,9 @@ mod vip;
 
 pub use endpoint::{Endpoint, EndpointId, EndpointState, Outcome};
 pub use handle::TableHandle;
+pub use inner::InnerNames;
 pub use picks::Picks;
-pub use service::{Gate, RetryBudget, Service, ServiceState};
+pub use service::{Gate, GatePlace, RetryBudget, Service, ServiceState};
 pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RetryOutcome, ServiceStats};
 pub use table::{Change, Listen, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
 pub use vip::{VipPool, VipPoolError};

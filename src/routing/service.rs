@@ -76,6 +76,12 @@ impl Service {
         }
     }
 
+    /// A service that is in no table, to count by.
+    pub fn apart(spec: ServiceSpec) -> Service {
+        let state = Arc::new(ServiceState::new(spec.name.clone()));
+        Service::build(Arc::new(spec), None, state, None)
+    }
+
     pub fn name(&self) -> &ServiceName {
         &self.spec.name
     }
@@ -248,11 +254,6 @@ impl Gate {
         (before < limit).then_some(place)
     }
 
-    /// Gives back a place that was kept.
-    pub fn leave(&self) {
-        drop(GatePlace { gate: self });
-    }
-
     /// Something was freed: the first who waits looks again.
     pub fn freed(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -271,11 +272,6 @@ impl GatePlace<'_> {
     /// Waits until something may have been freed. The caller looks again before and after: a wake-up is a hint.
     pub async fn freed(&self) {
         self.gate.notify.notified().await;
-    }
-
-    /// Keeps the place beyond this; whoever kept it gives it back with `leave`.
-    pub fn keep(self) {
-        let _ = std::mem::ManuallyDrop::new(self);
     }
 }
 

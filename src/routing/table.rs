@@ -7,6 +7,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use super::endpoint::Endpoint;
+use super::inner::InnerNames;
 use super::service::Service;
 use crate::model::{ServiceName, ServiceSpec, TaskRef};
 
@@ -74,7 +75,7 @@ pub enum TableError {
     #[error("service {service}: VIP {vip} is already that of service {owner}")]
     VipTaken {
         service: ServiceName,
-        vip: Ipv4Addr,
+        vip: IpAddr,
         owner: ServiceName,
     },
 }
@@ -88,6 +89,7 @@ pub struct RoutingTable {
     vips: OrdMap<Ipv4Addr, ServiceName>,
     /// The services of the tasks of this node, by the task's id.
     tasks: OrdMap<Arc<str>, ServiceName>,
+    inner: InnerNames,
 }
 
 /// A service in the map; equal only to itself, so that `diff` compares addresses and never contents.
@@ -150,6 +152,11 @@ impl RoutingTable {
 
     pub fn route(&self, listen: &Listen) -> Option<&Route> {
         self.listens.get(listen)
+    }
+
+    /// By what services are reached from inside tasks.
+    pub fn inner(&self) -> &InnerNames {
+        &self.inner
     }
 
     /// What differs, in the order of names. Costs what differs, not what there is.
@@ -227,6 +234,7 @@ impl RoutingTable {
         for task in local_tasks(service.spec()) {
             self.tasks.remove(&task.id);
         }
+        self.inner.remove(service.spec());
         for port in &service.spec().publish {
             self.listens.remove(&Listen {
                 ip: port.bind,
@@ -275,11 +283,16 @@ impl RoutingTable {
         for task in local_tasks(spec) {
             self.tasks.insert(task.id.clone(), spec.name.clone());
         }
+        self.inner.insert(spec).map_err(|taken| TableError::VipTaken {
+            service: spec.name.clone(),
+            vip: taken.vip,
+            owner: taken.owner,
+        })?;
         let Some(vip) = service.vip() else { return Ok(()) };
         if let Some(owner) = self.vips.insert(vip, spec.name.clone()) {
             return Err(TableError::VipTaken {
                 service: spec.name.clone(),
-                vip,
+                vip: vip.into(),
                 owner,
             });
         }

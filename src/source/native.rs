@@ -5,11 +5,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard_stubs::models::EndpointPortConfig;
+use bollard_stubs::models::{EndpointPortConfig, NetworkAttachmentConfig};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::model::swarm::{self, Availability, Task};
-use crate::model::{Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
+use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 use crate::store::{Snapshot, Store};
 
 /// Makes clusters of snapshots, each by what differs from the one before.
@@ -49,7 +50,7 @@ impl NativeSource {
         let before = std::mem::replace(&mut self.seen, snapshot.clone());
         for (id, service) in snapshot.services_since(&before) {
             match service {
-                Some(service) => self.cluster.put(ClusterObject::Service(service_of(service))),
+                Some(service) => self.cluster.put(ClusterObject::Service(service_of(service, snapshot))),
                 None => self.cluster.remove(&format!("service/{id}")),
             }
         }
@@ -70,7 +71,7 @@ impl NativeSource {
     }
 }
 
-fn service_of(service: &swarm::Service) -> ClusterService {
+fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
     let port_of = |port: &EndpointPortConfig| {
         let number = |number: Option<i64>| {
             number
@@ -94,7 +95,29 @@ fn service_of(service: &swarm::Service) -> ClusterService {
         ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
+        networks: attachments_of(service, snapshot),
     }
+}
+
+/// Of the swarm's own networks: those of the engine are the engine's to serve.
+fn attachments_of(service: &swarm::Service, snapshot: &Snapshot) -> Vec<Attachment> {
+    let attachment_of = |declared: &NetworkAttachmentConfig| {
+        let network = snapshot.network(declared.target.as_deref()?)?;
+        let vip = service.endpoint.vips.iter().find(|vip| vip.network == network.id);
+        Some(Attachment {
+            network: network.id.as_str().into(),
+            network_name: network.name.as_str().into(),
+            vip: vip.map(|vip| vip.addr.into()),
+            subnet: network.subnet.map(IpNet::V4),
+            aliases: declared
+                .aliases
+                .iter()
+                .flatten()
+                .map(|alias| alias.as_str().into())
+                .collect(),
+        })
+    };
+    service.networks().iter().filter_map(attachment_of).collect()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -42,27 +42,24 @@ pub(super) fn key_of(text: &str) -> Option<Key> {
 }
 
 pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u8>, String> {
+    let place = object.key().to_string();
     let value = match object {
         Object::Swarm(object) => serde_json::to_value(&**object),
         Object::Node(object) => serde_json::to_value(&**object),
         Object::Network(object) => serde_json::to_value(&**object),
-        Object::Service(object) => {
-            let mut value = serde_json::to_value(&**object).map_err(|error| error.to_string())?;
-            let place = Key {
-                kind: Kind::Service,
-                id: object.id.clone(),
-            };
-            let place = place.to_string();
-            for auth in registry_auths(&mut value) {
-                let plain = auth.as_str().unwrap_or_default().as_bytes();
-                let sealed = seal.seal(&place, plain).map_err(|error| error.to_string())?;
-                *auth = STANDARD.encode(sealed).into();
+        Object::Service(service) => {
+            let mut value = serde_json::to_value(&**service).map_err(|error| error.to_string())?;
+            for pointer in REGISTRY_AUTHS {
+                if let Some(auth) = value.pointer_mut(pointer) {
+                    let plain = auth.as_str().unwrap_or_default().as_bytes();
+                    let sealed = seal.seal(&place, plain).map_err(|error| error.to_string())?;
+                    *auth = STANDARD.encode(sealed).into();
+                }
             }
             Ok(value)
         }
         Object::Task(object) => serde_json::to_value(&**object),
         Object::Config(payload) | Object::Secret(payload) => {
-            let place = object.key().to_string();
             let sealed = seal.seal(&place, &payload.data).map_err(|error| error.to_string())?;
             serde_json::to_value(SealedPayload {
                 id: payload.id.clone(),
@@ -87,11 +84,13 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
         Kind::Network => Object::Network(serde_json::from_value(object).map_err(said)?),
         Kind::Service => {
             let mut object = object;
-            for auth in registry_auths(&mut object) {
-                let sealed = auth.as_str().and_then(|text| STANDARD.decode(text).ok());
-                let plain = sealed.and_then(|sealed| seal.open_sealed(&key.to_string(), &sealed));
-                let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
-                *auth = plain.ok_or(DOES_NOT_OPEN)?.into();
+            for pointer in REGISTRY_AUTHS {
+                if let Some(auth) = object.pointer_mut(pointer) {
+                    let sealed = auth.as_str().and_then(|text| STANDARD.decode(text).ok());
+                    let plain = sealed.and_then(|sealed| seal.open_sealed(&key.to_string(), &sealed));
+                    let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
+                    *auth = plain.ok_or(DOES_NOT_OPEN)?.into();
+                }
             }
             Object::Service(serde_json::from_value(object).map_err(said)?)
         }
@@ -105,22 +104,8 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
     }
 }
 
-/// Where a service keeps them.
-fn registry_auths(service: &mut Value) -> impl Iterator<Item = &mut Value> {
-    let Some(service) = service.as_object_mut() else {
-        return Vec::new().into_iter();
-    };
-    let mut found = Vec::new();
-    for (key, value) in service {
-        match key.as_str() {
-            "registry_auth" => found.push(value),
-            "previous" => found.extend(value.get_mut("registry_auth")),
-            _ => {}
-        }
-    }
-    found.into_iter()
-}
-
+/// Where a service keeps what its images are pulled with.
+const REGISTRY_AUTHS: [&str; 2] = ["/registry_auth", "/previous/registry_auth"];
 const DOES_NOT_OPEN: &str = "its contents do not open with the key of this store";
 
 fn open(key: &Key, object: Value, seal: &Seal) -> Result<Arc<Payload>, String> {

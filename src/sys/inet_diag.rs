@@ -51,6 +51,53 @@ impl InetDiag {
         }
         Ok(found)
     }
+
+    /// Whether there is a TCP connection between these two, seen from `local`: one that stands, is about to end or just did.
+    /// Errors: as `listeners`; `InvalidInput` when one is of IPv4 and the other of IPv6.
+    pub fn is_connected(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let seq = self.socket.seq();
+        let question = question_for(local, remote, seq).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut state = None;
+        let answered = self
+            .socket
+            .ask(&question, seq, |message| state = message.body.get(1).copied());
+        match answered {
+            // Who listens there is named too, and who has just begun to ask.
+            Ok(()) => {
+                Ok(state.is_some_and(|state| ![TCP_LISTEN, TCP_SYN_RECV, TCP_NEW_SYN_RECV].contains(&state.into())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The question for one connection; `None` when the two are of different families.
+fn question_for(local: SocketAddr, remote: SocketAddr, seq: u32) -> Option<Messages> {
+    let (family, local_ip, remote_ip) = match (local.ip(), remote.ip()) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => (libc::AF_INET, padded(&local.octets()), padded(&remote.octets())),
+        (IpAddr::V6(local), IpAddr::V6(remote)) => (libc::AF_INET6, local.octets(), remote.octets()),
+        _ => return None,
+    };
+    let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend_from_slice(&local.port().to_be_bytes());
+    request.extend_from_slice(&remote.port().to_be_bytes());
+    request.extend_from_slice(&local_ip);
+    request.extend_from_slice(&remote_ip);
+    // Any interface, and whichever socket it is.
+    request.extend_from_slice(&0u32.to_ne_bytes());
+    request.extend_from_slice(&u64::MAX.to_ne_bytes());
+    debug_assert_eq!(request.len(), REQUEST_LEN);
+    let mut question = Messages::default();
+    question.begin(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST as u16, seq, &request);
+    Some(question)
+}
+
+fn padded(ip: &[u8; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(ip);
+    bytes
 }
 
 /// A dump of what listens on `port`; zero is every port.
@@ -135,7 +182,9 @@ fn sockets_of(process: &str) -> io::Result<impl Iterator<Item = u32> + use<>> {
 /// From the uapi headers `linux/sock_diag.h`, `linux/inet_diag.h` and `linux/tcp_states.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_LEN: usize = 56;
+const TCP_SYN_RECV: u32 = 3;
 const TCP_LISTEN: u32 = 10;
+const TCP_NEW_SYN_RECV: u32 = 12;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! What the operating system gives: pipes and splice, sockets with their options, limits of the process. All unsafe code
 //! of the project lives in this room. Not here: what the bytes are for.
 
+pub mod entrances;
 pub mod epoll;
 pub mod file;
 pub mod handoff;
@@ -12,7 +13,11 @@ mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod pktinfo;
+pub mod private;
 pub mod process;
+pub mod rtnetlink;
 pub mod sk_lookup;
 pub mod socket;
 pub mod splice;
+pub mod transparent;
+pub mod vips;

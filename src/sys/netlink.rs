@@ -1,5 +1,5 @@
 //! Netlink: messages made and read, pure, and a socket that asks the kernel and takes its answers. Not here: what nf_tables
-//! (`nft`) or sock_diag (`inet_diag`) want to hear.
+//! (`nft`), sock_diag (`inet_diag`) or routing (`rtnetlink`) want to hear.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -151,7 +151,8 @@ pub(super) struct NetlinkSocket {
 }
 
 impl NetlinkSocket {
-    /// No protocol is that of routes. `groups`: the mask of groups whose notifications are wanted; a socket for them does not wait when it reads.
+    /// `groups`: the mask of groups whose notifications are wanted; a socket for them does not wait when it reads.
+    /// `protocol`: `None` is routing, whose number is zero.
     /// Errors: those of `socket` and `bind`; `EPROTONOSUPPORT` where the kernel does not know the protocol.
     pub(super) fn open(protocol: impl Into<Option<Protocol>>, groups: u32) -> io::Result<NetlinkSocket> {
         let mut flags = SocketFlags::CLOEXEC;

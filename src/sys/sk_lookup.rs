@@ -1,21 +1,22 @@
-//! A small BPF program that, for TCP connections to some local ports, picks a listening socket of ours before the kernel
-//! looks who is bound there. The program is written here instruction by instruction; no compiler and no library of C is
-//! asked. Not here: which ports, and when (`takeover`).
+//! Small BPF programs that, for TCP connections to some local ports or to some addresses, pick a listening socket of ours
+//! before the kernel looks who is bound there. They are written here instruction by instruction; no compiler and no library
+//! of C is asked. Not here: which ports, and when (`takeover`); which addresses (`vips`).
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::socket::{BACKLOG, Liveness, set_stream_options};
 
-/// The program at work in one network namespace, until this is dropped or the process dies.
+/// The program for ports at work in one network namespace, until this is dropped or the process dies.
 #[derive(Debug)]
 pub struct SkLookup {
     /// From protocol and port to a listening socket; the kernel takes out what is closed.
@@ -41,11 +42,8 @@ impl SkLookup {
     /// Several processes may have such a program at work; what the one attached last has assigned wins.
     /// Errors: `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; `InvalidInput` before Linux 5.9.
     pub fn attach() -> Result<SkLookup, SkLookupError> {
-        let sockets = create_map().map_err(SkLookupError::Map)?;
-        let program = load(&program(sockets.as_raw_fd())).map_err(SkLookupError::Program)?;
-        let link = File::open("/proc/thread-self/ns/net")
-            .and_then(|namespace| create_link(&program, &namespace))
-            .map_err(SkLookupError::Attach)?;
+        let sockets = create_map(&socket_map(PORTS_MAX)).map_err(SkLookupError::Map)?;
+        let link = attach(&port_program(sockets.as_raw_fd()), b"anynode_takeove\0")?;
         Ok(SkLookup { sockets, _link: link })
     }
 
@@ -57,7 +55,7 @@ impl SkLookup {
     pub fn assign(&self, port: u16, socket: BorrowedFd<'_>) -> io::Result<()> {
         let value = u64::from(socket.as_raw_fd().cast_unsigned());
         for key in keys(port, socket)? {
-            update(&self.sockets, key, value)?;
+            update(&self.sockets, &key, &value)?;
         }
         Ok(())
     }
@@ -66,7 +64,7 @@ impl SkLookup {
     pub fn unassign(&self, port: u16) -> io::Result<bool> {
         let mut is_any = false;
         for key in [u32::from(port), IS_IPV6 | u32::from(port)] {
-            is_any |= delete(&self.sockets, key)?;
+            is_any |= delete(&self.sockets, &key)?;
         }
         Ok(is_any)
     }
@@ -77,6 +75,97 @@ impl SkLookup {
             .into_iter()
             .any(|key| lookup(&self.sockets, key).is_ok())
     }
+}
+
+/// The program for addresses at work in one network namespace, until this is dropped, the process dies or the namespace goes,
+/// which it does not keep. Two descriptors.
+#[derive(Debug)]
+pub struct AddressLookup {
+    /// A trie of prefixes; those of IPv4 as IPv6 writes them.
+    addresses: OwnedFd,
+    /// Holds the program in its place, and the program the socket in its map.
+    _link: OwnedFd,
+}
+
+impl AddressLookup {
+    /// Loads the program and attaches it to the network namespace of the calling thread, with `socket`, which must be
+    /// listening, for the connections to all addresses that are set to be taken. None is yet.
+    ///
+    /// Only connections that come from inside are taken (over loopback), for the kernel answers the neighbours on every link
+    /// for what is local. Several such programs may be at work; what the one attached last takes is taken by it.
+    /// Errors: as `SkLookup::attach`; `InvalidInput` before Linux 5.17, or for a socket that does not listen.
+    pub fn attach(socket: BorrowedFd<'_>) -> Result<AddressLookup, SkLookupError> {
+        let sockets = create_map(&socket_map(1)).map_err(SkLookupError::Map)?;
+        let addresses = create_map(&MapCreate {
+            map_type: BPF_MAP_TYPE_LPM_TRIE,
+            key_size: size_of::<Prefix>() as u32,
+            value_size: 4,
+            max_entries: ADDRESSES_MAX,
+            flags: BPF_F_NO_PREALLOC,
+        })
+        .map_err(SkLookupError::Map)?;
+        // Refuses what does not listen.
+        keys(0, socket).map_err(SkLookupError::Map)?;
+        let value = u64::from(socket.as_raw_fd().cast_unsigned());
+        update(&sockets, &ONLY_KEY, &value).map_err(SkLookupError::Map)?;
+        let code = address_program(addresses.as_raw_fd(), sockets.as_raw_fd());
+        let link = attach(&code, b"anynode_vips\0\0\0\0")?;
+        Ok(AddressLookup { addresses, _link: link })
+    }
+
+    /// What becomes of connections to these addresses from now on, but for those that a longer prefix is known for.
+    /// Errors: `NoSpace` for too many.
+    pub fn set(&self, addresses: IpNet, verdict: Verdict) -> io::Result<()> {
+        update(&self.addresses, &Prefix::from(addresses), &(verdict as u32))
+    }
+
+    /// Forgets these addresses: what is known of others that contain them counts. Whether they were known.
+    pub fn remove(&self, addresses: IpNet) -> io::Result<bool> {
+        delete(&self.addresses, &Prefix::from(addresses))
+    }
+}
+
+/// What becomes of a connection from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes where it would have gone.
+    Pass = 0,
+    /// It is ours.
+    Take = 1,
+    /// It is refused.
+    Refuse = 2,
+}
+
+/// A key of the trie (struct bpf_lpm_trie_key): how many bits count, and the address in network byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Prefix {
+    n_bits: u32,
+    address: [u8; 16],
+}
+
+impl From<IpNet> for Prefix {
+    fn from(net: IpNet) -> Prefix {
+        let n_bits = u32::from(net.prefix_len());
+        match net.network() {
+            IpAddr::V4(ip) => Prefix {
+                n_bits: n_bits + 96,
+                address: ip.to_ipv6_mapped().octets(),
+            },
+            IpAddr::V6(ip) => Prefix {
+                n_bits,
+                address: ip.octets(),
+            },
+        }
+    }
+}
+
+/// Loads a program and attaches it to the network namespace of the calling thread. The link alone holds it.
+fn attach(code: &[Instruction], name: &[u8; 16]) -> Result<OwnedFd, SkLookupError> {
+    let program = load(code, name).map_err(SkLookupError::Program)?;
+    File::open("/proc/thread-self/ns/net")
+        .and_then(|namespace| create_link(&program, &namespace))
+        .map_err(SkLookupError::Attach)
 }
 
 /// Binds `n` listening sockets that are reached by assignment only: on loopback, on a port that the kernel picks, sharing
@@ -146,8 +235,8 @@ fn keys(port: u16, socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
-/// The program, for a map with that descriptor: one look at the map, and the socket if there is one.
-fn program(map: i32) -> Vec<Instruction> {
+/// The program for ports, for a map with that descriptor: one look at the map, and the socket if there is one.
+fn port_program(map: i32) -> Vec<Instruction> {
     let mut code = vec![
         // r6 = the context; it is lost in r1 with the first call.
         Instruction::mov(R6, R1),
@@ -160,12 +249,63 @@ fn program(map: i32) -> Vec<Instruction> {
         Instruction::or(R2, IS_IPV6.cast_signed()),
         Instruction::store(R10, -4, R2),
     ];
+    pick(&mut code, map, -4);
+    finish(code)
+}
+
+/// The program for addresses: a look at the trie of addresses, then the one socket.
+fn address_program(addresses: i32, sockets: i32) -> Vec<Instruction> {
+    // Where on the stack the key of the trie is, and within it the address.
+    const KEY: i16 = -20;
+    const ADDRESS: i16 = KEY + 4;
+    let mut code = vec![
+        Instruction::mov(R6, R1),
+        Instruction::load(R2, R6, CTX_PROTOCOL),
+        Instruction::jump_unless(R2, libc::IPPROTO_TCP, PASS),
+        Instruction::load(R2, R6, CTX_INGRESS),
+        Instruction::jump_unless(R2, LOOPBACK_INDEX, PASS),
+        Instruction::store_number(R10, KEY, 128),
+    ];
+    // The words of an address of IPv6; for IPv4 the kernel gives zeros, and the last two are written over.
+    for word in 0..4 {
+        code.push(Instruction::load(R2, R6, CTX_LOCAL_IP6 + 4 * word));
+        code.push(Instruction::store(R10, ADDRESS + 4 * word, R2));
+    }
+    code.extend([
+        Instruction::load(R3, R6, CTX_FAMILY),
+        Instruction::skip_unless(R3, libc::AF_INET, 3),
+        Instruction::store_number(R10, ADDRESS + 8, 0xffff_i32.to_be()),
+        Instruction::load(R2, R6, CTX_LOCAL_IP4),
+        Instruction::store(R10, ADDRESS + 12, R2),
+    ]);
+    look_up(&mut code, addresses, KEY);
+    code.extend([
+        Instruction::load(R1, R0, 0),
+        Instruction::jump_if(R1, Verdict::Pass as i32, PASS),
+        Instruction::skip_unless(R1, Verdict::Refuse as i32, 2),
+        Instruction::mov32(R0, SK_DROP),
+        Instruction::exit(),
+    ]);
+    code.push(Instruction::store_number(R10, -4, ONLY_KEY.cast_signed()));
+    pick(&mut code, sockets, -4);
+    finish(code)
+}
+
+/// r0 = what the map has under the key at `key` on the stack; without it the program ends.
+fn look_up(code: &mut Vec<Instruction>, map: i32, key: i16) {
     code.extend(Instruction::load_map(R1, map));
     code.extend([
         Instruction::mov(R2, R10),
-        Instruction::add(R2, -4),
+        Instruction::add(R2, i32::from(key)),
         Instruction::call(HELPER_MAP_LOOKUP),
         Instruction::jump_if(R0, 0, PASS),
+    ]);
+}
+
+/// The connection is for the socket that the map has under the key at `key` on the stack.
+fn pick(code: &mut Vec<Instruction>, map: i32, key: i16) {
+    look_up(code, map, key);
+    code.extend([
         // r7 = the socket, which is ours until released.
         Instruction::mov(R7, R0),
         Instruction::mov(R1, R6),
@@ -175,7 +315,10 @@ fn program(map: i32) -> Vec<Instruction> {
         Instruction::mov(R1, R7),
         Instruction::call(HELPER_SK_RELEASE),
     ]);
-    // Whatever happened, the connection goes on; without a socket assigned, as it would have without us.
+}
+
+/// Whatever happened, the connection goes on; without a socket assigned, as it would have without us.
+fn finish(mut code: Vec<Instruction>) -> Vec<Instruction> {
     let pass = code.len();
     code.extend([Instruction::mov32(R0, SK_PASS), Instruction::exit()]);
     for (at, instruction) in code.iter_mut().enumerate() {
@@ -236,6 +379,10 @@ impl Instruction {
         Instruction::new(0x63, destination, source, offset, 0)
     }
 
+    const fn store_number(destination: u8, offset: i16, value: i32) -> Instruction {
+        Instruction::new(0x62, destination, 0, offset, value)
+    }
+
     const fn jump_if(register: u8, value: i32, offset: i16) -> Instruction {
         Instruction::new(0x15, register, 0, offset, value)
     }
@@ -277,31 +424,34 @@ const R10: u8 = 10;
 /// Stands for the way to the program's end, until its length is known.
 const PASS: i16 = i16::MAX;
 
-fn create_map() -> io::Result<OwnedFd> {
-    let attr = MapCreate {
+/// A map from a number to a listening socket.
+fn socket_map(n_max: u32) -> MapCreate {
+    MapCreate {
         map_type: BPF_MAP_TYPE_SOCKHASH,
         key_size: 4,
         // As wide as a socket's cookie, so that it can be looked up from here too.
         value_size: 8,
-        max_entries: PORTS_MAX,
+        max_entries: n_max,
         ..MapCreate::default()
-    };
-    // SAFETY: BPF_MAP_CREATE takes no pointers; it returns a new descriptor, which nobody else owns.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_MAP_CREATE, &attr)?)) }
+    }
 }
 
-fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
+fn create_map(attr: &MapCreate) -> io::Result<OwnedFd> {
+    // SAFETY: BPF_MAP_CREATE takes no pointers; it returns a new descriptor, which nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_MAP_CREATE, attr)?)) }
+}
+
+/// `name`: with a zero at its end.
+fn load(code: &[Instruction], name: &[u8; 16]) -> io::Result<OwnedFd> {
     let attr = ProgramLoad {
         program_type: BPF_PROG_TYPE_SK_LOOKUP,
         n_instructions: code.len() as u32,
         instructions: code.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
-        name: *b"anynode_takeover",
+        name: *name,
         expected_attach_type: BPF_SK_LOOKUP,
         ..ProgramLoad::default()
     };
-    let mut attr = attr;
-    attr.name[15] = 0;
     // SAFETY: the pointers lead to as many instructions as said and to a text with a zero at its end, both alive during
     // the call, which only reads them and returns a new descriptor, which nobody else owns.
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_PROG_LOAD, &attr)?)) }
@@ -318,14 +468,14 @@ fn create_link(program: &OwnedFd, namespace: &File) -> io::Result<OwnedFd> {
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_LINK_CREATE, &attr)?)) }
 }
 
-fn update(map: &OwnedFd, key: u32, value: u64) -> io::Result<()> {
-    let attr = MapElement::new(map, &key, (&raw const value) as u64);
+fn update<K, V>(map: &OwnedFd, key: &K, value: &V) -> io::Result<()> {
+    let attr = MapElement::new(map, key, std::ptr::from_ref(value) as u64);
     // SAFETY: key and value point to as many bytes as the map was made for, alive during the call, which reads them.
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop) }
 }
 
-fn delete(map: &OwnedFd, key: u32) -> io::Result<bool> {
-    let attr = MapElement::new(map, &key, 0);
+fn delete<K>(map: &OwnedFd, key: &K) -> io::Result<bool> {
+    let attr = MapElement::new(map, key, 0);
     // SAFETY: the key points to as many bytes as the map was made for, alive during the call, which reads them.
     match unsafe { bpf(BPF_MAP_DELETE_ELEM, &attr) } {
         Ok(_) => Ok(true),
@@ -405,7 +555,7 @@ struct MapElement {
 }
 
 impl MapElement {
-    fn new(map: &OwnedFd, key: &u32, value: u64) -> MapElement {
+    fn new<K>(map: &OwnedFd, key: &K, value: u64) -> MapElement {
         MapElement {
             map: map.as_fd().as_raw_fd().cast_unsigned(),
             padding: 0,
@@ -420,6 +570,12 @@ impl MapElement {
 const IS_IPV6: u32 = 1 << 16;
 /// One of IPv4 and one of IPv6 for each of 8,192 ports. The kernel takes 16 bytes for each in advance.
 const PORTS_MAX: u32 = 16 << 10;
+/// Prefixes in one namespace; the kernel takes memory for those that are there only.
+const ADDRESSES_MAX: u32 = 64 << 10;
+/// Of the map for one socket.
+const ONLY_KEY: u32 = 0;
+/// Of loopback, in every network namespace.
+const LOOPBACK_INDEX: i32 = 1;
 
 // From the uapi header `linux/bpf.h`.
 const BPF_MAP_CREATE: libc::c_int = 0;
@@ -428,7 +584,9 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
+const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
 const BPF_SK_LOOKUP: u32 = 36;
 const HELPER_MAP_LOOKUP: i32 = 1;
@@ -436,11 +594,15 @@ const HELPER_SK_RELEASE: i32 = 86;
 const HELPER_SK_ASSIGN: i32 = 124;
 /// A socket that a program before this one picked is replaced: whoever attached last wins.
 const SK_LOOKUP_F_REPLACE: i32 = 1;
+const SK_DROP: i32 = 0;
 const SK_PASS: i32 = 1;
 /// Where things are in struct bpf_sk_lookup.
 const CTX_FAMILY: i16 = 8;
 const CTX_PROTOCOL: i16 = 12;
+const CTX_LOCAL_IP4: i16 = 40;
+const CTX_LOCAL_IP6: i16 = 44;
 const CTX_LOCAL_PORT: i16 = 60;
+const CTX_INGRESS: i16 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -448,16 +610,17 @@ mod tests {
 
     #[test]
     fn every_jump_stays_within_the_program() {
-        let code = program(3);
-        for (at, instruction) in code.iter().enumerate() {
-            let is_jump = matches!(instruction.code, 0x15 | 0x55);
-            let target = at as i64 + 1 + i64::from(instruction.offset);
-            assert!(
-                !is_jump || (0..code.len() as i64).contains(&target),
-                "{at}: {instruction:?}"
-            );
+        for code in [port_program(3), address_program(3, 4)] {
+            for (at, instruction) in code.iter().enumerate() {
+                let is_jump = matches!(instruction.code, 0x15 | 0x55);
+                let target = at as i64 + 1 + i64::from(instruction.offset);
+                assert!(
+                    !is_jump || (0..code.len() as i64).contains(&target),
+                    "{at}: {instruction:?}"
+                );
+            }
+            assert_eq!(code.last(), Some(&Instruction::exit()));
         }
-        assert_eq!(code.last(), Some(&Instruction::exit()));
         assert_eq!(size_of::<Instruction>(), 8);
     }
 

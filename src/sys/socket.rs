@@ -7,6 +7,8 @@ use std::os::linux::fs::MetadataExt as _;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// How a dead peer is noticed. Both are needed: keep-alive is not asked while data is unacknowledged, the user timeout
 /// does nothing on an idle connection.
@@ -65,6 +67,11 @@ pub fn connect(addr: SocketAddr) -> io::Result<(std::net::TcpStream, bool)> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    begin(socket, addr)
+}
+
+/// Begins to connect a socket that is there already. Returns and errors as `connect`.
+pub(super) fn begin(socket: Socket, addr: SocketAddr) -> io::Result<(std::net::TcpStream, bool)> {
     let addr = addr.into();
     let mut is_connected = try_connect(&socket, &addr)?;
     if !is_connected {
@@ -72,6 +79,12 @@ pub fn connect(addr: SocketAddr) -> io::Result<(std::net::TcpStream, bool)> {
         is_connected = try_connect(&socket, &addr)?;
     }
     Ok((socket.into(), is_connected))
+}
+
+/// Waits until a connection that was begun stands. Errors: what the kernel says of it.
+pub async fn established(stream: &TcpStream) -> io::Result<()> {
+    stream.ready(Interest::WRITABLE).await?;
+    stream.take_error()?.map_or(Ok(()), Err)
 }
 
 pub(super) fn try_connect(socket: &Socket, addr: &socket2::SockAddr) -> io::Result<bool> {

@@ -38,6 +38,7 @@ impl Admin {
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: 2,
+            networks: None,
             takeover: None,
             faults: None,
             swarm: None,

@@ -15,6 +15,7 @@ mod hold;
 mod http;
 mod inside;
 mod link;
+mod netns;
 mod own;
 mod park;
 mod reasons;

@@ -16,21 +16,22 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("takeover", &["sys", "model", "routing"]),
     ("proxy", &["sys", "model", "routing", "takeover"]),
     ("dns", &["sys", "model", "routing"]),
+    ("tasknet", &["sys", "model", "routing", "proxy", "dns"]),
     ("health", &["sys", "model", "routing"]),
     ("source", &["sys", "model", "store", "routing"]),
     ("link", &["sys", "model"]),
     (
         "admin",
         &[
-            "sys", "model", "routing", "takeover", "proxy", "dns", "health", "source", "link",
+            "sys", "model", "routing", "takeover", "proxy", "dns", "tasknet", "health", "source", "link",
         ],
     ),
     ("whoami", &[]),
     (
         "app",
         &[
-            "sys", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns", "health",
-            "source", "link", "admin", "whoami",
+            "sys", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns", "tasknet",
+            "health", "source", "link", "admin", "whoami",
         ],
     ),
 ];

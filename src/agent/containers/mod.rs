@@ -3,13 +3,13 @@
 
 mod body;
 mod files;
+mod pause;
+mod sandbox;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,17 +29,21 @@ use futures_util::{StreamExt, TryStreamExt};
 use self::files::{InMemory, archive};
 use super::files::TaskFile;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
-use super::{Assignment, Later, LogLine, LogQuery, LogStream, files as task_files};
+use super::{Assignment, Later, LogLine, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::Reach;
-use crate::model::swarm::{Container, Exit, Id, Time};
+use crate::model::swarm::{Container, Exit, Id, SANDBOX_LABEL, Time};
+use crate::sys::netns;
 
 /// The runtime.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Containers {
     docker: Docker,
     /// Tells our containers from those of another anynode.
     owner: String,
     in_memory: Option<InMemory>,
+    networks: Arc<dyn TaskNetworks>,
+    /// Whether tasks' networks can be made ready.
+    has_sandboxes: bool,
     /// Held while the engine makes the container of a task, also when nobody waits for that any more. std mutex: held for
     /// moments.
     making: Arc<Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>>,
@@ -63,7 +67,11 @@ const OWNER_LABEL: &str = "anynode.owner";
 
 impl Containers {
     /// `owner` must be the same in each run, and another for each anynode.
-    pub async fn connect(path: &Path, owner: String) -> Result<Containers, EngineError> {
+    pub async fn connect(
+        path: &Path,
+        owner: String,
+        networks: Arc<dyn TaskNetworks>,
+    ) -> Result<Containers, EngineError> {
         let silent = |error| EngineError::Silent {
             path: path.to_owned(),
             error,
@@ -78,6 +86,8 @@ impl Containers {
                 docker,
                 in_memory: InMemory::of(&owner),
                 owner,
+                networks,
+                has_sandboxes: sandbox::is_possible(),
                 making: Arc::default(),
             }),
             Some(_) => Err(EngineError::InSwarm { path: path.to_owned() }),
@@ -146,14 +156,33 @@ impl Containers {
 
     async fn create(&self, assignment: &Assignment) -> Result<(), Failure> {
         let mut body = body::of(assignment, &self.owner)?;
+        let sandbox = match self.has_sandboxes {
+            true => sandbox::split(assignment, &self.owner, &mut body),
+            false => None,
+        };
+        let id = self.create_task(assignment, body).await?;
+        let Some(sandbox) = sandbox else { return Ok(()) };
+        let task = &assignment.task;
+        let created = patiently(task.id.as_str(), || async {
+            // An earlier attempt may have come half-way.
+            sandbox::remove(&self.docker, &self.owner, &task.id).await?;
+            sandbox::create(&self.docker, &task.name(), &id, sandbox.clone()).await
+        });
+        created
+            .await
+            .map_err(|error| Failure(format!("the task's network: {}", said(&error))))
+    }
+
+    /// Answers the container's id.
+    async fn create_task(&self, assignment: &Assignment, mut body: ContainerCreateBody) -> Result<String, Failure> {
         let files = task_files::of(assignment).map_err(|error| Failure(error.to_string()))?;
         let image = body.image.clone().unwrap_or_default();
         self.see_to_image(&image, assignment.registry_auth.as_deref()).await?;
         let plain = body.clone();
         let bound = self.bind_in(&mut body, assignment, &files);
         match (self.create_as(assignment, &body).await, &self.in_memory) {
-            (Ok(_), _) if bound || files.is_empty() => Ok(()),
-            (Ok(id), _) => self.copy_in(&id, &files).await,
+            (Ok(id), _) if bound || files.is_empty() => Ok(id),
+            (Ok(id), _) => self.copy_in(&id, &files).await.map(|()| id),
             // It does not see this program's files.
             (Err(error), Some(in_memory)) if bound && in_memory.is_named_in(&said(&error)) => {
                 tracing::debug!(task = %assignment.task.id, "its files are copied in: {}", said(&error));
@@ -161,7 +190,7 @@ impl Containers {
                     .create_as(assignment, &plain)
                     .await
                     .map_err(|error| Failure(said(&error)))?;
-                self.copy_in(&id, &files).await
+                self.copy_in(&id, &files).await.map(|()| id)
             }
             (Err(error), _) => Err(Failure(said(&error))),
         }
@@ -246,6 +275,80 @@ impl Containers {
         }
     }
 
+    /// Starts what holds the task's network, and has that made ready. `None`: it has none of its own.
+    async fn start_sandbox(&self, task: &Id) -> Result<Option<ContainerInspectResponse>, Failure> {
+        let failed = |error: Error| Failure(format!("the task's network: {}", said(&error)));
+        let found = patiently(task.as_str(), || async {
+            let Some(id) = self.find_sandbox(task).await?.and_then(|sandbox| sandbox.id) else {
+                return Ok(None);
+            };
+            // One that runs already is as good.
+            self.docker.start_container(&id, None).await?;
+            self.find_sandbox(task).await
+        });
+        let Some(sandbox) = found.await.map_err(failed)? else {
+            return Ok(None);
+        };
+        let opened = self.open_network(task, &sandbox).await;
+        if opened.is_err() {
+            self.end_sandbox(task).await;
+        }
+        opened.map(|()| Some(sandbox))
+    }
+
+    async fn open_network(&self, task: &Id, sandbox: &ContainerInspectResponse) -> Result<(), Failure> {
+        let unseen = || {
+            Failure(
+                "the task's network: its namespace is not seen: expected anynode to run in the host's PID namespace"
+                    .to_owned(),
+            )
+        };
+        let place = sandbox::place(sandbox).ok_or_else(unseen)?;
+        self.networks.open(task, place).await
+    }
+
+    async fn find_sandbox(&self, task: &Id) -> Result<Option<ContainerInspectResponse>, Error> {
+        sandbox::find(&self.docker, &self.owner, task).await
+    }
+
+    async fn sandbox_patiently(&self, task: &Id) -> Option<ContainerInspectResponse> {
+        loop {
+            match patiently(task.as_str(), || self.find_sandbox(task)).await {
+                Ok(found) => return found,
+                Err(error) => {
+                    tracing::warn!(%task, "the engine does not say what is with its network: {}", said(&error));
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Ready when what holds the task's network does not run.
+    async fn sandbox_ended(&self, task: &Id) {
+        loop {
+            let Some(id) = self
+                .sandbox_patiently(task)
+                .await
+                .filter(is_running)
+                .and_then(|sandbox| sandbox.id)
+            else {
+                break;
+            };
+            let waited = self.docker.wait_container(&id, None).next().await;
+            if !matches!(waited, Some(Ok(_) | Err(Error::DockerContainerWaitError { .. }))) {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+
+    /// It holds nothing when its task does not run.
+    async fn end_sandbox(&self, task: &Id) {
+        let removed = patiently(task.as_str(), || sandbox::remove(&self.docker, &self.owner, task));
+        if let Err(error) = removed.await {
+            tracing::warn!(%task, "what held its network is not removed: {}", said(&error));
+        }
+    }
+
     /// Until it is gone.
     async fn remove_container(&self, task: &Id) {
         let _turn = self.turn(task).lock_owned().await;
@@ -322,25 +425,18 @@ fn said(error: &Error) -> String {
     }
 }
 
-fn started(container: &ContainerInspectResponse) -> Option<Started> {
+/// `sandbox`: whose network it has, if that is another's.
+fn started(container: &ContainerInspectResponse, sandbox: Option<&ContainerInspectResponse>) -> Option<Started> {
     let state = container.state.as_ref()?;
     let host = container
         .host_config
         .as_ref()
         .and_then(|config| config.network_mode.as_deref());
-    let networks = container
-        .network_settings
-        .as_ref()
-        .and_then(|settings| settings.networks.as_ref());
-    let mut ips = networks
-        .into_iter()
-        .flat_map(HashMap::values)
-        .filter_map(|network| network.ip_address.as_deref()?.parse::<IpAddr>().ok());
     let reach = match host {
         Some("host") => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()),
-        _ => ips.next().map(|ip| Reach {
+        _ => sandbox::address(sandbox.unwrap_or(container)).map(|ip| Reach {
             addr: SocketAddr::new(ip, 0),
-            netns: netns_of(state.pid.unwrap_or(0)),
+            netns: netns::of_container(state.pid.unwrap_or(0)),
         }),
     };
     Some(Started {
@@ -351,17 +447,6 @@ fn started(container: &ContainerInspectResponse) -> Option<Started> {
         },
         reach,
     })
-}
-
-/// The network namespace of a container, if this program may enter it.
-fn netns_of(pid: i64) -> Option<Arc<Path>> {
-    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-    let is_another = match (fs::metadata(&path), fs::metadata("/proc/self/ns/net")) {
-        (Ok(one), Ok(own)) => (one.dev(), one.ino()) != (own.dev(), own.ino()),
-        // Nobody's, or behind another namespace of processes.
-        _ => false,
-    };
-    (is_another && rustix::process::geteuid().is_root()).then(|| path.into())
 }
 
 fn is_running(container: &ContainerInspectResponse) -> bool {
@@ -391,6 +476,7 @@ impl Runtime for Containers {
             let failed = |error: Error| Failure(format!("starting container failed: {}", said(&error)));
             let gone = || Failure("starting container failed: it is gone".to_owned());
             let task = &assignment.task.id;
+            let sandbox = self.start_sandbox(task).await?;
             let inspected = patiently(task.as_str(), || async {
                 let Some(id) = self.id_of(task).await? else {
                     return Ok(None);
@@ -399,8 +485,15 @@ impl Runtime for Containers {
                 self.docker.start_container(&id, None).await?;
                 self.inspect(task).await
             });
-            let container = inspected.await.map_err(failed)?.ok_or_else(gone)?;
-            started(&container).ok_or_else(gone)
+            let result = match inspected.await {
+                Ok(Some(container)) => started(&container, sandbox.as_ref()).ok_or_else(gone),
+                Ok(None) => Err(gone()),
+                Err(error) => Err(failed(error)),
+            };
+            if result.is_err() {
+                self.end_sandbox(task).await;
+            }
+            result
         })
     }
 
@@ -410,8 +503,19 @@ impl Runtime for Containers {
                 return Found::Nothing;
             };
             if is_running(&container) {
-                return started(&container).map_or(Found::Nothing, Found::Running);
+                let sandbox = match sandbox::is_joined(&container) {
+                    true => self.sandbox_patiently(task).await,
+                    false => None,
+                };
+                // One whose network is gone is ended.
+                if let Some(sandbox) = sandbox.as_ref().filter(|sandbox| is_running(sandbox))
+                    && let Err(Failure(reason)) = self.open_network(task, sandbox).await
+                {
+                    tracing::error!(%task, "services are not reached from inside: {reason}");
+                }
+                return started(&container, sandbox.as_ref()).map_or(Found::Nothing, Found::Running);
             }
+            self.end_sandbox(task).await;
             let state = container.state.unwrap_or_default();
             let has_run = state.started_at.as_deref().is_some_and(|at| !at.starts_with("0001-"));
             match has_run {
@@ -432,12 +536,22 @@ impl Runtime for Containers {
                     return Exit { code: KILLED };
                 };
                 if !is_running(&container) {
+                    self.end_sandbox(task).await;
                     let code = container.state.and_then(|state| state.exit_code).unwrap_or(KILLED);
                     return Exit { code };
                 }
+                let is_joined = sandbox::is_joined(&container);
                 let id = container.id.unwrap_or_default();
                 // It ends with the container, or with the engine: then it is asked again.
-                let waited = self.docker.wait_container(&id, None).next().await;
+                let mut wait = self.docker.wait_container(&id, None);
+                let waited = tokio::select! {
+                    waited = wait.next() => waited,
+                    () = self.sandbox_ended(task), if is_joined => {
+                        tracing::warn!(%task, "its network is gone, so it is ended");
+                        self.signal(task, Some("SIGKILL")).await;
+                        continue;
+                    }
+                };
                 if !matches!(waited, Some(Ok(_) | Err(Error::DockerContainerWaitError { .. }))) {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
@@ -488,6 +602,7 @@ impl Runtime for Containers {
     fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
         Box::pin(async move {
             self.remove_container(task).await;
+            self.end_sandbox(task).await;
             self.making.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
             if let Some(Err(error)) = self.in_memory.as_ref().map(|in_memory| in_memory.remove(task)) {
                 tracing::warn!(%task, %error, "its configs and secrets are not removed");
@@ -507,9 +622,10 @@ impl Runtime for Containers {
                 .list_containers(Some(options))
                 .await
                 .map_err(io::Error::other)?;
-            let tasks = found
-                .into_iter()
-                .filter_map(|container| container.labels?.remove(TASK_LABEL));
+            let tasks = found.into_iter().filter_map(|container| {
+                let mut labels = container.labels?;
+                labels.remove(TASK_LABEL).or_else(|| labels.remove(SANDBOX_LABEL))
+            });
             let mut tasks: BTreeSet<Id> = tasks.map(|task| Id::from(task.as_str())).collect();
             tasks.extend(self.in_memory.iter().flat_map(InMemory::list));
             Ok(tasks.into_iter().collect())

@@ -70,7 +70,8 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
         })
         .await;
         let Ok(job) = dir.read_job() else { continue };
-        match passes(&check, &job).await {
+        let beside = job.network.as_ref().and_then(|_| Some(dir.pid()?.pid));
+        match passes(&check, &job, beside).await {
             true if before != HealthState::Healthy => return HealthState::Healthy,
             true => n_failed = 0,
             false if is_starting => {}
@@ -82,8 +83,8 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
     }
 }
 
-async fn passes(check: &Check, job: &Job) -> bool {
-    let Some(mut command) = job.command(&check.words) else {
+async fn passes(check: &Check, job: &Job, beside: Option<i32>) -> bool {
+    let Ok(Some(mut command)) = job.command(&check.words, beside) else {
         return false;
     };
     command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::private::enter;
 use crate::sys::process::{become_user, gain_nothing, signal_if};
 
 /// What a keeper is to do.
@@ -24,6 +26,9 @@ pub(super) struct Job {
     pub(super) dir: PathBuf,
     /// Where the program is to listen.
     pub(super) port: u16,
+    /// A network of its own; without one, this host's.
+    #[serde(default)]
+    pub(super) network: Option<OwnNetwork>,
     /// A log file is put aside once it is so long, and so many are kept.
     pub(super) log_bytes_max: u64,
     pub(super) log_files: u32,
@@ -32,6 +37,18 @@ pub(super) struct Job {
     pub(super) user: Option<User>,
     #[serde(default)]
     pub(super) gains_nothing: bool,
+}
+
+/// The network of a task that has one of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OwnNetwork {
+    pub(super) address: Ipv4Addr,
+    /// The ids of the networks that it is on.
+    pub(super) networks: Vec<String>,
+    /// Who is asked for names that are not the swarm's; empty: whom anynode asks.
+    pub(super) nameservers: Vec<IpAddr>,
+    /// What the program finds in /etc/resolv.conf.
+    pub(super) resolv_conf: String,
 }
 
 /// Whom a task runs as.
@@ -44,10 +61,16 @@ pub(super) struct User {
 }
 
 impl Job {
-    /// A command that runs as the task's program does; without words, none.
-    pub(super) fn command(&self, words: &[String]) -> Option<Command> {
-        let (program, args) = words.split_first()?;
+    /// A command that runs as the task's program does; without words, none. `beside`: a process whose view of the network and
+    /// of files it is to have; without one, this program's. Errors: there is no such process.
+    pub(super) fn command(&self, words: &[String], beside: Option<i32>) -> io::Result<Option<Command>> {
+        let Some((program, args)) = words.split_first() else {
+            return Ok(None);
+        };
         let mut command = Command::new(program);
+        if let Some(pid) = beside {
+            enter(&mut command, pid, &self.dir)?;
+        }
         command
             .args(args)
             .env_clear()
@@ -60,7 +83,7 @@ impl Job {
         if self.gains_nothing {
             gain_nothing(&mut command);
         }
-        Some(command)
+        Ok(Some(command))
     }
 }
 
@@ -122,6 +145,11 @@ impl Dir {
     /// Where the task's files lie as if below `/`: its configs and secrets, and where it works.
     pub(super) fn root(&self) -> PathBuf {
         self.path.join("root")
+    }
+
+    /// What is shown as /etc/resolv.conf to a task that has a network of its own.
+    pub(super) fn resolv_conf(&self) -> PathBuf {
+        self.path.join("resolv.conf")
     }
 
     /// The pipe whose other end a keeper holds as long as it lives.

@@ -1,23 +1,28 @@
 //! A task's keeper: `anynode keep DIR`. It starts the program that the directory's job names, writes what it prints, waits
-//! for it, takes along what it left running, and writes its exit code. It knows nothing of the rest of anynode, whose end
+//! for it, takes along what it left running, and writes its exit code. Before that it gives a task that is to have one a
+//! network of its own, and waits until that is made ready. It knows nothing of the rest of anynode, whose end
 //! does not concern it; and its own end, however it comes, ends the program. It is never asked to end: signals that ask for
 //! it, as a supervisor sends them to whatever it finds, are for the program to answer.
 
 use std::fs::File;
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Signal, WaitOptions};
 
-use super::job::{Dir, Job, Process};
+use super::job::{Dir, Job, OwnNetwork, Process};
 use crate::model::swarm::Time;
+use crate::sys::private::{leave_network, show_instead};
 use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
 
-/// Keeps the task in `path` until it has ended. Says `pid N` or `error WHY` on the standard output, and closes it. Returns
-/// the exit code.
+/// Keeps the task in `path` until it has ended. Says `ready` on the standard output, which is a socket, where the task has a
+/// network of its own, and goes on when `go` comes from there; then `pid N` or `error WHY`, and closes it. Returns the exit
+/// code.
 pub fn run(path: PathBuf) -> i32 {
     let dir = Dir::new(path);
     match start(&dir) {
@@ -57,13 +62,17 @@ fn start(dir: &Dir) -> io::Result<Kept> {
     // For reading too: it is to be opened whether or not anybody reads.
     let alive = File::options().read(true).write(true).open(dir.alive())?;
     adopt_orphans()?;
+    if let Some(network) = &job.network {
+        make_network(dir, network)?;
+        wait_for_go()?;
+    }
     let log = Arc::new(Mutex::new(Log::open(dir.clone(), &job)?));
     if !job.dir.is_dir() {
         let reason = format!("{}: expected a directory to work in", job.dir.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, reason));
     }
     let mut command = job
-        .command(&job.words)
+        .command(&job.words, None)?
         .ok_or_else(|| io::Error::other("its command has no words"))?;
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     lead_session(&mut command);
@@ -80,6 +89,40 @@ fn start(dir: &Dir) -> io::Result<Kept> {
         _lock: lock,
         _alive: alive,
     })
+}
+
+/// What is asked for names elsewhere, past /etc/resolv.conf, is not there.
+const OTHER_RESOLVERS: [&str; 2] = ["/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"];
+
+fn make_network(dir: &Dir, network: &OwnNetwork) -> io::Result<()> {
+    let failed = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+    leave_network(network.address.into()).map_err(failed("a network of its own"))?;
+    std::fs::write(dir.resolv_conf(), &network.resolv_conf)?;
+    std::fs::set_permissions(dir.resolv_conf(), Permissions::from_mode(0o644))?;
+    let resolv_conf = Path::new("/etc/resolv.conf");
+    match show_instead(&dir.resolv_conf(), resolv_conf) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let reason = "/etc/resolv.conf: expected a file, since tasks have one of their own in its place";
+            return Err(io::Error::new(error.kind(), reason));
+        }
+        shown => shown.map_err(failed("/etc/resolv.conf"))?,
+    }
+    for other in OTHER_RESOLVERS.map(Path::new).into_iter().filter(|path| path.exists()) {
+        show_instead(Path::new("/dev/null"), other).map_err(failed("other resolvers"))?;
+    }
+    Ok(())
+}
+
+/// Until who started this has made the network ready. Errors: it is gone, and nobody has begun.
+fn wait_for_go() -> io::Result<()> {
+    writeln!(io::stdout(), "ready")?;
+    let mut answer = BufReader::new(File::from(rustix::io::fcntl_dupfd_cloexec(io::stdout().as_fd(), 3)?));
+    let mut line = String::new();
+    answer.read_line(&mut line)?;
+    match line.trim_end() {
+        "go" => Ok(()),
+        _ => Err(io::Error::other("its network is not ready")),
+    }
 }
 
 impl Kept {

@@ -1,6 +1,7 @@
 //! Tasks as processes of this host, where no engine runs containers. Each has a directory and a keeper (`keeper`): a small
 //! process that starts it, holds its output and its exit code, and outlives this program.
 
+mod address;
 mod files;
 mod health;
 mod job;
@@ -11,20 +12,27 @@ mod user;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bollard_stubs::models::{EndpointPortConfig, EndpointPortConfigProtocolEnum};
+use ipnet::Ipv4Net;
 use rustix::process::Signal;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 
-use self::job::{Dir, Job, TASK_DIR};
+use self::address::AddressGiver;
+use self::job::{Dir, Job, OwnNetwork, TASK_DIR};
 use self::port::PortGiver;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::template;
-use super::{Assignment, Later, LogQuery, LogStream, files as task_files};
+use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::swarm::{Container, Exit, Id, TaskSpec};
+use crate::model::{Reach, TaskPlace};
+use crate::sys::entrances;
 use crate::sys::process::lead_session;
 
 /// What tasks are made of.
@@ -36,27 +44,43 @@ pub struct ProcessSettings {
     pub program: PathBuf,
     /// What to run for an image, by the image's name; the first word is the program.
     pub images: BTreeMap<String, Vec<String>>,
+    /// Each task has a network of its own, with an address from here; `None`: all have this host's.
+    pub addresses: Option<Ipv4Net>,
 }
 
 /// The runtime.
-#[derive(Debug)]
 pub struct Processes {
     settings: ProcessSettings,
     ports: PortGiver,
+    networks: Arc<dyn TaskNetworks>,
+    /// `None`: tasks have this host's network.
+    addresses: Option<AddressGiver>,
 }
 
 /// An image that needs no entry: this program's own.
 const WHOAMI: &str = "anynode/whoami";
 
 impl Processes {
-    pub fn new(mut settings: ProcessSettings) -> Processes {
+    pub fn new(mut settings: ProcessSettings, networks: Arc<dyn TaskNetworks>) -> Processes {
         // Tasks work elsewhere.
         if let Ok(dir) = std::path::absolute(&settings.dir) {
             settings.dir = dir;
         }
+        let missing = entrances::missing_capabilities();
+        let addresses = settings.addresses.filter(|_| {
+            if !missing.is_empty() {
+                tracing::warn!(
+                    ?missing,
+                    "tasks have this host's network: they do not see their clients' addresses, nor services by name"
+                );
+            }
+            missing.is_empty()
+        });
         Processes {
+            addresses: addresses.map(AddressGiver::new),
             settings,
             ports: PortGiver::default(),
+            networks,
         }
     }
 
@@ -90,17 +114,22 @@ impl Processes {
                  configuration, or run a Docker Engine"
             )));
         };
-        refuse_what_needs_a_container(&assignment.task.spec)?;
+        refuse_what_needs_a_container(&assignment.task.spec, self.addresses.is_some())?;
         let expand = |text: &String| template::expand(text, assignment).map_err(|error| Failure(error.to_string()));
         if let Some(command) = container.command.as_ref().filter(|command| !command.is_empty()) {
             words = command.clone();
         }
         words.extend(container.args.iter().flatten().cloned());
         let dir = self.dir(&assignment.task.id);
-        let port = self
-            .ports
-            .give()
-            .map_err(|error| Failure(format!("a port for the task: {error}")))?;
+        let network = self.network_of(assignment)?;
+        let port = match network {
+            // Each task has all ports there are.
+            Some(_) => first_target(assignment).unwrap_or(PORT_OF_NONE),
+            None => self
+                .ports
+                .give()
+                .map_err(|error| Failure(format!("a port for the task: {error}")))?,
+        };
         let mut env = BTreeMap::new();
         for variable in container.env.iter().flatten() {
             let variable = expand(variable)?;
@@ -115,7 +144,11 @@ impl Processes {
             None => assignment.task.id.as_str().chars().take(12).collect(),
         };
         env.insert("HOSTNAME".to_owned(), hostname);
-        env.insert("PORT".to_owned(), port.to_string());
+        match network {
+            // It may listen wherever it likes.
+            Some(_) => drop(env.entry("PORT".to_owned()).or_insert_with(|| port.to_string())),
+            None => drop(env.insert("PORT".to_owned(), port.to_string())),
+        }
         env.insert(TASK_DIR.to_owned(), dir.root().display().to_string());
         let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
         env.entry("PATH".to_owned()).or_insert(path);
@@ -128,6 +161,7 @@ impl Processes {
             // A path of its own is this host's.
             dir: dir.root().join(container.dir.unwrap_or_default()),
             port,
+            network,
             log_bytes_max,
             log_files,
             user: user::of(&container.user.unwrap_or_default(), &groups).map_err(Failure)?,
@@ -135,43 +169,83 @@ impl Processes {
         })
     }
 
-    async fn start_keeper(&self, dir: &Dir) -> io::Result<Started> {
+    /// The network that a task is to have; `None` for this host's.
+    fn network_of(&self, assignment: &Assignment) -> Result<Option<OwnNetwork>, Failure> {
+        let spec = &assignment.task.spec;
+        let attached = spec.networks.iter().flatten();
+        let networks: Vec<String> = attached.filter_map(|network| network.target.clone()).collect();
+        let Some(addresses) = self
+            .addresses
+            .as_ref()
+            .filter(|_| !networks.iter().any(|network| network == "host"))
+        else {
+            return Ok(None);
+        };
+        let address = addresses.give(&self.settings.dir);
+        let none = || Failure("process.addresses: all of them are given: expected a larger network".to_owned());
+        let container = spec.container_spec.clone().unwrap_or_default();
+        let dns = container.dns_config.unwrap_or_default();
+        let nameserver = |text: &String| {
+            let wrong = || Failure(format!("DNSConfig.Nameservers {text:?}: expected an address"));
+            text.parse::<IpAddr>().map_err(|_| wrong())
+        };
+        let nameservers: Result<_, Failure> = dns.nameservers.iter().flatten().map(nameserver).collect();
+        let own = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        Ok(Some(OwnNetwork {
+            address: address.ok_or_else(none)?,
+            networks,
+            nameservers: nameservers?,
+            resolv_conf: resolv_conf(&own, dns.search.as_deref(), dns.options.as_deref()),
+        }))
+    }
+
+    async fn start_keeper(&self, task: &Id, dir: &Dir) -> io::Result<Started> {
+        let job = dir.read_job()?;
         // The keeper has it from its first moment: there is none in which a task could be kept and seem not to be.
         let lock = dir.lock()?.ok_or_else(|| io::Error::other("it has a keeper already"))?;
+        let (ours, its) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let ours = tokio::net::UnixStream::from_std(ours)?;
         let mut command = std::process::Command::new(&self.settings.program);
         command
             .arg("keep")
             .arg(dir.path())
             .current_dir("/")
             .stdin(lock)
-            .stdout(std::process::Stdio::piped())
+            .stdout(OwnedFd::from(its))
             .stderr(std::process::Stdio::null());
         lead_session(&mut command);
         let mut keeper = tokio::process::Command::from(command).spawn()?;
-        let mut said = String::new();
-        let read = async {
-            match &mut keeper.stdout {
-                Some(stdout) => stdout.read_to_string(&mut said).await,
-                None => Ok(0),
-            }
-        };
-        let is_heard = tokio::time::timeout(KEEPER_PATIENCE, read).await;
-        if !matches!(is_heard, Ok(Ok(_))) {
+        let pid = keeper.id().unwrap_or(0);
+        let heard = self.hear(task, ours, pid, &job).await;
+        if heard.is_err() {
             // It must not go on with what is given up here.
             keeper.start_kill()?;
         }
         // It is waited for, so that it leaves no zombie.
         tokio::spawn(async move { keeper.wait().await });
-        is_heard??;
+        let said = heard?;
         match said.trim_end().split_once(' ') {
-            Some(("pid", pid)) => {
-                let pid = pid.parse().map_err(io::Error::other)?;
-                let port = dir.read_job()?.port;
-                Ok(started(dir, pid, port))
-            }
+            Some(("pid", pid)) => Ok(started(dir, pid.parse().map_err(io::Error::other)?, &job)),
             Some(("error", reason)) => Err(io::Error::other(reason.to_owned())),
             _ => Err(io::Error::other("its keeper ended without a word")),
         }
+    }
+
+    /// The last word of a keeper; its task's network is made ready when it asks.
+    async fn hear(&self, task: &Id, keeper: tokio::net::UnixStream, pid: u32, job: &Job) -> io::Result<String> {
+        let (said, mut answer) = keeper.into_split();
+        let mut said = BufReader::new(said);
+        let mut line = String::new();
+        tokio::time::timeout(KEEPER_PATIENCE, said.read_line(&mut line)).await??;
+        if let Some(network) = job.network.as_ref().filter(|_| line.trim_end() == "ready") {
+            let opened = self.networks.open(task, place(network, pid)).await;
+            opened.map_err(|Failure(reason)| io::Error::other(format!("the task's network: {reason}")))?;
+            answer.write_all(b"go\n").await?;
+            line.clear();
+            tokio::time::timeout(KEEPER_PATIENCE, said.read_line(&mut line)).await??;
+        }
+        Ok(line)
     }
 
     fn signal(&self, task: &Id, signal: Signal) {
@@ -183,7 +257,7 @@ impl Processes {
 
 /// A process has this host's files, network and privileges. What promises others is refused, not passed over; limits of
 /// resources promise nothing to the program, and are passed over.
-fn refuse_what_needs_a_container(spec: &TaskSpec) -> Result<(), Failure> {
+fn refuse_what_needs_a_container(spec: &TaskSpec, has_networks: bool) -> Result<(), Failure> {
     let container = spec.container_spec.clone().unwrap_or_default();
     let dns = container.dns_config.unwrap_or_default();
     let privileges = container.privileges.unwrap_or_default();
@@ -194,7 +268,7 @@ fn refuse_what_needs_a_container(spec: &TaskSpec) -> Result<(), Failure> {
         ("Hosts", is_some(&container.hosts)),
         (
             "DNSConfig",
-            is_some(&dns.nameservers) || is_some(&dns.search) || is_some(&dns.options),
+            !has_networks && (is_some(&dns.nameservers) || is_some(&dns.search) || is_some(&dns.options)),
         ),
         ("CapabilityAdd", is_some(&container.capability_add)),
         ("CapabilityDrop", is_some(&container.capability_drop)),
@@ -249,15 +323,76 @@ fn size(text: &str) -> Option<u64> {
         .filter(|n_bytes| *n_bytes > 0)
 }
 
-fn started(dir: &Dir, pid: i64, port: u16) -> Started {
+fn started(dir: &Dir, pid: i64, job: &Job) -> Started {
+    let reach = match &job.network {
+        // Whichever port a connection is for.
+        Some(network) => Reach {
+            addr: SocketAddr::from((network.address, 0)),
+            netns: Some(netns_of(pid)),
+        },
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, job.port)).into(),
+    };
     Started {
         container: Container {
             id: dir.task().to_owned(),
             pid,
             exit_code: 0,
         },
-        reach: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()),
+        reach: Some(reach),
     }
+}
+
+fn netns_of(pid: impl std::fmt::Display) -> Arc<Path> {
+    Path::new(&format!("/proc/{pid}/ns/net")).into()
+}
+
+/// What is to be made ready in the network of process `pid`.
+fn place(network: &OwnNetwork, pid: impl std::fmt::Display) -> TaskPlace {
+    let nameservers = network.nameservers.iter();
+    TaskPlace {
+        netns: netns_of(pid),
+        networks: network.networks.iter().map(|id| id.as_str().into()).collect(),
+        address: Some(network.address.into()),
+        is_closed: true,
+        has_dns: true,
+        nameservers: nameservers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect(),
+    }
+}
+
+/// The first port that a service publishes, as its tasks know it.
+fn first_target(assignment: &Assignment) -> Option<u16> {
+    let service = assignment.service.as_ref()?;
+    let spec = service.spec.endpoint_spec.as_ref()?;
+    let is_tcp = |port: &&EndpointPortConfig| {
+        port.protocol
+            .is_none_or(|protocol| protocol == EndpointPortConfigProtocolEnum::TCP)
+    };
+    let port = spec.ports.iter().flatten().find(is_tcp)?;
+    u16::try_from(port.target_port?).ok()
+}
+
+/// What a task finds as /etc/resolv.conf: the search list and options of its service, or else of this host, with anynode to
+/// ask.
+fn resolv_conf(own: &str, search: Option<&[String]>, options: Option<&[String]>) -> String {
+    let said = |words: Option<&[String]>| words.filter(|words| !words.is_empty()).map(|words| words.join(" "));
+    let of_host = |key: &str| {
+        let lines = own
+            .lines()
+            .filter_map(|line| line.trim().split_once(char::is_whitespace));
+        lines
+            .filter(|(found, _)| *found == key)
+            .map(|(_, value)| value.trim().to_owned())
+            .next_back()
+    };
+    let mut text = format!("nameserver {}\n", TaskPlace::NAMESERVER);
+    if let Some(search) = said(search).or_else(|| of_host("search")) {
+        text += &format!("search {search}\n");
+    }
+    let mut options = options.unwrap_or_default().to_vec();
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
+    text + &format!("options {}\n", options.join(" "))
 }
 
 impl Runtime for Processes {
@@ -282,7 +417,7 @@ impl Runtime for Processes {
     fn start<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, Result<Started, Failure>> {
         Box::pin(async move {
             let dir = self.dir(&assignment.task.id);
-            self.start_keeper(&dir)
+            self.start_keeper(&assignment.task.id, &dir)
                 .await
                 .map_err(|error| Failure(format!("starting container failed: {error}")))
         })
@@ -296,7 +431,12 @@ impl Runtime for Processes {
             match dir.pid() {
                 None => Found::Prepared,
                 Some(process) if dir.has_keeper() && dir.exit_code().is_none() => {
-                    Found::Running(started(&dir, i64::from(process.pid), job.port))
+                    if let Some(network) = &job.network
+                        && let Err(Failure(reason)) = self.networks.open(task, place(network, process.pid)).await
+                    {
+                        tracing::error!(%task, "services are not reached from inside: {reason}");
+                    }
+                    Found::Running(started(&dir, i64::from(process.pid), &job))
                 }
                 Some(_) => Found::Ended(Container {
                     id: task.to_string(),
@@ -393,6 +533,9 @@ impl Runtime for Processes {
     }
 }
 
+/// Where a program is asked to listen whose service publishes nothing.
+const PORT_OF_NONE: u16 = 8080;
+const DNS_PORT: u16 = 53;
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 const LOG_BYTES_MAX: u64 = 10 << 20;
 const LOG_FILES: u32 = 3;

@@ -25,6 +25,9 @@ pub use spec::{
 pub use task::{Cause, Container, Exit, Hold, Task, TaskState, TaskStatus};
 pub use time::Time;
 
+/// On a container that only holds a task's network: the task's id.
+pub const SANDBOX_LABEL: &str = "anynode.sandbox";
+
 /// What every object has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {

@@ -6,4 +6,4 @@ mod exchange;
 pub(super) mod pool;
 mod serve;
 
-pub(super) use serve::serve;
+pub(super) use serve::{Entry, serve};

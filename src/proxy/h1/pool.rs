@@ -1,4 +1,4 @@
-//! Idle upstream connections of one worker, by endpoint, the last one used first. Not here: when one may be used again
+//! Idle upstream connections of one worker, by endpoint and the port there, the last one used first. Not here: when one may be used again
 //! (`serve`).
 
 use std::cell::RefCell;
@@ -9,7 +9,7 @@ use crate::proxy::wire::Leg;
 use crate::routing::EndpointId;
 
 thread_local! {
-    static POOL: RefCell<HashMap<EndpointId, Vec<Idle>>> = RefCell::new(HashMap::new());
+    static POOL: RefCell<HashMap<(EndpointId, u16), Vec<Idle>>> = RefCell::new(HashMap::new());
 }
 
 struct Idle {
@@ -17,11 +17,11 @@ struct Idle {
     since: Instant,
 }
 
-/// An idle connection to `endpoint` that its peer has neither ended nor written to, as far as is known.
-pub(super) fn take(endpoint: EndpointId) -> Option<Leg> {
+/// An idle connection to `target` of `endpoint` that its peer has neither ended nor written to, as far as is known.
+pub(super) fn take(endpoint: EndpointId, target: u16) -> Option<Leg> {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
-        let idle = pool.get_mut(&endpoint)?;
+        let idle = pool.get_mut(&(endpoint, target))?;
         while let Some(Idle { stream, .. }) = idle.pop() {
             // Nothing is due on an idle connection: whatever there is to read is its end, or not for us.
             if stream.is_quiet() && !stream.is_leaving() {
@@ -33,10 +33,10 @@ pub(super) fn take(endpoint: EndpointId) -> Option<Leg> {
 }
 
 /// Keeps a connection for the next request, unless `most` are kept already.
-pub(super) fn put(endpoint: EndpointId, stream: Leg, now: Instant, most: usize) {
+pub(super) fn put(endpoint: EndpointId, target: u16, stream: Leg, now: Instant, most: usize) {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
-        let idle = pool.entry(endpoint).or_default();
+        let idle = pool.entry((endpoint, target)).or_default();
         if idle.len() < most {
             idle.push(Idle { stream, since: now });
         }
@@ -45,7 +45,7 @@ pub(super) fn put(endpoint: EndpointId, stream: Leg, now: Instant, most: usize) 
 
 /// Closes all connections to an endpoint that left the table.
 pub(in crate::proxy) fn forget(endpoint: EndpointId) {
-    POOL.with(|pool| pool.borrow_mut().remove(&endpoint));
+    POOL.with(|pool| pool.borrow_mut().retain(|(of, _), _| *of != endpoint));
 }
 
 /// Closes those that were idle for `longest`.

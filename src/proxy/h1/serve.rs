@@ -26,12 +26,21 @@ use crate::proxy::wire::Wire;
 use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
 
+/// How a client's connection came in.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) enum Entry {
+    /// To a port, which may be another service's by the next request.
+    Listener(Listen),
+    /// From inside a namespace, to one service.
+    Inside,
+}
+
 /// Serves one client from accept to close.
 pub(in crate::proxy) async fn serve(
     mut connection: Connection,
     client: TcpStream,
     peer: SocketAddr,
-    listen: Listen,
+    entry: Entry,
     target: u16,
     shared: Arc<Shared>,
 ) {
@@ -40,7 +49,7 @@ pub(in crate::proxy) async fn serve(
             let mut server = Server {
                 route: Some((connection.service().clone(), target)),
                 revision: shared.table.peek().revision(),
-                listen,
+                entry,
                 peer: describe(&client, peer, &shared),
                 connection: &connection,
                 client: &client,
@@ -78,7 +87,7 @@ struct Server<'a> {
     connection: &'a Connection,
     client: &'a TcpStream,
     shared: &'a Shared,
-    listen: Listen,
+    entry: Entry,
     peer: Peer,
     /// The service and target port as of `revision`; `None` once the port left the table.
     route: Option<(Arc<Service>, u16)>,
@@ -312,6 +321,7 @@ impl Server<'_> {
                     if upstream_stays && !lease.endpoint().is_draining() && !stream.is_leaving() {
                         pool::put(
                             endpoint.id(),
+                            target,
                             stream,
                             Instant::now(),
                             self.shared.config.http_pool_per_endpoint,
@@ -410,7 +420,7 @@ impl Server<'_> {
         method: Method,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
         let reuse = |endpoint: EndpointId| loop {
-            let stream = pool::take(endpoint)?;
+            let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
             if method.is_idempotent() || stream.stands() {
                 return Some(stream);
@@ -429,8 +439,12 @@ impl Server<'_> {
         let table = self.shared.table.peek();
         if table.revision() != self.revision {
             self.revision = table.revision();
-            let route = table.route(&self.listen);
-            self.route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
+            let route = match (self.entry, &self.route) {
+                (Entry::Listener(listen), _) => table.route(&listen).map(|route| (&route.service, route.target)),
+                (Entry::Inside, Some((service, target))) => Some((service.name(), *target)),
+                (Entry::Inside, None) => None,
+            };
+            self.route = route.and_then(|(name, target)| Some((table.service(name)?.clone(), target)));
         }
         self.route.clone()
     }

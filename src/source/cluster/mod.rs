@@ -266,10 +266,10 @@ impl ClusterSource {
         }
     }
 
-    /// What the table is to say of a service; `None` for one that publishes nothing that is ours to serve.
+    /// What the table is to say of a service; `None` for one that nobody reaches through us.
     fn spec_of(&self, service: &ClusterService) -> Option<ServiceSpec> {
         let is_tcp = |protocol: &str| protocol == "tcp";
-        if !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
+        if service.networks.is_empty() && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
             return None;
         }
         let name = match ServiceName::new(&service.name) {
@@ -300,6 +300,7 @@ impl ClusterSource {
         // Swarm waits before it sends the stop signal, and the grace period begins with that.
         spec.stop_grace = grace.saturating_add(SWARM_WAITS);
         spec.endpoints = self.endpoints_of(service, &mut faults);
+        spec.attachments.clone_from(&service.networks);
         self.faults.set(&service.name, faults);
         Some(spec)
     }
@@ -390,6 +391,7 @@ mod tests {
             }],
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             stop_grace_ms: None,
+            networks: Vec::new(),
         })
     }
 

@@ -7,6 +7,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use self::keep::{Keeper, Kept};
 pub use self::parse::{ParseError, parse};
 use self::watch::{Reading, Watcher};
 use super::SourceStatus;
-use crate::model::{ServiceName, ServiceSpec};
+use crate::model::{Attachment, ServiceName, ServiceSpec};
 use crate::routing::{Change, TableError, TableHandle, VipPool, VipPoolError};
 
 /// What a services file becomes tables by.
@@ -128,7 +129,11 @@ impl FileSource {
         for spec in &specs {
             assigned.push(vips.assign(&spec.name, |name| declared.contains(name))?);
         }
-        for (spec, vip) in specs.into_iter().zip(assigned) {
+        let reached_inside = specs.iter().any(has_inside);
+        for (mut spec, vip) in specs.into_iter().zip(assigned) {
+            if reached_inside {
+                spec.attachments.push(attachment(vip, self.vips.network()));
+            }
             let name = spec.name.clone();
             let spec = match self.applied.get(&name) {
                 Some(known) if **known == spec => known.clone(),
@@ -157,6 +162,24 @@ impl FileSource {
         });
     }
 }
+
+/// Whether it has tasks in namespaces, which reach the services of the file from inside.
+fn has_inside(spec: &ServiceSpec) -> bool {
+    spec.endpoints.iter().any(|endpoint| endpoint.netns.is_some())
+}
+
+/// All services of a file are on one network.
+fn attachment(vip: Ipv4Addr, network: Ipv4Net) -> Attachment {
+    Attachment {
+        network: NETWORK.into(),
+        network_name: NETWORK.into(),
+        vip: Some(vip.into()),
+        aliases: Vec::new(),
+        subnet: Some(network.into()),
+    }
+}
+
+const NETWORK: &str = "services";
 
 /// Reads and judges a services file as a source would, without applying it. Errors: what is wrong with it.
 pub fn check(text: &str, vip_network: Ipv4Net) -> Result<usize, Rejection> {

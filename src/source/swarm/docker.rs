@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,9 +16,10 @@ use bollard::query_parameters::{EventsOptionsBuilder, ListConfigsOptionsBuilder,
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::Stream;
 
-use super::picture::{Seen, SeenObject, our_labels, reachable, usable};
+use super::picture::{Seen, SeenObject, attachments, our_labels, reachable, usable};
 use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask, Reach};
 use crate::source::cluster::LocalTasks;
+use crate::sys::netns;
 
 /// Why the engine did not help.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,8 @@ pub struct EngineInfo {
 pub struct Engine {
     path: PathBuf,
     docker: Docker,
+    /// The network namespaces of containers, by container id. std mutex: held for moments.
+    netns: Arc<Mutex<HashMap<String, Option<Arc<Path>>>>>,
 }
 
 impl Engine {
@@ -84,6 +87,7 @@ impl Engine {
         Ok(Engine {
             path: path.to_owned(),
             docker,
+            netns: Arc::default(),
         })
     }
 
@@ -143,7 +147,8 @@ impl Engine {
         })
     }
 
-    /// The addresses of this engine's tasks that a process of this node can connect to.
+    /// Where this engine's tasks are reached: the addresses that a process of this node can connect to, and the network
+    /// namespaces that they are of, as far as this program may enter them.
     pub async fn local_tasks(&self) -> Result<LocalTasks, EngineError> {
         let filters = HashMap::from([("label", vec![TASK_LABEL])]);
         let options = ListContainersOptionsBuilder::default().filters(&filters).build();
@@ -161,18 +166,47 @@ impl Engine {
         let bridge = self
             .ask("network docker_gwbridge", self.docker.inspect_network(BRIDGE, None))
             .await?;
-        let addresses = bridge
-            .containers
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|(container, endpoint)| {
-                let task = tasks.get(&container)?;
-                // With the length of its prefix.
-                let address = endpoint.ipv4_address?;
-                let ip: IpAddr = address.split('/').next()?.parse().ok()?;
-                Some((Arc::from(task.as_str()), Reach::from(SocketAddr::new(ip, 0))))
-            });
-        Ok(addresses.collect())
+        let on_bridge = bridge.containers.unwrap_or_default();
+        let mut reached = LocalTasks::default();
+        for (container, endpoint) in &on_bridge {
+            let Some(task) = tasks.get(container) else { continue };
+            // With the length of its prefix.
+            let address = endpoint
+                .ipv4_address
+                .as_deref()
+                .and_then(|address| address.split('/').next());
+            let Some(ip) = address.and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+                continue;
+            };
+            let reach = Reach {
+                addr: SocketAddr::new(ip, 0),
+                netns: self.netns_of(container).await,
+            };
+            reached.insert(Arc::from(task.as_str()), reach);
+        }
+        self.lock_netns()
+            .retain(|container, _| on_bridge.contains_key(container));
+        Ok(reached)
+    }
+
+    /// Asked of the engine once for each container.
+    async fn netns_of(&self, container: &str) -> Option<Arc<Path>> {
+        let known = self.lock_netns().get(container).cloned();
+        if let Some(netns) = known.filter(|netns| netns.as_deref().is_none_or(Path::exists)) {
+            return netns;
+        }
+        // One that has just ended has none; an engine that does not answer is asked again with the next look.
+        let inspected = self
+            .ask("container", self.docker.inspect_container(container, None))
+            .await;
+        let pid = inspected.ok()?.state?.pid.filter(|pid| *pid > 0)?;
+        let netns = netns::of_container(pid);
+        self.lock_netns().insert(container.to_owned(), netns.clone());
+        netns
+    }
+
+    fn lock_netns(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Arc<Path>>>> {
+        self.netns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What happens in the engine, from now on.
@@ -260,9 +294,20 @@ fn seen_node(node: bollard::models::Node) -> Seen {
 
 fn seen_service(service: bollard::models::Service) -> Seen {
     let spec = service.spec.unwrap_or_default();
-    let container = spec.task_template.and_then(|task| task.container_spec);
-    let grace = container.and_then(|container| container.stop_grace_period);
-    let ports = service.endpoint.and_then(|endpoint| endpoint.ports).unwrap_or_default();
+    let template = spec.task_template.unwrap_or_default();
+    let of_old = spec.networks.unwrap_or_default();
+    let networks = template.networks.iter().flatten().chain(&of_old);
+    let networks: Vec<&str> = networks.filter_map(|network| network.target.as_deref()).collect();
+    let grace = template
+        .container_spec
+        .and_then(|container| container.stop_grace_period);
+    let endpoint = service.endpoint.unwrap_or_default();
+    let vips = endpoint.virtual_ips.iter().flatten();
+    let networks = attachments(
+        &networks,
+        vips.filter_map(|vip| Some((vip.network_id.as_deref()?, vip.addr.as_deref()?))),
+    );
+    let ports = endpoint.ports.unwrap_or_default();
     let ingress = ports
         .into_iter()
         .filter(|port| port.publish_mode != Some(EndpointPortConfigPublishModeEnum::HOST));
@@ -287,6 +332,7 @@ fn seen_service(service: bollard::models::Service) -> Seen {
             ports: ports.collect(),
             labels: our_labels(spec.labels.unwrap_or_default()),
             stop_grace_ms: grace.and_then(|nanos| u64::try_from(nanos / 1_000_000).ok()),
+            networks,
         }),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::proto;
-use crate::model::{Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
+use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 
 /// An object of the swarm, with the index of the commit that wrote it.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,11 +162,11 @@ impl Picture {
         }
     }
 
-    /// Its service publishes something, and its node is not known to be down.
+    /// Its service publishes something or is on a network, and its node is not known to be down.
     fn is_served(&self, task: &ClusterTask) -> bool {
         let object = |key: String| self.seen.get(&key).map(|seen| &seen.object);
         let publishes = match object(format!("service/{}", task.service)) {
-            Some(SeenObject::Service(service)) => !service.ports.is_empty(),
+            Some(SeenObject::Service(service)) => !service.ports.is_empty() || !service.networks.is_empty(),
             _ => false,
         };
         let is_up = match object(format!("node/{}", task.node)) {
@@ -203,6 +203,25 @@ pub(super) fn our_labels(labels: impl IntoIterator<Item = (String, String)>) -> 
         .collect()
 }
 
+/// The networks of a service by their ids, and its address on each that it has one on. Names inside are Docker's to answer;
+/// the network that published ports are for is in no spec.
+pub(super) fn attachments<'a>(networks: &[&str], vips: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<Attachment> {
+    let vips: BTreeMap<&str, &str> = vips.collect();
+    let mut attached = BTreeSet::new();
+    let each = networks.iter().filter(|id| attached.insert(**id));
+    let attachment = |id: &&str| {
+        let addr = vips.get(*id).and_then(|addr| addr.split('/').next());
+        Attachment {
+            network: (*id).into(),
+            network_name: "".into(),
+            vip: addr.and_then(|addr| addr.parse().ok()),
+            aliases: Vec::new(),
+            subnet: None,
+        }
+    };
+    each.map(attachment).collect()
+}
+
 fn version(meta: Option<&proto::Meta>) -> u64 {
     meta.and_then(|meta| meta.version.as_ref())
         .map_or(0, |version| version.index)
@@ -212,9 +231,17 @@ impl From<proto::Service> for Seen {
     fn from(service: proto::Service) -> Seen {
         let spec = service.spec.unwrap_or_default();
         let annotations = spec.annotations.unwrap_or_default();
-        let container = spec.task.and_then(|task| task.container);
+        let task = spec.task.unwrap_or_default();
+        let networks = task.networks.iter().chain(&spec.networks);
+        let networks: Vec<&str> = networks.map(|network| network.target.as_str()).collect();
+        let container = task.container;
         let grace = container.and_then(|container| container.stop_grace_period);
         let endpoint = service.endpoint.unwrap_or_default();
+        let vips = endpoint
+            .virtual_ips
+            .iter()
+            .map(|vip| (vip.network_id.as_str(), vip.addr.as_str()));
+        let networks = attachments(&networks, vips);
         let ingress = endpoint.ports.iter().filter(|port| port.publish_mode == 0);
         let port = |port: &proto::PortConfig| {
             Some(ClusterPort {
@@ -241,6 +268,7 @@ impl From<proto::Service> for Seen {
                 ports: ingress.filter_map(port).collect(),
                 labels: our_labels(annotations.labels),
                 stop_grace_ms: grace.and_then(millis),
+                networks,
             }),
         }
     }
@@ -313,7 +341,13 @@ mod tests {
                     name: "web".to_owned(),
                     labels: labels.into(),
                 }),
+                networks: Vec::new(),
                 task: Some(proto::TaskSpec {
+                    networks: ["app", "each", "app"]
+                        .map(|target| proto::NetworkAttachmentConfig {
+                            target: target.to_owned(),
+                        })
+                        .to_vec(),
                     container: Some(proto::ContainerSpec {
                         stop_grace_period: Some(proto::Duration {
                             seconds: 3,
@@ -324,6 +358,12 @@ mod tests {
             }),
             endpoint: Some(proto::Endpoint {
                 ports: vec![port, host],
+                virtual_ips: [("ingress", "10.0.0.3/24"), ("app", "10.0.1.5/24")]
+                    .map(|(network_id, addr)| proto::VirtualIp {
+                        network_id: network_id.to_owned(),
+                        addr: addr.to_owned(),
+                    })
+                    .to_vec(),
             }),
         }
         .into()
@@ -367,6 +407,19 @@ mod tests {
     }
 
     #[test]
+    fn a_service_is_on_the_networks_that_its_spec_names() {
+        let picture = Picture::of([service(1, 8080)]);
+        let service = picture.cluster().services().next().unwrap();
+        let shown = |attachment: &Attachment| (attachment.network.to_string(), attachment.vip.map(|ip| ip.to_string()));
+        let networks: Vec<_> = service.networks.iter().map(shown).collect();
+        let expected = [
+            ("app".to_owned(), Some("10.0.1.5".to_owned())),
+            ("each".to_owned(), None),
+        ];
+        assert_eq!(networks, expected);
+    }
+
+    #[test]
     fn a_task_is_routed_while_it_runs_and_is_meant_to() {
         let mut picture = Picture::of([service(1, 8080), node(2, 2), task(3, 448, 512)]);
         assert!(!is_routed(&picture));
@@ -391,9 +444,16 @@ mod tests {
         picture.put(node(5, 0));
         assert!(is_routed(&picture), "not known to be down");
         picture.put(service(6, 0));
-        assert!(!is_routed(&picture), "its port is not allocated");
-        picture.put(service(7, 8080));
-        picture.remove(&node(8, 2).object);
+        assert!(is_routed(&picture), "reached by its networks until its port is allocated");
+        let mut alone = service(7, 0);
+        let SeenObject::Service(unreachable) = &mut alone.object else {
+            panic!("a service");
+        };
+        unreachable.networks.clear();
+        picture.put(alone);
+        assert!(!is_routed(&picture), "its port is not allocated, and it is on no network");
+        picture.put(service(8, 8080));
+        picture.remove(&node(9, 2).object);
         assert!(!is_routed(&picture));
     }
 

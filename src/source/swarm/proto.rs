@@ -43,6 +43,15 @@ pub(super) struct ContainerSpec {
 pub(super) struct TaskSpec {
     #[prost(message, optional, tag = "1")]
     pub(super) container: Option<ContainerSpec>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) networks: Vec<NetworkAttachmentConfig>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NetworkAttachmentConfig {
+    /// The network's id.
+    #[prost(string, tag = "1")]
+    pub(super) target: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -51,6 +60,9 @@ pub(super) struct ServiceSpec {
     pub(super) annotations: Option<Annotations>,
     #[prost(message, optional, tag = "2")]
     pub(super) task: Option<TaskSpec>,
+    /// Where services of old have them.
+    #[prost(message, repeated, tag = "7")]
+    pub(super) networks: Vec<NetworkAttachmentConfig>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -71,6 +83,17 @@ pub(super) struct PortConfig {
 pub(super) struct Endpoint {
     #[prost(message, repeated, tag = "2")]
     pub(super) ports: Vec<PortConfig>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) virtual_ips: Vec<VirtualIp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct VirtualIp {
+    #[prost(string, tag = "1")]
+    pub(super) network_id: String,
+    /// With the length of its prefix.
+    #[prost(string, tag = "2")]
+    pub(super) addr: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anynode::agent::{Addresses, Agent, Assignment, Assignments, Barrier, Later, LogLine, LogQuery, Reports, Runtime};
+use anynode::agent::{
+    Addresses, Agent, Assignment, Assignments, Barrier, Later, LogLine, LogQuery, NoNetworks, Reports, Runtime,
+};
 use anynode::model::swarm::{Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -186,7 +188,7 @@ fn run(
     reported: &Arc<Reported>,
     assigned: &watch::Sender<Arc<Assignments>>,
 ) -> (Arc<Agent>, tokio::task::JoinHandle<()>) {
-    let agent = Agent::new(runtime, reported.clone(), reported.clone());
+    let agent = Agent::new(runtime, reported.clone(), reported.clone(), Arc::new(NoNetworks));
     let running = agent.clone().run(assigned.subscribe(), std::future::pending());
     (agent, tokio::spawn(running))
 }

@@ -3,6 +3,8 @@
 mod api;
 mod declared;
 mod engine;
+mod inside;
+mod names;
 pub mod rig;
 mod soak;
 mod survival;

@@ -15,22 +15,35 @@ pub enum Tasks {
     Containers,
 }
 
-/// The images of the walkthroughs, each the program of the tests with other arguments.
-const IMAGES: &[(&str, &[&str])] = &[
-    ("nginx:latest", &[]),
-    ("httpd:latest", &[]),
-    ("my-fastapi-whoami:latest", &[]),
-    ("masungil/my-fastapi-app:1.0", &[]),
-    ("masungil/my-fastapi-app:2.0", &[]),
-    ("masungil/my-fastapi-app:2.0-unhealthy", &["--unhealthy"]),
+/// The images of the walkthroughs, each the program of the tests with its arguments, and where it listens.
+const IMAGES: &[(&str, &[&str], u16)] = &[
+    (NGINX, &[], 80),
+    ("httpd:latest", &[], 80),
+    ("my-fastapi-whoami:latest", &[], 8000),
+    ("masungil/my-fastapi-app:1.0", &[], 8000),
+    ("masungil/my-fastapi-app:2.0", &[], 8000),
+    ("masungil/my-fastapi-app:2.0-unhealthy", &["--unhealthy"], 8000),
 ];
+
+const NGINX: &str = "nginx:latest";
+
+/// As the configuration of nginx's own image, as far as it matters here; below `dir`.
+fn nginx_conf(dir: &str) -> String {
+    format!(
+        "user root;\nworker_processes 2;\nerror_log stderr notice;\npid {dir}run/nginx.pid;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{ access_log off; include {dir}etc/nginx/conf.d/*.conf; }}\n"
+    )
+}
 
 /// What the walkthroughs' images hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Images {
     /// The program of the tests, in all of them.
     Program,
-    /// FastAPI in those that are to hold it, and these are in a registry only.
+    /// The same, and Debian's nginx in that.
+    Nginx,
+    /// Debian's nginx, and FastAPI in those that are to hold it, and these are in a registry only.
     FastApi,
 }
 
@@ -57,6 +70,39 @@ fn is_first_of_container(pid: u32) -> bool {
     })
 }
 
+fn is_session_leader(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().nth(3) == Some(&*pid.to_string())
+}
+
+/// Debian's nginx with what it needs, as a tar.
+fn nginx_rootfs() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rootfs-{}-nginx", std::process::id()));
+    let nginx = Path::new("/usr/sbin/nginx");
+    let ldd = run(Command::new("ldd").arg(nginx));
+    let libraries = String::from_utf8(ldd.stdout).unwrap();
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    for file in libraries.map(Path::new).chain([nginx]) {
+        let to = dir.join(file.strip_prefix("/").unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(file, to).unwrap();
+    }
+    for empty in ["run", "tmp", "var/log/nginx", "var/lib/nginx", "etc/nginx/conf.d"] {
+        std::fs::create_dir_all(dir.join(empty)).unwrap();
+    }
+    std::fs::write(dir.join("etc/nginx/nginx.conf"), nginx_conf("/")).unwrap();
+    std::fs::write(dir.join("etc/passwd"), "root:x:0:0::/:/none\n").unwrap();
+    std::fs::write(dir.join("etc/group"), "root:x:0:\n").unwrap();
+    let made = dir.with_extension("tar");
+    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&made).arg("."));
+    std::fs::remove_dir_all(&dir).unwrap();
+    // One name, so that runs leave one file behind them and not one each.
+    let tar = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rootfs-nginx.tar");
+    std::fs::rename(&made, &tar).unwrap();
+    tar
+}
+
 fn run(command: &mut Command) -> Output {
     let out = command.output().unwrap();
     assert!(out.status.success(), "{command:?}: {out:?}");
@@ -76,6 +122,9 @@ pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
     let mut needed = vec!["docker", "nsenter", "ip", "curl"];
     if tasks == Tasks::Containers {
         needed.extend(["dockerd", "iptables", "python3"]);
+    }
+    if images != Images::Program {
+        needed.push("nginx");
     }
     let missing = needed.into_iter().find(|program| !has(program));
     if !rustix::process::geteuid().is_root() || missing.is_some() {
@@ -99,8 +148,15 @@ pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
         Tasks::Containers => {
             own.cluster(&["up", "--nodes", "1", "--managers", "0"]);
             let rootfs = rootfs(&task_program(), "task");
-            for (image, args) in IMAGES {
+            for (image, args, port) in IMAGES {
                 if images == Images::FastApi && image.contains("fastapi") {
+                    continue;
+                }
+                if images != Images::Program && *image == NGINX {
+                    let rootfs = nginx_rootfs().display().to_string();
+                    let start = r#"ENTRYPOINT ["/usr/sbin/nginx","-g","daemon off;"]"#;
+                    let import = ["import", "--change", start, &rootfs, image];
+                    run(own.engine(&import).stdout(Stdio::null()));
                     continue;
                 }
                 let words: Vec<String> = ["/task", "serve"]
@@ -111,7 +167,15 @@ pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
                 let change = format!("ENTRYPOINT [{}]", words.join(","));
                 let rootfs = rootfs.display().to_string();
                 run(own
-                    .engine(&["import", "--change", &change, &rootfs, image])
+                    .engine(&[
+                        "import",
+                        "--change",
+                        &change,
+                        "--change",
+                        &format!("ENV PORT={port}"),
+                        &rootfs,
+                        image,
+                    ])
                     .stdout(Stdio::null()));
             }
         }
@@ -178,9 +242,22 @@ impl Own {
         let path = self.dir.path().join("anynode.toml");
         let task = task_program();
         let mut text = "[process.images]\n".to_owned();
-        for (image, args) in IMAGES {
-            let words: Vec<String> = [task.to_str().unwrap(), "serve"]
+        for (image, args, port) in IMAGES {
+            if self.images != Images::Program && *image == NGINX {
+                let conf = nginx_conf("").replace('\n', "\\n");
+                let start = format!(
+                    "cd $ANYNODE_TASK_DIR; mkdir -p run; printf '{conf}' > nginx.conf; \
+                     exec nginx -p $ANYNODE_TASK_DIR/ -c $ANYNODE_TASK_DIR/nginx.conf -g 'daemon off;'"
+                );
+                text += &format!("{image:?} = [\"/bin/sh\", \"-c\", {start:?}]\n");
+                continue;
+            }
+            // The images with programs of their own know where they listen.
+            let port = format!("PORT={port}");
+            let own_port = if *image == NGINX { &[][..] } else { &["env", &port][..] };
+            let words: Vec<String> = own_port
                 .iter()
+                .chain(&[task.to_str().unwrap(), "serve"])
                 .chain(*args)
                 .map(|word| format!("{word:?}"))
                 .collect();
@@ -345,14 +422,19 @@ impl Own {
         let task = std::fs::canonicalize(task_program()).unwrap();
         let is_task = |pid: u32| match self.tasks {
             Tasks::Processes => {
-                std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == task)
-                    && std::fs::read_to_string(format!("/proc/{pid}/environ"))
-                        .is_ok_and(|environ| environ.contains(&self.dir.path().display().to_string()))
+                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+                let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+                exe.ends_with("nginx") && cwd.starts_with(self.dir.path()) && is_session_leader(pid)
+                    || exe == task
+                        && std::fs::read_to_string(format!("/proc/{pid}/environ"))
+                            .is_ok_and(|environ| environ.contains(&self.dir.path().display().to_string()))
             }
             Tasks::Containers => {
                 std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
                     .is_ok_and(|cgroup| cgroup.contains(&format!("anynode-cluster-{}/", self.name)))
                     && is_first_of_container(pid)
+                    // What holds a task's network.
+                    && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name != "pause\n")
             }
         };
         let pids = std::fs::read_dir("/proc").unwrap().flatten();

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod deploy;
+mod inside;
 mod posts;
 pub mod rig;
 mod source;
@@ -74,11 +75,28 @@ fn the_task_learns_its_clients_address_whichever_node_was_asked() {
             &with(&["--label", version, "--publish", port, "--env", "PROXY=1"]),
         );
     }
-    for service in ["web", "v1", "v2"] {
+    swarm.create("raw", &with(&["--publish", "9003:9000", "--publish", "8081:80"]));
+    let none = with(&["--label", "anynode.client-address=none", "--publish", "8082:80"]);
+    swarm.create("none", &none);
+    for service in ["web", "v1", "v2", "raw", "none"] {
         swarm.wait_ready(&ALL, service, 1);
     }
     let client = swarm.client_ip();
     for node in ALL {
+        // As the source of the connection that its program accepts, the port too, on whichever node the container runs.
+        let url = format!("http://{}:8081/", swarm.ip(node));
+        let port = format!("{}", 5550 + node);
+        let out = swarm.client(&["curl", "-s", "-f", "-m", "5", "--local-port", &port, &url]);
+        let answer: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(
+            (answer["peer"].as_str(), answer["peer_port"].as_u64()),
+            (Some(client.as_str()), Some(5550 + node as u64)),
+            "node {node}: {answer}"
+        );
+        let answer: Value = serde_json::from_str(&swarm.curl(node, 8082, "/").unwrap()).unwrap();
+        assert_ne!(answer["peer"], client, "node {node}: {answer}");
+        let own = swarm.on_node(node, &["curl", "-s", "-f", "-m", "5", "http://127.0.0.1:8081/"]);
+        assert!(own.status.success(), "node {node}: {own:?}");
         let answer: Value = serde_json::from_str(&swarm.curl(node, 8080, "/").unwrap()).unwrap();
         assert_eq!(answer["headers"]["x-forwarded-for"], client, "{answer}");
         let forwarded = answer["headers"]["forwarded"].as_str().unwrap();
@@ -88,6 +106,8 @@ fn the_task_learns_its_clients_address_whichever_node_was_asked() {
             let script = format!("exec 3<>/dev/tcp/{ip}/{port}; printf 'end' >&3; timeout 1 cat <&3; true");
             swarm.client(&["bash", "-c", &script]).stdout
         };
+        let raw = String::from_utf8_lossy(&said("9003")).into_owned();
+        assert_eq!(raw, format!("{client}\nend"), "node {node}");
         let v1 = String::from_utf8_lossy(&said("9001")).into_owned();
         assert!(
             v1.starts_with(&format!("PROXY TCP4 {client} {ip} ")) && v1.ends_with("end"),

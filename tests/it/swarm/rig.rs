@@ -116,8 +116,10 @@ pub fn rootfs(program: &Path, name: &str) -> PathBuf {
 pub fn task_program() -> PathBuf {
     let anynode = Path::new(env!("CARGO_BIN_EXE_anynode"));
     let task = anynode.with_file_name("examples").join("task");
-    // `cargo test --test it` builds no example.
-    if !task.exists() {
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/task.rs");
+    // `cargo test --test it` builds no example. (`None` is older than any time.)
+    if changed(&task) < changed(&source) {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.args(["build", "--locked", "--example", "task"]);
         if !cfg!(debug_assertions) {
@@ -325,8 +327,12 @@ impl Swarm {
 
     /// A new instance takes the place of the one that runs, which is to end by itself.
     pub fn replace(&mut self, node: usize) {
+        self.replace_with(node, &[]);
+    }
+
+    pub fn replace_with(&mut self, node: usize, env: &[(&str, &str)]) {
         let mut old = self.anynodes.remove(&node).unwrap();
-        self.start(node);
+        self.start_with(node, env);
         let started = Instant::now();
         let status = loop {
             match old.try_wait().unwrap() {

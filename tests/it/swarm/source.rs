@@ -227,7 +227,11 @@ fn the_cluster_is_what_docker_says_by_either_way_and_whatever_becomes_of_the_eng
         "--stop-grace-period",
         "3s",
     ];
-    swarm.create("web", &[&labels[..], &publish].concat());
+    for network in ["app", "front"] {
+        swarm.docker(1, &["network", "create", "-d", "overlay", network]);
+    }
+    let networks = ["--network", "app", "--network", "front"];
+    swarm.create("web", &[&labels[..], &publish, &networks].concat());
     swarm.create("inner", &["--replicas", "1"]);
     swarm.wait_for("both ways to have the service", LONG, || agree(&swarm, &both, "web", 2));
     assert_eq!((by_watch.way(), by_poll.way()), (Way::Watch, Way::Poll));
@@ -237,6 +241,17 @@ fn the_cluster_is_what_docker_says_by_either_way_and_whatever_becomes_of_the_eng
     assert_eq!((service.ports[0].published, service.ports[0].target), (8080, 80));
     assert_eq!(service.labels.keys().collect::<Vec<_>>(), ["anynode.mode"]);
     assert_eq!(service.stop_grace_ms, Some(3000));
+    let format = "{{range .Endpoint.VirtualIPs}}{{.NetworkID}} {{.Addr}}\n{{end}}";
+    let said = swarm.docker(1, &["service", "inspect", "-f", format, "web"]);
+    let ours: BTreeSet<String> = service
+        .networks
+        .iter()
+        .map(|one| format!("{} {}/24", one.network, one.vip.unwrap()))
+        .collect();
+    let theirs: BTreeSet<String> = said.lines().map(str::to_owned).collect();
+    // Of the network for published ports there is one more.
+    assert_eq!(ours.len(), 2);
+    assert!(ours.is_subset(&theirs), "{ours:?} {theirs:?}");
     let node = cluster.nodes().next().unwrap();
     assert_eq!(node.addr.map(|ip| ip.to_string()), Some(swarm.ip(1)));
     assert!(node.is_manager && node.is_up && node.availability == "active");

@@ -1,0 +1,214 @@
+//! The container whose network a task's container joins: it is there first, so that what the task reaches from inside is
+//! ready before its program runs. Not here: what is made ready (`TaskNetworks`), and the program in it (`pause`).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, HostConfig, HostConfigLogConfig};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder,
+};
+use futures_util::TryStreamExt;
+
+use super::{OWNER_LABEL, pause};
+use crate::agent::Assignment;
+use crate::model::TaskPlace;
+use crate::model::swarm::{Id, SANDBOX_LABEL};
+use crate::sys::entrances;
+use crate::sys::netns;
+
+/// Whether this program may make networks ready, and knows what holds them.
+pub(super) fn is_possible() -> bool {
+    let missing = entrances::missing_capabilities();
+    if !missing.is_empty() {
+        tracing::warn!(
+            ?missing,
+            "services are not reached by name from inside tasks, which stay on the engine's bridge"
+        );
+    }
+    missing.is_empty() && pause::layer().is_some()
+}
+
+/// What becomes a sandbox: that of the task's container which one that joins another's network may not have itself.
+/// `None`: the task is on no network of the swarm.
+pub(super) fn split(
+    assignment: &Assignment,
+    owner: &str,
+    body: &mut ContainerCreateBody,
+) -> Option<ContainerCreateBody> {
+    let networks: Vec<&str> = assignment
+        .task
+        .spec
+        .networks
+        .iter()
+        .flatten()
+        .filter_map(|network| network.target.as_deref())
+        .collect();
+    let host = body.host_config.get_or_insert_default();
+    if networks.is_empty() || host.network_mode.is_some() {
+        return None;
+    }
+    let task = &assignment.task;
+    let nameservers = host.dns.take().unwrap_or_default();
+    let mut options = host.dns_options.take().unwrap_or_default();
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
+    let (of_network, others) = host
+        .sysctls
+        .take()
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|(key, _)| key.starts_with("net."));
+    host.sysctls = Some(others);
+    host.network_mode = Some(format!("container:{}", name(&task.name())));
+    let labels = [
+        (SANDBOX_LABEL, task.id.as_str()),
+        (OWNER_LABEL, owner),
+        (NETWORKS_LABEL, &networks.join(",")),
+        (NAMESERVERS_LABEL, &nameservers.join(",")),
+    ];
+    let host_config = HostConfig {
+        dns: Some(vec![TaskPlace::NAMESERVER.to_string()]),
+        dns_search: host.dns_search.take(),
+        dns_options: Some(options),
+        extra_hosts: host.extra_hosts.take(),
+        sysctls: Some(of_network),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        readonly_rootfs: Some(true),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("none".to_owned()),
+            config: None,
+        }),
+        ..HostConfig::default()
+    };
+    Some(ContainerCreateBody {
+        image: Some(image()),
+        hostname: body.hostname.take(),
+        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        // It hears nothing else.
+        stop_signal: Some("SIGKILL".to_owned()),
+        host_config: Some(host_config),
+        ..ContainerCreateBody::default()
+    })
+}
+
+/// Makes the sandbox of a task whose container is `joined`, by whose id it is known unless its service says otherwise.
+pub(super) async fn create(
+    docker: &Docker,
+    task_name: &str,
+    joined: &str,
+    mut body: ContainerCreateBody,
+) -> Result<(), Error> {
+    if body.hostname.is_none() {
+        body.hostname = Some(joined.chars().take(SHORT_ID).collect());
+    }
+    match docker.inspect_image(&image()).await {
+        Ok(_) => {}
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => import(docker).await?,
+        Err(error) => return Err(error),
+    }
+    let options = CreateContainerOptionsBuilder::default().name(&name(task_name)).build();
+    docker.create_container(Some(options), body).await.map(drop)
+}
+
+async fn import(docker: &Docker) -> Result<(), Error> {
+    let options = CreateImageOptionsBuilder::default()
+        .from_src("-")
+        .repo(pause::REPOSITORY)
+        .tag(pause::TAG)
+        .changes(vec![format!("ENTRYPOINT [\"{}\"]", pause::COMMAND)])
+        .build();
+    let layer = pause::layer().unwrap_or_default();
+    let imported = docker.create_image(Some(options), Some(bollard::body_full(layer)), None);
+    imported.try_for_each(|_| async { Ok(()) }).await
+}
+
+/// The sandbox of a task, if there is one.
+pub(super) async fn find(docker: &Docker, owner: &str, task: &Id) -> Result<Option<ContainerInspectResponse>, Error> {
+    let filters = HashMap::from([(
+        "label",
+        vec![format!("{SANDBOX_LABEL}={task}"), format!("{OWNER_LABEL}={owner}")],
+    )]);
+    let options = ListContainersOptionsBuilder::default()
+        .all(true)
+        .filters(&filters)
+        .build();
+    let found = docker.list_containers(Some(options)).await?;
+    let Some(id) = found.into_iter().find_map(|container| container.id) else {
+        return Ok(None);
+    };
+    match docker.inspect_container(&id, None).await {
+        Ok(container) => Ok(Some(container)),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes it away, if there is one.
+pub(super) async fn remove(docker: &Docker, owner: &str, task: &Id) -> Result<(), Error> {
+    let Some(id) = find(docker, owner, task).await?.and_then(|sandbox| sandbox.id) else {
+        return Ok(());
+    };
+    let options = RemoveContainerOptionsBuilder::default().force(true).build();
+    match docker.remove_container(&id, Some(options)).await {
+        // Somebody removes it already, or has.
+        Err(Error::DockerResponseServerError {
+            status_code: 404 | 409, ..
+        }) => Ok(()),
+        removed => removed,
+    }
+}
+
+/// What there is to make ready, of a sandbox that runs. `None`: its namespace is not seen from here.
+pub(super) fn place(sandbox: &ContainerInspectResponse) -> Option<TaskPlace> {
+    let pid = sandbox.state.as_ref()?.pid?;
+    let labels = sandbox.config.as_ref()?.labels.as_ref()?;
+    let listed = |label: &str| {
+        let values = labels.get(label).map_or("", String::as_str).split(',');
+        values.filter(|value| !value.is_empty()).collect::<Vec<_>>()
+    };
+    let nameserver = |text: &str| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT));
+    Some(TaskPlace {
+        netns: netns::of_container(pid)?,
+        networks: listed(NETWORKS_LABEL).into_iter().map(Into::into).collect(),
+        address: address(sandbox),
+        is_closed: false,
+        has_dns: true,
+        nameservers: listed(NAMESERVERS_LABEL).into_iter().filter_map(nameserver).collect(),
+    })
+}
+
+/// The address on the engine's bridge.
+pub(super) fn address(container: &ContainerInspectResponse) -> Option<IpAddr> {
+    let networks = container.network_settings.as_ref()?.networks.as_ref()?;
+    networks
+        .values()
+        .find_map(|network| network.ip_address.as_deref()?.parse().ok())
+}
+
+/// Whether a container has the network of another.
+pub(super) fn is_joined(container: &ContainerInspectResponse) -> bool {
+    let mode = container
+        .host_config
+        .as_ref()
+        .and_then(|host| host.network_mode.as_deref());
+    mode.is_some_and(|mode| mode.starts_with("container:"))
+}
+
+fn name(task: &str) -> String {
+    format!("{task}.network")
+}
+
+fn image() -> String {
+    format!("{}:{}", pause::REPOSITORY, pause::TAG)
+}
+
+const NETWORKS_LABEL: &str = "anynode.networks";
+const NAMESERVERS_LABEL: &str = "anynode.nameservers";
+const SHORT_ID: usize = 12;
+const DNS_PORT: u16 = 53;

@@ -1,0 +1,77 @@
+//! Addresses for tasks that have a network of their own: no two tasks that live have the same. Not here: the networks.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::Ipv4Net;
+
+use super::job::Dir;
+
+/// Gives addresses of one network. What a task was given is in its directory, which lives as long as it.
+#[derive(Debug)]
+pub(super) struct AddressGiver {
+    network: Ipv4Net,
+    /// Given, and perhaps not written yet. std mutex: held for moments.
+    given: Mutex<BTreeSet<Ipv4Addr>>,
+}
+
+impl AddressGiver {
+    pub(super) fn new(network: Ipv4Net) -> AddressGiver {
+        AddressGiver {
+            network,
+            given: Mutex::default(),
+        }
+    }
+
+    /// An address that no task has whose directory is in `tasks`. `None`: all are given.
+    pub(super) fn give(&self, tasks: &Path) -> Option<Ipv4Addr> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = written(tasks);
+        // First and last of a network mean the network.
+        let (first, last) = (u32::from(self.network.network()), u32::from(self.network.broadcast()));
+        let n = last.saturating_sub(first).saturating_sub(1);
+        if n == 0 {
+            return None;
+        }
+        let begin = fastrand::u32(..n);
+        let all = (0..n).map(|i| Ipv4Addr::from(first + 1 + (begin + i) % n));
+        let address = all
+            .into_iter()
+            .find(|address| !written.contains(address) && !given.contains(address))?;
+        // What was given long ago is written or will never be.
+        if given.len() >= REMEMBERED {
+            given.clear();
+        }
+        given.insert(address);
+        Some(address)
+    }
+}
+
+fn written(tasks: &Path) -> BTreeSet<Ipv4Addr> {
+    let entries = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+    let jobs = entries.filter_map(|entry| Dir::new(entry.path()).read_job().ok());
+    jobs.filter_map(|job| Some(job.network?.address)).collect()
+}
+
+const REMEMBERED: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_is_given_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let giver = AddressGiver::new("198.18.0.0/29".parse().unwrap());
+        let mut given: Vec<Ipv4Addr> = (0..6).map(|_| giver.give(dir.path()).unwrap()).collect();
+        given.sort();
+        let expected: Vec<Ipv4Addr> = (1..=6).map(|n| [198, 18, 0, n].into()).collect();
+        assert_eq!(given, expected);
+        assert_eq!(giver.give(dir.path()), None);
+        for none in ["10.0.0.1/32", "10.0.0.0/31"] {
+            assert_eq!(AddressGiver::new(none.parse().unwrap()).give(dir.path()), None);
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What names mean inside a task: pure, from the routing table to records. A task sees the services that share a network with
+//! it, and nothing of others. Not here: bytes, sockets, and which networks a task is on.
+//!
+//! `SERVICE`, an alias: the service's address on that network; where it has none (`dnsrr`), its tasks'. `tasks.NAME`: its
+//! tasks' addresses. `SERVICE.SLOT.ID`: that task's. `NAME.NETWORK`: on that network alone. `NAME.STACK`: the service that
+//! is `STACK_NAME`. Of networks that all have a name the one that comes first counts, as in Docker.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hickory_proto::op::Query;
+use hickory_proto::rr::{Name, RecordType};
+
+use super::zone::{
+    Answer, MAX_ADDRESSES, MAX_NAMES, TASKS_TTL_S, VIP_TTL_S, Zone, address, lower, nothing, pointers, reverse_address,
+};
+use crate::model::Attachment;
+use crate::routing::{Endpoint, Service};
+
+/// The networks of a task, by their ids, in the order in which names are looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    pub networks: Vec<Arc<str>>,
+}
+
+impl View {
+    /// By what this sees a service, if at all.
+    fn attachments<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Attachment> {
+        let all = &service.spec().attachments;
+        let networks = self.networks.iter();
+        networks.filter_map(|network| all.iter().find(|attachment| attachment.network == *network))
+    }
+}
+
+/// As `zone::answer`, for a task.
+pub(super) fn answer(question: &Query, zone: &Zone<'_>, view: &View, now: Instant, rng: &mut fastrand::Rng) -> Answer {
+    let asked = Asked { zone, view, now };
+    let labels: Option<Vec<String>> = question.name.iter().take(MAX_LABELS + 1).map(lower).collect();
+    let labels = labels.unwrap_or_default();
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let found = match &labels[..] {
+        [] => return Answer::NotOurs,
+        ["tasks", rest @ ..] if !rest.is_empty() => asked.named(rest).map(|found| asked.tasks(found)),
+        _ => asked.named(&labels).map(|found| asked.addresses(found)),
+    };
+    if let Some((mut ips, ttl)) = found.or_else(|| asked.task(&labels)) {
+        let wants = |ip: &IpAddr| match question.query_type {
+            RecordType::A => ip.is_ipv4(),
+            RecordType::AAAA => ip.is_ipv6(),
+            // RFC 8482: who asks for anything is content with one kind.
+            RecordType::ANY => true,
+            _ => false,
+        };
+        ips.retain(wants);
+        ips.sort_unstable();
+        ips.dedup();
+        if ips.is_empty() {
+            return nothing(&question.name, zone, ttl);
+        }
+        rng.shuffle(&mut ips);
+        ips.truncate(MAX_ADDRESSES);
+        return Answer::Records(ips.into_iter().map(|ip| address(&question.name, ttl, ip)).collect());
+    }
+    match reverse_address(&question.name) {
+        Some(ip) => asked.reverse(question, ip),
+        None => Answer::NotOurs,
+    }
+}
+
+/// Services that a name stands for, each with its attachment to the network that the name was found on.
+type Found<'a> = Vec<(&'a Arc<Service>, &'a Attachment)>;
+
+struct Asked<'a> {
+    zone: &'a Zone<'a>,
+    view: &'a View,
+    now: Instant,
+}
+
+impl<'a> Asked<'a> {
+    /// What a name of one or two labels stands for.
+    fn named(&self, labels: &[&str]) -> Option<Found<'a>> {
+        match labels {
+            [name] => self.on_networks(name, |_| true),
+            [name, place] => self
+                .on_networks(name, |network| network.eq_ignore_ascii_case(place))
+                .or_else(|| self.on_networks(&format!("{place}_{name}"), |_| true)),
+            _ => None,
+        }
+    }
+
+    /// What a name stands for on the first network that has it. `is_meant`: of the network's name.
+    fn on_networks(&self, name: &str, is_meant: impl Fn(&str) -> bool) -> Option<Found<'a>> {
+        let (zone, view) = (self.zone, self.view);
+        view.networks.iter().find_map(|network| {
+            let services = zone.table.inner().named(network, name);
+            let found = services.filter_map(|service| {
+                let service = zone.table.service(service)?;
+                let mut attachments = service.spec().attachments.iter();
+                let attachment = attachments.find(|attachment| attachment.network == *network)?;
+                is_meant(&attachment.network_name).then_some((service, attachment))
+            });
+            let found: Found<'a> = found.collect();
+            (!found.is_empty()).then_some(found)
+        })
+    }
+
+    fn addresses(&self, found: Found<'a>) -> (Vec<IpAddr>, u32) {
+        let mut ttl = VIP_TTL_S;
+        let mut ips = Vec::new();
+        for (service, attachment) in found {
+            match attachment.vip {
+                Some(vip) => ips.push(vip),
+                None => {
+                    ttl = TASKS_TTL_S;
+                    ips.extend(ready(service, self.now));
+                }
+            }
+        }
+        (ips, ttl)
+    }
+
+    fn tasks(&self, found: Found<'a>) -> (Vec<IpAddr>, u32) {
+        let ips = found.into_iter().flat_map(|(service, _)| ready(service, self.now));
+        (ips.collect(), TASKS_TTL_S)
+    }
+
+    /// `SERVICE.SLOT.ID`.
+    fn task(&self, labels: &[&str]) -> Option<(Vec<IpAddr>, u32)> {
+        let [service, _slot, _id] = labels else { return None };
+        let found = self.on_networks(service, |_| true)?;
+        let mut endpoints = found.iter().flat_map(|(service, _)| service.endpoints());
+        let endpoint = endpoints.find(|endpoint| full_name(endpoint).is_some_and(|name| name == labels.join(".")))?;
+        Some((vec![endpoint.addr().ip()], TASKS_TTL_S))
+    }
+
+    /// Whose address it is, and on which network: only of those that the task sees.
+    fn reverse(&self, question: &Query, ip: IpAddr) -> Answer {
+        let Zone { table, reverse } = self.zone;
+        let of_vip = table.inner().vip_owner(ip).and_then(|name| table.service(name));
+        let of_vip = of_vip.and_then(|service| {
+            let mut attachments = self.view.attachments(service);
+            let attachment = attachments.find(|attachment| attachment.vip == Some(ip))?;
+            Some((VIP_TTL_S, name_on(service.name().as_str(), attachment)?))
+        });
+        let services = reverse.services_at(ip).filter_map(|name| table.service(name));
+        let of_tasks = services.flat_map(|service| {
+            let attachment = self.view.attachments(service).next();
+            let here = service
+                .endpoints()
+                .iter()
+                .filter(move |endpoint| is_here(endpoint) && endpoint.addr().ip() == ip);
+            here.filter_map(move |endpoint| {
+                let name = full_name(endpoint).unwrap_or_else(|| format!("tasks.{}", service.name()));
+                Some((TASKS_TTL_S, name_on(&name, attachment?)?))
+            })
+        });
+        let names: Vec<(u32, Name)> = of_vip.into_iter().chain(of_tasks).take(MAX_NAMES).collect();
+        // What it does not see is nobody's, and nobody else is told.
+        let is_known = table.inner().vip_owner(ip).is_some() || reverse.services_at(ip).next().is_some();
+        match names.is_empty() && !is_known {
+            true => Answer::NotOurs,
+            false => pointers(question, self.zone, names),
+        }
+    }
+}
+
+/// The addresses that tasks of this node are reached at, as the balancer sees them.
+fn ready(service: &Service, now: Instant) -> Vec<IpAddr> {
+    let picks = service.picks(now);
+    let picked = (0..picks.len()).filter_map(|place| picks.at(place));
+    let endpoints = picked.map(|i| &service.endpoints()[i]);
+    endpoints
+        .filter(|endpoint| is_here(endpoint))
+        .map(|endpoint| endpoint.addr().ip())
+        .collect()
+}
+
+/// The address of another node's task is that of its link.
+fn is_here(endpoint: &Endpoint) -> bool {
+    endpoint.task().is_none_or(|task| !task.is_remote)
+}
+
+/// As Docker names the container of a task: `web.1.ID`.
+fn full_name(endpoint: &Endpoint) -> Option<String> {
+    let task = endpoint.task()?;
+    Some(format!("{}.{}", task.name, task.id).to_ascii_lowercase())
+}
+
+/// `NAME.NETWORK.`; without the network's name, `NAME.`
+fn name_on(name: &str, attachment: &Attachment) -> Option<Name> {
+    let network = Some(&*attachment.network_name).filter(|network| !network.is_empty());
+    let labels = name.split('.').chain(network).map(str::as_bytes);
+    Name::from_labels(labels).ok()
+}
+
+/// More than any name of ours has, besides the reverse ones.
+const MAX_LABELS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::reverse::ReverseIndex;
+    use super::*;
+    use crate::model::{EndpointSpec, ServiceName, ServiceSpec, TaskRef};
+    use crate::routing::{Change, TableHandle};
+
+    /// A network, an address on it, aliases.
+    type On<'a> = (&'a str, Option<[u8; 4]>, &'a [&'a str]);
+
+    fn service(name: &str, attachments: &[On<'_>], tasks: &[(&str, [u8; 4])]) -> Change {
+        let mut spec = ServiceSpec::new(ServiceName::new(name).unwrap());
+        let attachment = |(network, vip, aliases): &(&str, Option<[u8; 4]>, &[&str])| Attachment {
+            network: (*network).into(),
+            network_name: format!("net-{network}").into(),
+            vip: vip.map(IpAddr::from),
+            aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+            subnet: None,
+        };
+        spec.attachments = attachments.iter().map(attachment).collect();
+        let endpoint = |(i, (id, ip)): (usize, &(&str, [u8; 4]))| EndpointSpec {
+            task: Some(Arc::new(TaskRef {
+                id: (*id).into(),
+                name: format!("{name}.{}", i + 1),
+                service: name.into(),
+                node: "n".into(),
+                hostname: "h".into(),
+                is_remote: *ip == REMOTE,
+            })),
+            ..EndpointSpec::at((Ipv4Addr::from(*ip), 0).into())
+        };
+        spec.endpoints = tasks.iter().enumerate().map(endpoint).collect();
+        Change::Upsert {
+            spec: Arc::new(spec),
+            vip: None,
+        }
+    }
+
+    const REMOTE: [u8; 4] = [192, 168, 0, 1];
+
+    fn table() -> TableHandle {
+        let handle = TableHandle::default();
+        let web: &[On<'_>] = &[
+            ("a", Some([10, 0, 1, 2]), &["web", "www"]),
+            ("b", Some([10, 0, 2, 2]), &[]),
+        ];
+        let changes = [
+            service(
+                "app_web",
+                web,
+                &[("id1", [172, 17, 0, 2]), ("id2", [172, 17, 0, 3]), ("id3", REMOTE)],
+            ),
+            service("api", &[("a", None, &["www"])], &[("id4", [172, 17, 0, 4])]),
+            service("empty", &[("a", Some([10, 0, 1, 9]), &[])], &[]),
+            service(
+                "secret",
+                &[("c", Some([10, 0, 3, 2]), &[])],
+                &[("id5", [172, 17, 0, 5])],
+            ),
+            service(
+                "both",
+                &[("c", Some([10, 0, 3, 3]), &[]), ("b", Some([10, 0, 2, 3]), &[])],
+                &[],
+            ),
+        ];
+        handle.commit(&changes).unwrap();
+        handle
+    }
+
+    fn ask(handle: &TableHandle, networks: &[&str], name: &str, kind: RecordType) -> String {
+        let question = Query::query(Name::from_ascii(name).unwrap(), kind);
+        let table = handle.load();
+        let zone = Zone {
+            table: &table,
+            reverse: &ReverseIndex::new(&table),
+        };
+        let view = View {
+            networks: networks.iter().map(|network| (*network).into()).collect(),
+        };
+        match answer(
+            &question,
+            &zone,
+            &view,
+            Instant::now(),
+            &mut fastrand::Rng::with_seed(7),
+        ) {
+            Answer::NotOurs => "-".to_owned(),
+            Answer::Nothing(soa) => format!("nothing for {}", soa.ttl),
+            Answer::Records(records) => {
+                let shown = records.iter().map(|record| format!("{} {}", record.ttl, record.data));
+                let mut shown: Vec<String> = shown.collect();
+                shown.sort();
+                shown.join(", ")
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_sees_what_shares_a_network_with_it() {
+        use RecordType::{A, AAAA, MX, PTR};
+        let handle = table();
+        for (networks, name, kind, expect) in [
+            (&["a"][..], "web.", A, "5 10.0.1.2"),
+            (&["a"], "WEB.", A, "5 10.0.1.2"),
+            (&["a"], "app_web.", A, "5 10.0.1.2"),
+            (&["a"], "web.app.", A, "5 10.0.1.2"),
+            (&["a"], "web.net-a.", A, "5 10.0.1.2"),
+            (&["a"], "app_web.net-b.", A, "-"),
+            (&["b", "a"], "app_web.", A, "5 10.0.2.2"),
+            (&["b", "a"], "web.", A, "5 10.0.1.2"),
+            (&["b", "a"], "app_web.net-a.", A, "5 10.0.1.2"),
+            (&["a"], "web.", AAAA, "nothing for 5"),
+            (&["a"], "web.", MX, "nothing for 5"),
+            (&["a"], "www.", A, "0 10.0.1.2, 0 172.17.0.4"),
+            (&["a"], "api.", A, "0 172.17.0.4"),
+            (&["a"], "tasks.web.", A, "0 172.17.0.2, 0 172.17.0.3"),
+            (&["a"], "tasks.web.app.", A, "0 172.17.0.2, 0 172.17.0.3"),
+            (&["a"], "tasks.app_web.net-a.", A, "0 172.17.0.2, 0 172.17.0.3"),
+            (&["a"], "app_web.2.id2.", A, "0 172.17.0.3"),
+            (&["a"], "app_web.1.id2.", A, "-"),
+            (&["a"], "empty.", A, "5 10.0.1.9"),
+            (&["a"], "tasks.empty.", A, "nothing for 0"),
+            (&["a"], "secret.", A, "-"),
+            (&["a"], "tasks.secret.", A, "-"),
+            (&["c"], "secret.", A, "5 10.0.3.2"),
+            (&["c"], "web.", A, "-"),
+            (&["b"], "web.", A, "-"),
+            (&["b"], "both.", A, "5 10.0.2.3"),
+            (&[], "web.", A, "-"),
+            (&["a"], "example.com.", A, "-"),
+            (&["a"], ".", A, "-"),
+            (&["a"], "2.1.0.10.in-addr.arpa.", PTR, "5 app_web.net-a."),
+            (&["a"], "2.0.17.172.in-addr.arpa.", PTR, "0 app_web.1.id1.net-a."),
+            (&["a"], "2.2.0.10.in-addr.arpa.", PTR, "nothing for 0"),
+            (&["a"], "2.3.0.10.in-addr.arpa.", PTR, "nothing for 0"),
+            (&["a"], "5.0.17.172.in-addr.arpa.", PTR, "nothing for 0"),
+            (&["a"], "8.8.8.8.in-addr.arpa.", PTR, "-"),
+        ] {
+            assert_eq!(ask(&handle, networks, name, kind), expect, "{networks:?} {name} {kind}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_not_ours() {
+        let handle = table();
+        let table = handle.load();
+        let zone = Zone {
+            table: &table,
+            reverse: &ReverseIndex::default(),
+        };
+        let view = View {
+            networks: vec!["a".into()],
+        };
+        for labels in [
+            &[&b"\xff"[..]][..],
+            &[b"a".as_slice(); 9],
+            &[b"tasks"],
+            &[b"web", b"\xff"],
+        ] {
+            let question = Query::query(Name::from_labels(labels.iter().copied()).unwrap(), RecordType::A);
+            let answer = answer(
+                &question,
+                &zone,
+                &view,
+                Instant::now(),
+                &mut fastrand::Rng::with_seed(7),
+            );
+            assert_eq!(answer, Answer::NotOurs, "{labels:?}");
+        }
+    }
+}

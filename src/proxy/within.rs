@@ -1,0 +1,208 @@
+//! Connections that programs inside network namespaces make to wherever services are, taken by one listener there. Not here:
+//! how they come to that listener (`sys::vips`), and who may reach what (`Caller`, which others implement).
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use super::balancer::Lease;
+use super::core::Connection;
+use super::h1;
+use super::listener::{self, Acceptor};
+use super::relay::{self, Relay};
+use super::tcp::{self, Accepted};
+use super::upstream;
+use super::wire::Leg;
+use super::{ProxyHandle, Shared};
+use crate::model::{Mode, ServiceName, ServiceSpec};
+use crate::routing::{CloseReason, Endpoint, EndpointState, Outcome, RoutingTable, Service};
+use crate::sys::socket;
+
+/// Who calls from inside one namespace, as far as this matters to where the call goes.
+pub trait Caller: Send + Sync {
+    /// Where a connection to `to` goes.
+    fn destination(&self, table: &RoutingTable, to: SocketAddr) -> Destination;
+
+    /// Serves a connection to `Destination::Caller` to its end.
+    fn serve(&self, stream: TcpStream, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Where a connection from inside a namespace goes.
+#[derive(Debug)]
+pub enum Destination {
+    /// To any endpoint of a service, as one to a published port does.
+    Service(Arc<Service>),
+    /// To this endpoint of a service.
+    Endpoint(Arc<Service>, Arc<Endpoint>),
+    /// To the same address as this program's own namespace knows it.
+    Outside,
+    /// To what the caller has for it.
+    Caller,
+    /// It is reset.
+    Nobody,
+}
+
+/// A listener inside a namespace that is served for as long as this lives. Connections go on without it.
+#[derive(Debug)]
+pub struct Serving {
+    _stop: oneshot::Sender<()>,
+}
+
+pub(super) fn serve(proxy: &ProxyHandle, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {
+    let (stop, stopped) = oneshot::channel();
+    let shared = proxy.shared.clone();
+    proxy.spawn(Box::new(move || {
+        Box::pin(async move {
+            let acceptor = Within {
+                caller,
+                shared: shared.clone(),
+            };
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => listener::accept_loop(&listener, &"inside", &shared, acceptor, stopped).await,
+                Err(error) => tracing::error!(%error, "a listener inside a network namespace cannot be watched"),
+            }
+        })
+    }));
+    Serving { _stop: stop }
+}
+
+/// The service that outgoing connections are counted by.
+pub(super) fn outgoing() -> Service {
+    Service::apart(ServiceSpec::new(ServiceName::outgoing()))
+}
+
+struct Within {
+    caller: Arc<dyn Caller>,
+    shared: Arc<Shared>,
+}
+
+impl Acceptor for Within {
+    fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(to) = stream.local_addr() else {
+            return; // It is gone already.
+        };
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let now = Instant::now();
+        match self.caller.destination(&self.shared.table.peek(), to) {
+            Destination::Service(service) => self.to_service(stream, peer, to.port(), service, now),
+            Destination::Endpoint(service, endpoint) => {
+                let connection = Connection::open(service, now);
+                tokio::spawn(to_endpoint(connection, stream, endpoint, to.port()));
+            }
+            Destination::Outside => {
+                let connection = Connection::open(self.shared.outgoing.clone(), now);
+                tokio::spawn(to_outside(connection, stream, to));
+            }
+            Destination::Caller => drop(tokio::spawn(self.caller.serve(stream, peer))),
+            Destination::Nobody => socket::reset_on_close(&stream),
+        }
+    }
+}
+
+impl Within {
+    fn to_service(&self, client: TcpStream, peer: SocketAddr, target: u16, service: Arc<Service>, now: Instant) {
+        let connection = Connection::open(service, now);
+        match connection.service().spec().mode {
+            Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
+                connection,
+                client,
+                target,
+                table: self.shared.table.clone(),
+            }))),
+            Mode::Http => tokio::spawn(h1::serve(
+                connection,
+                client,
+                peer,
+                h1::Entry::Inside,
+                target,
+                self.shared.clone(),
+            )),
+        };
+    }
+}
+
+/// One connection to one endpoint and no other, whatever the service's mode.
+async fn to_endpoint(mut connection: Connection, client: TcpStream, endpoint: Arc<Endpoint>, target: u16) {
+    let reached = Box::pin(reach(&mut connection, &client, endpoint, target)).await;
+    let (stream, _lease) = match reached {
+        Ok(reached) => reached,
+        Err(reason) => {
+            socket::reset_on_close(&client);
+            return connection.close(reason);
+        }
+    };
+    let early = upstream::proxy_header(connection.service().spec(), || upstream::addresses(&client));
+    let mut relay = Relay::new(&connection, client, Leg::Tcp(stream), [early, Vec::new()]);
+    let reason = relay::run(&mut relay).await;
+    connection.close(reason);
+}
+
+async fn reach(
+    connection: &mut Connection,
+    client: &TcpStream,
+    endpoint: Arc<Endpoint>,
+    target: u16,
+) -> Result<(TcpStream, Lease), CloseReason> {
+    connection.admit().await?;
+    let spec = connection.service().spec().clone();
+    if endpoint.state(Instant::now()) == EndpointState::Unready {
+        return Err(CloseReason::ConnectFailed);
+    }
+    if !endpoint.begin(spec.limits.endpoint_connections) {
+        return Err(CloseReason::Limit);
+    }
+    let lease = Lease::of(endpoint);
+    connection.hold(Some(lease.endpoint().id()));
+    let peer = || client.peer_addr().ok();
+    let connect = upstream::connect_here(&spec, lease.endpoint(), target, peer, spec.timeouts.connect);
+    let connected = unless_ended(connection, client, connect).await?;
+    let outcome = match connected {
+        Ok(_) => Outcome::Reached,
+        Err(_) => Outcome::Failed,
+    };
+    lease.endpoint().report(outcome, Instant::now());
+    connected.map(|stream| (stream, lease)).map_err(reason_of)
+}
+
+async fn to_outside(connection: Connection, client: TcpStream, to: SocketAddr) {
+    let connect = upstream::connect_once(to, connection.service().spec().timeouts.connect);
+    let connected = Box::pin(unless_ended(&connection, &client, connect)).await;
+    let reason = match connected.and_then(|connected| connected.map_err(reason_of)) {
+        Ok(stream) => {
+            let mut relay = Relay::new(&connection, client, Leg::Tcp(stream), [Vec::new(), Vec::new()]);
+            relay::run(&mut relay).await
+        }
+        Err(reason) => {
+            socket::reset_on_close(&client);
+            reason
+        }
+    };
+    connection.close(reason);
+}
+
+/// Errors: the client is gone, or the connection was ended.
+async fn unless_ended<T>(
+    connection: &Connection,
+    client: &TcpStream,
+    connect: impl Future<Output = T>,
+) -> Result<T, CloseReason> {
+    tokio::select! {
+        biased;
+        connected = connect => Ok(connected),
+        reason = connection.ended() => Err(reason),
+        _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
+    }
+}
+
+fn reason_of(error: io::Error) -> CloseReason {
+    match error.kind() {
+        io::ErrorKind::TimedOut => CloseReason::ConnectTimeout,
+        _ => CloseReason::ConnectFailed,
+    }
+}
