@@ -9,8 +9,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anynode::agent::{Assignment, Failure, Found, HealthState, Later, LogQuery, LogStream, Runtime, Started};
-use anynode::app::OwnSwarm;
+use anynode::agent::{
+    Assignment, Failure, Found, HealthState, Later, LogQuery, LogStream, NoNetworks, Runtime, Started,
+};
+use anynode::app::{OwnSwarm, Plane};
 use anynode::control::{Context, PLANNERS};
 use anynode::model::swarm::{
     Container, Exit, Id, Meta, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, Write,
@@ -256,8 +258,13 @@ impl Whole {
                 .unwrap();
             runtime.block_on(async {
                 let words = Arc::new(Words::default());
-                let (table, status, ports) = (Arc::default(), Arc::default(), Arc::default());
-                let swarm = OwnSwarm::assemble(for_thread, words, None, api, table, status, ports);
+                let plane = Plane {
+                    table: Arc::default(),
+                    status: Arc::default(),
+                    ports: Arc::default(),
+                    networks: Arc::new(NoNetworks),
+                };
+                let swarm = OwnSwarm::assemble(for_thread, words, None, api, plane);
                 swarm.await.unwrap().run(async { drop(stopped.await) }).await;
             });
         });

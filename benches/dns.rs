@@ -66,9 +66,9 @@ fn bench(criterion: &mut Criterion) {
         let query = query(name, kind);
         let mut rng = fastrand::Rng::with_seed(1);
         group.bench_function(what, |bencher| {
-            bencher.iter(|| respond(black_box(&query), Transport::Udp, &zone, Instant::now(), &mut rng));
+            bencher.iter(|| respond(black_box(&query), Transport::Udp, &zone, None, Instant::now(), &mut rng));
         });
-        let response = respond(&query, Transport::Udp, &zone, Instant::now(), &mut rng);
+        let response = respond(&query, Transport::Udp, &zone, None, Instant::now(), &mut rng);
         assert_eq!(
             matches!(response, Response::Forward(_)),
             what == "not_ours",

@@ -420,6 +420,12 @@ async fn counts(origin: SocketAddr) -> anyhow::Result<Counts> {
 }
 
 /// Asks once on a connection of its own, and says which endpoint answered.
+/// Asks once, by the words of the command line: an address and a path.
+pub fn ask(mut words: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let (addr, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    ask_once(addr.parse()?, path.chars().next().unwrap_or('s')).map(drop)
+}
+
 pub fn ask_once(addr: SocketAddr, path: char) -> anyhow::Result<usize> {
     let id = NEXT_ID.replace(NEXT_ID.get() + 1);
     let mut stream = std::net::TcpStream::connect_timeout(&addr, ANSWER_TIME_MAX).context("connect")?;

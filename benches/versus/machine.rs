@@ -2,17 +2,98 @@
 //! and memory of a process, stolen time. Linux alone.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 /// The core of the proxies, and the one of the generator and the origin.
 #[derive(Debug, Clone, Copy)]
 pub enum Core {
     Load = 0,
     Proxy = 1,
+}
+
+/// A network namespace for the origin, beside the one of the proxies and on a cable with it. Gone when dropped.
+pub struct Container {
+    name: String,
+}
+
+impl Container {
+    /// Where proxies listen, and clients call from: an address that is not loopback's, whose clients can be told by it.
+    pub const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 98, 1, 1));
+    /// The origin's, as on a bridge.
+    pub const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 98, 2, 2));
+
+    /// The caller's, on another such bridge.
+    pub const CALLER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 98, 3, 2));
+
+    /// The origin's. Errors: it cannot be made, or this process has no network namespace of its own.
+    pub fn make() -> anyhow::Result<Container> {
+        ensure!(
+            std::env::var_os(INSIDE).is_some(),
+            "no network namespace of its own: that needs root, unshare and ip"
+        );
+        ip(&format!("addr add {}/32 dev lo", Container::NODE))?;
+        Container::of("origin", 2)
+    }
+
+    /// The caller's, which reaches the origin's by way of the node. Errors: as `make`.
+    pub fn make_caller() -> anyhow::Result<Container> {
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        Container::of("caller", 3)
+    }
+
+    fn of(who: &str, n: u8) -> anyhow::Result<Container> {
+        let container = Container {
+            name: format!("versus-{}-{who}", std::process::id()),
+        };
+        let name = &container.name;
+        ip(&format!("netns add {name}"))?;
+        for words in [
+            format!("-n {name} link set lo up"),
+            format!("link add cable{n} type veth peer name eth0 netns {name}"),
+            format!("addr add 10.98.{n}.1/24 dev cable{n}"),
+            format!("link set cable{n} up"),
+            format!("-n {name} addr add 10.98.{n}.2/24 dev eth0"),
+            format!("-n {name} link set eth0 up"),
+            format!("-n {name} route add default via 10.98.{n}.1"),
+        ] {
+            ip(&words)?;
+        }
+        // What others choose from is said for all namespaces, what is chosen for each.
+        let mut cubic = pinned(Core::Load, Path::new("nsenter"));
+        cubic.arg(format!("--net={}", container.path().display()));
+        cubic.args(["sh", "-c", &format!("echo cubic > {CONGESTION_CONTROL}")]);
+        let _ = cubic.stderr(Stdio::null()).status();
+        Ok(container)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // It may never have been made.
+        let _ = ip(&format!("netns del {}", self.name));
+    }
+}
+
+fn ip(words: &str) -> anyhow::Result<()> {
+    let out = Command::new("ip")
+        .args(words.split_whitespace())
+        .output()
+        .context("ip")?;
+    ensure!(
+        out.status.success(),
+        "ip {words}: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
+    Ok(())
 }
 
 /// Replaces this process by one in a network namespace of its own, if that can be had; then returns what a reader of the
@@ -103,7 +184,7 @@ fn has(program: &str) -> bool {
 }
 
 /// Where a program is; Debian's users have no sbin in their PATH.
-pub fn find(program: &str) -> Option<std::path::PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&paths)
         .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])

@@ -20,6 +20,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 
 use load::{Job, Kind, Seen};
+use machine::Container;
 use proxies::{Name, Origin, Program, Proxy, generate};
 use stats::{percentile, short, spread};
 
@@ -38,6 +39,14 @@ struct Args {
     /// Exit with 1 when a limit is exceeded
     #[arg(long)]
     gate: bool,
+    /// The origin in a network namespace of its own: anynode connects inside it, with and without its clients' addresses, and
+    /// the others over a cable, as to a container on a bridge. Timed work only
+    #[arg(long)]
+    inside: bool,
+    /// As --inside, and the client in another such namespace: it asks services' own addresses of anynode, and HAProxy and nginx
+    /// beside itself
+    #[arg(long)]
+    within: bool,
     /// One short round, only to see that everything works; its figures mean nothing
     #[arg(long)]
     smoke: bool,
@@ -102,7 +111,7 @@ enum Column {
 }
 
 impl Column {
-    const ALL: [Column; 4] = [DIRECT, HAPROXY, NGINX, ANYNODE];
+    const ALL: [Column; 5] = [DIRECT, HAPROXY, NGINX, ANYNODE, OPAQUE];
 
     fn title(self) -> &'static str {
         match self {
@@ -110,6 +119,7 @@ impl Column {
             Column::Through(Name::HaProxy) => "HAProxy",
             Column::Through(Name::Nginx) => "nginx",
             Column::Through(Name::Anynode) => "anynode",
+            Column::Through(Name::AnynodeOpaque) => "anynode, client_address none",
         }
     }
 }
@@ -183,7 +193,8 @@ const KNOWN: [(Work, Column, Column, f64, f64); 5] = [
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let done = match words.next().as_deref() {
-        Some(ORIGIN) => origin::run().map(|()| ExitCode::SUCCESS),
+        Some(ORIGIN) => origin::run(words.next()).map(|()| ExitCode::SUCCESS),
+        Some(ASK) => load::ask(words).map(|()| ExitCode::SUCCESS),
         Some(LOAD) => load::run(&words.next().unwrap_or_default()).map(|()| ExitCode::SUCCESS),
         _ => Args::parse().run(),
     };
@@ -195,6 +206,7 @@ fn main() -> ExitCode {
 
 impl Args {
     fn run(mut self) -> anyhow::Result<ExitCode> {
+        self.inside |= self.within;
         let mut notes = machine::enter_namespace()?;
         if !machine::can_pin() {
             notes.push("processes are not pinned to cores: that needs taskset and two cores".to_owned());
@@ -208,6 +220,7 @@ impl Args {
             for work in Work::ALL
                 .into_iter()
                 .filter(|work| self.only.is_empty() || self.only.contains(work))
+                .filter(|work| work.is_timed() || !self.inside)
             {
                 run.take_turns(round, work)
                     .with_context(|| format!("{work:?} in round {}", round + 1))?;
@@ -301,6 +314,9 @@ impl Run {
             }
         }
         programs.push(Program::find(Name::Anynode).map_err(anyhow::Error::msg)?);
+        if args.inside {
+            programs.push(Program::find(Name::AnynodeOpaque).map_err(anyhow::Error::msg)?);
+        }
         machine::describe().iter().for_each(|line| println!("{line}"));
         programs
             .iter()
@@ -311,7 +327,10 @@ impl Run {
             n_idle,
             n_changes: if args.smoke { 5 } else { CHANGES },
             n_descriptors,
-            origin: Origin::start()?,
+            origin: Origin::start(
+                args.inside.then(Container::make).transpose()?,
+                args.within.then(Container::make_caller).transpose()?,
+            )?,
             programs,
             proxies: Vec::new(),
             turns: Vec::new(),
@@ -324,7 +343,7 @@ impl Run {
     }
 
     fn start(&self, program: &Program) -> anyhow::Result<Proxy> {
-        program.start(&self.origin.endpoints, self.n_idle + 64, self.n_descriptors)
+        program.start(&self.origin, self.n_idle + 64, self.n_descriptors)
     }
 
     /// Everybody has a turn, each round in another order.
@@ -382,7 +401,7 @@ impl Run {
             let seen = match work {
                 Work::Idle => self.idle(column)?,
                 Work::Change => self.change()?,
-                _ => generate(&self.job(work, column)?)?,
+                _ => generate(&self.job(work, column)?, self.origin.caller())?,
             };
             if seen.steal <= STEAL_MAX || self.is_smoke {
                 return Ok(seen);
@@ -464,7 +483,7 @@ impl Run {
                 IDLE_REST
             },
         };
-        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()))
+        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()), None)
     }
 
     fn change(&self) -> anyhow::Result<Seen> {
@@ -481,7 +500,7 @@ impl Run {
             texts: [text(proxy.tcp, first), text(proxy.tcp, second)],
             n_changes: self.n_changes,
         };
-        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()))
+        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()), None)
     }
 
     fn costs(&self, work: Work, column: Column) -> Vec<f64> {
@@ -598,6 +617,20 @@ impl Run {
             let (costs, ratios) = (costs.join(" | "), ratios.join(" | "));
             println!("| {} | {costs} | {ratios} | {} |", work.title(), goals.join(", "));
         }
+        for work in Work::ALL {
+            if let (Some(cost), Some(ratio)) = (
+                spread(&self.costs(work, OPAQUE)),
+                spread(&self.ratios(work, ANYNODE, OPAQUE)),
+            ) {
+                println!(
+                    "{work:?}: {} with client_address none; anynode to that {:.2} ({:.2} to {:.2})",
+                    short(cost.median),
+                    ratio.median,
+                    ratio.min,
+                    ratio.max
+                );
+            }
+        }
         let latencies = self.latencies();
         if let (Some(half), Some(most), Some(all)) = (
             percentile(&latencies, 0.5),
@@ -614,8 +647,8 @@ impl Run {
             .iter()
             .any(|work| work.is_timed() && self.of(*work, ANYNODE).next().is_some())
         {
-            println!("| rate of the closed loop, median | direct | HAProxy | nginx | anynode |");
-            println!("|---|---|---|---|---|");
+            println!("| rate of the closed loop, median | direct | HAProxy | nginx | anynode | client_address none |");
+            println!("|---|---|---|---|---|---|");
         }
         for work in Work::ALL.into_iter().filter(|work| work.is_timed()) {
             if self.of(work, ANYNODE).next().is_none() {
@@ -638,9 +671,12 @@ const DIRECT: Column = Column::Direct;
 const HAPROXY: Column = Column::Through(Name::HaProxy);
 const NGINX: Column = Column::Through(Name::Nginx);
 const ANYNODE: Column = Column::Through(Name::Anynode);
+const OPAQUE: Column = Column::Through(Name::AnynodeOpaque);
 /// The first argument of this program as origin, and as generator.
 const ORIGIN: &str = "--child-origin";
 const LOAD: &str = "--child-load";
+/// And to ask once.
+const ASK: &str = "--child-ask";
 const EXIT_GATE: u8 = 1;
 const EXIT_FAILURE: u8 = 2;
 const EXIT_INVALID: u8 = 3;

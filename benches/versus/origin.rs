@@ -7,9 +7,10 @@
 
 use std::cell::Cell;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -60,7 +61,10 @@ pub fn pieces(path: char, id: u64) -> std::ops::Range<u64> {
 }
 
 /// Serves until stdin ends, which is when the parent is gone. Prints the endpoints' addresses, as JSON in one line.
-pub fn run() -> anyhow::Result<()> {
+///
+/// `ip`: where it listens.
+pub fn run(ip: Option<String>) -> anyhow::Result<()> {
+    let ip = ip.context("expected an address to listen on")?.parse()?;
     std::thread::spawn(|| {
         // Whatever ends it, it is over.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
@@ -76,7 +80,7 @@ pub fn run() -> anyhow::Result<()> {
         });
         let mut addrs = Vec::new();
         for endpoint in 0..N_ENDPOINTS {
-            let listener = listen()?;
+            let listener = listen(ip)?;
             addrs.push(listener.local_addr()?);
             let origin = origin.clone();
             tokio::task::spawn_local(async move {
@@ -101,9 +105,9 @@ pub fn run() -> anyhow::Result<()> {
     })
 }
 
-fn listen() -> anyhow::Result<TcpListener> {
+fn listen(ip: IpAddr) -> anyhow::Result<TcpListener> {
     let socket = tokio::net::TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    socket.bind(SocketAddr::new(ip, 0))?;
     Ok(socket.listen(4096)?)
 }
 
@@ -224,10 +228,10 @@ impl Request {
             Some("/b/") => Path::Bulk(pieces('b', id(&text[3..])?)),
             Some("/l/") => Path::Bulk(pieces('l', id(&text[3..])?)),
             Some("/h/") => {
-                for (name, value) in FORWARDED {
+                for (name, values) in FORWARDED {
                     let found = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
-                    if found.is_none_or(|found| found.value != value.as_bytes()) {
-                        return Err(format!("{name}: {value} is missing"));
+                    if found.is_none_or(|found| !values.iter().any(|value| found.value == value.as_bytes())) {
+                        return Err(format!("{name}: {values:?} is missing"));
                     }
                 }
                 Path::Small(id(&text[3..])?)
@@ -250,11 +254,11 @@ impl Request {
 /// The Host that the generator sends.
 pub const HOST: &str = "bench.test";
 
-/// What a proxy in http mode must have added.
-const FORWARDED: [(&str, &str); 3] = [
-    ("X-Forwarded-For", "127.0.0.1"),
-    ("X-Forwarded-Proto", "http"),
-    ("X-Forwarded-Host", HOST),
+/// What a proxy in http mode must have added: one of these.
+const FORWARDED: [(&str, &[&str]); 3] = [
+    ("X-Forwarded-For", &["127.0.0.1", "10.98.1.1", "10.98.3.2"]),
+    ("X-Forwarded-Proto", &["http"]),
+    ("X-Forwarded-Host", &[HOST]),
 ];
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 const HEAD_BYTES_MAX: usize = 2048;

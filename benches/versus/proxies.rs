@@ -3,17 +3,19 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use anynode::model::ServiceName;
+use anynode::routing::VipPool;
 use tempfile::TempDir;
 
 use crate::load::{Job, Seen, ask_once};
-use crate::machine::{self, Core};
+use crate::machine::{self, Container, Core};
 use crate::origin::N_ENDPOINTS;
 
 pub type Endpoints = [SocketAddr; N_ENDPOINTS];
@@ -23,6 +25,8 @@ pub enum Name {
     HaProxy,
     Nginx,
     Anynode,
+    /// As `Anynode`, with endpoints that do not see their clients' addresses.
+    AnynodeOpaque,
 }
 
 /// A program that can be started.
@@ -41,7 +45,7 @@ impl Program {
         let (path, version_flag) = match name {
             Name::HaProxy => (machine::find("haproxy").ok_or("no haproxy here")?, "-v"),
             Name::Nginx => (machine::find("nginx").ok_or("no nginx here")?, "-V"),
-            Name::Anynode => {
+            Name::Anynode | Name::AnynodeOpaque => {
                 let path = std::env::var_os("ANYNODE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_anynode").into());
                 (path.into(), "--version")
             }
@@ -71,42 +75,88 @@ impl Program {
     }
 
     /// Starts it with one worker before `endpoints`, and waits until it answers on both of its ports.
-    pub fn start(&self, endpoints: &Endpoints, n_connections: usize, n_descriptors: u64) -> anyhow::Result<Proxy> {
-        let (tcp, http) = (free_addr()?, free_addr()?);
+    pub fn start(&self, origin: &Origin, n_connections: usize, n_descriptors: u64) -> anyhow::Result<Proxy> {
+        let is_anynode = matches!(self.name, Name::Anynode | Name::AnynodeOpaque);
+        let vip_network = next_vip_network();
+        let free_addr = || match &origin.caller {
+            None => free_addr(origin.proxies_ip()),
+            // Nobody else is there.
+            Some(_) => Ok((Ipv4Addr::LOCALHOST, NEXT_BESIDE_CALLER.fetch_add(1, Ordering::Relaxed)).into()),
+        };
+        let (tcp, http) = match &origin.caller {
+            Some(_) if is_anynode => {
+                let mut vips = VipPool::new(vip_network.parse()?);
+                let mut vip = |name| -> anyhow::Result<SocketAddr> {
+                    let ip = vips.assign(&ServiceName::new(name)?, |_| true)?;
+                    Ok((ip, 80).into())
+                };
+                (vip("tcp")?, vip("http")?)
+            }
+            _ => (free_addr()?, free_addr()?),
+        };
         // HAProxy alone has two settings to choose from, each the better one for its work.
         let bulk = if self.name == Name::HaProxy { free_addr()? } else { tcp };
-        let proxy = self.start_with(n_connections, n_descriptors, |template| {
+        let client_address = match self.name {
+            Name::AnynodeOpaque => "none",
+            _ => "transparent",
+        };
+        let place = Place {
+            vip_network: &vip_network,
+            caller: origin.caller.as_ref(),
+        };
+        let proxy = self.start_with(n_connections, n_descriptors, place, |template| {
             let mut text = template
                 .replace("{{TCP}}", &tcp.to_string())
                 .replace("{{BULK}}", &bulk.to_string())
-                .replace("{{HTTP}}", &http.to_string());
-            for (i, endpoint) in endpoints.iter().enumerate() {
-                text = text.replace(&format!("{{{{ENDPOINT_{}}}}}", i + 1), &endpoint.to_string());
+                .replace("{{HTTP}}", &http.to_string())
+                .replace("{{CLIENT_ADDRESS}}", client_address)
+                .replace("{{CALLER}}", &Container::CALLER.to_string());
+            if let Some(caller) = &origin.caller {
+                text = text.replace("{{CALLER_NETNS}}", &caller.path().to_string_lossy());
+            }
+            for (i, endpoint) in origin.endpoints.iter().enumerate() {
+                let endpoint = match (self.name, &origin.container) {
+                    (Name::Anynode | Name::AnynodeOpaque, Some(container)) => {
+                        let netns = container.path();
+                        format!("{{ address: \"{endpoint}\", netns: \"{}\" }}", netns.display())
+                    }
+                    (Name::Anynode | Name::AnynodeOpaque, None) => format!("\"{endpoint}\""),
+                    _ => endpoint.to_string(),
+                };
+                text = text.replace(&format!("{{{{ENDPOINT_{}}}}}", i + 1), &endpoint);
             }
             text
         })?;
-        proxy.finish(tcp, bulk, http)
+        proxy.finish(tcp, bulk, http, origin.caller.as_ref())
     }
 
     /// Starts anynode with one published port, whose endpoints change. Also returns its services file.
     pub fn start_changing(&self, n_descriptors: u64, text: impl Fn(SocketAddr) -> String) -> anyhow::Result<Proxy> {
         ensure!(self.name == Name::Anynode, "only anynode reads a services file");
-        let addr = free_addr()?;
-        self.start_with(0, n_descriptors, |_| text(addr))?
-            .finish(addr, addr, addr)
+        let addr = free_addr(Ipv4Addr::LOCALHOST.into())?;
+        let place = Place {
+            vip_network: &next_vip_network(),
+            caller: None,
+        };
+        self.start_with(0, n_descriptors, place, |_| text(addr))?
+            .finish(addr, addr, addr, None)
     }
 
     fn start_with(
         &self,
         n_connections: usize,
         n_descriptors: u64,
+        place: Place<'_>,
         fill: impl Fn(&str) -> String,
     ) -> anyhow::Result<Starting> {
         let dir = tempfile::Builder::new().prefix("versus-").tempdir()?;
         let (template, file) = match self.name {
             Name::HaProxy => (include_str!("peers/haproxy.cfg"), "haproxy.cfg"),
             Name::Nginx => (include_str!("peers/nginx.conf"), "nginx.conf"),
-            Name::Anynode => (include_str!("peers/anynode.yaml"), "services.yaml"),
+            Name::Anynode | Name::AnynodeOpaque => match place.caller {
+                None => (include_str!("peers/anynode.yaml"), "services.yaml"),
+                Some(_) => (include_str!("peers/anynode-within.yaml"), "services.yaml"),
+            },
         };
         let config = dir.path().join(file);
         let text = fill(template)
@@ -117,18 +167,28 @@ impl Program {
             .replace("{{CONNECTIONS}}", &(2 * n_connections + 64).to_string())
             .replace("{{DESCRIPTORS}}", &n_descriptors.min(1 << 20).to_string());
         fs::write(&config, text)?;
-        let mut command = machine::pinned(Core::Proxy, &self.path);
+        let mut command = match place.caller {
+            // Those that know of no namespaces are beside the client.
+            Some(caller) if matches!(self.name, Name::HaProxy | Name::Nginx) => {
+                let mut command = machine::pinned(Core::Proxy, Path::new("nsenter"));
+                command
+                    .arg(format!("--net={}", caller.path().display()))
+                    .arg(&self.path);
+                command
+            }
+            _ => machine::pinned(Core::Proxy, &self.path),
+        };
         match self.name {
             Name::HaProxy => command.args(["-db", "-f"]).arg(&config),
             Name::Nginx => command.arg("-p").arg(dir.path()).arg("-c").arg(&config),
-            Name::Anynode => {
+            Name::Anynode | Name::AnynodeOpaque => {
                 command.arg("up").arg("--services").arg(&config);
                 command.arg("--data-dir").arg(dir.path().join("data"));
                 command
                     .args(["--admin", "none", "--dns", "none"])
                     .env("ANYNODE_WORKERS", "1")
                     // Two at once would want the same VIPs, and try again and again.
-                    .env("ANYNODE_VIP_NETWORK", next_vip_network())
+                    .env("ANYNODE_VIP_NETWORK", place.vip_network)
             }
         };
         let log = dir.path().join("stderr");
@@ -144,6 +204,28 @@ impl Program {
     }
 }
 
+/// Where a proxy is started.
+struct Place<'a> {
+    /// Of anynode's own addresses.
+    vip_network: &'a str,
+    /// Where its clients are, if not beside it.
+    caller: Option<&'a Container>,
+}
+
+/// Asks once, from where clients are.
+fn ask(caller: Option<&Container>, addr: SocketAddr, path: char) -> anyhow::Result<()> {
+    let Some(caller) = caller else {
+        return ask_once(addr, path).map(drop);
+    };
+    let out = Command::new("nsenter")
+        .arg(format!("--net={}", caller.path().display()))
+        .arg(std::env::current_exe()?)
+        .args([crate::ASK, &addr.to_string(), &path.to_string()])
+        .output()?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(())
+}
+
 struct Starting {
     name: Name,
     child: Running,
@@ -153,10 +235,16 @@ struct Starting {
 }
 
 impl Starting {
-    fn finish(mut self, tcp: SocketAddr, bulk: SocketAddr, http: SocketAddr) -> anyhow::Result<Proxy> {
+    fn finish(
+        mut self,
+        tcp: SocketAddr,
+        bulk: SocketAddr,
+        http: SocketAddr,
+        caller: Option<&Container>,
+    ) -> anyhow::Result<Proxy> {
         let start = Instant::now();
         let http_path = if tcp == http { 's' } else { 'h' };
-        while let Err(error) = ask_once(tcp, 's').and_then(|_| ask_once(http, http_path)) {
+        while let Err(error) = ask(caller, tcp, 's').and_then(|()| ask(caller, http, http_path)) {
             let ended = self.child.0.try_wait()?;
             if ended.is_some() || start.elapsed() > START_TIME_MAX {
                 let said = fs::read_to_string(&self.log).unwrap_or_default();
@@ -171,7 +259,7 @@ impl Starting {
         let pids = match self.name {
             // The master serves nobody.
             Name::Nginx => machine::children(pid),
-            Name::Anynode | Name::HaProxy => vec![pid],
+            Name::Anynode | Name::AnynodeOpaque | Name::HaProxy => vec![pid],
         };
         ensure!(!pids.is_empty(), "{:?} has no worker", self.name);
         Ok(Proxy {
@@ -205,12 +293,30 @@ pub struct Origin {
     pub endpoints: Endpoints,
     pub pid: u32,
     _child: Running,
+    /// Where it is, if not beside the proxies.
+    container: Option<Container>,
+    /// Where clients are, if not beside the proxies.
+    caller: Option<Container>,
 }
 
 impl Origin {
-    pub fn start() -> anyhow::Result<Origin> {
-        let mut child = machine::pinned(Core::Load, &std::env::current_exe()?)
-            .arg(crate::ORIGIN)
+    pub fn start(container: Option<Container>, caller: Option<Container>) -> anyhow::Result<Origin> {
+        let program = std::env::current_exe()?;
+        let mut command = match &container {
+            None => machine::pinned(Core::Load, &program),
+            Some(container) => {
+                let mut command = machine::pinned(Core::Load, Path::new("nsenter"));
+                command
+                    .arg(format!("--net={}", container.path().display()))
+                    .arg(&program);
+                command
+            }
+        };
+        let ip = container
+            .as_ref()
+            .map_or_else(|| Ipv4Addr::LOCALHOST.into(), |_| Container::BRIDGE);
+        let mut child = command
+            .args([crate::ORIGIN, &ip.to_string()])
             // It ends with it.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -224,13 +330,35 @@ impl Origin {
             endpoints,
             pid: child.0.id(),
             _child: child,
+            container,
+            caller,
         })
+    }
+
+    pub fn caller(&self) -> Option<&Container> {
+        self.caller.as_ref()
+    }
+
+    fn proxies_ip(&self) -> IpAddr {
+        match self.container {
+            Some(_) => Container::NODE,
+            None => Ipv4Addr::LOCALHOST.into(),
+        }
     }
 }
 
-/// Has a generator do a job.
-pub fn generate(job: &Job) -> anyhow::Result<Seen> {
-    let mut child = machine::pinned(Core::Load, &std::env::current_exe()?)
+/// Has a generator do a job, in the caller's namespace if there is one.
+pub fn generate(job: &Job, caller: Option<&Container>) -> anyhow::Result<Seen> {
+    let program = std::env::current_exe()?;
+    let mut command = match caller {
+        None => machine::pinned(Core::Load, &program),
+        Some(caller) => {
+            let mut command = machine::pinned(Core::Load, Path::new("nsenter"));
+            command.arg(format!("--net={}", caller.path().display())).arg(&program);
+            command
+        }
+    };
+    let mut child = command
         .arg(crate::LOAD)
         .arg(serde_json::to_string(job)?)
         .stdout(Stdio::piped())
@@ -270,13 +398,15 @@ impl Drop for Running {
     }
 }
 
+static NEXT_BESIDE_CALLER: AtomicU16 = AtomicU16::new(7001);
+
 fn next_vip_network() -> String {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     format!("127.{}.0.0/16", 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
 }
 
-fn free_addr() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+fn free_addr(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((ip, 0))?.local_addr()?)
 }
 
 const START_TIME_MAX: Duration = Duration::from_secs(10);
