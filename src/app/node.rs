@@ -255,7 +255,8 @@ impl Node {
         }
         let served = match &config.swarm {
             Some(swarm) => swarm.services_inside.then_some(Served::Tasks),
-            None => Some(Served::Declared),
+            // Of a swarm of our own the agent says what there is.
+            None => own.is_none().then_some(Served::Declared),
         };
         beside.spawn(serve_inside(networks.clone(), served, stopped()));
         if dns.is_none() {

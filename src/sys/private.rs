@@ -15,7 +15,20 @@ use std::process::Command;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use super::entrances;
 use super::rtnetlink::RtNetlink;
+
+/// The names of those capabilities that this thread does not have, of the ones that it takes to give processes a view of their
+/// own, to enter it (mounts: CAP_SYS_CHROOT), and to serve in it.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let mut missing = entrances::missing_capabilities();
+    let may_enter = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_CHROOT));
+    if !may_enter {
+        missing.push("CAP_SYS_CHROOT");
+    }
+    missing
+}
 
 /// Gives this process, which must have one thread, a network with nothing in it but loopback, which is up and has `address`,
 /// and mounts of its own. Any user may bind any port there. Errors: the privilege is missing (CAP_SYS_ADMIN).

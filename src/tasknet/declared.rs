@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use tokio::task::AbortHandle;
 
 use super::TaskNets;
 use crate::model::{EndpointSpec, TaskPlace};
-use crate::routing::RoutingTable;
+use crate::routing::{RoutingTable, Service, ServiceDiff};
+use crate::sys::entrances::missing_capabilities;
 use crate::sys::netns::{Mounts, Netns, NetnsId, process_ended};
 
 /// Whose namespaces are served.
@@ -47,9 +48,12 @@ impl TaskNets {
         let ended = Arc::new(Notify::new());
         let mut known: HashMap<Arc<Path>, Known> = HashMap::new();
         let mut revision = self.shared.table.subscribe();
+        revision.mark_unchanged();
+        let mut table = self.shared.table.load();
+        // Without a privilege it fails tomorrow as well.
+        let is_worth_retrying = missing_capabilities().is_empty();
         loop {
-            revision.mark_unchanged();
-            let mut wanted = places(&self.shared.table.load(), served);
+            let mut wanted = places(&table, served);
             if served == Served::Tasks {
                 for (path, known) in &known {
                     wanted.entry(path.clone()).or_insert_with(|| known.place.clone());
@@ -93,7 +97,7 @@ impl TaskNets {
                         if !netns.is_there() {
                             continue;
                         }
-                        has_failed = true;
+                        has_failed = is_worth_retrying;
                         let error = &error as &dyn std::error::Error;
                         let why = std::iter::successors(Some(error), |error| error.source());
                         let why = why.map(ToString::to_string).collect::<Vec<_>>().join(": ");
@@ -110,26 +114,54 @@ impl TaskNets {
                     false => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                _ = revision.changed() => {}
-                changed = mounts.changed() => changed?,
-                () = ended.notified() => {}
-                () = again => {}
+            let mut again = std::pin::pin!(again);
+            loop {
+                tokio::select! {
+                    _ = revision.changed() => {
+                        let before = std::mem::replace(&mut table, self.shared.table.load());
+                        if !names_others(&before, &table, served) {
+                            continue;
+                        }
+                    }
+                    changed = mounts.changed() => changed?,
+                    () = ended.notified() => {}
+                    () = &mut again => {}
+                }
+                break;
             }
         }
     }
 }
 
+/// Whether `places` of these two could differ. Costs what differs.
+fn names_others(before: &RoutingTable, after: &RoutingTable, served: Served) -> bool {
+    RoutingTable::diff(before, after).any(|diff| match diff {
+        ServiceDiff::Added(service) | ServiceDiff::Removed(service) => named(service, served).next().is_some(),
+        ServiceDiff::Changed { before, after } => {
+            let networks = |service: &Service| -> Vec<Arc<str>> {
+                let attachments = service.spec().attachments.iter();
+                attachments.map(|attachment| attachment.network.clone()).collect()
+            };
+            !named(before, served).eq(named(after, served))
+                || named(after, served).next().is_some() && networks(before) != networks(after)
+        }
+    })
+}
+
+/// The namespaces that a service names which is on any network, each with the address of its endpoint.
+fn named(service: &Service, served: Served) -> impl Iterator<Item = (&Arc<Path>, SocketAddr)> {
+    let has_networks = !service.spec().attachments.is_empty();
+    let is_meant =
+        move |endpoint: &&EndpointSpec| has_networks && endpoint.task.is_none() == (served == Served::Declared);
+    let endpoints = service.spec().endpoints.iter().filter(is_meant);
+    endpoints.filter_map(|endpoint| Some((endpoint.netns.as_ref()?, endpoint.addr)))
+}
+
 /// The namespaces of endpoints, each with the networks of all services that have endpoints there.
 fn places(table: &RoutingTable, served: Served) -> BTreeMap<Arc<Path>, TaskPlace> {
     let mut places: BTreeMap<Arc<Path>, TaskPlace> = BTreeMap::new();
-    for service in table
-        .services()
-        .filter(|service| !service.spec().attachments.is_empty())
-    {
-        let is_meant = |endpoint: &&EndpointSpec| endpoint.task.is_none() == (served == Served::Declared);
-        let endpoints = service.spec().endpoints.iter().filter(is_meant);
-        for (netns, addr) in endpoints.filter_map(|endpoint| Some((endpoint.netns.as_ref()?, endpoint.addr))) {
+    for service in table.services() {
+        for (netns, addr) in named(service, served) {
             let own = |ip: IpAddr| (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip);
             let place = places.entry(netns.clone()).or_insert_with(|| TaskPlace {
                 netns: netns.clone(),

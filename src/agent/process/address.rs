@@ -13,8 +13,21 @@ use super::job::Dir;
 #[derive(Debug)]
 pub(super) struct AddressGiver {
     network: Ipv4Net,
-    /// Given, and perhaps not written yet. std mutex: held for moments.
+    /// Given, and not yet written. std mutex: held for moments.
     given: Mutex<BTreeSet<Ipv4Addr>>,
+}
+
+/// An address that nobody else is given as long as this is there. To be dropped once it is written in the task's directory.
+#[derive(Debug)]
+pub(super) struct Given<'a> {
+    giver: &'a AddressGiver,
+    pub(super) address: Ipv4Addr,
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        self.giver.lock().remove(&self.address);
+    }
 }
 
 impl AddressGiver {
@@ -26,8 +39,8 @@ impl AddressGiver {
     }
 
     /// An address that no task has whose directory is in `tasks`. `None`: all are given.
-    pub(super) fn give(&self, tasks: &Path) -> Option<Ipv4Addr> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn give(&self, tasks: &Path) -> Option<Given<'_>> {
+        let mut given = self.lock();
         let written = written(tasks);
         // First and last of a network mean the network.
         let (first, last) = (u32::from(self.network.network()), u32::from(self.network.broadcast()));
@@ -36,16 +49,14 @@ impl AddressGiver {
             return None;
         }
         let begin = fastrand::u32(..n);
-        let all = (0..n).map(|i| Ipv4Addr::from(first + 1 + (begin + i) % n));
-        let address = all
-            .into_iter()
-            .find(|address| !written.contains(address) && !given.contains(address))?;
-        // What was given long ago is written or will never be.
-        if given.len() >= REMEMBERED {
-            given.clear();
-        }
+        let mut all = (0..n).map(|i| Ipv4Addr::from(first + 1 + (begin + i) % n));
+        let address = all.find(|address| !written.contains(address) && !given.contains(address))?;
         given.insert(address);
-        Some(address)
+        Some(Given { giver: self, address })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ipv4Addr>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -55,8 +66,6 @@ fn written(tasks: &Path) -> BTreeSet<Ipv4Addr> {
     jobs.filter_map(|job| Some(job.network?.address)).collect()
 }
 
-const REMEMBERED: usize = 256;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,13 +74,16 @@ mod tests {
     fn no_address_is_given_twice() {
         let dir = tempfile::tempdir().unwrap();
         let giver = AddressGiver::new("198.18.0.0/29".parse().unwrap());
-        let mut given: Vec<Ipv4Addr> = (0..6).map(|_| giver.give(dir.path()).unwrap()).collect();
-        given.sort();
+        let mut given: Vec<Given> = (0..6).map(|_| giver.give(dir.path()).unwrap()).collect();
+        given.sort_by_key(|given| given.address);
         let expected: Vec<Ipv4Addr> = (1..=6).map(|n| [198, 18, 0, n].into()).collect();
-        assert_eq!(given, expected);
-        assert_eq!(giver.give(dir.path()), None);
+        assert!(given.iter().map(|given| given.address).eq(expected));
+        assert!(giver.give(dir.path()).is_none());
+        // One that was never written is there again.
+        let last = given.pop().unwrap().address;
+        assert_eq!(giver.give(dir.path()).unwrap().address, last);
         for none in ["10.0.0.1/32", "10.0.0.0/31"] {
-            assert_eq!(AddressGiver::new(none.parse().unwrap()).give(dir.path()), None);
+            assert!(AddressGiver::new(none.parse().unwrap()).give(dir.path()).is_none());
         }
     }
 }

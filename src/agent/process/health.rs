@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
-use super::job::{Dir, Job};
+use super::job::{Dir, Job, Process};
 use crate::agent::Assignment;
 use crate::agent::runtime::HealthState;
 use crate::model::swarm::Time;
@@ -70,7 +70,14 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
         })
         .await;
         let Ok(job) = dir.read_job() else { continue };
-        let beside = job.network.as_ref().and_then(|_| Some(dir.pid()?.pid));
+        let beside = match &job.network {
+            Some(_) => match dir.keeper() {
+                Some(keeper) => Some(keeper),
+                // It has not begun.
+                None => continue,
+            },
+            None => None,
+        };
         match passes(&check, &job, beside).await {
             true if before != HealthState::Healthy => return HealthState::Healthy,
             true => n_failed = 0,
@@ -83,7 +90,7 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
     }
 }
 
-async fn passes(check: &Check, job: &Job, beside: Option<i32>) -> bool {
+async fn passes(check: &Check, job: &Job, beside: Option<Process>) -> bool {
     let Ok(Some(mut command)) = job.command(&check.words, beside) else {
         return false;
     };

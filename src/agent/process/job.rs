@@ -62,14 +62,18 @@ pub(super) struct User {
 
 impl Job {
     /// A command that runs as the task's program does; without words, none. `beside`: a process whose view of the network and
-    /// of files it is to have; without one, this program's. Errors: there is no such process.
-    pub(super) fn command(&self, words: &[String], beside: Option<i32>) -> io::Result<Option<Command>> {
+    /// of files it is to have; without one, this program's. Errors: that process has ended.
+    pub(super) fn command(&self, words: &[String], beside: Option<Process>) -> io::Result<Option<Command>> {
         let Some((program, args)) = words.split_first() else {
             return Ok(None);
         };
         let mut command = Command::new(program);
-        if let Some(pid) = beside {
-            enter(&mut command, pid, &self.dir)?;
+        if let Some(process) = beside {
+            enter(&mut command, process.pid, &self.dir)?;
+            // What was opened is its own, and not of another that has its number by now.
+            if !process.is_alive() {
+                return Err(io::Error::other("the process to run beside has ended"));
+            }
         }
         command
             .args(args)
@@ -112,6 +116,16 @@ impl Process {
     pub(super) fn signal(&self, signal: Signal) {
         signal_if(self.pid, signal, || self.is_alive());
     }
+}
+
+/// What runs of a task.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Running {
+    #[serde(flatten)]
+    pub(super) program: Process,
+    /// `None`: of an earlier version, which gave tasks no network of their own.
+    #[serde(default)]
+    pub(super) keeper: Option<Process>,
 }
 
 fn started(pid: i32) -> Option<u64> {
@@ -197,13 +211,22 @@ impl Dir {
         serde_json::from_slice(&fs::read(self.path.join("job"))?).map_err(io::Error::other)
     }
 
-    pub(super) fn write_pid(&self, process: Process) -> io::Result<()> {
-        self.write("pid", &serde_json::to_vec(&process).map_err(io::Error::other)?)
+    pub(super) fn write_running(&self, running: Running) -> io::Result<()> {
+        self.write("pid", &serde_json::to_vec(&running).map_err(io::Error::other)?)
+    }
+
+    fn running(&self) -> Option<Running> {
+        serde_json::from_slice(&fs::read(self.path.join("pid")).ok()?).ok()
     }
 
     /// The task's program; `None` before it started.
     pub(super) fn pid(&self) -> Option<Process> {
-        serde_json::from_slice(&fs::read(self.path.join("pid")).ok()?).ok()
+        Some(self.running()?.program)
+    }
+
+    /// What started the program; `None` before it did.
+    pub(super) fn keeper(&self) -> Option<Process> {
+        self.running()?.keeper
     }
 
     pub(super) fn write_exit_code(&self, code: i64) -> io::Result<()> {

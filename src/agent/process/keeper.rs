@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Signal, WaitOptions};
 
-use super::job::{Dir, Job, OwnNetwork, Process};
+use super::job::{Dir, Job, OwnNetwork, Process, Running};
 use crate::model::swarm::Time;
 use crate::sys::private::{leave_network, show_instead};
 use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
@@ -81,8 +81,11 @@ fn start(dir: &Dir) -> io::Result<Kept> {
     let child = command
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("exec: {program:?}: {error}")))?;
-    let process = i32::try_from(child.id()).ok().and_then(Process::of);
-    dir.write_pid(process.ok_or_else(|| io::Error::other("it ended at once"))?)?;
+    let process = |pid: u32| i32::try_from(pid).ok().and_then(Process::of);
+    dir.write_running(Running {
+        program: process(child.id()).ok_or_else(|| io::Error::other("it ended at once"))?,
+        keeper: process(std::process::id()),
+    })?;
     Ok(Kept {
         child,
         log,

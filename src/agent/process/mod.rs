@@ -24,7 +24,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 
-use self::address::AddressGiver;
+use self::address::{AddressGiver, Given};
 use self::job::{Dir, Job, OwnNetwork, TASK_DIR};
 use self::port::PortGiver;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
@@ -32,7 +32,7 @@ use super::template;
 use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::swarm::{Container, Exit, Id, TaskSpec};
 use crate::model::{Reach, TaskPlace};
-use crate::sys::entrances;
+use crate::sys::private;
 use crate::sys::process::lead_session;
 
 /// What tasks are made of.
@@ -66,7 +66,7 @@ impl Processes {
         if let Ok(dir) = std::path::absolute(&settings.dir) {
             settings.dir = dir;
         }
-        let missing = entrances::missing_capabilities();
+        let missing = private::missing_capabilities();
         let addresses = settings.addresses.filter(|_| {
             if !missing.is_empty() {
                 tracing::warn!(
@@ -105,7 +105,8 @@ impl Processes {
         })
     }
 
-    fn job_of(&self, assignment: &Assignment) -> Result<Job, Failure> {
+    /// `network`: of its own; without one, this host's.
+    fn job_of(&self, assignment: &Assignment, network: Option<OwnNetwork>) -> Result<Job, Failure> {
         let container = assignment.task.spec.container_spec.clone().unwrap_or_default();
         let image = container.image.clone().unwrap_or_default();
         let Some(mut words) = self.command_of(&image) else {
@@ -114,14 +115,13 @@ impl Processes {
                  configuration, or run a Docker Engine"
             )));
         };
-        refuse_what_needs_a_container(&assignment.task.spec, self.addresses.is_some())?;
+        refuse_what_needs_a_container(&assignment.task.spec, network.is_some())?;
         let expand = |text: &String| template::expand(text, assignment).map_err(|error| Failure(error.to_string()));
         if let Some(command) = container.command.as_ref().filter(|command| !command.is_empty()) {
             words = command.clone();
         }
         words.extend(container.args.iter().flatten().cloned());
         let dir = self.dir(&assignment.task.id);
-        let network = self.network_of(assignment)?;
         let port = match network {
             // Each task has all ports there are.
             Some(_) => first_target(assignment).unwrap_or(PORT_OF_NONE),
@@ -169,8 +169,8 @@ impl Processes {
         })
     }
 
-    /// The network that a task is to have; `None` for this host's.
-    fn network_of(&self, assignment: &Assignment) -> Result<Option<OwnNetwork>, Failure> {
+    /// The network that a task is to have, and its address until it is written; `None` for this host's.
+    fn network_of(&self, assignment: &Assignment) -> Result<Option<(OwnNetwork, Given<'_>)>, Failure> {
         let spec = &assignment.task.spec;
         let attached = spec.networks.iter().flatten();
         let networks: Vec<String> = attached.filter_map(|network| network.target.clone()).collect();
@@ -181,7 +181,6 @@ impl Processes {
         else {
             return Ok(None);
         };
-        let address = addresses.give(&self.settings.dir);
         let none = || Failure("process.addresses: all of them are given: expected a larger network".to_owned());
         let container = spec.container_spec.clone().unwrap_or_default();
         let dns = container.dns_config.unwrap_or_default();
@@ -191,12 +190,14 @@ impl Processes {
         };
         let nameservers: Result<_, Failure> = dns.nameservers.iter().flatten().map(nameserver).collect();
         let own = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        Ok(Some(OwnNetwork {
-            address: address.ok_or_else(none)?,
+        let given = addresses.give(&self.settings.dir).ok_or_else(none)?;
+        let network = OwnNetwork {
+            address: given.address,
             networks,
             nameservers: nameservers?,
             resolv_conf: resolv_conf(&own, dns.search.as_deref(), dns.options.as_deref()),
-        }))
+        };
+        Ok(Some((network, given)))
     }
 
     async fn start_keeper(&self, task: &Id, dir: &Dir) -> io::Result<Started> {
@@ -226,7 +227,7 @@ impl Processes {
         tokio::spawn(async move { keeper.wait().await });
         let said = heard?;
         match said.trim_end().split_once(' ') {
-            Some(("pid", pid)) => Ok(started(dir, pid.parse().map_err(io::Error::other)?, &job)),
+            Some(("pid", program)) => Ok(started(dir, program.parse().map_err(io::Error::other)?, pid, &job)),
             Some(("error", reason)) => Err(io::Error::other(reason.to_owned())),
             _ => Err(io::Error::other("its keeper ended without a word")),
         }
@@ -257,7 +258,7 @@ impl Processes {
 
 /// A process has this host's files, network and privileges. What promises others is refused, not passed over; limits of
 /// resources promise nothing to the program, and are passed over.
-fn refuse_what_needs_a_container(spec: &TaskSpec, has_networks: bool) -> Result<(), Failure> {
+fn refuse_what_needs_a_container(spec: &TaskSpec, has_network: bool) -> Result<(), Failure> {
     let container = spec.container_spec.clone().unwrap_or_default();
     let dns = container.dns_config.unwrap_or_default();
     let privileges = container.privileges.unwrap_or_default();
@@ -268,7 +269,7 @@ fn refuse_what_needs_a_container(spec: &TaskSpec, has_networks: bool) -> Result<
         ("Hosts", is_some(&container.hosts)),
         (
             "DNSConfig",
-            !has_networks && (is_some(&dns.nameservers) || is_some(&dns.search) || is_some(&dns.options)),
+            !has_network && (is_some(&dns.nameservers) || is_some(&dns.search) || is_some(&dns.options)),
         ),
         ("CapabilityAdd", is_some(&container.capability_add)),
         ("CapabilityDrop", is_some(&container.capability_drop)),
@@ -323,12 +324,13 @@ fn size(text: &str) -> Option<u64> {
         .filter(|n_bytes| *n_bytes > 0)
 }
 
-fn started(dir: &Dir, pid: i64, job: &Job) -> Started {
+/// `pid`: of the program; `keeper`: of what keeps it.
+fn started(dir: &Dir, pid: i64, keeper: u32, job: &Job) -> Started {
     let reach = match &job.network {
         // Whichever port a connection is for.
         Some(network) => Reach {
             addr: SocketAddr::from((network.address, 0)),
-            netns: Some(netns_of(pid)),
+            netns: Some(netns_of(keeper)),
         },
         None => SocketAddr::from((Ipv4Addr::LOCALHOST, job.port)).into(),
     };
@@ -342,15 +344,16 @@ fn started(dir: &Dir, pid: i64, job: &Job) -> Started {
     }
 }
 
-fn netns_of(pid: impl std::fmt::Display) -> Arc<Path> {
-    Path::new(&format!("/proc/{pid}/ns/net")).into()
+/// By the keeper, which has it from the first moment to the last, and is of our user whoever the program's is.
+fn netns_of(keeper: u32) -> Arc<Path> {
+    Path::new(&format!("/proc/{keeper}/ns/net")).into()
 }
 
-/// What is to be made ready in the network of process `pid`.
-fn place(network: &OwnNetwork, pid: impl std::fmt::Display) -> TaskPlace {
+/// What is to be made ready in the network of a keeper.
+fn place(network: &OwnNetwork, keeper: u32) -> TaskPlace {
     let nameservers = network.nameservers.iter();
     TaskPlace {
-        netns: netns_of(pid),
+        netns: netns_of(keeper),
         networks: network.networks.iter().map(|id| id.as_str().into()).collect(),
         address: Some(network.address.into()),
         is_closed: true,
@@ -400,7 +403,8 @@ impl Runtime for Processes {
         Box::pin(async move {
             let dir = self.dir(&assignment.task.id);
             let failed = |error: io::Error| Failure(format!("prepare {}: {error}", dir.path().display()));
-            let job = self.job_of(assignment)?;
+            let (network, _given) = self.network_of(assignment)?.unzip();
+            let job = self.job_of(assignment, network)?;
             let files = task_files::of(assignment).map_err(|error| Failure(error.to_string()))?;
             // Of an attempt that was cut short, whatever it left.
             self.remove(&assignment.task.id).await;
@@ -430,13 +434,15 @@ impl Runtime for Processes {
             dir.settled().await;
             match dir.pid() {
                 None => Found::Prepared,
-                Some(process) if dir.has_keeper() && dir.exit_code().is_none() => {
+                Some(program) if dir.has_keeper() && dir.exit_code().is_none() => {
+                    let keeper = dir.keeper().unwrap_or(program);
+                    let keeper = u32::try_from(keeper.pid).unwrap_or(0);
                     if let Some(network) = &job.network
-                        && let Err(Failure(reason)) = self.networks.open(task, place(network, process.pid)).await
+                        && let Err(Failure(reason)) = self.networks.open(task, place(network, keeper)).await
                     {
                         tracing::error!(%task, "services are not reached from inside: {reason}");
                     }
-                    Found::Running(started(&dir, i64::from(process.pid), &job))
+                    Found::Running(started(&dir, i64::from(program.pid), keeper, &job))
                 }
                 Some(_) => Found::Ended(Container {
                     id: task.to_string(),

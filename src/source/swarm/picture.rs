@@ -444,14 +444,20 @@ mod tests {
         picture.put(node(5, 0));
         assert!(is_routed(&picture), "not known to be down");
         picture.put(service(6, 0));
-        assert!(is_routed(&picture), "reached by its networks until its port is allocated");
+        assert!(
+            is_routed(&picture),
+            "reached by its networks until its port is allocated"
+        );
         let mut alone = service(7, 0);
         let SeenObject::Service(unreachable) = &mut alone.object else {
             panic!("a service");
         };
         unreachable.networks.clear();
         picture.put(alone);
-        assert!(!is_routed(&picture), "its port is not allocated, and it is on no network");
+        assert!(
+            !is_routed(&picture),
+            "its port is not allocated, and it is on no network"
+        );
         picture.put(service(8, 8080));
         picture.remove(&node(9, 2).object);
         assert!(!is_routed(&picture));

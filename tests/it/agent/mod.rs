@@ -2,4 +2,4 @@
 
 mod containers;
 mod processes;
-mod rig;
+pub mod rig;

@@ -85,6 +85,14 @@ fn a_name_is_there_at_the_first_instruction_of_a_process() {
 /// Requests from inside a task's network, each by a connection of its own.
 struct Load(Child);
 
+impl Drop for Load {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            drop((self.0.kill(), self.0.wait()));
+        }
+    }
+}
+
 impl Load {
     fn start(pid: u32, to: &str) -> Load {
         let mut command = Command::new("nsenter");
@@ -93,10 +101,9 @@ impl Load {
         Load(command.stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    fn stop(self) -> Value {
+    fn stop(mut self) -> Value {
         drop(Command::new("kill").arg(self.0.id().to_string()).status());
-        let out = self.0.wait_with_output().unwrap();
-        serde_json::from_slice(&out.stdout).unwrap()
+        serde_json::from_reader(self.0.stdout.take().unwrap()).unwrap()
     }
 }
 

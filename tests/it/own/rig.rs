@@ -1,10 +1,12 @@
 //! A node that is a swarm by itself, in a network of its own, and the docker command line that drives it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::agent::rig::processes_with;
 use crate::swarm::rig::{rootfs, task_program};
 
 /// What runs the tasks.
@@ -464,8 +466,12 @@ impl Drop for Own {
         // Tasks that are processes outlive anynode: that is what they are for.
         if self.tasks == Tasks::Processes {
             let in_here = Command::new("ip").args(["netns", "pids", &self.netns()]).output();
-            for pid in String::from_utf8_lossy(&in_here.map(|out| out.stdout).unwrap_or_default()).split_whitespace() {
-                let _ = Command::new("kill").args(["-9", pid]).output();
+            let in_here = String::from_utf8(in_here.map(|out| out.stdout).unwrap_or_default()).unwrap_or_default();
+            let in_here = in_here.split_whitespace().filter_map(|pid| pid.parse().ok());
+            // Those that have networks of their own.
+            let of_tasks = processes_with(self.dir.path());
+            for pid in in_here.chain(of_tasks).collect::<BTreeSet<u32>>() {
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
             }
         }
         self.network_down();
