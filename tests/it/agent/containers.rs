@@ -1,5 +1,6 @@
 //! Tasks as containers: of a real dockerd, which is killed and started again.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anynode::agent::containers::Containers;
-use anynode::agent::{LogQuery, NoNetworks};
+use anynode::agent::{LogQuery, NoNetworks, TaskNetworks};
 use anynode::model::swarm::{Id, TaskState};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::rig::{self, ALL, World, is_alive, payload, until};
+use super::rig::{self, ALL, Recorder, World, is_alive, payload, signal, until};
 use crate::own::rig::{Own, Tasks, up};
 
 struct Engine(Own);
@@ -22,11 +24,13 @@ impl Engine {
     }
 
     async fn runtime(&self, owner: &str) -> Arc<Containers> {
-        Arc::new(
-            Containers::connect(&self.0.engine_socket(), owner.to_owned(), Arc::new(NoNetworks))
-                .await
-                .unwrap(),
-        )
+        self.runtime_with(owner, Arc::new(NoNetworks)).await
+    }
+
+    async fn runtime_with(&self, owner: &str, networks: Arc<dyn TaskNetworks>) -> Arc<Containers> {
+        let socket = self.0.engine_socket();
+        let connected = Containers::connect(&socket, owner.to_owned(), networks);
+        Arc::new(connected.await.unwrap())
     }
 
     async fn world(&self) -> World {
@@ -311,4 +315,73 @@ async fn one_that_is_to_go_while_it_is_made_leaves_nothing() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(engine.containers(), 0, "round {round}");
     }
+}
+
+#[tokio::test]
+async fn a_containers_network_is_ready_first_and_goes_with_it() {
+    let Some(engine) = Engine::up("sandbox") else { return };
+    let recorder = Arc::new(Recorder::default());
+    let runtime = engine.runtime_with("test", recorder.clone()).await;
+    let world = World::with_networks(runtime, recorder.clone());
+    let on_net = json!({ "Networks": [{ "Target": "net" }] });
+    let mut spec = container();
+    spec["Hosts"] = json!(["192.0.2.7 seven.example"]);
+    spec["DNSConfig"] = json!({ "Nameservers": ["192.0.2.53"], "Search": ["example.org"] });
+    spec["Sysctls"] = json!({ "net.ipv4.ip_default_ttl": "61" });
+    spec["Hostname"] = json!("named");
+
+    recorder.is_held.send_replace(true);
+    let id = world.task(spec.clone(), on_net.clone());
+    until("its network to be asked for", || !recorder.places(&id).is_empty()).await;
+    let asked = recorder.places(&id).remove(0);
+    assert_eq!(asked.networks, [Arc::from("net")]);
+    assert_eq!(asked.nameservers, [SocketAddr::from(([192, 0, 2, 53], 53))]);
+    assert!((asked.is_closed, asked.has_dns) == (false, true));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let format = "{{.Names}} {{.State}}";
+    let shown = |engine: &Engine| engine.docker(&["ps", "-a", "--format", format]);
+    assert_eq!(
+        shown(&engine).matches(" running").count(),
+        1,
+        "the sandbox alone: {}",
+        shown(&engine)
+    );
+    recorder.is_held.send_replace(false);
+    world.wait(&id, TaskState::Running).await;
+    let reach = world.reach(&id).unwrap();
+    assert_eq!(Some(reach.addr.ip()), asked.address);
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let program = PathBuf::from(format!("/proc/{}", world.pid(&id)));
+    assert_eq!(inode(&program.join("ns/net")), inode(&asked.netns));
+    let file = |name: &str| std::fs::read_to_string(program.join("root/etc").join(name)).unwrap();
+    assert!(file("hosts").contains("192.0.2.7\tseven.example"), "{}", file("hosts"));
+    let resolver = file("resolv.conf");
+    assert!(
+        resolver.contains("nameserver 127.0.0.77") && resolver.contains("search example.org"),
+        "{resolver}"
+    );
+    assert_eq!(file("hostname").trim(), "named");
+    let ttl = std::process::Command::new("nsenter")
+        .arg(format!("--net={}", asked.netns.display()))
+        .args(["cat", "/proc/sys/net/ipv4/ip_default_ttl"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&ttl.stdout).trim(), "61");
+
+    // Without its network a task is over, and another is made by who wants it.
+    let sandbox = PathBuf::from(&*asked.netns);
+    let sandbox: u32 = sandbox.iter().nth(2).unwrap().to_str().unwrap().parse().unwrap();
+    assert_ne!(sandbox, world.pid(&id));
+    signal(sandbox, Signal::KILL);
+    world.wait(&id, TaskState::Failed).await;
+    world.forget(&id);
+    until("nothing to be left of it", || engine.containers() == 0).await;
+    assert!(recorder.closed.lock().unwrap().contains(&id));
+
+    *recorder.fails.lock().unwrap() = Some("no room for its routes".to_owned());
+    let id = world.task(spec, on_net);
+    let error = world.wait(&id, TaskState::Failed).await.error.unwrap();
+    assert!(error.contains("no room for its routes"), "{error}");
+    world.forget(&id);
+    until("nothing to be left of it", || engine.containers() == 0).await;
 }

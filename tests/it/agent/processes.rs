@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anynode::agent::process::{ProcessSettings, Processes};
-use anynode::agent::{LogQuery, NoNetworks};
+use anynode::agent::{LogQuery, NoNetworks, TaskNetworks};
 use anynode::model::swarm::{Id, TaskState};
+use ipnet::Ipv4Net;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -17,12 +18,12 @@ use super::rig::{self, ALL, PATIENCE, World, is_alive, payload, processes_with, 
 use crate::harness::Seed;
 
 /// A directory for tasks; nothing of them is left when this is dropped.
-struct Place {
+pub(super) struct Place {
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(super) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         // Tasks that run as other users pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -30,6 +31,10 @@ impl Place {
     }
 
     fn runtime(&self) -> Arc<Processes> {
+        self.runtime_with(None, Arc::new(NoNetworks))
+    }
+
+    pub(super) fn runtime_with(&self, addresses: Option<Ipv4Net>, networks: Arc<dyn TaskNetworks>) -> Arc<Processes> {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         Arc::new(Processes::new(
             ProcessSettings {
@@ -39,9 +44,9 @@ impl Place {
                     ("sh".to_owned(), words(&["/bin/sh", "-c"])),
                     ("missing:1".to_owned(), words(&["/nonexistent/program"])),
                 ]),
-                addresses: None,
+                addresses,
             },
-            Arc::new(NoNetworks),
+            networks,
         ))
     }
 
@@ -49,16 +54,16 @@ impl Place {
         World::start(self.runtime())
     }
 
-    fn of_task(&self, id: &Id) -> PathBuf {
+    pub(super) fn of_task(&self, id: &Id) -> PathBuf {
         self.dir.path().join("tasks").join(id.as_str())
     }
 
     /// All processes of tasks and their keepers.
-    fn processes(&self) -> Vec<u32> {
+    pub(super) fn processes(&self) -> Vec<u32> {
         processes_with(self.dir.path())
     }
 
-    fn keeper(&self, id: &Id) -> u32 {
+    pub(super) fn keeper(&self, id: &Id) -> u32 {
         let is_keeper = |pid: &u32| {
             let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             words.split(|byte| *byte == 0).any(|word| word == b"keep")
@@ -78,12 +83,12 @@ impl Drop for Place {
 }
 
 /// What runs a script.
-fn sh(script: &str) -> Value {
+pub(super) fn sh(script: &str) -> Value {
     json!({ "Image": "sh", "Args": [script], "StopGracePeriod": 2_000_000_000u64 })
 }
 
 /// It says `ready` once it listens to what it is told.
-const WAITS: &str = "echo ready; while :; do sleep 0.05; done";
+pub(super) const WAITS: &str = "echo ready; while :; do sleep 0.05; done";
 
 #[tokio::test]
 async fn what_a_task_is_given() {
@@ -404,7 +409,7 @@ async fn odd_output_is_kept() {
     assert!(lines.iter().all(|line| line.bytes.len() <= 16 << 10));
 }
 
-fn check(test: &str, more: Value) -> Value {
+pub(super) fn check(test: &str, more: Value) -> Value {
     let mut check = json!({
         "Test": ["CMD-SHELL", test], "Interval": 50_000_000, "Timeout": 300_000_000, "Retries": 2,
     });

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anynode::agent::{
-    Addresses, Agent, Assignment, Assignments, Barrier, Later, LogLine, LogQuery, NoNetworks, Reports, Runtime,
+    Addresses, Agent, Assignment, Assignments, Barrier, Failure, Later, LogLine, LogQuery, NoNetworks, Reports,
+    Runtime, TaskNetworks,
 };
 use anynode::model::swarm::{Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time};
+use anynode::model::{Reach, TaskPlace};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -40,23 +42,61 @@ impl Barrier for Reported {
     }
 }
 
+/// In the place of what makes networks ready: what was asked of it, and what it answers.
+#[derive(Default)]
+pub struct Recorder {
+    opened: Mutex<BTreeMap<Id, Vec<TaskPlace>>>,
+    pub closed: Mutex<Vec<Id>>,
+    /// Each opening takes as long as this is set.
+    pub is_held: watch::Sender<bool>,
+    pub fails: Mutex<Option<String>>,
+}
+
+impl TaskNetworks for Recorder {
+    fn open<'a>(&'a self, task: &'a Id, place: TaskPlace) -> Later<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            self.opened.lock().unwrap().entry(task.clone()).or_default().push(place);
+            drop(self.is_held.subscribe().wait_for(|is_held| !is_held).await);
+            let fails = self.fails.lock().unwrap().clone();
+            fails.map_or(Ok(()), |reason| Err(Failure(reason)))
+        })
+    }
+
+    fn close(&self, task: &Id) {
+        self.closed.lock().unwrap().push(task.clone());
+    }
+}
+
+impl Recorder {
+    pub fn places(&self, task: &Id) -> Vec<TaskPlace> {
+        self.opened.lock().unwrap().get(task).cloned().unwrap_or_default()
+    }
+}
+
 pub struct World {
     pub reported: Arc<Reported>,
     tasks: Mutex<BTreeMap<Id, Assignment>>,
     assigned: watch::Sender<Arc<Assignments>>,
+    networks: Arc<dyn TaskNetworks>,
     agent: Arc<Agent>,
     running: tokio::task::JoinHandle<()>,
 }
 
 impl World {
     pub fn start(runtime: Arc<dyn Runtime>) -> World {
+        World::with_networks(runtime, Arc::new(NoNetworks))
+    }
+
+    /// `networks`: as the runtime has it.
+    pub fn with_networks(runtime: Arc<dyn Runtime>, networks: Arc<dyn TaskNetworks>) -> World {
         let reported = Arc::new(Reported::default());
         let assigned = watch::Sender::default();
-        let (agent, running) = run(runtime, &reported, &assigned);
+        let (agent, running) = run(runtime, &reported, &assigned, networks.clone());
         World {
             reported,
             tasks: Mutex::default(),
             assigned,
+            networks,
             agent,
             running,
         }
@@ -79,7 +119,7 @@ impl World {
         // What the old one followed must not be ended with it.
         self.assigned = watch::Sender::default();
         self.publish();
-        (self.agent, self.running) = run(runtime, &self.reported, &self.assigned);
+        (self.agent, self.running) = run(runtime, &self.reported, &self.assigned, self.networks.clone());
     }
 
     /// A task of a `ContainerSpec`, and of more of a `TaskSpec`.
@@ -142,8 +182,12 @@ impl World {
     }
 
     pub fn addr(&self, id: &Id) -> Option<SocketAddr> {
+        self.reach(id).map(|reach| reach.addr)
+    }
+
+    pub fn reach(&self, id: &Id) -> Option<Reach> {
         let addresses: Arc<Addresses> = self.agent.addresses().borrow().clone();
-        addresses.get(id).map(|reach| reach.addr)
+        addresses.get(id).cloned()
     }
 
     pub async fn logs(&self, id: &Id, query: LogQuery) -> Vec<LogLine> {
@@ -187,8 +231,9 @@ fn run(
     runtime: Arc<dyn Runtime>,
     reported: &Arc<Reported>,
     assigned: &watch::Sender<Arc<Assignments>>,
+    networks: Arc<dyn TaskNetworks>,
 ) -> (Arc<Agent>, tokio::task::JoinHandle<()>) {
-    let agent = Agent::new(runtime, reported.clone(), reported.clone(), Arc::new(NoNetworks));
+    let agent = Agent::new(runtime, reported.clone(), reported.clone(), networks);
     let running = agent.clone().run(assigned.subscribe(), std::future::pending());
     (agent, tokio::spawn(running))
 }
