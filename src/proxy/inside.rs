@@ -24,33 +24,54 @@ thread_local! {
 /// What is kept for one endpoint.
 #[derive(Default)]
 struct Kept {
-    sockets: Vec<Ready>,
+    sockets: Vec<Inside>,
     /// Some were opened since the last tick.
     is_busy: bool,
+    /// Whether its namespace is set up for clients' addresses. `None`: nobody asked for that yet.
+    is_set_up: Option<bool>,
+    /// Held by whoever opens some: the others wait for those.
+    opening: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A socket of the endpoint's namespace.
+struct Ready {
+    socket: Inside,
+    may_be_transparent: bool,
 }
 
 impl Kept {
+    fn take(&mut self, is_transparent: bool) -> Option<Ready> {
+        if is_transparent && self.is_set_up.is_none() {
+            return None;
+        }
+        Some(Ready {
+            socket: self.sockets.pop()?,
+            may_be_transparent: self.is_set_up == Some(true),
+        })
+    }
+
     /// How many to open at once: more while they are used up quickly.
     fn next_batch(&self) -> usize {
         if self.is_busy { BUSY_AT_ONCE } else { AT_ONCE }
     }
 }
 
+fn with_kept<T>(endpoint: &Endpoint, act: impl FnOnce(&mut Kept) -> T) -> T {
+    READY.with(|ready| act(ready.borrow_mut().entry(endpoint.id()).or_default()))
+}
+
 /// Lets go of what is kept for the busy and was not used. Called once a second.
 pub(super) fn tick() {
     READY.with(|ready| {
-        for kept in ready.borrow_mut().values_mut() {
-            if !std::mem::take(&mut kept.is_busy) {
+        ready.borrow_mut().retain(|_, kept| {
+            let is_busy = std::mem::take(&mut kept.is_busy);
+            if !is_busy {
                 kept.sockets.truncate(AT_ONCE - 1);
             }
-        }
+            // Of an endpoint that is gone a last attempt may have left this.
+            is_busy || !kept.sockets.is_empty() || Arc::strong_count(&kept.opening) > 1
+        });
     });
-}
-
-struct Ready {
-    socket: Inside,
-    /// Its namespace is set up for clients' addresses.
-    may_be_transparent: bool,
 }
 
 /// One attempt at `addr` in the namespace at `netns`, from the client's address if there is one and that can be.
@@ -103,20 +124,27 @@ async fn ready(
     addr: SocketAddr,
     is_transparent: bool,
 ) -> io::Result<Ready> {
-    let (kept, n) = READY.with(|ready| {
-        let mut ready = ready.borrow_mut();
-        match ready.get_mut(&endpoint.id()) {
-            Some(kept) => (kept.sockets.pop(), kept.next_batch()),
-            None => (None, AT_ONCE),
-        }
-    });
-    if let Some(kept) = kept {
-        return Ok(kept);
-    }
+    let look = |kept: &mut Kept| (kept.take(is_transparent), kept.opening.clone());
+    let opening = match with_kept(endpoint, look) {
+        (Some(ready), _) => return Ok(ready),
+        (None, opening) => opening,
+    };
+    let _opening = opening.lock().await;
+    let look = |kept: &mut Kept| (kept.take(is_transparent), kept.next_batch(), kept.is_set_up);
+    let (n, is_set_up) = match with_kept(endpoint, look) {
+        (Some(ready), ..) => return Ok(ready),
+        (None, n, is_set_up) => (n, is_set_up),
+    };
     let netns = Netns::at(netns).map_err(ConnectError::from)?;
-    let Opened { sockets, opaque } = transparent::open(entrances, &netns, addr.ip(), n, is_transparent).await?;
-    let may_be_transparent = is_transparent && opaque.is_none();
-    if is_transparent {
+    // What it lacked may be there by now.
+    let is_to_set_up = is_transparent && is_set_up != Some(true);
+    let Opened { mut sockets, opaque } = transparent::open(entrances, &netns, addr.ip(), n, is_to_set_up).await?;
+    let is_set_up = if is_to_set_up {
+        Some(opaque.is_none())
+    } else {
+        is_set_up
+    };
+    if is_to_set_up {
         let why: Option<Arc<str>> = opaque.map(|error| why(&error).into());
         if endpoint.set_opaque(why.clone())
             && let Some(why) = why
@@ -124,22 +152,18 @@ async fn ready(
             tracing::warn!(endpoint = %endpoint.label(), "it does not see its clients' addresses: {why}");
         }
     }
-    let mut opened = sockets.into_iter().map(|socket| Ready {
-        socket,
-        may_be_transparent,
-    });
-    let first = opened.next().ok_or(io::ErrorKind::NotFound)?;
+    let socket = sockets.pop().ok_or(io::ErrorKind::NotFound)?;
     if !endpoint.is_draining() {
-        READY.with(|ready| {
-            let mut ready = ready.borrow_mut();
-            let kept = ready.entry(endpoint.id()).or_default();
+        with_kept(endpoint, |kept| {
             kept.is_busy = true;
-            // Others may have opened some meanwhile.
-            kept.sockets
-                .extend(opened.take((n - 1).saturating_sub(kept.sockets.len())));
+            kept.is_set_up = is_set_up;
+            kept.sockets.append(&mut sockets);
         });
     }
-    Ok(first)
+    Ok(Ready {
+        socket,
+        may_be_transparent: is_set_up == Some(true),
+    })
 }
 
 /// The error with its sources.
