@@ -25,8 +25,10 @@ thread_local! {
 #[derive(Default)]
 struct Kept {
     sockets: Vec<Inside>,
-    /// Some were opened since the last tick.
-    is_busy: bool,
+    /// So often some were opened since the last tick.
+    n_openings: u32,
+    /// How many were opened at once the last time.
+    batch: usize,
     /// Whether its namespace is set up for clients' addresses. `None`: nobody asked for that yet.
     is_set_up: Option<bool>,
     /// Held by whoever opens some: the others wait for those.
@@ -50,9 +52,12 @@ impl Kept {
         })
     }
 
-    /// How many to open at once: more while they are used up quickly.
+    /// How many to open at once: twice as many where those of this second are used up already.
     fn next_batch(&self) -> usize {
-        if self.is_busy { BUSY_AT_ONCE } else { AT_ONCE }
+        match self.n_openings {
+            0 => self.batch.max(AT_ONCE),
+            _ => (self.batch * 2).clamp(AT_ONCE, AT_ONCE_MAX),
+        }
     }
 }
 
@@ -64,9 +69,10 @@ fn with_kept<T>(endpoint: &Endpoint, act: impl FnOnce(&mut Kept) -> T) -> T {
 pub(super) fn tick() {
     READY.with(|ready| {
         ready.borrow_mut().retain(|_, kept| {
-            let is_busy = std::mem::take(&mut kept.is_busy);
+            let is_busy = std::mem::take(&mut kept.n_openings) > 0;
             if !is_busy {
                 kept.sockets.truncate(AT_ONCE - 1);
+                kept.batch = AT_ONCE;
             }
             // Of an endpoint that is gone a last attempt may have left this.
             is_busy || !kept.sockets.is_empty() || Arc::strong_count(&kept.opening) > 1
@@ -155,7 +161,8 @@ async fn ready(
     let socket = sockets.pop().ok_or(io::ErrorKind::NotFound)?;
     if !endpoint.is_draining() {
         with_kept(endpoint, |kept| {
-            kept.is_busy = true;
+            kept.n_openings += 1;
+            kept.batch = n;
             kept.is_set_up = is_set_up;
             kept.sockets.append(&mut sockets);
         });
@@ -172,7 +179,7 @@ fn why(error: &dyn std::error::Error) -> String {
     sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// So many descriptors each worker may keep for an endpoint, and one that is in use.
+/// So many descriptors, and no more than the connections of a second, each worker keeps for an endpoint that is busy; of one
+/// that is not, one less than these.
 const AT_ONCE: usize = 4;
-/// The same while more than those are used within a second.
-const BUSY_AT_ONCE: usize = 32;
+const AT_ONCE_MAX: usize = 64;

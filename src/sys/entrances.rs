@@ -79,7 +79,8 @@ impl Entrances {
             home,
             patience,
             state: Mutex::default(),
-            wake: Condvar::new(),
+            asked: Condvar::new(),
+            away: Condvar::new(),
         });
         let kept = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -130,7 +131,8 @@ impl Drop for Handle {
         let mut state = self.shared.lock();
         state.is_closed = true;
         state.waiting.clear();
-        self.shared.wake.notify_all();
+        self.shared.asked.notify_all();
+        self.shared.away.notify_all();
     }
 }
 
@@ -139,8 +141,10 @@ struct Shared {
     home: OwnedFd,
     patience: Duration,
     state: Mutex<State>,
-    /// Both threads wait here.
-    wake: Condvar,
+    /// The thread that serves waits here.
+    asked: Condvar,
+    /// The one that stays at home waits here.
+    away: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -149,6 +153,9 @@ struct State {
     /// The number of the thread that serves; one of another number ends when it comes back.
     serving: u64,
     visit: Visit,
+    /// The thread that stays at home has its eye on the clock: it looks again before the patience with any visit is over that
+    /// begins from now on.
+    is_watched: bool,
     /// Where threads went that were given up.
     stuck: HashSet<NetnsId>,
     is_closed: bool,
@@ -195,7 +202,7 @@ impl Shared {
             return;
         }
         state.waiting.push_back(request);
-        self.wake.notify_all();
+        self.asked.notify_one();
     }
 
     /// The thread that stays at home: has one thread serve, always.
@@ -232,10 +239,11 @@ impl Shared {
                     Some(left)
                 }
             };
+            state.is_watched = wait.is_some();
             state = match wait {
-                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.away.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(wait) => {
-                    let waited = self.wake.wait_timeout(state, wait);
+                    let waited = self.away.wait_timeout(state, wait);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
@@ -258,14 +266,15 @@ impl Shared {
                 return;
             }
             let Some(netns) = state.waiting.front().map(|first| first.netns.id()) else {
-                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.asked.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let requests = take_for(&mut state.waiting, netns);
             let since = Instant::now();
             state.visit = Visit::Away { netns, since };
-            // The one that stays at home is to look at the clock from now on.
-            self.wake.notify_all();
+            if !state.is_watched {
+                self.away.notify_one();
+            }
             drop(state);
             let result = visit(self.home.as_fd(), requests);
             state = self.lock();
@@ -281,7 +290,7 @@ impl Shared {
                 }
             };
             if state.visit == Visit::Lost {
-                self.wake.notify_all();
+                self.away.notify_one();
                 return;
             }
         }
