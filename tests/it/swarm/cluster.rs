@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -152,17 +152,40 @@ fn of_a_swarm_that_is_taken_down_nothing_is_left_and_another_stays() {
     assert_eq!(traces("gone-1"), Vec::<String>::new());
 
     // One that is told to end while it comes up tidies, at whatever moment.
-    for milliseconds in [150, 600, 1200] {
-        let mut up = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/cluster"))
+    let up = || {
+        Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/cluster"))
             .args(["--name", beside.0, "up", "--nodes", "2"])
+            .stdout(std::process::Stdio::null())
             .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        let pid = rustix::process::Pid::from_child(&up);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        if up.wait().unwrap().success() {
-            beside.run(&["down"]);
+            .unwrap()
+    };
+    let began = Instant::now();
+    assert!(up().wait().unwrap().success());
+    let whole = began.elapsed();
+    assert!(beside.run(&["down"]).status.success());
+    let ms = Duration::from_millis;
+    let moments = [
+        ms(150),
+        ms(600),
+        ms(1200),
+        whole.saturating_sub(ms(150)),
+        whole,
+        whole + ms(30),
+    ];
+    for moment in moments {
+        let mut up = up();
+        std::thread::sleep(moment);
+        // Twice: who asks again must not keep it from tidying.
+        for _ in 0..2 {
+            let pid = rustix::process::Pid::from_child(&up);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            std::thread::sleep(ms(50));
         }
-        assert_eq!(traces("gone-1"), Vec::<String>::new(), "after {milliseconds} ms");
+        let status = up.wait().unwrap();
+        // Whoever says so too late has a swarm.
+        if status.success() {
+            assert!(beside.run(&["down"]).status.success());
+        }
+        assert_eq!(traces("gone-1"), Vec::<String>::new(), "after {moment:?}: {status}");
     }
 }
