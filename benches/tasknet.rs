@@ -16,6 +16,8 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 const N_SERVICES: u16 = 1000;
 const SHARED: [u16; 3] = [1, 10, 100];
+/// The task's own address.
+const TASK: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 /// What `TaskNets::open` promises.
 const DESCRIPTORS_MAX: usize = 4;
 
@@ -25,14 +27,21 @@ struct Space(String);
 impl Space {
     fn new() -> Option<Space> {
         let name = format!("any-bench-{}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &name]).output();
-        made.is_ok_and(|out| out.status.success()).then_some(Space(name))
+        let space = ip(&["netns", "add", &name]).then_some(Space(name))?;
+        let has_address = ip(&["-n", &space.0, "link", "set", "lo", "up"])
+            && ip(&["-n", &space.0, "addr", "add", &format!("{TASK}/32"), "dev", "lo"]);
+        has_address.then_some(space)
     }
+}
+
+fn ip(words: &[&str]) -> bool {
+    let out = Command::new("ip").args(words).output();
+    out.is_ok_and(|out| out.status.success())
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
+        ip(&["netns", "del", &self.0]);
     }
 }
 
@@ -71,7 +80,8 @@ fn bench(criterion: &mut Criterion) {
     let table = Arc::new(TableHandle::default());
     let changes: Vec<Change> = (1..=N_SERVICES).map(service).collect();
     table.commit(&changes).expect("no conflicts");
-    let proxy = Proxy::start(ProxyConfig::default(), table.clone(), Beside::default()).expect("a worker");
+    let mut proxy = Proxy::start(ProxyConfig::default(), table.clone(), Beside::default()).expect("a worker");
+    proxy.settle();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -82,7 +92,7 @@ fn bench(criterion: &mut Criterion) {
     let place = |n: u16| TaskPlace {
         netns: std::path::Path::new(&format!("/run/netns/{}", space.0)).into(),
         networks: vec![format!("shared-{n}").as_str().into()],
-        address: Some(Ipv4Addr::new(10, 255, 0, 1).into()),
+        address: Some(TASK.into()),
         is_closed: false,
         has_dns: true,
         nameservers: Vec::new(),

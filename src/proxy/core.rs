@@ -310,7 +310,7 @@ impl OpenConnections {
         if self.has_room() {
             return;
         }
-        self.n_waiting.fetch_add(1, Ordering::SeqCst);
+        let _waiting = Waiting::begin(&self.n_waiting);
         loop {
             let freed = self.freed.notified();
             if self.has_room() {
@@ -318,7 +318,6 @@ impl OpenConnections {
             }
             freed.await;
         }
-        self.n_waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn closed(&self) {
@@ -327,6 +326,22 @@ impl OpenConnections {
             // All of them: each is the accept loop of another port, and only some have anybody waiting.
             self.freed.notify_waiters();
         }
+    }
+}
+
+/// Counted while it is there.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn begin(n: &AtomicUsize) -> Waiting<'_> {
+        n.fetch_add(1, Ordering::SeqCst);
+        Waiting(n)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -50,14 +50,17 @@ pub(super) async fn accept_loop(
     tokio::pin!(stop);
     let mut backoff = FIRST_BACKOFF;
     loop {
-        shared.open.wait_for_room().await;
+        let accept = async {
+            shared.open.wait_for_room().await;
+            listener.accept().await
+        };
         let accepted = tokio::select! {
             biased;
             is_handed_over = &mut stop => match is_handed_over {
                 Ok(()) => return,
                 Err(_) => break,
             },
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {

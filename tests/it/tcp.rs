@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use anynode::model::{ProxyProtocol, proxy_protocol};
+use anynode::proxy::ProxyConfig;
 use anynode::routing::{CloseReason, Listen};
 
 use crate::harness::{Node, Origin, ask, dial, door, free_port, read_to_end, reset, service, wait_until};
@@ -384,4 +385,38 @@ fn an_endpoint_is_told_its_client_by_the_proxy_protocol_where_it_asks_for_it() {
         let mut told = vec![0; 16];
         silent.read_exact(&mut told).unwrap();
     }
+}
+
+#[test]
+fn a_node_that_is_full_has_others_wait_and_still_gives_up_ports() {
+    let origin = Origin::echo();
+    let node = Node::start_with(ProxyConfig {
+        connections_max: 1,
+        ..ProxyConfig::default()
+    });
+    let (web, mut gone) = (service("web", &[origin.addr]), service("gone", &[origin.addr]));
+    node.apply(&web);
+    node.apply(&gone);
+    let says = |client: &mut TcpStream| {
+        client.write_all(b"hello").unwrap();
+        let mut said = [0; 5];
+        client.read_exact(&mut said).map(|()| assert_eq!(&said, b"hello"))
+    };
+    let mut first = dial(door(&web));
+    says(&mut first).unwrap();
+    let mut second = dial(door(&web));
+    second.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let error = says(&mut second).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "there is no room");
+    let old = door(&gone);
+    gone.publish.clear();
+    node.apply(&gone);
+    wait_until("the port to be nobody's", || {
+        TcpStream::connect(old).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
+    drop(first);
+    second.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut said = [0; 5];
+    second.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"hello");
 }
