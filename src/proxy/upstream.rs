@@ -1,9 +1,12 @@
 //! A connection to an endpoint: one attempt, and attempts at one endpoint after the other until one accepts. Nothing is
 //! forwarded here, so that every attempt but the last leaves no trace. Not here: pooled connections (`http`).
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -29,7 +32,7 @@ pub(super) struct Upstream {
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. `client`: whose address the endpoint's node is told, where the connection is
+/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `client`: whose address the endpoint's node is told, where the connection is
 /// for one client alone. `reuse` may have a connection to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
 /// or only tasks that do not take connections, it waits for one (`Limits::hold`). Errors: the reason to close with.
@@ -95,15 +98,19 @@ pub(super) async fn connect(
         if let Some(stream) = reuse(endpoint.id()) {
             return Ok(Upstream { stream, lease });
         }
-        let result = reach(service.spec(), endpoint, target, client, timeout).await;
+        let result = attempt(table, service.spec(), endpoint, target, client, timeout).await;
         let now = Instant::now();
-        match result {
-            // It left the table meanwhile, and its last connections may have been counted already: take another. It is
-            // not tried: it may return.
-            Ok(_) if endpoint.is_draining() => match newer(table, &service) {
+        // It left the table meanwhile. That it was reached nonetheless is too late: its last connections may have been
+        // counted already.
+        let Some(result) = result.filter(|result| result.is_err() || !endpoint.is_draining()) else {
+            match newer(table, &service) {
+                // It is not tried: it may return.
                 Some(newer) => service = newer,
                 None => tried.push(endpoint.id()),
-            },
+            }
+            continue;
+        };
+        match result {
             Ok(stream) => {
                 endpoint.report(Outcome::Reached, now);
                 service.stats().upstream_connect.observe(now - attempts_since);
@@ -199,6 +206,36 @@ pub(super) fn proxy_header(
 /// The client's address, and the address that it came to. `None`: the client is gone already.
 pub(super) fn addresses(client: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
     Some((client.peer_addr().ok()?, client.local_addr().ok()?))
+}
+
+/// As `reach`, but `None` as soon as the endpoint leaves the table without having answered: whoever took it away knows more
+/// than its silence says, and somebody else may answer.
+async fn attempt(
+    table: &TableHandle,
+    spec: &ServiceSpec,
+    endpoint: &Endpoint,
+    target: u16,
+    client: Option<&TcpStream>,
+    timeout: Duration,
+) -> Option<io::Result<Leg>> {
+    let mut reaching = pin!(reach(spec, endpoint, target, client, timeout));
+    // Most answer at once.
+    if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(reaching.as_mut().poll(cx))).await {
+        return Some(result);
+    }
+    let mut revision = table.subscribe();
+    while !endpoint.is_draining() {
+        tokio::select! {
+            biased;
+            result = &mut reaching => return Some(result),
+            changed = revision.changed() => if changed.is_err() {
+                // This program ends.
+                return Some(reaching.await);
+            },
+        }
+    }
+    inside::forget(endpoint.id());
+    None
 }
 
 /// One attempt at an endpoint, on this node or another.

@@ -1,7 +1,7 @@
 //! Every close reason, provoked once each; together they are the total. And what must not end a connection: being idle.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use anynode::model::{Mode, ServiceSpec};
@@ -9,34 +9,7 @@ use anynode::proxy::ProxyConfig;
 use anynode::routing::{Change, CloseReason};
 use anynode::sys::socket::Liveness;
 
-use crate::harness::{Node, Origin, dial, door, free_port, read_to_end, reset, service, wait_until};
-
-/// A listener that nobody accepts from and whose queue is full: a connect to it gets no answer.
-struct Silent {
-    addr: SocketAddr,
-    _listener: socket2::Socket,
-    _queued: Vec<TcpStream>,
-}
-
-impl Silent {
-    fn start() -> Silent {
-        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        listener.bind(&addr.into()).unwrap();
-        listener.listen(0).unwrap();
-        let addr = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut queued = Vec::new();
-        while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(100)) {
-            queued.push(stream);
-            assert!(queued.len() < 100, "the queue has no end");
-        }
-        Silent {
-            addr,
-            _listener: listener,
-            _queued: queued,
-        }
-    }
-}
+use crate::harness::{Node, Origin, Silent, dial, door, free_port, read_to_end, reset, service, wait_until};
 
 fn http(name: &str, endpoints: &[SocketAddr]) -> ServiceSpec {
     let mut spec = service(name, endpoints);

@@ -4,11 +4,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use anynode::model::{ProxyProtocol, proxy_protocol};
+use anynode::model::{ProxyProtocol, ServiceSpec, proxy_protocol};
 use anynode::proxy::ProxyConfig;
-use anynode::routing::{CloseReason, Listen};
+use anynode::routing::{Change, CloseReason, Listen};
 
-use crate::harness::{Node, Origin, ask, dial, door, free_port, read_to_end, reset, service, wait_until};
+use crate::harness::{Node, Origin, Silent, ask, dial, door, free_port, read_to_end, reset, service, wait_until};
 
 #[test]
 fn six_connections_over_three_endpoints_are_two_each_in_turn() {
@@ -151,6 +151,47 @@ fn replacing_all_endpoints_costs_no_client_anything() {
         }
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+/// Of a machine that is gone, or whose network is, nothing is heard: whoever takes its endpoints away ends the waiting.
+#[test]
+fn a_silent_endpoint_is_waited_for_no_longer_than_it_is_in_the_table() {
+    let (silent, origin) = (Silent::start(), Origin::named("a"));
+    let node = Node::start();
+    let mut web = service("web", &[silent.addr]);
+    web.timeouts.connect = Duration::from_secs(3600);
+    web.limits.hold_timeout = Duration::from_secs(3600);
+    let waiting = || {
+        node.apply(&web);
+        let endpoint = node.service("web").endpoints()[0].clone();
+        let client = dial(door(&web));
+        wait_until("the attempt", || endpoint.in_flight() == 1);
+        client
+    };
+    let answered = |client: TcpStream| assert_eq!(read_to_end(&client), b"a");
+    let client = waiting();
+    node.apply(&ServiceSpec {
+        endpoints: vec![origin.addr.to_string().parse().unwrap()],
+        ..web.clone()
+    });
+    answered(client);
+
+    // Nobody else at first: it is held.
+    let client = waiting();
+    node.apply(&ServiceSpec {
+        endpoints: Vec::new(),
+        ..web.clone()
+    });
+    node.apply(&ServiceSpec {
+        endpoints: vec![origin.addr.to_string().parse().unwrap()],
+        ..web.clone()
+    });
+    answered(client);
+
+    let client = waiting();
+    node.table.commit(&[Change::Remove(web.name.clone())]).unwrap();
+    let error = (&client).read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -197,6 +197,33 @@ impl Drop for Origin {
     }
 }
 
+/// A listener that nobody accepts from and whose queue is full: a connect to it gets no answer.
+pub struct Silent {
+    pub addr: SocketAddr,
+    _listener: socket2::Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl Silent {
+    pub fn start() -> Silent {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&addr.into()).unwrap();
+        listener.listen(0).unwrap();
+        let addr = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(100)) {
+            queued.push(stream);
+            assert!(queued.len() < 100, "the queue has no end");
+        }
+        Silent {
+            addr,
+            _listener: listener,
+            _queued: queued,
+        }
+    }
+}
+
 /// A client connection that gives up after `PATIENCE`.
 pub fn dial(addr: SocketAddr) -> TcpStream {
     // Not `connect_timeout`: it fails where the peer has accepted and reset the connection meanwhile.
