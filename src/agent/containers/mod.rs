@@ -323,18 +323,19 @@ impl Containers {
         }
     }
 
-    /// Ready when what holds the task's network does not run.
-    async fn sandbox_ended(&self, task: &Id) {
+    /// Ready when what holds the task's network does not run. The program of `container` has been killed then, if it is seen
+    /// from here.
+    async fn sandbox_ended(&self, task: &Id, container: &ContainerInspectResponse) {
         loop {
-            let Some(id) = self
-                .sandbox_patiently(task)
-                .await
-                .filter(is_running)
-                .and_then(|sandbox| sandbox.id)
-            else {
+            let Some(sandbox) = self.sandbox_patiently(task).await.filter(is_running) else {
                 break;
             };
-            let waited = self.docker.wait_container(&id, None).next().await;
+            let id = sandbox.id.as_deref().unwrap_or_default();
+            let mut wait = self.docker.wait_container(id, None);
+            let waited = tokio::select! {
+                waited = wait.next() => waited,
+                () = sandbox::end_with_it(&sandbox, container) => break,
+            };
             if !matches!(waited, Some(Ok(_) | Err(Error::DockerContainerWaitError { .. }))) {
                 tokio::time::sleep(ASK_AGAIN).await;
             }
@@ -541,12 +542,12 @@ impl Runtime for Containers {
                     return Exit { code };
                 }
                 let is_joined = sandbox::is_joined(&container);
-                let id = container.id.unwrap_or_default();
+                let id = container.id.as_deref().unwrap_or_default();
                 // It ends with the container, or with the engine: then it is asked again.
-                let mut wait = self.docker.wait_container(&id, None);
+                let mut wait = self.docker.wait_container(id, None);
                 let waited = tokio::select! {
                     waited = wait.next() => waited,
-                    () = self.sandbox_ended(task), if is_joined => {
+                    () = self.sandbox_ended(task, &container), if is_joined => {
                         tracing::warn!(%task, "its network is gone, so it is ended");
                         self.signal(task, Some("SIGKILL")).await;
                         continue;

@@ -12,13 +12,15 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt;
+use rustix::process::Signal;
 
 use super::{OWNER_LABEL, pause};
 use crate::agent::Assignment;
 use crate::model::TaskPlace;
 use crate::model::swarm::{Id, SANDBOX_LABEL};
 use crate::sys::entrances;
-use crate::sys::netns;
+use crate::sys::netns::{self, Netns};
+use crate::sys::process::signal_if;
 
 /// Whether this program may make networks ready, and knows what holds them.
 pub(super) fn is_possible() -> bool {
@@ -189,6 +191,28 @@ pub(super) fn address(container: &ContainerInspectResponse) -> Option<IpAddr> {
     networks
         .values()
         .find_map(|network| network.ip_address.as_deref()?.parse().ok())
+}
+
+/// Ready when the process of a sandbox has ended, at which the program that shares its network is killed at once. Never ready
+/// where the two are not seen from here.
+///
+/// The engine says it later, when it has taken the network's addresses away: whoever is connected to the program would not
+/// learn of its end any more, and wait.
+pub(super) async fn end_with_it(sandbox: &ContainerInspectResponse, program: &ContainerInspectResponse) {
+    let pid_of = |container: &ContainerInspectResponse| u32::try_from(container.state.as_ref()?.pid?).ok();
+    let network_of = |pid: u32| Some(Netns::of_process(pid).ok()?.id());
+    if let Some((sandbox, program)) = pid_of(sandbox).zip(pid_of(program))
+        && let Some(network) = network_of(sandbox)
+        && network_of(program) == Some(network)
+        && netns::process_ended(sandbox).await.is_ok()
+    {
+        // A process's number fits.
+        let pid = i32::try_from(program).unwrap_or(0);
+        // One that is not the program any more has ended already.
+        let _ = signal_if(pid, Signal::KILL, || network_of(program) == Some(network));
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Whether a container has the network of another.

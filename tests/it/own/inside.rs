@@ -165,7 +165,10 @@ fn soak(name: &str, tasks: Tasks) {
     let mut random = seed.rng();
     let routing = host_routing(&own);
     create(&own, "steady", &["--replicas", "1", "--publish", "8080:80"]);
-    create(&own, "api", &["--replicas", "3", "--restart-delay", "100ms"]);
+    // Whoever waits for one of these waits longer than the load does.
+    let patient = ["--stop-grace-period", "60s", "--label", "anynode.timeout.connect=60s"];
+    let words = [&["--replicas", "3", "--restart-delay", "100ms"][..], &patient].concat();
+    create(&own, "api", &words);
     let n_running = |own: &Own, service: &str| {
         let states = [
             "service",
@@ -223,6 +226,7 @@ fn soak(name: &str, tasks: Tasks) {
         assert!(report["ok"].as_u64().unwrap() > 100, "{report}");
         let failed = report["failed"].as_u64().unwrap();
         assert!(failed <= 2 * (n_kills - kills_before), "{report}\n{}", own.log_tail());
+        assert!(report["kinds"]["timeout"].is_null(), "{report}\n{}", own.log_tail());
         let now = (n_descriptors(&own), n_threads(&own));
         let (descriptors, threads) = *before.get_or_insert(now);
         // Sockets that are kept ready come and go.
