@@ -62,7 +62,17 @@ async fn many_requests_for_one_namespace_are_one_visit() {
     // While the first visit lasts the others queue up, mixed.
     let (go, wait) = mpsc::channel::<()>();
     let first_netns = one.netns();
-    let first = entrances.run(&first_netns, move || wait.recv().unwrap());
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let stay = move || {
+        begin.send(()).unwrap();
+        wait.recv().unwrap();
+    };
+    let first = tokio::spawn({
+        let entrances = entrances.clone();
+        async move { entrances.run(&first_netns, stay).await }
+    });
+    // Whoever comes before it has gone in goes with it.
+    begun.await.unwrap();
     let order = Arc::new(std::sync::Mutex::new(Vec::new()));
     let n_queued = Arc::new(AtomicU32::new(0));
     let mut others = Vec::new();
@@ -86,7 +96,7 @@ async fn many_requests_for_one_namespace_are_one_visit() {
         go.send(()).unwrap();
     };
     let (answer, (), _) = tokio::join!(first, release, futures_util::future::join_all(others));
-    answer.unwrap();
+    answer.unwrap().unwrap();
     let order = order.lock().unwrap();
     let changes = order.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
     assert_eq!((order.len(), changes), (200, 1));
