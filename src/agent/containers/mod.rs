@@ -25,6 +25,7 @@ use bollard::query_parameters::{
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
 };
 use futures_util::{StreamExt, TryStreamExt};
+use tokio::task::AbortHandle;
 
 use self::files::{InMemory, archive};
 use super::files::TaskFile;
@@ -47,6 +48,8 @@ pub struct Containers {
     /// Held while the engine makes the container of a task, also when nobody waits for that any more. std mutex: held for
     /// moments.
     making: Arc<Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>>,
+    /// What ends a task's program with its network. std mutex: held for moments.
+    tied: Arc<Mutex<HashMap<Id, AbortHandle>>>,
 }
 
 /// Why an engine cannot run tasks.
@@ -89,6 +92,7 @@ impl Containers {
                 networks,
                 has_sandboxes: sandbox::is_possible(),
                 making: Arc::default(),
+                tied: Arc::default(),
             }),
             Some(_) => Err(EngineError::InSwarm { path: path.to_owned() }),
         }
@@ -323,19 +327,29 @@ impl Containers {
         }
     }
 
-    /// Ready when what holds the task's network does not run. The program of `container` has been killed then, if it is seen
-    /// from here.
-    async fn sandbox_ended(&self, task: &Id, container: &ContainerInspectResponse) {
+    /// Has a task's program not outlive what holds its network.
+    fn tie(&self, task: &Id, sandbox: Option<&ContainerInspectResponse>, program: &ContainerInspectResponse) {
+        let end = sandbox.and_then(|sandbox| sandbox::end_with_it(task.clone(), sandbox, program));
+        let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match end {
+            Some(end) => tied.insert(task.clone(), tokio::spawn(end).abort_handle()),
+            None => tied.remove(task),
+        };
+        before.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Ready when the engine says that what holds the task's network does not run.
+    async fn sandbox_ended(&self, task: &Id) {
         loop {
-            let Some(sandbox) = self.sandbox_patiently(task).await.filter(is_running) else {
+            let Some(id) = self
+                .sandbox_patiently(task)
+                .await
+                .filter(is_running)
+                .and_then(|sandbox| sandbox.id)
+            else {
                 break;
             };
-            let id = sandbox.id.as_deref().unwrap_or_default();
-            let mut wait = self.docker.wait_container(id, None);
-            let waited = tokio::select! {
-                waited = wait.next() => waited,
-                () = sandbox::end_with_it(&sandbox, container) => break,
-            };
+            let waited = self.docker.wait_container(&id, None).next().await;
             if !matches!(waited, Some(Ok(_) | Err(Error::DockerContainerWaitError { .. }))) {
                 tokio::time::sleep(ASK_AGAIN).await;
             }
@@ -344,6 +358,8 @@ impl Containers {
 
     /// It holds nothing when its task does not run.
     async fn end_sandbox(&self, task: &Id) {
+        let tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+        tied.iter().for_each(AbortHandle::abort);
         let removed = patiently(task.as_str(), || sandbox::remove(&self.docker, &self.owner, task));
         if let Err(error) = removed.await {
             tracing::warn!(%task, "what held its network is not removed: {}", said(&error));
@@ -487,7 +503,10 @@ impl Runtime for Containers {
                 self.inspect(task).await
             });
             let result = match inspected.await {
-                Ok(Some(container)) => started(&container, sandbox.as_ref()).ok_or_else(gone),
+                Ok(Some(container)) => {
+                    self.tie(task, sandbox.as_ref(), &container);
+                    started(&container, sandbox.as_ref()).ok_or_else(gone)
+                }
                 Ok(None) => Err(gone()),
                 Err(error) => Err(failed(error)),
             };
@@ -514,6 +533,7 @@ impl Runtime for Containers {
                 {
                     tracing::error!(%task, "services are not reached from inside: {reason}");
                 }
+                self.tie(task, sandbox.as_ref(), &container);
                 return started(&container, sandbox.as_ref()).map_or(Found::Nothing, Found::Running);
             }
             self.end_sandbox(task).await;
@@ -542,12 +562,12 @@ impl Runtime for Containers {
                     return Exit { code };
                 }
                 let is_joined = sandbox::is_joined(&container);
-                let id = container.id.as_deref().unwrap_or_default();
+                let id = container.id.unwrap_or_default();
                 // It ends with the container, or with the engine: then it is asked again.
-                let mut wait = self.docker.wait_container(id, None);
+                let mut wait = self.docker.wait_container(&id, None);
                 let waited = tokio::select! {
                     waited = wait.next() => waited,
-                    () = self.sandbox_ended(task, &container), if is_joined => {
+                    () = self.sandbox_ended(task), if is_joined => {
                         tracing::warn!(%task, "its network is gone, so it is ended");
                         self.signal(task, Some("SIGKILL")).await;
                         continue;

@@ -193,26 +193,31 @@ pub(super) fn address(container: &ContainerInspectResponse) -> Option<IpAddr> {
         .find_map(|network| network.ip_address.as_deref()?.parse().ok())
 }
 
-/// Ready when the process of a sandbox has ended, at which the program that shares its network is killed at once. Never ready
-/// where the two are not seen from here.
+/// What waits for the process of a sandbox to end, and kills the program that shares its network then, at once. `None`: the
+/// two are not seen from here.
 ///
 /// The engine says it later, when it has taken the network's addresses away: whoever is connected to the program would not
 /// learn of its end any more, and wait.
-pub(super) async fn end_with_it(sandbox: &ContainerInspectResponse, program: &ContainerInspectResponse) {
+pub(super) fn end_with_it(
+    task: Id,
+    sandbox: &ContainerInspectResponse,
+    program: &ContainerInspectResponse,
+) -> Option<impl Future<Output = ()> + use<>> {
     let pid_of = |container: &ContainerInspectResponse| u32::try_from(container.state.as_ref()?.pid?).ok();
     let network_of = |pid: u32| Some(Netns::of_process(pid).ok()?.id());
-    if let Some((sandbox, program)) = pid_of(sandbox).zip(pid_of(program))
-        && let Some(network) = network_of(sandbox)
-        && network_of(program) == Some(network)
-        && netns::process_ended(sandbox).await.is_ok()
-    {
-        // A process's number fits.
-        let pid = i32::try_from(program).unwrap_or(0);
-        // One that is not the program any more has ended already.
-        let _ = signal_if(pid, Signal::KILL, || network_of(program) == Some(network));
-        return;
+    let (sandbox, program) = (pid_of(sandbox)?, pid_of(program)?);
+    let network = network_of(sandbox)?;
+    if network_of(program) != Some(network) {
+        return None;
     }
-    std::future::pending().await
+    // A process's number fits.
+    let pid = i32::try_from(program).ok()?;
+    Some(async move {
+        let is_over = netns::process_ended(sandbox).await.is_ok();
+        if is_over && signal_if(pid, Signal::KILL, || network_of(program) == Some(network)) {
+            tracing::warn!(%task, "what held its network has ended, so it is ended");
+        }
+    })
 }
 
 /// Whether a container has the network of another.
