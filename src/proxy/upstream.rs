@@ -32,8 +32,9 @@ pub(super) struct Upstream {
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `client`: whose address the endpoint's node is told, where the connection is
-/// for one client alone. `reuse` may have a connection to an endpoint that stands already.
+/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `client`:
+/// whose address the endpoint's node is told, where the connection is for one client alone. `reuse` may have a connection
+/// to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
 /// or only tasks that do not take connections, it waits for one (`Limits::hold`). Errors: the reason to close with.
 pub(super) async fn connect(
