@@ -11,6 +11,8 @@
 
 pub mod sys;
 
+pub mod places;
+
 pub mod model;
 
 pub mod store;

@@ -7,31 +7,32 @@ use std::path::{Path, PathBuf};
 /// Each room with the rooms that it may import, in reading order. The library's root and the binary see everything.
 const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
+    ("places", &["sys"]),
     ("model", &[]),
     ("store", &["model"]),
     ("control", &["model", "store"]),
     ("agent", &["sys", "model"]),
-    ("api", &["sys", "model", "store", "control"]),
+    ("api", &["sys", "places", "model", "store", "control"]),
     ("routing", &["model"]),
     ("takeover", &["sys", "model", "routing"]),
-    ("proxy", &["sys", "model", "routing", "takeover"]),
-    ("dns", &["sys", "model", "routing"]),
-    ("tasknet", &["sys", "model", "routing", "proxy", "dns"]),
+    ("proxy", &["sys", "places", "model", "routing", "takeover"]),
+    ("dns", &["sys", "places", "model", "routing"]),
+    ("tasknet", &["sys", "places", "model", "routing", "proxy", "dns"]),
     ("health", &["sys", "model", "routing"]),
     ("source", &["sys", "model", "store", "routing"]),
-    ("link", &["sys", "model"]),
+    ("link", &["sys", "places", "model"]),
     (
         "admin",
         &[
-            "sys", "model", "routing", "takeover", "proxy", "dns", "tasknet", "health", "source", "link",
+            "sys", "places", "model", "routing", "takeover", "proxy", "dns", "tasknet", "health", "source", "link",
         ],
     ),
     ("whoami", &[]),
     (
         "app",
         &[
-            "sys", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns", "tasknet",
-            "health", "source", "link", "admin", "whoami",
+            "sys", "places", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns",
+            "tasknet", "health", "source", "link", "admin", "whoami",
         ],
     ),
 ];

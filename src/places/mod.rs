@@ -1,0 +1,225 @@
+//! Places by party: a table of what is finite, such as the connections that a server has at once, shared out between those
+//! who take of it. While there are places, everybody has what he asks for. When there are none, a new one still gets a
+//! place, and the party that holds most gives up its silent oldest one (`ledger`), which is told to leave, and counted.
+//!
+//! A place is silent since the last byte that moved (`Watched`), unless its other end waits for us (`Place::busy`): those
+//! go last. Not here: what a party is; each table says it for itself.
+
+mod ledger;
+mod watched;
+
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+pub use ledger::{Ledger, PlaceId};
+pub use watched::{Cut, Watched};
+
+/// A table of places, shared by who takes of it.
+#[derive(Debug)]
+pub struct Places<P> {
+    /// std mutex: held for a look at the table at most.
+    ledger: Mutex<Ledger<P, Arc<Seat>>>,
+    epoch: Instant,
+    n_given_up: AtomicU64,
+}
+
+/// What is known of a place while it is taken.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    epoch: Instant,
+    /// When something last moved, in nanoseconds since the epoch.
+    moved_at: AtomicU64,
+    /// What its other end waits for us to do.
+    n_busy: AtomicU32,
+    /// We wait for its other end to take what we have for it.
+    is_stuck: AtomicBool,
+    leave: CancellationToken,
+}
+
+impl Seat {
+    pub(crate) fn moved(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.moved_at.store(now, Relaxed);
+        self.is_stuck.store(false, Relaxed);
+    }
+
+    pub(crate) fn stuck(&self) {
+        self.is_stuck.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_told_to_leave(&self) -> bool {
+        self.leave.is_cancelled()
+    }
+
+    /// Who waits for us goes after all who keep us waiting.
+    fn rank(&self) -> (bool, u64) {
+        let waits_for_us = self.n_busy.load(Relaxed) > 0 && !self.is_stuck.load(Relaxed);
+        (waits_for_us, self.moved_at.load(Relaxed))
+    }
+}
+
+impl<P: Eq + Hash + Clone> Places<P> {
+    /// `most` places in all.
+    pub fn new(most: usize) -> Arc<Places<P>> {
+        Places::with_each(most, usize::MAX)
+    }
+
+    /// `most` places in all, and no more than `most_each` for a party, though there be some left.
+    pub fn with_each(most: usize, most_each: usize) -> Arc<Places<P>> {
+        Arc::new(Places {
+            ledger: Mutex::new(Ledger::new(most, most_each)),
+            epoch: Instant::now(),
+            n_given_up: AtomicU64::new(0),
+        })
+    }
+
+    pub fn set_most(&self, most: usize) {
+        self.lock().set_most(most);
+    }
+
+    /// A place for `party`, at once and always. Whoever accepts in a loop is to let others have a turn when
+    /// `Place::is_in_anothers` says so: who was told to leave is to be gone before many more come.
+    pub fn take(self: &Arc<Self>, party: P) -> Place<P> {
+        let seat = Arc::new(Seat {
+            epoch: self.epoch,
+            moved_at: AtomicU64::new(0),
+            n_busy: AtomicU32::new(0),
+            is_stuck: AtomicBool::new(false),
+            leave: CancellationToken::new(),
+        });
+        seat.moved();
+        let (id, given_up) = self.lock().take(party, seat.clone(), |seat| seat.rank());
+        for seat in &given_up {
+            self.n_given_up.fetch_add(1, Relaxed);
+            seat.leave.cancel();
+        }
+        Place {
+            places: self.clone(),
+            id,
+            seat,
+            is_in_anothers: !given_up.is_empty(),
+        }
+    }
+
+    /// Places that are taken.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// How many places were given up for others, since the beginning.
+    pub fn n_given_up(&self) -> u64 {
+        self.n_given_up.load(Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger<P, Arc<Seat>>> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place that is taken; given back when it is dropped.
+#[derive(Debug)]
+pub struct Place<P: Eq + Hash + Clone> {
+    places: Arc<Places<P>>,
+    id: PlaceId,
+    seat: Arc<Seat>,
+    is_in_anothers: bool,
+}
+
+impl<P: Eq + Hash + Clone> Place<P> {
+    /// Another gave up its place for this one.
+    pub fn is_in_anothers(&self) -> bool {
+        self.is_in_anothers
+    }
+
+    /// Something moved: its silence begins anew.
+    pub fn moved(&self) {
+        self.seat.moved();
+    }
+
+    /// From here on, until what this returns is dropped, its other end waits for us: it gives up its place after all who
+    /// keep us waiting.
+    pub fn busy(&self) -> Busy {
+        self.seat.n_busy.fetch_add(1, Relaxed);
+        Busy(self.seat.clone())
+    }
+
+    /// Waits until the place was given up for another, for ever if it is not. Who has it is to leave then.
+    pub async fn told_to_leave(&self) {
+        self.seat.leave.cancelled().await;
+    }
+
+    /// The stream that the place is for: bytes that move end its silence.
+    pub fn watch<S: Cut>(&self, stream: S) -> Watched<S> {
+        Watched::new(stream, self.seat.clone())
+    }
+}
+
+impl<P: Eq + Hash + Clone> Drop for Place<P> {
+    fn drop(&mut self) {
+        // `None`: it was given up for another before.
+        let _ = self.places.lock().give_back(self.id);
+    }
+}
+
+/// The other end of a place waits for us.
+#[derive(Debug)]
+pub struct Busy(Arc<Seat>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // From here on it is its turn.
+        self.0.moved();
+        self.0.n_busy.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn is_told(place: &Place<u8>) -> bool {
+        place.told_to_leave().now_or_never().is_some()
+    }
+
+    #[test]
+    fn who_moves_or_is_waited_for_keeps_its_place() {
+        let places: Arc<Places<u8>> = Places::new(3);
+        let (first, second, third) = (places.take(1), places.take(1), places.take(1));
+        let busy = first.busy();
+        second.moved();
+        let fourth = places.take(1);
+        assert!(fourth.is_in_anothers() && is_told(&third), "it was silent for longest");
+        assert!(!is_told(&first) && !is_told(&second));
+        // Who is waited for by us, and does not take what we have, is silent.
+        first.seat.stuck();
+        let fifth = places.take(1);
+        assert!(is_told(&first) && !is_told(&second));
+        drop((busy, first, third));
+        assert_eq!(
+            (places.len(), places.n_given_up()),
+            (3, 2),
+            "a place is given back once"
+        );
+        drop((second, fourth, fifth));
+        assert!(places.is_empty());
+    }
+
+    #[test]
+    fn who_was_busy_is_silent_from_then_on() {
+        let places: Arc<Places<u8>> = Places::new(2);
+        let (first, second) = (places.take(1), places.take(1));
+        drop(first.busy());
+        let _third = places.take(2);
+        assert!(is_told(&second) && !is_told(&first));
+    }
+}
