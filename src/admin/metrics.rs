@@ -18,8 +18,8 @@ use crate::dns::{DnsStats, Rcode, Source};
 use crate::model::Mode;
 use crate::proxy::PortState;
 use crate::routing::{
-    BytePath, CloseReason, Direction, EndpointState, Histogram, HttpCode, RetryOutcome, Service, ServiceState,
-    ServiceStats,
+    BytePath, CloseReason, Direction, Endpoint, EndpointState, Histogram, HttpCode, RetryOutcome, Service,
+    ServiceState, ServiceStats,
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
@@ -85,9 +85,17 @@ impl<'a> Family<'a> {
 struct Counted {
     state: Arc<ServiceState>,
     service: Option<Arc<Service>>,
+    /// Endpoints that left the table and still have connections.
+    draining: Vec<Arc<Endpoint>>,
 }
 
 impl Counted {
+    /// Its endpoints, those that left included.
+    fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let known = self.service.iter().flat_map(|service| service.endpoints());
+        known.chain(&self.draining)
+    }
+
     fn name(&self) -> &str {
         self.state.name().as_str()
     }
@@ -128,16 +136,17 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let now = Instant::now();
         let table = self.state.table.load();
+        let handle = &self.state.table;
         let known = table.services().map(|service| Counted {
             state: service.state().clone(),
             service: Some(service.clone()),
+            draining: handle.draining(service.name()),
         });
-        let gone = self
-            .state
-            .table
-            .lingering()
-            .into_iter()
-            .map(|state| Counted { state, service: None });
+        let gone = handle.lingering().into_iter().map(|state| Counted {
+            draining: handle.draining(state.name()),
+            state,
+            service: None,
+        });
         let all: Vec<Counted> = known.chain(gone).collect();
         let out = &mut encoder;
         write_node(&self.state, &table, out);
@@ -731,11 +740,7 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
     let mut family = Family::new(out, MetricType::Gauge, "anynode_endpoints", "Endpoints by state.");
     for one in all {
         let mut counts = [0u64; EndpointState::ALL.len()];
-        let known = one
-            .service
-            .iter()
-            .flat_map(|service| service.endpoints().iter().cloned());
-        for endpoint in known.chain(one.state.draining()) {
+        for endpoint in one.endpoints() {
             counts[endpoint.state(now) as usize] += 1;
         }
         for (state, count) in EndpointState::ALL.into_iter().zip(counts) {
@@ -754,14 +759,7 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
         "Connections (tcp) or requests (http) at endpoints.",
     );
     for one in all {
-        let known = one
-            .service
-            .iter()
-            .flat_map(|service| service.endpoints().iter().cloned());
-        let n: u64 = known
-            .chain(one.state.draining())
-            .map(|endpoint| u64::from(endpoint.in_flight()))
-            .sum();
+        let n: u64 = one.endpoints().map(|endpoint| u64::from(endpoint.in_flight())).sum();
         family.sample(&[("service", one.name())], n);
     }
     let mut family = Family::new(
@@ -795,15 +793,8 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
 fn write_detail(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_>) {
     let mut lines: Vec<(String, String, &'static str, u32, u64, u64)> = Vec::new();
     for one in all {
-        let known = one
-            .service
-            .iter()
-            .flat_map(|service| service.endpoints().iter().cloned());
         let mut seen = HashSet::new();
-        for endpoint in known
-            .chain(one.state.draining())
-            .filter(|endpoint| seen.insert(endpoint.id()))
-        {
+        for endpoint in one.endpoints().filter(|endpoint| seen.insert(endpoint.id())) {
             lines.push((
                 one.name().to_owned(),
                 endpoint.label(),

@@ -88,7 +88,7 @@ fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" | "/healthz" => ready(state),
         "/metrics" => scrape(state, request),
-        "/v1/table" => json(&views::table(&state.table.load(), Instant::now())),
+        "/v1/table" => json(&views::table(&state.table, Instant::now())),
         "/v1/status" => json(&views::status(state, Instant::now())),
         "/" => text(
             StatusCode::OK,

@@ -1,6 +1,7 @@
 //! What `/v1/table` and `/v1/status` show, as JSON. These types are a promise to whoever reads it; the rooms' own are not.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::{AdminState, SwarmView};
 use crate::model::{HealthProbe, format_duration};
 use crate::proxy::PortState;
-use crate::routing::{Endpoint, EndpointState, RoutingTable, Service};
+use crate::routing::{Endpoint, EndpointState, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
 use crate::takeover::{Feature, TakeoverStatus};
 use crate::tasknet::TaskNets;
@@ -171,12 +172,18 @@ struct EndpointView {
     connect_failures: u64,
 }
 
-pub(super) fn table(table: &RoutingTable, now: Instant) -> TableView {
+pub(super) fn table(handle: &TableHandle, now: Instant) -> TableView {
+    let table = handle.load();
     TableView {
         revision: table.revision(),
-        hash: format!("{:016x}", content_hash(table)),
-        services: table.services().map(|service| ServiceView::of(service, now)).collect(),
+        hash: format!("{:016x}", content_hash(&table)),
+        services: services(handle, &table, now),
     }
+}
+
+fn services(handle: &TableHandle, table: &RoutingTable, now: Instant) -> Vec<ServiceView> {
+    let view = |service: &Arc<Service>| ServiceView::of(service, &handle.draining(service.name()), now);
+    table.services().map(view).collect()
 }
 
 pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
@@ -222,7 +229,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .map(|faults| faults.snapshot())
             .unwrap_or_default(),
         ports: ports.collect(),
-        services: table.services().map(|service| ServiceView::of(service, now)).collect(),
+        services: services(&state.table, &table, now),
     }
 }
 
@@ -297,7 +304,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
 }
 
 impl ServiceView {
-    fn of(service: &Service, now: Instant) -> ServiceView {
+    fn of(service: &Service, draining: &[Arc<Endpoint>], now: Instant) -> ServiceView {
         let spec = service.spec();
         let health = spec.health.as_ref().map(|check| {
             let probe = match &check.probe {
@@ -306,8 +313,7 @@ impl ServiceView {
             };
             format!("{probe} every {}", format_duration(check.interval))
         });
-        let draining = service.state().draining();
-        let endpoints = service.endpoints().iter().chain(&draining);
+        let endpoints = service.endpoints().iter().chain(draining);
         ServiceView {
             name: service.name().to_string(),
             mode: spec.mode.as_str(),

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::service::ServiceState;
+use super::state::ServiceState;
 use crate::model::{EndpointSpec, TaskRef};
 
 /// Names one endpoint for the life of this program; never used again for another.

@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
-use super::service::{Service, ServiceState};
+use super::service::Service;
+use super::state::ServiceState;
 use super::table::{Change, RoutingTable, ServiceDiff, TableError};
 use crate::model::{ServiceName, TaskRef};
 
@@ -26,6 +27,8 @@ pub struct TableHandle {
 struct Writer {
     /// Every service still known to someone: a service that comes back while connections last goes on counting.
     states: HashMap<ServiceName, Weak<ServiceState>>,
+    /// Endpoints that left the table, for as long as connections hold them: one that comes back is the same again.
+    retired: HashMap<ServiceName, Vec<Weak<Endpoint>>>,
 }
 
 impl Default for TableHandle {
@@ -65,7 +68,8 @@ impl TableHandle {
         let table = Arc::new(before.next(changes, |spec, vip, predecessor| {
             let state = writer.states.get(&spec.name).and_then(Weak::upgrade);
             let state = state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone())));
-            Service::build(spec, vip, state, predecessor)
+            let retired = writer.retired(&spec.name);
+            Service::build(spec, vip, state, predecessor, retired)
         })?);
         let pairs: Vec<(Option<&Service>, Option<&Service>)> = RoutingTable::diff(&before, &table)
             .map(|diff| match diff {
@@ -80,7 +84,7 @@ impl TableHandle {
         self.current.store(table.clone());
         for (before, after) in pairs {
             if let Some(before) = before {
-                before.dismiss(after);
+                writer.retire(before.name(), before.dismiss(after));
             }
         }
         writer.remember(&table, changes);
@@ -96,14 +100,21 @@ impl TableHandle {
         gone.filter_map(|(_, state)| state.upgrade()).collect()
     }
 
+    /// Endpoints of a service that left the table and still have connections.
+    pub fn draining(&self, service: &ServiceName) -> Vec<Arc<Endpoint>> {
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut retired = writer.retired(service);
+        retired.retain(|endpoint| endpoint.is_draining());
+        retired
+    }
+
     /// The endpoint that was the task of this node with this id and has left the table, while connections hold it.
     pub fn left_task(&self, id: &str) -> Option<Arc<Endpoint>> {
         // Taken first: whoever commits marks those that left after everybody sees the table without them.
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let states = writer.states.values().filter_map(Weak::upgrade);
         let is_meant = |task: &Arc<TaskRef>| *task.id == *id && !task.is_remote;
-        let mut left = states.flat_map(|state| state.draining());
-        left.find(|endpoint| endpoint.task().is_some_and(is_meant))
+        let mut left = writer.retired.values().flatten().filter_map(Weak::upgrade);
+        left.find(|endpoint| endpoint.is_draining() && endpoint.task().is_some_and(is_meant))
     }
 
     /// Lets every service's retry budget grow back for the time passed.
@@ -115,6 +126,22 @@ impl TableHandle {
 }
 
 impl Writer {
+    fn retired(&self, service: &ServiceName) -> Vec<Arc<Endpoint>> {
+        let retired = self.retired.get(service);
+        retired.into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
+    fn retire(&mut self, service: &ServiceName, leavers: Vec<&Arc<Endpoint>>) {
+        if leavers.is_empty() {
+            return;
+        }
+        let retired = self.retired.entry(service.clone()).or_default();
+        retired.retain(|old| {
+            old.strong_count() > 0 && !leavers.iter().any(|e| std::ptr::eq(old.as_ptr(), Arc::as_ptr(e)))
+        });
+        retired.extend(leavers.into_iter().map(Arc::downgrade));
+    }
+
     fn remember(&mut self, table: &RoutingTable, changes: &[Change]) {
         for change in changes {
             let Change::Upsert { spec, .. } = change else { continue };
@@ -126,6 +153,10 @@ impl Writer {
         // Amortized: swept when the dead could be as many as the living.
         if self.states.len() > 2 * table.len() + 16 {
             self.states.retain(|_, state| state.strong_count() > 0);
+        }
+        if self.retired.len() > 2 * table.len() + 16 {
+            self.retired
+                .retain(|_, left| left.iter().any(|endpoint| endpoint.strong_count() > 0));
         }
     }
 }
@@ -272,7 +303,7 @@ mod tests {
         handle.commit(&[upsert(&spec("web", &[], &["9001"]))]).unwrap();
         assert!(Arc::ptr_eq(&endpoint, &web(&handle).endpoints()[0]) && !endpoint.is_draining());
         assert!(Arc::ptr_eq(&state, web(&handle).state()));
-        assert!(state.draining().is_empty());
+        assert!(handle.draining(state.name()).is_empty());
     }
 
     #[test]

@@ -9,19 +9,23 @@
 //! (`proxy::balancer`), sockets.
 
 mod endpoint;
+mod gate;
 mod handle;
 mod inner;
 mod picks;
 mod service;
+mod state;
 mod stats;
 mod table;
 mod vip;
 
 pub use endpoint::{Endpoint, EndpointId, EndpointState, Outcome};
+pub use gate::{Gate, GatePlace, RetryBudget};
 pub use handle::TableHandle;
 pub use inner::InnerNames;
 pub use picks::Picks;
-pub use service::{Gate, GatePlace, RetryBudget, Service, ServiceState};
+pub use service::Service;
+pub use state::ServiceState;
 pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RetryOutcome, ServiceStats};
 pub use table::{Change, Listen, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
 pub use vip::{VipPool, VipPoolError};

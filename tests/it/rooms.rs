@@ -1,7 +1,7 @@
 //! The rooms keep their order: a room imports only rooms that stand left of it, `unsafe` lives in `sys` alone, and every
 //! file says at its top what it is. Judged by the text of `src/`, comments and strings left out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Each room with the rooms that it may import, in reading order. The library's root and the binary see everything.
@@ -44,6 +44,75 @@ fn rooms_import_only_what_stands_left_of_them() {
         .flat_map(|(path, text)| import_offences(path, text))
         .collect();
     assert!(offences.is_empty(), "\n{}\n", offences.join("\n"));
+}
+
+/// Rooms whose files form no circle: each can be read without one that needs it.
+const WITHOUT_CIRCLES: &[&str] = &["routing"];
+
+#[test]
+fn files_of_a_room_form_no_circle() {
+    let sources = sources();
+    for room in WITHOUT_CIRCLES {
+        let files = sources.iter().map(|(path, text)| (path.as_str(), text.as_str()));
+        assert_eq!(circle_in(room, files), None, "room {room}");
+    }
+}
+
+#[test]
+fn a_circle_is_found() {
+    let files = [
+        ("src/routing/mod.rs", "mod a; mod b; mod c;"),
+        ("src/routing/a.rs", "use super::b::B;"),
+        ("src/routing/b/mod.rs", "use super::{c::C, d};"),
+        ("src/routing/c.rs", "fn f() { crate::routing::b::g() }"),
+        ("src/other/c.rs", "use super::a;"),
+    ];
+    assert_eq!(circle_in("routing", files).as_deref(), Some("b -> c -> b"));
+    let cut = files.into_iter().filter(|(path, _)| *path != "src/routing/c.rs");
+    assert_eq!(circle_in("routing", cut), None);
+}
+
+/// The first circle that files of a room form by what they name of each other; a directory counts as one file, and the
+/// room's own file not at all.
+fn circle_in<'a>(room: &str, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in files {
+        let Some(rest) = path.strip_prefix(&format!("src/{room}/")) else {
+            continue;
+        };
+        let file = rest
+            .trim_end_matches(".rs")
+            .split('/')
+            .next()
+            .unwrap_or(rest)
+            .to_owned();
+        if file == "mod" {
+            continue;
+        }
+        // As a path from the root: `crate::room::x` and `super::x`, each behind the name that they have in common.
+        let code = without_talk(text).replace(&format!("crate::{room}::"), "crate::");
+        let depth = rest.split('/').count() - usize::from(rest.ends_with("/mod.rs"));
+        let as_rooms = code.replace(&"super::".repeat(depth), "crate::");
+        let named = named_rooms(&as_rooms, "src/made_up.rs")
+            .into_iter()
+            .map(|(_, name)| name);
+        names
+            .entry(file.clone())
+            .or_default()
+            .extend(named.filter(|name| *name != file));
+    }
+    fn visit(file: &str, names: &BTreeMap<String, BTreeSet<String>>, way: &mut Vec<String>) -> Option<String> {
+        if let Some(at) = way.iter().position(|one| one == file) {
+            way.push(file.to_owned());
+            return Some(way[at..].join(" -> "));
+        }
+        way.push(file.to_owned());
+        let found = names.get(file)?.iter().filter(|name| names.contains_key(*name));
+        let found = found.into_iter().find_map(|name| visit(name, names, way));
+        way.pop();
+        found
+    }
+    names.keys().find_map(|file| visit(file, &names, &mut Vec::new()))
 }
 
 #[test]

@@ -1,0 +1,162 @@
+//! What waits are made of: something of which there is only so much, the queue of those who wait for it, and how many
+//! retries there may be.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// Something of which there is only so much, and a bounded queue of those who wait for it.
+#[derive(Debug, Default)]
+pub struct Gate {
+    taken: AtomicU32,
+    waiting: AtomicU32,
+    notify: Notify,
+}
+
+impl Gate {
+    /// Takes one, unless `cap` are taken already (0: no cap). Whoever took gives back with `release`.
+    pub fn try_take(&self, cap: u32) -> bool {
+        let before = self.taken.fetch_add(1, Ordering::SeqCst);
+        let is_taken = cap == 0 || before < cap;
+        if !is_taken {
+            self.taken.fetch_sub(1, Ordering::SeqCst);
+        }
+        is_taken
+    }
+
+    pub fn release(&self) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+        self.freed();
+    }
+
+    /// How many wait.
+    pub fn depth(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Takes a place in the queue, unless `limit` already wait.
+    pub fn enter(&self, limit: u32) -> Option<GatePlace<'_>> {
+        let before = self.waiting.fetch_add(1, Ordering::SeqCst);
+        let place = GatePlace { gate: self };
+        // Dropping the place gives it back.
+        (before < limit).then_some(place)
+    }
+
+    /// Something was freed: the first who waits looks again.
+    pub fn freed(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.notify.notify_one();
+        }
+    }
+}
+
+/// A place in the queue of a `Gate`; given back when dropped.
+#[derive(Debug)]
+pub struct GatePlace<'a> {
+    gate: &'a Gate,
+}
+
+impl GatePlace<'_> {
+    /// Waits until something may have been freed. The caller looks again before and after: a wake-up is a hint.
+    pub async fn freed(&self) {
+        self.gate.notify.notified().await;
+    }
+}
+
+impl Drop for GatePlace<'_> {
+    fn drop(&mut self) {
+        self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
+        // Whoever leaves may have swallowed a wake-up that the next one needs.
+        self.gate.freed();
+    }
+}
+
+/// How many retries a service may still spend: each request earns a fifth of one, each retry costs one, and a small
+/// reserve grows back with time. What keeps retries from doubling the load on endpoints that are failing.
+#[derive(Debug)]
+pub struct RetryBudget {
+    milli_tokens: AtomicI64,
+}
+
+impl Default for RetryBudget {
+    fn default() -> RetryBudget {
+        RetryBudget {
+            milli_tokens: AtomicI64::new(RETRY_RESERVE),
+        }
+    }
+}
+
+const RETRY_COST: i64 = 1000;
+const RETRY_EARNED: i64 = 200;
+const RETRY_RESERVE: i64 = 20 * RETRY_COST;
+const RETRY_SAVED_MOST: i64 = 500 * RETRY_COST;
+
+impl RetryBudget {
+    /// A request was made.
+    pub fn earn(&self) {
+        if self.milli_tokens.load(Ordering::Relaxed) < RETRY_SAVED_MOST {
+            self.milli_tokens.fetch_add(RETRY_EARNED, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a retry out of the budget, if there is one.
+    pub fn spend(&self) -> bool {
+        self.milli_tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                (left >= RETRY_COST).then_some(left - RETRY_COST)
+            })
+            .is_ok()
+    }
+
+    /// Tops the budget up to its reserve: called once a second, so that a quiet service may retry too.
+    pub fn refill(&self, elapsed: Duration) {
+        let earned = i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX).saturating_mul(3);
+        let _ = self
+            .milli_tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                (left < RETRY_RESERVE).then(|| left.saturating_add(earned).min(RETRY_RESERVE))
+            });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifth_of_the_requests_may_be_retried() {
+        let budget = RetryBudget::default();
+        let reserve = std::iter::repeat_with(|| budget.spend())
+            .take_while(|spent| *spent)
+            .count();
+        assert_eq!(reserve, 20);
+        (0..5).for_each(|_| budget.earn());
+        assert!(budget.spend() && !budget.spend());
+        budget.refill(Duration::from_secs(1));
+        assert_eq!(
+            std::iter::repeat_with(|| budget.spend())
+                .take_while(|spent| *spent)
+                .count(),
+            3
+        );
+        (0..100_000).for_each(|_| budget.earn());
+        assert_eq!(
+            std::iter::repeat_with(|| budget.spend())
+                .take_while(|spent| *spent)
+                .count(),
+            500
+        );
+    }
+
+    #[test]
+    fn a_gate_lets_only_so_many_wait() {
+        let gate = Gate::default();
+        let first = gate.enter(1);
+        assert!(first.is_some() && gate.enter(1).is_none());
+        assert_eq!(gate.depth(), 1);
+        drop(first);
+        assert!(gate.enter(1).is_some());
+        assert_eq!(gate.depth(), 0);
+    }
+}
