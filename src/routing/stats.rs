@@ -10,6 +10,9 @@ use std::time::Duration;
 pub enum CloseReason {
     /// The client sent something that is not HTTP, or must not be forwarded; it was told so where possible.
     BadRequest,
+    /// The client ended its half within its request, or, where that ends it, while it waited for the response; its endpoint
+    /// was reset.
+    ClientAbort,
     /// The client ended its half first, and the connection then came to its end.
     ClientFin,
     /// The client reset the connection.
@@ -43,8 +46,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 16] = [
+    pub const ALL: [CloseReason; 17] = [
         CloseReason::BadRequest,
+        CloseReason::ClientAbort,
         CloseReason::ClientFin,
         CloseReason::ClientRst,
         CloseReason::ClientTimeout,
@@ -65,6 +69,7 @@ impl CloseReason {
     pub fn as_str(self) -> &'static str {
         match self {
             CloseReason::BadRequest => "bad_request",
+            CloseReason::ClientAbort => "client_abort",
             CloseReason::ClientFin => "client_fin",
             CloseReason::ClientRst => "client_rst",
             CloseReason::ClientTimeout => "client_timeout",

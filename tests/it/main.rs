@@ -8,6 +8,7 @@ mod api;
 mod churn;
 mod cli;
 mod dns;
+mod gone;
 mod handoff;
 mod harness;
 mod health;

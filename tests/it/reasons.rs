@@ -125,6 +125,16 @@ fn each_reason_is_given_once_and_they_add_up() {
     drop(client);
     expect(&node, "bad-request", CloseReason::BadRequest);
 
+    let spec = http("client-abort", &[echo.addr]);
+    apply(&node, &spec);
+    let mut client = dial(door(&spec));
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx")
+        .unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let _ = client.read_to_end(&mut Vec::new());
+    expect(&node, "client-abort", CloseReason::ClientAbort);
+
     let mut spec = http("client-timeout", &[web.addr]);
     spec.timeouts.request_head = Duration::from_millis(50);
     apply(&node, &spec);

@@ -36,8 +36,10 @@ pub(super) enum Ended {
 /// Why an exchange failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The client reset its connection or ended it within its request.
+    /// The client reset its connection.
     ClientGone,
+    /// The client ended its half within its request.
+    ClientEnded,
     /// The request's body is not what its head says.
     RequestBody(BodyFault),
     /// The upstream ended or reset before a byte of a response.
@@ -108,6 +110,11 @@ impl Exchange<'_> {
         self.request_body.is_done()
     }
 
+    /// Whether the upstream was sent all of the request.
+    pub(super) fn is_request_sent(&self) -> bool {
+        self.sent_at.is_some()
+    }
+
     fn is_request_over(&self) -> bool {
         self.is_cut_short || (self.request_body.is_done() && self.sent_at.is_some())
     }
@@ -148,7 +155,8 @@ impl Exchange<'_> {
                     Ok(1..) => {
                         self.forward_request_body()?;
                     }
-                    Ok(0) | Err(_) => return Poll::Ready(Err(Failure::ClientGone)),
+                    Ok(0) => return Poll::Ready(Err(Failure::ClientEnded)),
+                    Err(_) => return Poll::Ready(Err(Failure::ClientGone)),
                 }
             }
         }

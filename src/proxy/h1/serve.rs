@@ -288,6 +288,7 @@ impl Server<'_> {
             let has_responded = exchange.response.is_some();
             let may_replay = exchange.is_replayable && !exchange.has_begun;
             let is_request_read = exchange.is_request_read();
+            let is_request_sent = exchange.is_request_sent();
             let from_upstream = std::mem::take(&mut exchange.from_upstream);
             drop(exchange);
             let ended = match outcome {
@@ -311,6 +312,10 @@ impl Server<'_> {
                         .await;
                 }
             };
+            if !is_request_sent && !matches!(ended, Ended::Switched) {
+                // An orderly end could be taken for the end of the request's body.
+                upstream.stream.reset_on_close();
+            }
             match ended {
                 Ended::Response {
                     upstream_stays,
@@ -326,6 +331,8 @@ impl Server<'_> {
                             Instant::now(),
                             self.shared.config.http_pool_per_endpoint,
                         );
+                    } else {
+                        drop(stream);
                     }
                     drop(lease);
                     if n_retries > 0 {
@@ -342,13 +349,20 @@ impl Server<'_> {
                 Ended::Switched => return Err(self.switch(upstream, from_upstream).await),
                 Ended::Failed(failure) => {
                     self.connection.hold(None);
-                    if failure != Failure::ClientGone {
-                        drop(upstream);
-                    }
-                    match failure {
-                        Failure::ClientGone => {
-                            return Err(CloseReason::ClientRst);
+                    let reason = match failure {
+                        Failure::ClientGone => Some(CloseReason::ClientRst),
+                        Failure::ClientEnded => Some(CloseReason::ClientAbort),
+                        _ => None,
+                    };
+                    if let Some(reason) = reason {
+                        upstream.stream.reset_on_close();
+                        if has_responded {
+                            socket::reset_on_close(self.client);
                         }
+                        return Err(reason);
+                    }
+                    drop(upstream);
+                    match failure {
                         Failure::NoResponse if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX => {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;

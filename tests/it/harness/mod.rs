@@ -38,8 +38,12 @@ impl Node {
 
     /// A node that gives connections `grace` when it is stopped.
     pub fn start_draining(config: ProxyConfig, grace: Duration) -> Node {
+        Node::start_beside(config, grace, Beside::default())
+    }
+
+    pub fn start_beside(config: ProxyConfig, grace: Duration, beside: Beside) -> Node {
         let table = Arc::new(TableHandle::default());
-        let proxy = Proxy::start(config, table.clone(), Beside::default()).unwrap();
+        let proxy = Proxy::start(config, table.clone(), beside).unwrap();
         let ports = proxy.ports().clone();
         let (stop, stopped) = oneshot::channel();
         let run = move || {

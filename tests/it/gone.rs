@@ -1,0 +1,207 @@
+//! Clients that go before they have their answer: what their endpoint is told, who keeps a place in a queue, and what is
+//! counted.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anynode::model::{Mode, ServiceSpec, TaskRef};
+use anynode::proxy::{Beside, Dialer, Dialing, ProxyConfig, Tunnel, TunnelFor};
+use anynode::routing::CloseReason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::harness::{Node, Origin, PATIENCE, dial, door, reset, service, wait_until};
+
+fn http_service(name: &str, endpoints: &[SocketAddr]) -> ServiceSpec {
+    let mut spec = service(name, endpoints);
+    spec.mode = Mode::Http;
+    spec
+}
+
+/// How a connection ended, as its endpoint saw it, and what came before.
+#[derive(Debug)]
+struct Seen {
+    bytes: String,
+    /// `None`: an orderly end.
+    error: Option<ErrorKind>,
+}
+
+/// Reads each connection to its end and answers nothing. Says when the first byte of one has come, and how it ended.
+fn recording(say: &'static [u8]) -> (Origin, Receiver<()>, Receiver<Seen>) {
+    let (begun, has_begun): (Sender<()>, _) = channel();
+    let (ended, has_ended) = channel();
+    let origin = Origin::start(move |mut stream| {
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+        let error = loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => {
+                    if bytes.is_empty() {
+                        let _ = stream.write_all(say);
+                        let _ = begun.send(());
+                    }
+                    bytes.extend_from_slice(&buffer[..n]);
+                }
+                Err(error) => break Some(error.kind()),
+            }
+        };
+        let bytes = String::from_utf8_lossy(&bytes).into_owned();
+        let _ = ended.send(Seen { bytes, error });
+    });
+    (origin, has_begun, has_ended)
+}
+
+/// How a client goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Goes {
+    Ends,
+    Resets,
+    /// Sends this, and stays.
+    Says(&'static [u8]),
+}
+
+/// An endpoint that took an orderly end for the end of the body would run its handler on a part of it.
+#[test]
+fn an_upload_cut_short_is_reset_at_its_endpoint() {
+    let length = "POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc";
+    let chunked = "POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    let within = "POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc";
+    let bad: &[u8] = b"zz\r\n";
+    let early: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let begun: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok";
+    let node = Node::start();
+    for (i, (request, goes, says, reason)) in [
+        (length, Goes::Ends, &b""[..], CloseReason::ClientAbort),
+        (length, Goes::Resets, b"", CloseReason::ClientRst),
+        (chunked, Goes::Ends, b"", CloseReason::ClientAbort),
+        (chunked, Goes::Resets, b"", CloseReason::ClientRst),
+        (within, Goes::Ends, b"", CloseReason::ClientAbort),
+        (chunked, Goes::Says(bad), b"", CloseReason::BadRequest),
+        // The endpoint answers before it has the body, and still reads it.
+        (length, Goes::Ends, begun, CloseReason::ClientAbort),
+        (length, Goes::Ends, early, CloseReason::ResponseEnd),
+        (chunked, Goes::Resets, early, CloseReason::ResponseEnd),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let what = format!("{request:?}, {goes:?}, {:?}", String::from_utf8_lossy(says));
+        let (origin, has_begun, has_ended) = recording(says);
+        let web = http_service(&format!("web{i}"), &[origin.addr]);
+        node.apply(&web);
+        let mut client = dial(door(&web));
+        client.write_all(request.as_bytes()).unwrap();
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        let mut answer = Vec::new();
+        while !says.is_empty() && !answer.ends_with(b"ok") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            answer.extend(byte);
+        }
+        match goes {
+            Goes::Ends => {
+                client.shutdown(Shutdown::Write).unwrap();
+                let _ = client.read_to_end(&mut Vec::new());
+            }
+            Goes::Resets => reset(client),
+            Goes::Says(bytes) => {
+                client.write_all(bytes).unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).unwrap();
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{what}: {answer}");
+            }
+        }
+        let seen = has_ended.recv_timeout(PATIENCE).expect(&what);
+        assert_eq!(seen.error, Some(ErrorKind::ConnectionReset), "{what}: {seen:?}");
+        assert!(seen.bytes.starts_with("POST /up HTTP/1.1\r\n"), "{what}: {seen:?}");
+        wait_until(&what, || node.closed(web.name.as_str(), reason) == 1);
+    }
+}
+
+/// A tunnel's goodbye is its orderly end, and its absence a reset.
+#[test]
+fn an_upload_cut_short_leaves_a_tunnel_without_goodbye() {
+    let (said, has_said) = channel();
+    let node = Node::start_beside(
+        ProxyConfig::default(),
+        Duration::ZERO,
+        Beside {
+            dialer: Some(Arc::new(Tunnels(Mutex::new(said)))),
+            ..Beside::default()
+        },
+    );
+    let (origin, has_begun, has_ended) = recording(b"");
+    let mut web = http_service("web", &[origin.addr]);
+    web.endpoints[0].task = Some(Arc::new(TaskRef {
+        id: "task".into(),
+        name: "web.1".into(),
+        service: "web".into(),
+        node: "other".into(),
+        hostname: "host".into(),
+        is_remote: true,
+    }));
+    node.apply(&web);
+    let mut client = dial(door(&web));
+    client
+        .write_all(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+        .unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let seen = has_ended.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(seen.error, Some(ErrorKind::ConnectionReset), "{seen:?}");
+    assert!(has_said.try_recv().is_err(), "it said goodbye");
+    wait_until("the close", || node.closed("web", CloseReason::ClientAbort) == 1);
+}
+
+/// Connects straight to the link's address, in place of another node, and notes goodbyes.
+struct Tunnels(Mutex<Sender<()>>);
+
+impl Dialer for Tunnels {
+    fn dial(&self, target: TunnelFor<'_>) -> Dialing {
+        let (link, said) = (target.link, self.0.lock().unwrap().clone());
+        Box::pin(async move {
+            let stream = tokio::net::TcpStream::connect(link).await?;
+            Ok(Box::new(Overt { stream, said }) as Box<dyn Tunnel>)
+        })
+    }
+}
+
+struct Overt {
+    stream: tokio::net::TcpStream,
+    said: Sender<()>,
+}
+
+impl Tunnel for Overt {
+    fn socket(&self) -> &tokio::net::TcpStream {
+        &self.stream
+    }
+
+    fn is_leaving(&self) -> bool {
+        false
+    }
+}
+
+impl AsyncRead for Overt {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Overt {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let _ = self.said.send(());
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
