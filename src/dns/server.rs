@@ -1,30 +1,25 @@
-//! The DNS server: its configuration, its sockets, and the loop that answers datagrams, its own and those of tasks. What is
-//! ours is answered where it is received, so that it never waits for upstream; what is not becomes a task. Not here: streams
-//! (`tcp`).
+//! The DNS server: its configuration and its sockets, and what answers on the sockets of others. Not here: what is done with
+//! a socket (`udp`, `tcp`), and what is answered (`core`).
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use hickory_proto::op::ResponseCode;
-use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::task::JoinSet;
 
-use super::forward::{Forwarder, Slot};
+use super::core::{Client, Core, follow_tables};
+use super::forward::Forwarder;
 use super::inside::View;
 use super::resolv::Upstreams;
 use super::reverse::ReverseIndex;
-use super::stats::{DnsStats, Rcode, Source};
-use super::tcp;
-use super::wire::{self, MAX_QUERY_BYTES, Request, Response, Transport};
-use super::zone::Zone;
-use crate::routing::{RoutingTable, TableHandle};
+use super::stats::DnsStats;
+use super::{tcp, udp};
+use crate::routing::TableHandle;
 use crate::sys::pktinfo;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,15 +77,10 @@ pub struct DnsServer {
     tcp: std::net::TcpListener,
 }
 
-/// Datagrams taken in a row before others have their turn.
-const BATCH: usize = 64;
-/// Differences between tables taken into the reverse index in a row; each costs microseconds.
-const DIFF_BATCH: usize = 64;
 /// Bursts wait here while a turn of the thread's other work is done.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// Whether a port is free for UDP and for TCP is only known by trying.
 const PORT_TRIES: usize = 16;
-const ERROR_PAUSE: Duration = Duration::from_millis(20);
 
 impl DnsServer {
     /// Opens the sockets, and reads resolv.conf if that is to name the upstream servers. It may block for that moment.
@@ -154,14 +144,14 @@ impl DnsServer {
     pub async fn run(self, handed_over: impl Future, shutdown: impl Future) -> Result<(), BindError> {
         let addr = self.addr;
         let watch = |err| BindError::Watch { addr, err };
-        let udp = Arc::new(UdpSocket::from_std(self.udp).map_err(watch)?);
-        let tcp = TcpListener::from_std(self.tcp).map_err(watch)?;
+        let datagrams = Arc::new(UdpSocket::from_std(self.udp).map_err(watch)?);
+        let streams = TcpListener::from_std(self.tcp).map_err(watch)?;
         let handed_over = handed_over.map(drop).shared();
         let core = &self.responder.core;
         let client = Client::default();
         let serving = futures_util::future::join(
-            serve_datagrams(core, &client, &udp, handed_over.clone()),
-            tcp::serve(core, tcp, handed_over),
+            udp::serve(core, &client, &datagrams, handed_over.clone()),
+            tcp::serve(core, streams, handed_over),
         );
         tokio::select! {
             _ = shutdown => {}
@@ -176,15 +166,6 @@ impl DnsServer {
 #[derive(Debug, Clone)]
 pub struct Responder {
     core: Arc<Core>,
-}
-
-/// Who asks on a socket.
-#[derive(Debug, Clone, Default)]
-pub struct Client {
-    /// What it sees, if it is a task; the table's services otherwise.
-    view: Option<View>,
-    /// Who knows other names; `None`: whom everybody asks.
-    forwarder: Option<Arc<Forwarder>>,
 }
 
 impl Responder {
@@ -223,7 +204,7 @@ impl Responder {
     /// Answers a client's datagrams until it is dropped. Errors: the runtime cannot watch the socket.
     pub async fn serve(&self, client: Client, socket: std::net::UdpSocket) -> io::Result<()> {
         let socket = Arc::new(UdpSocket::from_std(socket)?);
-        serve_datagrams(&self.core, &client, &socket, std::future::pending()).await;
+        udp::serve(&self.core, &client, &socket, std::future::pending()).await;
         Ok(())
     }
 
@@ -238,218 +219,6 @@ impl Responder {
     /// time. Never ends.
     pub async fn follow(&self) {
         follow_tables(&self.core).await;
-    }
-}
-
-/// What answers, behind the sockets.
-#[derive(Debug)]
-pub(super) struct Core {
-    table: Arc<TableHandle>,
-    reverse: Mutex<ReverseIndex>,
-    /// The table that the reverse index shows. std mutex: held for moments.
-    indexed: Mutex<Arc<RoutingTable>>,
-    forwarder: Arc<Forwarder>,
-    upstream_timeout: Duration,
-    stats: Arc<DnsStats>,
-}
-
-/// What became of a client's message.
-pub(super) enum Handled {
-    Nothing,
-    Reply(Vec<u8>),
-    /// `Core::finish` has the answer, later.
-    Pending(Pending),
-}
-
-/// A query that upstream is to answer.
-pub(super) struct Pending {
-    request: Box<Request>,
-    query: Vec<u8>,
-    slot: Slot,
-    forwarder: Arc<Forwarder>,
-    arrived: Instant,
-}
-
-impl Core {
-    /// Never waits.
-    pub(super) fn handle(&self, client: &Client, message: &[u8], transport: Transport, from: SocketAddr) -> Handled {
-        let arrived = Instant::now();
-        let response = {
-            let table = self.table.peek();
-            let zone = Zone {
-                table: &table,
-                reverse: &self.lock_reverse(),
-            };
-            wire::respond(
-                message,
-                transport,
-                &zone,
-                client.view.as_ref(),
-                arrived,
-                &mut fastrand::Rng::new(),
-            )
-        };
-        match response {
-            Response::Ignore => Handled::Nothing,
-            Response::Reply { bytes, code } => self.reply(bytes, code, Source::Local, arrived),
-            Response::Forward(request) => {
-                let forwarder = client.forwarder.as_ref().unwrap_or(&self.forwarder);
-                let is_circle = forwarder.is_own_end(from);
-                match forwarder.reserve().filter(|_| !is_circle) {
-                    Some(slot) => Handled::Pending(Pending {
-                        request,
-                        query: message.to_vec(),
-                        slot,
-                        forwarder: forwarder.clone(),
-                        arrived,
-                    }),
-                    None => self.refuse(&request, ResponseCode::Refused, arrived),
-                }
-            }
-        }
-    }
-
-    /// What upstream says, or that it says nothing. Time: bounded by the upstream timeouts.
-    pub(super) async fn finish(&self, pending: Pending) -> Option<Vec<u8>> {
-        let Pending {
-            request,
-            query,
-            slot,
-            forwarder,
-            arrived,
-        } = pending;
-        let handled = match forwarder.ask(slot, query, &request).await {
-            Some((answer, code)) => self.reply(request.pass_on(answer), code, Source::Upstream, arrived),
-            None => self.refuse(&request, ResponseCode::ServFail, arrived),
-        };
-        match handled {
-            Handled::Reply(bytes) => Some(bytes),
-            Handled::Nothing | Handled::Pending(_) => None,
-        }
-    }
-
-    fn refuse(&self, request: &Request, code: ResponseCode, arrived: Instant) -> Handled {
-        match request.fail(code) {
-            Response::Reply { bytes, code } => self.reply(bytes, code, Source::Upstream, arrived),
-            Response::Ignore | Response::Forward(_) => Handled::Nothing,
-        }
-    }
-
-    fn reply(&self, bytes: Vec<u8>, code: u16, source: Source, arrived: Instant) -> Handled {
-        self.stats.answered(Rcode::from(code), source, arrived.elapsed());
-        Handled::Reply(bytes)
-    }
-
-    /// std mutex: nothing awaits under it, and only this thread takes it.
-    fn lock_reverse(&self) -> MutexGuard<'_, ReverseIndex> {
-        self.reverse.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn serve_datagrams(
-    core: &Arc<Core>,
-    client: &Client,
-    socket: &Arc<UdpSocket>,
-    handed_over: impl Future<Output = ()>,
-) {
-    tokio::pin!(handed_over);
-    let mut buffer = vec![0; MAX_QUERY_BYTES];
-    let mut forwards = JoinSet::new();
-    loop {
-        match answer_batch(core, client, socket, &mut buffer, &mut forwards) {
-            Ok(n) => tokio::select! {
-                biased;
-                () = &mut handed_over => break,
-                () = tokio::task::yield_now(), if n == BATCH => {}
-                ready = socket.readable(), if n < BATCH => {
-                    if let Err(error) = ready {
-                        pause_after(&error).await;
-                    }
-                }
-            },
-            Err(error) => pause_after(&error).await,
-        }
-        while let Some(ended) = forwards.try_join_next() {
-            log_panic(ended);
-        }
-    }
-    while let Some(ended) = forwards.join_next().await {
-        log_panic(ended);
-    }
-}
-
-/// Answers datagrams until there are none, or enough for one turn. Returns how many it took.
-fn answer_batch(
-    core: &Arc<Core>,
-    client: &Client,
-    socket: &Arc<UdpSocket>,
-    buffer: &mut [u8],
-    forwards: &mut JoinSet<()>,
-) -> io::Result<usize> {
-    for n in 0..BATCH {
-        let received = socket.try_io(Interest::READABLE, || pktinfo::recv(socket.as_fd(), buffer));
-        let datagram = match received {
-            Ok(datagram) => datagram,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(n),
-            Err(error) => return Err(error),
-        };
-        match core.handle(client, &buffer[..datagram.len], Transport::Udp, datagram.from) {
-            Handled::Nothing => {}
-            Handled::Reply(reply) => send(core, socket, &reply, &datagram),
-            Handled::Pending(pending) => {
-                let (core, socket) = (core.clone(), socket.clone());
-                forwards.spawn(async move {
-                    if let Some(reply) = core.finish(pending).await {
-                        send(&core, &socket, &reply, &datagram);
-                    }
-                });
-            }
-        }
-    }
-    Ok(BATCH)
-}
-
-/// Sends a reply from the address that was asked. A reply that the socket does not take is lost, as any datagram may be.
-fn send(core: &Core, socket: &UdpSocket, reply: &[u8], asked: &pktinfo::Datagram) {
-    if let Err(error) = pktinfo::send(socket.as_fd(), reply, asked.from, asked.to) {
-        core.stats.unsent();
-        tracing::debug!(client = %asked.from, %error, "DNS reply not sent");
-    }
-}
-
-async fn follow_tables(core: &Core) {
-    let lock_indexed = || core.indexed.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut indexed = lock_indexed().clone();
-    let mut revision = core.table.subscribe();
-    loop {
-        revision.mark_unchanged();
-        let next = core.table.load();
-        let mut diffs = RoutingTable::diff(&indexed, &next).peekable();
-        while diffs.peek().is_some() {
-            {
-                let mut reverse = core.lock_reverse();
-                diffs.by_ref().take(DIFF_BATCH).for_each(|diff| reverse.apply(&diff));
-            }
-            tokio::task::yield_now().await;
-        }
-        drop(diffs);
-        indexed = next;
-        lock_indexed().clone_from(&indexed);
-        if revision.changed().await.is_err() {
-            // The handle is ours as well, so its sender cannot be gone.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-pub(super) async fn pause_after(error: &io::Error) {
-    tracing::warn!(%error, "DNS socket");
-    tokio::time::sleep(ERROR_PAUSE).await;
-}
-
-pub(super) fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a DNS task did not end by itself");
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::server::{Client, Core, Handled, log_panic, pause_after};
+use super::core::{Client, Core, Handled, log_panic, pause_after};
 use super::wire::{MAX_QUERY_BYTES, Transport};
 
 /// Connections at once; more wait to be accepted.

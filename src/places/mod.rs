@@ -6,17 +6,19 @@
 //! go last. Not here: what a party is; each table says it for itself.
 
 mod ledger;
+mod seat;
 mod watched;
 
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio_util::sync::CancellationToken;
-
 pub use ledger::{Ledger, PlaceId};
+pub use seat::Busy;
 pub use watched::{Cut, Watched};
+
+use seat::Seat;
 
 /// A table of places, shared by who takes of it.
 #[derive(Debug)]
@@ -25,41 +27,6 @@ pub struct Places<P> {
     ledger: Mutex<Ledger<P, Arc<Seat>>>,
     epoch: Instant,
     n_given_up: AtomicU64,
-}
-
-/// What is known of a place while it is taken.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    epoch: Instant,
-    /// When something last moved, in nanoseconds since the epoch.
-    moved_at: AtomicU64,
-    /// What its other end waits for us to do.
-    n_busy: AtomicU32,
-    /// We wait for its other end to take what we have for it.
-    is_stuck: AtomicBool,
-    leave: CancellationToken,
-}
-
-impl Seat {
-    pub(crate) fn moved(&self) {
-        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.moved_at.store(now, Relaxed);
-        self.is_stuck.store(false, Relaxed);
-    }
-
-    pub(crate) fn stuck(&self) {
-        self.is_stuck.store(true, Relaxed);
-    }
-
-    pub(crate) fn is_told_to_leave(&self) -> bool {
-        self.leave.is_cancelled()
-    }
-
-    /// Who waits for us goes after all who keep us waiting.
-    fn rank(&self) -> (bool, u64) {
-        let waits_for_us = self.n_busy.load(Relaxed) > 0 && !self.is_stuck.load(Relaxed);
-        (waits_for_us, self.moved_at.load(Relaxed))
-    }
 }
 
 impl<P: Eq + Hash + Clone> Places<P> {
@@ -84,18 +51,11 @@ impl<P: Eq + Hash + Clone> Places<P> {
     /// A place for `party`, at once and always. Whoever accepts in a loop is to let others have a turn when
     /// `Place::is_in_anothers` says so: who was told to leave is to be gone before many more come.
     pub fn take(self: &Arc<Self>, party: P) -> Place<P> {
-        let seat = Arc::new(Seat {
-            epoch: self.epoch,
-            moved_at: AtomicU64::new(0),
-            n_busy: AtomicU32::new(0),
-            is_stuck: AtomicBool::new(false),
-            leave: CancellationToken::new(),
-        });
-        seat.moved();
+        let seat = Seat::new(self.epoch);
         let (id, given_up) = self.lock().take(party, seat.clone(), |seat| seat.rank());
         for seat in &given_up {
             self.n_given_up.fetch_add(1, Relaxed);
-            seat.leave.cancel();
+            seat.tell_to_leave();
         }
         Place {
             places: self.clone(),
@@ -147,13 +107,12 @@ impl<P: Eq + Hash + Clone> Place<P> {
     /// From here on, until what this returns is dropped, its other end waits for us: it gives up its place after all who
     /// keep us waiting.
     pub fn busy(&self) -> Busy {
-        self.seat.n_busy.fetch_add(1, Relaxed);
-        Busy(self.seat.clone())
+        self.seat.busy()
     }
 
     /// Waits until the place was given up for another, for ever if it is not. Who has it is to leave then.
     pub async fn told_to_leave(&self) {
-        self.seat.leave.cancelled().await;
+        self.seat.told_to_leave().await;
     }
 
     /// The stream that the place is for: bytes that move end its silence.
@@ -166,18 +125,6 @@ impl<P: Eq + Hash + Clone> Drop for Place<P> {
     fn drop(&mut self) {
         // `None`: it was given up for another before.
         let _ = self.places.lock().give_back(self.id);
-    }
-}
-
-/// The other end of a place waits for us.
-#[derive(Debug)]
-pub struct Busy(Arc<Seat>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        // From here on it is its turn.
-        self.0.moved();
-        self.0.n_busy.fetch_sub(1, Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::Seat;
+use super::seat::Seat;
 use crate::sys::socket;
 
 /// A stream that can be ended so that nothing of it is left.

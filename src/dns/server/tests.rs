@@ -9,9 +9,11 @@ use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
 
 use super::*;
-use crate::dns::UpstreamFailure;
+use std::time::Instant;
+
 use crate::dns::wire::tests::query;
 use crate::dns::zone::tests::{commit, remove, table, upsert};
+use crate::dns::{Rcode, Source, UpstreamFailure};
 
 /// A server in a thread of its own, ended when this is dropped.
 struct Running {

@@ -1,0 +1,172 @@
+//! What answers a client's message, whatever it came by: from the table where that is known, from upstream where it is not.
+//! What is ours is answered at once, so that it never waits for upstream. Not here: sockets (`server`, `udp`, `tcp`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::ResponseCode;
+
+use super::forward::{Forwarder, Slot};
+use super::inside::View;
+use super::reverse::ReverseIndex;
+use super::stats::{DnsStats, Rcode, Source};
+use super::wire::{self, Request, Response, Transport};
+use super::zone::Zone;
+use crate::routing::{RoutingTable, TableHandle};
+
+/// Who asks on a socket.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// What it sees, if it is a task; the table's services otherwise.
+    pub(super) view: Option<View>,
+    /// Who knows other names; `None`: whom everybody asks.
+    pub(super) forwarder: Option<Arc<Forwarder>>,
+}
+
+/// What answers, behind the sockets.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) table: Arc<TableHandle>,
+    pub(super) reverse: Mutex<ReverseIndex>,
+    /// The table that the reverse index shows. std mutex: held for moments.
+    pub(super) indexed: Mutex<Arc<RoutingTable>>,
+    pub(super) forwarder: Arc<Forwarder>,
+    pub(super) upstream_timeout: Duration,
+    pub(super) stats: Arc<DnsStats>,
+}
+
+/// What became of a client's message.
+pub(super) enum Handled {
+    Nothing,
+    Reply(Vec<u8>),
+    /// `Core::finish` has the answer, later.
+    Pending(Pending),
+}
+
+/// A query that upstream is to answer.
+pub(super) struct Pending {
+    request: Box<Request>,
+    query: Vec<u8>,
+    slot: Slot,
+    forwarder: Arc<Forwarder>,
+    arrived: Instant,
+}
+
+impl Core {
+    /// Never waits.
+    pub(super) fn handle(&self, client: &Client, message: &[u8], transport: Transport, from: SocketAddr) -> Handled {
+        let arrived = Instant::now();
+        let response = {
+            let table = self.table.peek();
+            let zone = Zone {
+                table: &table,
+                reverse: &self.lock_reverse(),
+            };
+            wire::respond(
+                message,
+                transport,
+                &zone,
+                client.view.as_ref(),
+                arrived,
+                &mut fastrand::Rng::new(),
+            )
+        };
+        match response {
+            Response::Ignore => Handled::Nothing,
+            Response::Reply { bytes, code } => self.reply(bytes, code, Source::Local, arrived),
+            Response::Forward(request) => {
+                let forwarder = client.forwarder.as_ref().unwrap_or(&self.forwarder);
+                let is_circle = forwarder.is_own_end(from);
+                match forwarder.reserve().filter(|_| !is_circle) {
+                    Some(slot) => Handled::Pending(Pending {
+                        request,
+                        query: message.to_vec(),
+                        slot,
+                        forwarder: forwarder.clone(),
+                        arrived,
+                    }),
+                    None => self.refuse(&request, ResponseCode::Refused, arrived),
+                }
+            }
+        }
+    }
+
+    /// What upstream says, or that it says nothing. Time: bounded by the upstream timeouts.
+    pub(super) async fn finish(&self, pending: Pending) -> Option<Vec<u8>> {
+        let Pending {
+            request,
+            query,
+            slot,
+            forwarder,
+            arrived,
+        } = pending;
+        let handled = match forwarder.ask(slot, query, &request).await {
+            Some((answer, code)) => self.reply(request.pass_on(answer), code, Source::Upstream, arrived),
+            None => self.refuse(&request, ResponseCode::ServFail, arrived),
+        };
+        match handled {
+            Handled::Reply(bytes) => Some(bytes),
+            Handled::Nothing | Handled::Pending(_) => None,
+        }
+    }
+
+    fn refuse(&self, request: &Request, code: ResponseCode, arrived: Instant) -> Handled {
+        match request.fail(code) {
+            Response::Reply { bytes, code } => self.reply(bytes, code, Source::Upstream, arrived),
+            Response::Ignore | Response::Forward(_) => Handled::Nothing,
+        }
+    }
+
+    fn reply(&self, bytes: Vec<u8>, code: u16, source: Source, arrived: Instant) -> Handled {
+        self.stats.answered(Rcode::from(code), source, arrived.elapsed());
+        Handled::Reply(bytes)
+    }
+
+    /// std mutex: nothing awaits under it, and only this thread takes it.
+    fn lock_reverse(&self) -> MutexGuard<'_, ReverseIndex> {
+        self.reverse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the reverse index up with the tables. Never ends.
+pub(super) async fn follow_tables(core: &Core) {
+    let lock_indexed = || core.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut indexed = lock_indexed().clone();
+    let mut revision = core.table.subscribe();
+    loop {
+        revision.mark_unchanged();
+        let next = core.table.load();
+        let mut diffs = RoutingTable::diff(&indexed, &next).peekable();
+        while diffs.peek().is_some() {
+            {
+                let mut reverse = core.lock_reverse();
+                diffs.by_ref().take(DIFF_BATCH).for_each(|diff| reverse.apply(&diff));
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(diffs);
+        indexed = next;
+        lock_indexed().clone_from(&indexed);
+        if revision.changed().await.is_err() {
+            // The handle is ours as well, so its sender cannot be gone.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+pub(super) async fn pause_after(error: &io::Error) {
+    tracing::warn!(%error, "DNS socket");
+    tokio::time::sleep(ERROR_PAUSE).await;
+}
+
+pub(super) fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a DNS task did not end by itself");
+    }
+}
+
+/// Differences between tables taken into the reverse index in a row; each costs microseconds.
+const DIFF_BATCH: usize = 64;
+const ERROR_PAUSE: Duration = Duration::from_millis(20);
