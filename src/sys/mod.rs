@@ -1,6 +1,7 @@
 //! What the operating system gives: pipes and splice, sockets with their options, limits of the process. All unsafe code
 //! of the project lives in this room. Not here: what the bytes are for.
 
+mod bpf;
 pub mod entrances;
 pub mod epoll;
 pub mod file;

@@ -1,26 +1,25 @@
 //! Small BPF programs that, for TCP connections to some local ports or to some addresses, pick a listening socket of ours
-//! before the kernel looks who is bound there. They are written here instruction by instruction; no compiler and no library
-//! of C is asked. Not here: which ports, and when (`takeover`); which addresses (`vips`).
-
-#![allow(unsafe_code)]
+//! before the kernel looks who is bound there. Not here: what programs are made of (`bpf`); which ports, and when
+//! (`takeover`); which addresses (`vips` inside tasks, `proxy` on the node).
 
 use std::fs::File;
 use std::io;
-use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use rustix::thread::CapabilitySet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::socket::{BACKLOG, Liveness, set_stream_options};
+use super::bpf::{Instruction, Map, PASS, R0, R1, R2, R3, R6, R7, R10, SocketMap};
+use super::bpf::{create_link, load};
+use super::socket::{BACKLOG, Liveness, UNWANTED_PORTS, listen, listen_beside, set_stream_options};
 
 /// The program for ports at work in one network namespace, until this is dropped or the process dies.
 #[derive(Debug)]
 pub struct SkLookup {
     /// From protocol and port to a listening socket; the kernel takes out what is closed.
-    sockets: OwnedFd,
+    sockets: SocketMap,
     /// Holds the program in its place.
     _link: OwnedFd,
 }
@@ -42,8 +41,8 @@ impl SkLookup {
     /// Several processes may have such a program at work; what the one attached last has assigned wins.
     /// Errors: `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; `InvalidInput` before Linux 5.9.
     pub fn attach() -> Result<SkLookup, SkLookupError> {
-        let sockets = create_map(&socket_map(PORTS_MAX)).map_err(SkLookupError::Map)?;
-        let link = attach(&port_program(sockets.as_raw_fd()), b"anynode_takeove\0")?;
+        let sockets = SocketMap::sockets(PORTS_MAX).map_err(SkLookupError::Map)?;
+        let link = attach(&port_program(sockets.fd()), b"anynode_takeove\0")?;
         Ok(SkLookup { sockets, _link: link })
     }
 
@@ -55,7 +54,7 @@ impl SkLookup {
     pub fn assign(&self, port: u16, socket: BorrowedFd<'_>) -> io::Result<()> {
         let value = u64::from(socket.as_raw_fd().cast_unsigned());
         for key in keys(port, socket)? {
-            update(&self.sockets, &key, &value)?;
+            self.sockets.update(&key, &value)?;
         }
         Ok(())
     }
@@ -64,7 +63,7 @@ impl SkLookup {
     pub fn unassign(&self, port: u16) -> io::Result<bool> {
         let mut is_any = false;
         for key in [u32::from(port), IS_IPV6 | u32::from(port)] {
-            is_any |= delete(&self.sockets, &key)?;
+            is_any |= self.sockets.remove(&key)?;
         }
         Ok(is_any)
     }
@@ -73,7 +72,7 @@ impl SkLookup {
     pub fn is_assigned(&self, port: u16) -> bool {
         [u32::from(port), IS_IPV6 | u32::from(port)]
             .into_iter()
-            .any(|key| lookup(&self.sockets, key).is_ok())
+            .any(|key| self.sockets.cookie(key).is_ok())
     }
 }
 
@@ -82,7 +81,7 @@ impl SkLookup {
 #[derive(Debug)]
 pub struct AddressLookup {
     /// A trie of prefixes; those of IPv4 as IPv6 writes them.
-    addresses: OwnedFd,
+    addresses: Map<Prefix, u32>,
     /// Holds the program in its place, and the program the socket in its map.
     _link: OwnedFd,
 }
@@ -95,20 +94,9 @@ impl AddressLookup {
     /// for what is local. Several such programs may be at work; what the one attached last takes is taken by it.
     /// Errors: as `SkLookup::attach`; `InvalidInput` before Linux 5.17, or for a socket that does not listen.
     pub fn attach(socket: BorrowedFd<'_>) -> Result<AddressLookup, SkLookupError> {
-        let sockets = create_map(&socket_map(1)).map_err(SkLookupError::Map)?;
-        let addresses = create_map(&MapCreate {
-            map_type: BPF_MAP_TYPE_LPM_TRIE,
-            key_size: size_of::<Prefix>() as u32,
-            value_size: 4,
-            max_entries: ADDRESSES_MAX,
-            flags: BPF_F_NO_PREALLOC,
-        })
-        .map_err(SkLookupError::Map)?;
-        // Refuses what does not listen.
-        keys(0, socket).map_err(SkLookupError::Map)?;
-        let value = u64::from(socket.as_raw_fd().cast_unsigned());
-        update(&sockets, &ONLY_KEY, &value).map_err(SkLookupError::Map)?;
-        let code = address_program(addresses.as_raw_fd(), sockets.as_raw_fd());
+        let sockets = socket_alone(socket).map_err(SkLookupError::Map)?;
+        let addresses = Map::trie(ADDRESSES_MAX).map_err(SkLookupError::Map)?;
+        let code = address_program(addresses.fd(), sockets.fd());
         let link = attach(&code, b"anynode_vips\0\0\0\0")?;
         Ok(AddressLookup { addresses, _link: link })
     }
@@ -116,12 +104,12 @@ impl AddressLookup {
     /// What becomes of connections to these addresses from now on, but for those that a longer prefix is known for.
     /// Errors: `NoSpace` for too many.
     pub fn set(&self, addresses: IpNet, verdict: Verdict) -> io::Result<()> {
-        update(&self.addresses, &Prefix::from(addresses), &(verdict as u32))
+        self.addresses.update(&Prefix::from(addresses), &(verdict as u32))
     }
 
     /// Forgets these addresses: what is known of others that contain them counts. Whether they were known.
     pub fn remove(&self, addresses: IpNet) -> io::Result<bool> {
-        delete(&self.addresses, &Prefix::from(addresses))
+        self.addresses.remove(&Prefix::from(addresses))
     }
 }
 
@@ -134,6 +122,57 @@ pub enum Verdict {
     Take = 1,
     /// It is refused.
     Refuse = 2,
+}
+
+/// The program for services' addresses on the node itself, at work in one network namespace until this is dropped or the
+/// process dies. Connections to the address and port of what is taken come to one group of listening sockets; nothing is
+/// bound to any of these ports. Two descriptors.
+#[derive(Debug)]
+pub struct VipLookup {
+    taken: Map<Vip, u32>,
+    /// Holds the program in its place, and the program the sockets.
+    _link: OwnedFd,
+}
+
+impl VipLookup {
+    /// Loads the program and attaches it to the network namespace of the calling thread, with `socket`, which must be
+    /// listening, and those that share its port (SO_REUSEPORT). Nothing is taken yet, and nothing outside of `network` ever.
+    ///
+    /// What a program that was attached before this one picks a socket for is left to it.
+    /// Errors: as `SkLookup::attach`; `InvalidInput` also for a socket that does not listen.
+    pub fn attach(socket: BorrowedFd<'_>, network: Ipv4Net) -> Result<VipLookup, SkLookupError> {
+        let sockets = socket_alone(socket).map_err(SkLookupError::Map)?;
+        let taken = Map::hash(VIP_PORTS_MAX).map_err(SkLookupError::Map)?;
+        let link = attach(&vip_program(network, taken.fd(), sockets.fd()), b"anynode_hosts\0\0\0")?;
+        Ok(VipLookup { taken, _link: link })
+    }
+
+    /// Takes new connections to this address and port. Errors: `E2BIG` for too many.
+    pub fn take(&self, at: SocketAddrV4) -> io::Result<()> {
+        self.taken.update(&Vip::from(at), &1)
+    }
+
+    /// New connections go where they went before. Whether they were taken.
+    pub fn pass(&self, at: SocketAddrV4) -> io::Result<bool> {
+        self.taken.remove(&Vip::from(at))
+    }
+}
+
+/// An address in network byte order, and a port as the kernel gives it to the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Vip {
+    address: [u8; 4],
+    port: u32,
+}
+
+impl From<SocketAddrV4> for Vip {
+    fn from(at: SocketAddrV4) -> Vip {
+        Vip {
+            address: at.ip().octets(),
+            port: at.port().into(),
+        }
+    }
 }
 
 /// A key of the trie (struct bpf_lpm_trie_key): how many bits count, and the address in network byte order.
@@ -158,14 +197,6 @@ impl From<IpNet> for Prefix {
             },
         }
     }
-}
-
-/// Loads a program and attaches it to the network namespace of the calling thread. The link alone holds it.
-fn attach(code: &[Instruction], name: &[u8; 16]) -> Result<OwnedFd, SkLookupError> {
-    let program = load(code, name).map_err(SkLookupError::Program)?;
-    File::open("/proc/thread-self/ns/net")
-        .and_then(|namespace| create_link(&program, &namespace))
-        .map_err(SkLookupError::Attach)
 }
 
 /// Binds `n` listening sockets that are reached by assignment only: on loopback, on a port that the kernel picks, sharing
@@ -199,6 +230,17 @@ pub fn listen_hidden(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListene
     Ok(sockets.into_iter().map(TcpListener::from).collect())
 }
 
+/// Binds `n` listening sockets for `VipLookup`, which share a port of 127.0.0.1 that no program wants. They do not wait in
+/// `accept`. Errors: those of `socket`, `bind` and `listen`.
+pub fn listen_for_vips(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListener>> {
+    let first = |port| listen(Some(Ipv4Addr::LOCALHOST.into()), port, 1, liveness, |_| false);
+    let unwanted = UNWANTED_PORTS.into_iter().find_map(|port| first(port).ok());
+    let mut sockets = unwanted.map_or_else(|| first(0), Ok)?;
+    let more = listen_beside(&sockets[0], n.saturating_sub(1), liveness)?;
+    sockets.extend(more);
+    Ok(sockets)
+}
+
 /// The names of those capabilities, of the ones that a takeover needs, that this thread does not have.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let Ok(sets) = rustix::thread::capabilities(None) else {
@@ -214,6 +256,15 @@ pub fn missing_capabilities() -> Vec<&'static str> {
         missing.push("CAP_BPF");
     }
     missing
+}
+
+/// A map of one socket, which must be listening.
+fn socket_alone(socket: BorrowedFd<'_>) -> io::Result<SocketMap> {
+    let sockets = SocketMap::sockets(1)?;
+    // Refuses what does not listen.
+    keys(0, socket)?;
+    sockets.update(&ONLY_KEY, &u64::from(socket.as_raw_fd().cast_unsigned()))?;
+    Ok(sockets)
 }
 
 /// The keys of the protocols that `socket` can take connections of.
@@ -249,7 +300,7 @@ fn port_program(map: i32) -> Vec<Instruction> {
         Instruction::or(R2, IS_IPV6.cast_signed()),
         Instruction::store(R10, -4, R2),
     ];
-    pick(&mut code, map, -4);
+    pick(&mut code, map, -4, SK_LOOKUP_F_REPLACE);
     finish(code)
 }
 
@@ -287,7 +338,30 @@ fn address_program(addresses: i32, sockets: i32) -> Vec<Instruction> {
         Instruction::exit(),
     ]);
     code.push(Instruction::store_number(R10, -4, ONLY_KEY.cast_signed()));
-    pick(&mut code, sockets, -4);
+    pick(&mut code, sockets, -4, SK_LOOKUP_F_REPLACE);
+    finish(code)
+}
+
+/// The program for addresses and ports: whether it is of the network, a look at the map of what is taken, then the one socket.
+fn vip_program(network: Ipv4Net, taken: i32, sockets: i32) -> Vec<Instruction> {
+    const KEY: i16 = -8;
+    // As they lie in memory, which is how the kernel gives the address.
+    let word = |ip: Ipv4Addr| i32::from_ne_bytes(ip.octets());
+    let mut code = vec![
+        Instruction::mov(R6, R1),
+        Instruction::load(R2, R6, CTX_PROTOCOL),
+        Instruction::jump_unless(R2, libc::IPPROTO_TCP, PASS),
+        // Zero for IPv6.
+        Instruction::load(R2, R6, CTX_LOCAL_IP4),
+        Instruction::store(R10, KEY, R2),
+        Instruction::and32(R2, word(network.netmask())),
+        Instruction::jump_unless32(R2, word(network.network()), PASS),
+        Instruction::load(R2, R6, CTX_LOCAL_PORT),
+        Instruction::store(R10, KEY + 4, R2),
+    ];
+    look_up(&mut code, taken, KEY);
+    code.push(Instruction::store_number(R10, -12, ONLY_KEY.cast_signed()));
+    pick(&mut code, sockets, -12, 0);
     finish(code)
 }
 
@@ -302,15 +376,16 @@ fn look_up(code: &mut Vec<Instruction>, map: i32, key: i16) {
     ]);
 }
 
-/// The connection is for the socket that the map has under the key at `key` on the stack.
-fn pick(code: &mut Vec<Instruction>, map: i32, key: i16) {
+/// The connection is for the socket that the map has under the key at `key` on the stack. Without `SK_LOOKUP_F_REPLACE` only
+/// where no program before this one has picked one.
+fn pick(code: &mut Vec<Instruction>, map: i32, key: i16, flags: i32) {
     look_up(code, map, key);
     code.extend([
         // r7 = the socket, which is ours until released.
         Instruction::mov(R7, R0),
         Instruction::mov(R1, R6),
         Instruction::mov(R2, R0),
-        Instruction::mov32(R3, SK_LOOKUP_F_REPLACE),
+        Instruction::mov32(R3, flags),
         Instruction::call(HELPER_SK_ASSIGN),
         Instruction::mov(R1, R7),
         Instruction::call(HELPER_SK_RELEASE),
@@ -329,241 +404,12 @@ fn finish(mut code: Vec<Instruction>) -> Vec<Instruction> {
     code
 }
 
-/// One instruction, as the kernel has it (struct bpf_insn).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-struct Instruction {
-    code: u8,
-    /// Destination register in the low half, source in the high one.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-impl Instruction {
-    const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-        let registers = match cfg!(target_endian = "little") {
-            true => source << 4 | destination,
-            false => destination << 4 | source,
-        };
-        Instruction {
-            code,
-            registers,
-            offset,
-            immediate,
-        }
-    }
-
-    const fn mov(destination: u8, source: u8) -> Instruction {
-        Instruction::new(0xbf, destination, source, 0, 0)
-    }
-
-    const fn mov32(destination: u8, value: i32) -> Instruction {
-        Instruction::new(0xb4, destination, 0, 0, value)
-    }
-
-    const fn add(destination: u8, value: i32) -> Instruction {
-        Instruction::new(0x07, destination, 0, 0, value)
-    }
-
-    const fn or(destination: u8, value: i32) -> Instruction {
-        Instruction::new(0x47, destination, 0, 0, value)
-    }
-
-    /// 32 bits from memory.
-    const fn load(destination: u8, source: u8, offset: i16) -> Instruction {
-        Instruction::new(0x61, destination, source, offset, 0)
-    }
-
-    const fn store(destination: u8, offset: i16, source: u8) -> Instruction {
-        Instruction::new(0x63, destination, source, offset, 0)
-    }
-
-    const fn store_number(destination: u8, offset: i16, value: i32) -> Instruction {
-        Instruction::new(0x62, destination, 0, offset, value)
-    }
-
-    const fn jump_if(register: u8, value: i32, offset: i16) -> Instruction {
-        Instruction::new(0x15, register, 0, offset, value)
-    }
-
-    const fn jump_unless(register: u8, value: i32, offset: i16) -> Instruction {
-        Instruction::new(0x55, register, 0, offset, value)
-    }
-
-    const fn skip_unless(register: u8, value: i32, n: i16) -> Instruction {
-        Instruction::jump_unless(register, value, n)
-    }
-
-    /// The address of a map, of 64 bits, so that it takes two places.
-    const fn load_map(destination: u8, map: i32) -> [Instruction; 2] {
-        const PSEUDO_MAP_FD: u8 = 1;
-        [
-            Instruction::new(0x18, destination, PSEUDO_MAP_FD, 0, map),
-            Instruction::new(0, 0, 0, 0, 0),
-        ]
-    }
-
-    const fn call(helper: i32) -> Instruction {
-        Instruction::new(0x85, 0, 0, 0, helper)
-    }
-
-    const fn exit() -> Instruction {
-        Instruction::new(0x95, 0, 0, 0, 0)
-    }
-}
-
-const R0: u8 = 0;
-const R1: u8 = 1;
-const R2: u8 = 2;
-const R3: u8 = 3;
-const R6: u8 = 6;
-const R7: u8 = 7;
-/// The stack's end.
-const R10: u8 = 10;
-/// Stands for the way to the program's end, until its length is known.
-const PASS: i16 = i16::MAX;
-
-/// A map from a number to a listening socket.
-fn socket_map(n_max: u32) -> MapCreate {
-    MapCreate {
-        map_type: BPF_MAP_TYPE_SOCKHASH,
-        key_size: 4,
-        // As wide as a socket's cookie, so that it can be looked up from here too.
-        value_size: 8,
-        max_entries: n_max,
-        ..MapCreate::default()
-    }
-}
-
-fn create_map(attr: &MapCreate) -> io::Result<OwnedFd> {
-    // SAFETY: BPF_MAP_CREATE takes no pointers; it returns a new descriptor, which nobody else owns.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_MAP_CREATE, attr)?)) }
-}
-
-/// `name`: with a zero at its end.
-fn load(code: &[Instruction], name: &[u8; 16]) -> io::Result<OwnedFd> {
-    let attr = ProgramLoad {
-        program_type: BPF_PROG_TYPE_SK_LOOKUP,
-        n_instructions: code.len() as u32,
-        instructions: code.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        name: *name,
-        expected_attach_type: BPF_SK_LOOKUP,
-        ..ProgramLoad::default()
-    };
-    // SAFETY: the pointers lead to as many instructions as said and to a text with a zero at its end, both alive during
-    // the call, which only reads them and returns a new descriptor, which nobody else owns.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_PROG_LOAD, &attr)?)) }
-}
-
-fn create_link(program: &OwnedFd, namespace: &File) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
-        program: program.as_raw_fd(),
-        target: namespace.as_raw_fd(),
-        attach_type: BPF_SK_LOOKUP,
-        flags: 0,
-    };
-    // SAFETY: BPF_LINK_CREATE takes no pointers here; it returns a new descriptor, which nobody else owns.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_LINK_CREATE, &attr)?)) }
-}
-
-fn update<K, V>(map: &OwnedFd, key: &K, value: &V) -> io::Result<()> {
-    let attr = MapElement::new(map, key, std::ptr::from_ref(value) as u64);
-    // SAFETY: key and value point to as many bytes as the map was made for, alive during the call, which reads them.
-    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop) }
-}
-
-fn delete<K>(map: &OwnedFd, key: &K) -> io::Result<bool> {
-    let attr = MapElement::new(map, key, 0);
-    // SAFETY: the key points to as many bytes as the map was made for, alive during the call, which reads them.
-    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &attr) } {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The cookie of the socket under `key`.
-fn lookup(map: &OwnedFd, key: u32) -> io::Result<u64> {
-    let mut cookie = 0u64;
-    let attr = MapElement::new(map, &key, (&raw mut cookie) as u64);
-    // SAFETY: the key points to as many bytes as the map was made for and is read; the value to as many, which are
-    // written; both are alive during the call and nobody else looks at them.
-    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attr)? };
-    Ok(cookie)
-}
-
-/// Calls bpf(2). Errors: its own.
-///
-/// # Safety
-/// `attr` is what `command` takes, without padding, and every pointer and length in it holds for the call. What is
-/// returned as a descriptor is the caller's to own.
-unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<i32> {
-    // SAFETY: the attribute's address and length are those of a live value; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    match result {
-        0.. => Ok(result as i32),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-// Parts of union bpf_attr, cut off behind the last field in use; the kernel takes the rest for zero.
-
-#[derive(Default)]
-#[repr(C)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    flags: u32,
-}
-
-#[derive(Default)]
-#[repr(C)]
-struct ProgramLoad {
-    program_type: u32,
-    n_instructions: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    expected_attach_type: u32,
-}
-
-#[repr(C)]
-struct LinkCreate {
-    program: i32,
-    target: i32,
-    attach_type: u32,
-    flags: u32,
-}
-
-#[repr(C)]
-struct MapElement {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-impl MapElement {
-    fn new<K>(map: &OwnedFd, key: &K, value: u64) -> MapElement {
-        MapElement {
-            map: map.as_fd().as_raw_fd().cast_unsigned(),
-            padding: 0,
-            key: std::ptr::from_ref(key) as u64,
-            value,
-            flags: 0,
-        }
-    }
+/// Loads a program and attaches it to the network namespace of the calling thread. The link alone holds it.
+fn attach(code: &[Instruction], name: &[u8; 16]) -> Result<OwnedFd, SkLookupError> {
+    let program = load(code, name).map_err(SkLookupError::Program)?;
+    File::open("/proc/thread-self/ns/net")
+        .and_then(|namespace| create_link(&program, &namespace))
+        .map_err(SkLookupError::Attach)
 }
 
 /// Stands above the port in a key.
@@ -572,23 +418,14 @@ const IS_IPV6: u32 = 1 << 16;
 const PORTS_MAX: u32 = 16 << 10;
 /// Prefixes in one namespace; the kernel takes memory for those that are there only.
 const ADDRESSES_MAX: u32 = 64 << 10;
+/// Addresses and ports of services on one node. The kernel takes 16 bytes for each in advance.
+const VIP_PORTS_MAX: u32 = 64 << 10;
 /// Of the map for one socket.
 const ONLY_KEY: u32 = 0;
 /// Of loopback, in every network namespace.
 const LOOPBACK_INDEX: i32 = 1;
 
 // From the uapi header `linux/bpf.h`.
-const BPF_MAP_CREATE: libc::c_int = 0;
-const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
-const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_LINK_CREATE: libc::c_int = 28;
-const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
-const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
-const BPF_F_NO_PREALLOC: u32 = 1;
-const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
-const BPF_SK_LOOKUP: u32 = 36;
 const HELPER_MAP_LOOKUP: i32 = 1;
 const HELPER_SK_RELEASE: i32 = 86;
 const HELPER_SK_ASSIGN: i32 = 124;
@@ -610,9 +447,10 @@ mod tests {
 
     #[test]
     fn every_jump_stays_within_the_program() {
-        for code in [port_program(3), address_program(3, 4)] {
+        let network = Ipv4Net::new_assert(Ipv4Addr::new(127, 77, 0, 0), 16);
+        for code in [port_program(3), address_program(3, 4), vip_program(network, 3, 4)] {
             for (at, instruction) in code.iter().enumerate() {
-                let is_jump = matches!(instruction.code, 0x15 | 0x55);
+                let is_jump = matches!(instruction.code, 0x15 | 0x55 | 0x56);
                 let target = at as i64 + 1 + i64::from(instruction.offset);
                 assert!(
                     !is_jump || (0..code.len() as i64).contains(&target),

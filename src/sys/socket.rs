@@ -294,6 +294,9 @@ fn parse_listener(line: &str) -> Option<ProcListener> {
     })
 }
 
+/// Given to services that nobody runs (tcpmux and its neighbours): for what listens and is not meant to be found.
+pub(super) const UNWANTED_PORTS: std::ops::RangeInclusive<u16> = 1..=6;
+
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 pub(super) const BACKLOG: i32 = 4096;
 

@@ -17,7 +17,7 @@ use super::entrances::{EnterError, Entrances};
 use super::netns::Netns;
 use super::rtnetlink::{LOCAL_TABLE, LocalRoute, RtNetlink};
 use super::sk_lookup::{AddressLookup, SkLookupError, Verdict};
-use super::socket::{BACKLOG, Liveness, set_stream_options};
+use super::socket::{BACKLOG, Liveness, UNWANTED_PORTS, set_stream_options};
 
 /// The addresses that the listener of a namespace answers.
 #[derive(Debug)]
@@ -253,5 +253,3 @@ fn bind_early(at: SocketAddr) -> io::Result<Socket> {
 }
 
 const DNS_PORT: u16 = 53;
-/// Given to services that nobody runs (tcpmux and its neighbours).
-const UNWANTED_PORTS: std::ops::RangeInclusive<u16> = 1..=6;
