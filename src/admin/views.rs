@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{AdminState, SwarmView};
 use crate::model::{HealthProbe, format_duration};
-use crate::proxy::PortState;
-use crate::routing::{Endpoint, EndpointState, RoutingTable, Service, TableHandle};
+use crate::proxy::{PortState, VipState};
+use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
 use crate::takeover::{Feature, TakeoverStatus};
 use crate::tasknet::TaskNets;
@@ -43,6 +43,8 @@ pub(super) struct StatusView {
     /// What is wrong there, by the task or the way to its namespace.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     task_network_faults: BTreeMap<String, String>,
+    /// How VIPs are answered on this node: unused, answered, bound, or why they are not.
+    vips: String,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -194,10 +196,13 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         SourceHealth::Stale { reason } => ("stale", Some(reason)),
     };
     let states = state.ports.snapshot();
+    let vips = state.ports.vips();
+    let are_vips_off = matches!(vips, VipState::Off(_));
     let ports = table.listens().map(|(listen, route)| {
         let (state, error) = match states.get(listen) {
             Some(PortState::Listening) => ("listening", None),
             Some(PortState::Failed { error, .. }) => ("failed", Some(error.clone())),
+            None if route.kind == ListenKind::Vip && are_vips_off => ("off", None),
             None => ("starting", None),
         };
         PortView {
@@ -228,6 +233,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .as_ref()
             .map(|faults| faults.snapshot())
             .unwrap_or_default(),
+        vips: vips.to_string(),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }

@@ -13,7 +13,7 @@ use toml::Value;
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings};
 use crate::model::parse_duration;
-use crate::proxy::ProxyConfig;
+use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
 use crate::takeover::Mode;
 
@@ -159,6 +159,12 @@ impl Config {
             keepalive_count: integer(s, "tcp.keepalive_count", 1, 127) as u32,
             user_timeout: duration(s, "tcp.user_timeout"),
         };
+        let vip_network = s.value(
+            "vip_network",
+            "an IPv4 network such as \"127.77.0.0/16\"",
+            FALLBACK_NETWORK,
+            |value| Some(value.as_str()?.parse::<Ipv4Net>().ok()?.trunc()),
+        );
         let proxy = ProxyConfig {
             n_workers: match integer(s, "workers", 0, 1024) {
                 0 => n_cores,
@@ -177,6 +183,10 @@ impl Config {
             http_pool_idle: duration(s, "http.pool_idle"),
             http_pool_per_endpoint: integer(s, "http.pool_per_endpoint", 0, 1 << 20),
             trusted_proxies: list::<IpNet>(s, "trusted_proxies", "networks such as [\"10.0.0.0/8\"]"),
+            vips: s.value("vips", "\"auto\", \"bind\" or \"off\"", VipMode::default(), |value| {
+                value.as_str()?.parse().ok()
+            }),
+            vip_network,
         };
         let swarm = SwarmConfig {
             docker_socket: PathBuf::from(text(s, "swarm.docker_socket")),
@@ -250,12 +260,7 @@ impl Config {
             log: text(s, "log"),
             shutdown_grace: duration(s, "shutdown_grace"),
             superseded_wait: duration(s, "superseded_wait"),
-            vip_network: s.value(
-                "vip_network",
-                "an IPv4 network such as \"127.77.0.0/16\"",
-                FALLBACK_NETWORK,
-                |value| Some(value.as_str()?.parse::<Ipv4Net>().ok()?.trunc()),
-            ),
+            vip_network,
             admin: address(s, "admin.listen"),
             dns: address(s, "dns.listen"),
             dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -93,9 +94,11 @@ impl Node {
             .admin
             .map(|addr| listen_admin(addr, &mut inherited))
             .transpose()?;
+        let are_vips_off = Arc::default();
+        let dns_config = |listen| dns_config(listen, &config, &are_vips_off);
         let dns = config
             .dns
-            .map(|listen| bind_dns(listen, &config, &table, &mut inherited))
+            .map(|listen| bind_dns(dns_config(listen), &table, &mut inherited))
             .transpose()?;
         lend(&mut named, handoff::ADMIN, admin.iter().map(AsFd::as_fd))?;
         lend(&mut named, handoff::DNS, dns.iter().flat_map(DnsServer::sockets))?;
@@ -114,12 +117,13 @@ impl Node {
         let outside = Beside {
             dialer: swarm.as_ref().map(SwarmNode::dialer),
             takeover: takeover.clone(),
+            are_vips_off: are_vips_off.clone(),
         };
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
         proxy.offer(inherited.take_ports(&config.proxy.liveness));
         let responder = match &dns {
             Some(dns) => dns.responder(),
-            None => Responder::new(dns_config(DnsConfig::default().listen, &config), table.clone()),
+            None => Responder::new(dns_config(DnsConfig::default().listen), table.clone()),
         };
         let liveness = config.proxy.liveness.clone();
         let networks = TaskNets::new(table.clone(), proxy.handle(), responder.clone(), liveness);
@@ -395,24 +399,20 @@ fn listen_admin(addr: SocketAddr, inherited: &mut Inherited) -> Result<tokio::ne
     listen().map_err(|error| NodeError::Admin { addr, error })
 }
 
-fn bind_dns(
-    addr: SocketAddr,
-    config: &Config,
-    table: &Arc<TableHandle>,
-    inherited: &mut Inherited,
-) -> Result<DnsServer, NodeError> {
-    let dns = dns_config(addr, config);
+fn bind_dns(dns: DnsConfig, table: &Arc<TableHandle>, inherited: &mut Inherited) -> Result<DnsServer, NodeError> {
+    let addr = dns.listen;
     match inherited.take_dns(addr) {
         Some((at, udp, tcp)) => Ok(DnsServer::adopt(dns, table.clone(), at, udp, tcp)),
         None => DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error }),
     }
 }
 
-fn dns_config(listen: SocketAddr, config: &Config) -> DnsConfig {
+fn dns_config(listen: SocketAddr, config: &Config, are_vips_off: &Arc<AtomicBool>) -> DnsConfig {
     DnsConfig {
         listen,
         upstreams: config.dns_upstreams.clone(),
         upstream_timeout: config.dns_upstream_timeout,
+        are_vips_off: are_vips_off.clone(),
         ..DnsConfig::default()
     }
 }

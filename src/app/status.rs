@@ -103,6 +103,11 @@ fn describe(status: &Value) -> String {
     for (task, fault) in status["task_network_faults"].as_object().into_iter().flatten() {
         out.push_str(&format!("! network of {task}: {}\n", text(fault)));
     }
+    if let Some(why) = status["vips"].as_str()
+        && !["unused", "answered", "bound"].contains(&why)
+    {
+        out.push_str(&format!("! VIPs are not answered on this node: {why}\n"));
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(

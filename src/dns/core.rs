@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ pub(super) struct Core {
     pub(super) forwarder: Arc<Forwarder>,
     pub(super) upstream_timeout: Duration,
     pub(super) stats: Arc<DnsStats>,
+    pub(super) are_vips_off: Arc<AtomicBool>,
 }
 
 /// What became of a client's message.
@@ -63,6 +65,7 @@ impl Core {
             let zone = Zone {
                 table: &table,
                 reverse: &self.lock_reverse(),
+                has_vips: !self.are_vips_off.load(Ordering::Relaxed),
             };
             wire::respond(
                 message,

@@ -136,7 +136,7 @@ impl<'a> Asked<'a> {
 
     /// Whose address it is, and on which network: only of those that the task sees.
     fn reverse(&self, question: &Query, ip: IpAddr) -> Answer {
-        let Zone { table, reverse } = self.zone;
+        let Zone { table, reverse, .. } = self.zone;
         let of_vip = table.inner().vip_owner(ip).and_then(|name| table.service(name));
         let of_vip = of_vip.and_then(|service| {
             let mut attachments = self.view.attachments(service);
@@ -274,6 +274,7 @@ mod tests {
         let zone = Zone {
             table: &table,
             reverse: &ReverseIndex::new(&table),
+            has_vips: true,
         };
         let view = View {
             networks: networks.iter().map(|network| (*network).into()).collect(),
@@ -348,6 +349,7 @@ mod tests {
         let zone = Zone {
             table: &table,
             reverse: &ReverseIndex::default(),
+            has_vips: true,
         };
         let view = View {
             networks: vec!["a".into()],

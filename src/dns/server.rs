@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::{tcp, udp};
 use crate::routing::TableHandle;
 use crate::sys::pktinfo;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct DnsConfig {
     /// For UDP and TCP both; port 0: one that is free for both.
     pub listen: SocketAddr,
@@ -32,6 +33,8 @@ pub struct DnsConfig {
     pub upstream_timeout: Duration,
     /// Read again when it changes.
     pub resolv_conf: PathBuf,
+    /// VIPs lead nowhere on this node, so that names had better stand for endpoints. May change at any time.
+    pub are_vips_off: Arc<AtomicBool>,
 }
 
 impl Default for DnsConfig {
@@ -41,6 +44,7 @@ impl Default for DnsConfig {
             upstreams: Vec::new(),
             upstream_timeout: Duration::from_secs(2),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            are_vips_off: Arc::default(),
         }
     }
 }
@@ -179,6 +183,7 @@ impl Responder {
             indexed: Mutex::new(indexed),
             table,
             upstream_timeout: config.upstream_timeout,
+            are_vips_off: config.are_vips_off,
             forwarder: Arc::new(Forwarder::new(upstreams, config.upstream_timeout, stats.clone())),
             stats,
         };

@@ -334,6 +334,7 @@ pub(super) mod tests {
         let zone = Zone {
             table: &table,
             reverse: &reverse,
+            has_vips: true,
         };
         respond(
             bytes,

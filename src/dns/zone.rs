@@ -21,6 +21,8 @@ pub struct Zone<'a> {
     pub table: &'a RoutingTable,
     /// Of that table, or of one shortly before it.
     pub reverse: &'a ReverseIndex,
+    /// VIPs are answered on this node. Where they are not, names stand for endpoints.
+    pub has_vips: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +72,7 @@ fn answer_service(
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Answer {
-    let Some(vip) = service.vip() else {
+    let Some(vip) = service.vip().filter(|_| zone.has_vips) else {
         // Without a VIP the name stands for the tasks, as in Docker's DNS round robin mode.
         return answer_tasks(question, &question.name, zone, service, now, rng);
     };
@@ -243,6 +245,7 @@ pub(super) mod tests {
         let zone = Zone {
             table: &table,
             reverse: &ReverseIndex::new(&table),
+            has_vips: true,
         };
         match answer(&question, &zone, Instant::now(), &mut fastrand::Rng::with_seed(7)) {
             Answer::NotOurs => "-".to_owned(),
@@ -257,6 +260,34 @@ pub(super) mod tests {
                 shown.join(", ")
             }
         }
+    }
+
+    #[test]
+    fn where_vips_lead_nowhere_names_stand_for_endpoints() {
+        let handle = table();
+        let table = handle.load();
+        let zone = Zone {
+            table: &table,
+            reverse: &ReverseIndex::new(&table),
+            has_vips: false,
+        };
+        let ask = |name: &str| {
+            let question = Query::query(Name::from_ascii(name).unwrap(), RecordType::A);
+            match answer(&question, &zone, Instant::now(), &mut fastrand::Rng::with_seed(7)) {
+                Answer::Records(mut records) => {
+                    records.sort_by_key(|record| record.data.to_string());
+                    records
+                        .iter()
+                        .map(|record| record.data.to_string())
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                }
+                other => format!("{other:?}").chars().take(7).collect(),
+            }
+        };
+        assert_eq!(ask("my-web."), "10.0.0.1 10.0.0.2");
+        assert_eq!(ask("empty_1."), "Nothing");
+        assert_eq!(ask("other."), "NotOurs");
     }
 
     #[test]
@@ -317,6 +348,7 @@ pub(super) mod tests {
         let zone = Zone {
             table: &table,
             reverse: &ReverseIndex::new(&table),
+            has_vips: true,
         };
         for labels in [
             &[&b"my-web\0"[..]][..],
@@ -370,6 +402,7 @@ pub(super) mod tests {
         let zone = Zone {
             table: &table,
             reverse: &ReverseIndex::default(),
+            has_vips: true,
         };
         let question = Query::query(Name::from_ascii("tasks.web.").unwrap(), RecordType::A);
         let mut rng = fastrand::Rng::with_seed(1);
@@ -404,6 +437,7 @@ pub(super) mod tests {
         let zone = Zone {
             table: &table,
             reverse: &reverse,
+            has_vips: true,
         };
         let name = Name::from_ascii("2.0.0.10.in-addr.arpa.").unwrap();
         let question = Query::query(name, RecordType::PTR);

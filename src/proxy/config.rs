@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
+use super::vips::VipMode;
 use crate::sys::socket::Liveness;
 
 #[derive(Debug, Clone)]
@@ -29,6 +30,10 @@ pub struct ProxyConfig {
     pub http_pool_per_endpoint: usize,
     /// Networks whose X-Forwarded-* and Forwarded fields are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// How services' VIPs are answered.
+    pub vips: VipMode,
+    /// What they are from.
+    pub vip_network: Ipv4Net,
 }
 
 impl Default for ProxyConfig {
@@ -45,6 +50,8 @@ impl Default for ProxyConfig {
             http_pool_idle: Duration::from_secs(4),
             http_pool_per_endpoint: 128,
             trusted_proxies: Vec::new(),
+            vips: VipMode::Auto,
+            vip_network: Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 77, 0, 0), 16),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::core::Connection;
 use super::h1;
 use super::tcp::{self, Accepted};
 use crate::model::Mode;
-use crate::routing::{Listen, Service};
+use crate::routing::{Listen, ListenKind, Service};
 use crate::sys::socket;
 
 /// What becomes of accepted connections.
@@ -30,6 +30,10 @@ pub(super) async fn serve_port(
     shared: Arc<Shared>,
     stop: oneshot::Receiver<()>,
 ) {
+    if listen == Listen::VIPS {
+        let acceptor = VipAcceptor { shared: shared.clone() };
+        return accept_loop(&listener, &listen, &shared, acceptor, stop).await;
+    }
     let acceptor = PortAcceptor {
         listen,
         route: None,
@@ -106,29 +110,63 @@ struct RouteOf {
 
 impl Acceptor for PortAcceptor {
     fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let Some((service, target)) = self.route() else {
-            // The port left the table and its listener is about to.
-            socket::reset_on_close(&stream);
-            return;
-        };
-        let connection = Connection::open(service, Instant::now());
-        match connection.service().spec().mode {
-            Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
-                connection,
-                client: stream,
-                target,
-                table: self.shared.table.clone(),
-            }))),
-            Mode::Http => tokio::spawn(h1::serve(
-                connection,
-                stream,
-                peer,
-                h1::Entry::Listener(self.listen),
-                target,
-                self.shared.clone(),
-            )),
-        };
+        let route = self.route();
+        serve(&self.shared, self.listen, route, stream, peer);
     }
+}
+
+/// Connections to all VIPs: which it is, each says by its own address.
+struct VipAcceptor {
+    shared: Arc<Shared>,
+}
+
+impl Acceptor for VipAcceptor {
+    fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(to) = stream.local_addr() else {
+            return; // It is gone already.
+        };
+        let listen = Listen {
+            ip: Some(to.ip().to_canonical()),
+            port: to.port(),
+        };
+        let table = self.shared.table.peek();
+        // None for who has found the listener itself.
+        let route = table.route(&listen).filter(|route| route.kind == ListenKind::Vip);
+        let route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
+        serve(&self.shared, listen, route, stream, peer);
+    }
+}
+
+/// Gives a connection to a task of its own; resets it where there is no service.
+fn serve(
+    shared: &Arc<Shared>,
+    listen: Listen,
+    route: Option<(Arc<Service>, u16)>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let Some((service, target)) = route else {
+        // The port left the table and its listener is about to.
+        socket::reset_on_close(&stream);
+        return;
+    };
+    let connection = Connection::open(service, Instant::now());
+    match connection.service().spec().mode {
+        Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
+            connection,
+            client: stream,
+            target,
+            table: shared.table.clone(),
+        }))),
+        Mode::Http => tokio::spawn(h1::serve(
+            connection,
+            stream,
+            peer,
+            h1::Entry::Listener(listen),
+            target,
+            shared.clone(),
+        )),
+    };
 }
 
 impl PortAcceptor {

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddrV4, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::ports::PortState;
+use super::vips::{self, VipMode, VipState, Vips};
 use super::worker::{Command, Workers};
-use crate::routing::{Endpoint, EndpointId, Listen, ListenKind, RoutingTable, Service, ServiceDiff};
+use crate::routing::{Endpoint, EndpointId, Listen, ListenKind, Route, RoutingTable, Service, ServiceDiff};
 use crate::sys::{sk_lookup, socket};
 use crate::takeover::{self, Takeover, TakeoverNeed};
 
@@ -26,6 +27,7 @@ pub(super) struct Manager {
     bound: BTreeMap<Listen, Vec<u64>>,
     /// Ports whose connections are taken ahead of Docker.
     taken: BTreeSet<Listen>,
+    vips: Vips,
     failed: HashMap<Listen, Retry>,
     leavers: HashMap<EndpointId, Leaver>,
 }
@@ -62,6 +64,7 @@ struct Leaver {
 impl Manager {
     pub(super) fn new(shared: Arc<Shared>, workers: Workers) -> Manager {
         Manager {
+            vips: Vips::new(shared.config.vip_network),
             shared,
             workers,
             seen: Arc::default(),
@@ -131,18 +134,19 @@ impl Manager {
             }
         }
         // After what was closed: a port may have moved from one address to all.
-        for listen in opened {
+        let due = self.failed.iter().filter(|(_, retry)| retry.at <= now);
+        opened.extend(due.map(|(listen, _)| *listen));
+        let (vips, ports): (Vec<Listen>, Vec<Listen>) = opened.into_iter().partition(|listen| self.is_vip(*listen));
+        for listen in ports {
             self.open(listen, now);
         }
-        let due: Vec<Listen> = self
-            .failed
-            .iter()
-            .filter(|(_, retry)| retry.at <= now)
-            .map(|(l, _)| *l)
-            .collect();
-        for listen in due {
-            self.open(listen, now);
-        }
+        self.open_vips(&vips, now);
+    }
+
+    /// Whether it is a VIP's, and not to be bound.
+    fn is_vip(&self, listen: Listen) -> bool {
+        let is_vip = |route: &Route| route.kind == ListenKind::Vip;
+        self.shared.config.vips != VipMode::Bind && self.listened.route(&listen).is_some_and(is_vip)
     }
 
     /// Takes listening sockets of an instance before this one, for the ports that the table names or comes to name.
@@ -206,10 +210,89 @@ impl Manager {
             let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>();
             Ok((sockets, inodes.map_err(|error| explain(&error))?))
         });
+        let result = result.map(|(sockets, inodes)| {
+            self.bound.insert(listen, inodes);
+            self.accept(listen, sockets);
+            if self
+                .listened
+                .route(&listen)
+                .is_some_and(|route| route.kind == ListenKind::Vip)
+            {
+                self.shared.ports.set_vips(VipState::Bound);
+            }
+        });
+        self.opened(listen, result, now);
+    }
+
+    /// Has connections to these VIPs come here, with nothing bound to their ports.
+    fn open_vips(&mut self, vips: &[Listen], now: Instant) {
+        if vips.is_empty() || matches!(self.shared.ports.vips(), VipState::Off(_)) {
+            return;
+        }
+        let others = self.vips.others(|inode| self.adoption.family.contains(&inode));
+        for listen in vips {
+            match self.open_vip(*listen, &others) {
+                Ok(true) => self.opened(*listen, Ok(()), now),
+                Ok(false) => return vips.iter().for_each(|listen| drop(self.failed.remove(listen))),
+                Err(error) => self.opened(*listen, Err(error), now),
+            }
+        }
+    }
+
+    /// Whether VIPs can be answered at all. Errors: in words.
+    fn open_vip(&mut self, listen: Listen, others: &HashSet<SocketAddrV4>) -> Result<bool, String> {
+        if !self.vips.has_begun() && !self.begin_vips()? {
+            return Ok(false);
+        }
+        self.vips.take(listen, others)?;
+        Ok(true)
+    }
+
+    /// Opens what takes the connections to all VIPs, or adopts it. As `open_vip`.
+    fn begin_vips(&mut self) -> Result<bool, String> {
+        if self.shared.config.vips == VipMode::Off {
+            self.shared.ports.set_vips(VipState::Off("vips = \"off\"".to_owned()));
+            return Ok(false);
+        }
+        let liveness = &self.shared.config.liveness;
+        let adopted = self.adoption.offered.get(&Listen::VIPS);
+        let made = match adopted {
+            Some(_) => Vec::new(),
+            None => sk_lookup::listen_for_vips(self.workers.len(), liveness).map_err(|error| explain(&error))?,
+        };
+        let first = adopted
+            .unwrap_or(&made)
+            .first()
+            .ok_or("no socket for VIPs was handed over")?;
+        match self.vips.begin(first) {
+            Ok(()) => {}
+            Err(error) if vips::is_final(&error) => {
+                let reason = sk_lookup::explain(&error);
+                tracing::warn!(
+                    reason,
+                    "VIPs are not answered: services' names stand for their endpoints"
+                );
+                self.shared.ports.set_vips(VipState::Off(reason));
+                return Ok(false);
+            }
+            Err(error) => return Err(sk_lookup::explain(&error)),
+        }
+        match self.adoption.offered.remove(&Listen::VIPS) {
+            Some(sockets) => self.adopt(Listen::VIPS, sockets),
+            None => {
+                self.bound
+                    .insert(Listen::VIPS, made.iter().flat_map(socket::inode).collect());
+                self.accept(Listen::VIPS, made);
+            }
+        }
+        self.shared.ports.set_vips(VipState::Answered);
+        Ok(true)
+    }
+
+    /// Says what became of a port. Errors are in words; it is tried again.
+    fn opened(&mut self, listen: Listen, result: Result<(), String>, now: Instant) {
         match result {
-            Ok((sockets, inodes)) => {
-                self.bound.insert(listen, inodes);
-                self.accept(listen, sockets);
+            Ok(()) => {
                 if self.failed.remove(&listen).is_some() {
                     tracing::info!(%listen, "listening after all");
                 }
@@ -342,7 +425,9 @@ impl Manager {
         self.bound
             .insert(listen, sockets.iter().flat_map(socket::inode).collect());
         self.adoption.withheld.insert(listen, sockets);
-        self.shared.ports.set(listen, PortState::Listening);
+        if listen != Listen::VIPS {
+            self.shared.ports.set(listen, PortState::Listening);
+        }
     }
 
     fn close(&mut self, listen: Listen) {
@@ -351,7 +436,7 @@ impl Manager {
         if let Some(sockets) = self.adoption.withheld.remove(&listen) {
             self.adoption.offered.insert(listen, sockets);
         }
-        if self.bound.remove(&listen).is_some() {
+        if !self.vips.pass(listen) && self.bound.remove(&listen).is_some() {
             self.workers.tell_all(|| Command::Unlisten(listen));
         }
         self.shared.ports.remove(&listen);

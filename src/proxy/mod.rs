@@ -15,6 +15,7 @@ mod ports;
 mod relay;
 mod tcp;
 mod upstream;
+mod vips;
 mod wire;
 mod within;
 mod worker;
@@ -22,7 +23,7 @@ mod worker;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::ProxyConfig;
@@ -30,6 +31,7 @@ pub use last_hop::HopRequest;
 pub use lending::LentListener;
 pub use manager::Adopted;
 pub use ports::{PortState, Ports};
+pub use vips::{VipMode, VipState};
 pub use wire::{Dialer, Dialing, PendingTunnel, Refused, Tunnel, TunnelFor};
 pub use within::{Caller, Destination, Serving};
 
@@ -102,6 +104,8 @@ pub struct Beside {
     pub dialer: Option<Arc<dyn Dialer>>,
     /// Takes connections to published ports ahead of Docker.
     pub takeover: Option<Arc<Takeover>>,
+    /// Is set when VIPs turn out to lead nowhere on this node.
+    pub are_vips_off: Arc<AtomicBool>,
 }
 
 /// The data plane of one node: its worker threads, and what keeps them with the table.
@@ -116,7 +120,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             config,
             table,
-            ports: Arc::default(),
+            ports: Arc::new(Ports::new(beside.are_vips_off)),
             open: Arc::default(),
             dialer: beside.dialer,
             takeover: beside.takeover,

@@ -1,9 +1,10 @@
 //! What became of each port that this node is to listen on: written by the listener, read by `admin`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::vips::VipState;
 use crate::routing::Listen;
 
 /// Every port that the table names, with its state here.
@@ -11,6 +12,10 @@ use crate::routing::Listen;
 pub struct Ports {
     /// std mutex: touched when listeners change and when somebody looks, never on the way of a byte.
     by_listen: Mutex<BTreeMap<Listen, PortState>>,
+    /// std mutex: as the other.
+    vips: Mutex<VipState>,
+    /// VIPs lead nowhere here: names had better stand for endpoints.
+    are_vips_off: Arc<AtomicBool>,
     /// Sockets of all kinds that an instance before this one handed over, and that are in use here.
     pub adopted_total: AtomicU64,
 }
@@ -26,6 +31,14 @@ pub enum PortState {
 }
 
 impl Ports {
+    /// `are_vips_off`: set when VIPs turn out to lead nowhere.
+    pub fn new(are_vips_off: Arc<AtomicBool>) -> Ports {
+        Ports {
+            are_vips_off,
+            ..Ports::default()
+        }
+    }
+
     pub fn set(&self, listen: Listen, state: PortState) {
         self.lock().insert(listen, state);
     }
@@ -41,6 +54,17 @@ impl Ports {
 
     pub fn snapshot(&self) -> BTreeMap<Listen, PortState> {
         self.lock().clone()
+    }
+
+    pub(super) fn set_vips(&self, state: VipState) {
+        self.are_vips_off
+            .store(matches!(state, VipState::Off(_)), Ordering::Relaxed);
+        *self.vips.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// How VIPs are answered.
+    pub fn vips(&self) -> VipState {
+        self.vips.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Those that could not be bound, each with why.

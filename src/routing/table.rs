@@ -31,9 +31,15 @@ pub struct Listen {
     pub ip: Option<IpAddr>,
 }
 
+impl Listen {
+    /// What takes the connections to all VIPs, where nothing is bound to their ports. No service is published here.
+    pub const VIPS: Listen = Listen { port: 0, ip: None };
+}
+
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.ip {
+            None if self.port == 0 => f.write_str("VIPs"),
             None => write!(f, "*:{}", self.port),
             Some(IpAddr::V4(ip)) => write!(f, "{ip}:{}", self.port),
             Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),

@@ -241,6 +241,20 @@ pub fn listen_for_vips(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListe
     Ok(sockets)
 }
 
+/// Why a program is not at work, for a person: what is missing, or what the kernel says.
+pub fn explain(error: &SkLookupError) -> String {
+    let (SkLookupError::Map(source) | SkLookupError::Program(source) | SkLookupError::Attach(source)) = error;
+    match (source.kind(), missing_capabilities()) {
+        (io::ErrorKind::PermissionDenied, missing) if missing.is_empty() => {
+            format!(
+                "{error}: {source}, though the capabilities are there: a seccomp profile or a user namespace forbids it"
+            )
+        }
+        (io::ErrorKind::PermissionDenied, missing) => format!("missing: {}", missing.join(", ")),
+        _ => format!("this kernel cannot: {error}: {source}"),
+    }
+}
+
 /// The names of those capabilities, of the ones that a takeover needs, that this thread does not have.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let Ok(sets) = rustix::thread::capabilities(None) else {

@@ -28,3 +28,4 @@ mod streams;
 mod swarm;
 mod takeover;
 mod tcp;
+mod vips;

@@ -47,6 +47,7 @@ fn try_start(listen: SocketAddr, upstreams: &[SocketAddr], upstream_timeout: Dur
         upstreams: upstreams.to_vec(),
         upstream_timeout,
         resolv_conf: PathBuf::from("/nonexistent/resolv.conf"),
+        ..DnsConfig::default()
     };
     let table = Arc::new(table());
     let server = DnsServer::bind(config, table.clone())?;
