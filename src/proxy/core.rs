@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::balancer;
+use super::crowd::{Census, Party};
 use super::park::Parked;
 use super::wire::Dialer;
 use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
@@ -64,6 +65,9 @@ struct Entry {
     is_to_park: bool,
     /// Ticks of `count_quiet` in which nothing passed.
     n_quiet: u16,
+    /// Seconds in which nothing passed.
+    n_silent: u16,
+    party: Party,
     waker: Option<Waker>,
     /// What is left of it, if it has no task.
     parked: Option<Box<Parked>>,
@@ -169,6 +173,7 @@ pub(super) fn tick() {
     let mut wakers = Vec::new();
     CORE.with(|core| {
         for (_, entry) in core.connections.borrow_mut().iter_mut() {
+            entry.n_silent = entry.n_silent.saturating_add(1);
             match entry.age {
                 Age::None | Age::Due => {}
                 Age::Young(0) => entry.age = Age::Due,
@@ -181,6 +186,35 @@ pub(super) fn tick() {
         }
     });
     wakers.into_iter().for_each(Waker::wake);
+}
+
+/// How many connections of this worker are each party's.
+pub(super) fn census() -> Census {
+    let mut census = Census::new();
+    CORE.with(|core| {
+        for (_, entry) in core.connections.borrow().iter() {
+            if entry.ended.is_none() && entry.party != Party::ALONE {
+                *census.entry(entry.party).or_default() += 1;
+            }
+        }
+    });
+    census
+}
+
+/// Ends `n` connections of a party, those through which nothing has passed for longest.
+pub(super) fn give_up(party: Party, n: usize) {
+    let mut meant: Vec<(u16, usize)> = CORE.with(|core| {
+        let connections = core.connections.borrow();
+        let of_party = connections
+            .iter()
+            .filter(|(_, entry)| entry.ended.is_none() && entry.party == party);
+        of_party.map(|(key, entry)| (entry.n_silent, key)).collect()
+    });
+    meant.sort_unstable_by_key(|(n_silent, key)| (std::cmp::Reverse(*n_silent), *key));
+    meant.truncate(n);
+    meant
+        .into_iter()
+        .for_each(|(_, key)| end_one(key, CloseReason::GivenUp));
 }
 
 /// Connections that nothing passed through.
@@ -267,18 +301,24 @@ pub(super) fn end_endpoint(endpoint: EndpointId, reason: CloseReason) {
 }
 
 fn end_where(reason: CloseReason, is_meant: impl Fn(&Entry) -> bool) {
-    let mut wakers = Vec::new();
-    let mut parked = Vec::new();
-    CORE.with(|core| {
-        for (_, entry) in core.connections.borrow_mut().iter_mut() {
-            if entry.ended.is_none() && is_meant(entry) {
-                entry.ended = Some(reason);
-                wakers.extend(entry.waker.take());
-                parked.extend(entry.parked.take());
-            }
-        }
+    let keys: Vec<usize> = CORE.with(|core| {
+        let connections = core.connections.borrow();
+        let meant = connections.iter().filter(|(_, entry)| is_meant(entry));
+        meant.map(|(key, _)| key).collect()
     });
-    wakers.into_iter().for_each(Waker::wake);
+    keys.into_iter().for_each(|key| end_one(key, reason));
+}
+
+/// Ends a connection, unless it has ended or was told to.
+fn end_one(key: usize, reason: CloseReason) {
+    let told = CORE.with(|core| {
+        let mut connections = core.connections.borrow_mut();
+        let entry = connections.get_mut(key).filter(|entry| entry.ended.is_none())?;
+        entry.ended = Some(reason);
+        Some((entry.waker.take(), entry.parked.take()))
+    });
+    let Some((waker, parked)) = told else { return };
+    waker.into_iter().for_each(Waker::wake);
     parked.into_iter().for_each(|parked| parked.cut(reason));
 }
 
@@ -289,6 +329,9 @@ pub(super) struct OpenConnections {
     most: AtomicUsize,
     n_waiting: AtomicUsize,
     freed: Notify,
+    wanted: Notify,
+    /// Descriptors that others took who come and go.
+    pub(super) n_kept: AtomicUsize,
 }
 
 impl OpenConnections {
@@ -301,8 +344,24 @@ impl OpenConnections {
         self.freed.notify_waiters();
     }
 
+    /// How many there may be.
+    pub(super) fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
     fn has_room(&self) -> bool {
-        self.count() < self.most.load(Ordering::SeqCst)
+        self.count() < self.most()
+    }
+
+    /// Waits until somebody waits for room.
+    pub(super) async fn wanted(&self) {
+        loop {
+            let wanted = self.wanted.notified();
+            if self.n_waiting.load(Ordering::SeqCst) > 0 && !self.has_room() {
+                return;
+            }
+            wanted.await;
+        }
     }
 
     /// Waits until there may be one more.
@@ -316,6 +375,7 @@ impl OpenConnections {
             if self.has_room() {
                 break;
             }
+            self.wanted.notify_one();
             freed.await;
         }
     }
@@ -358,21 +418,25 @@ pub(super) struct Connection {
 
 impl Connection {
     /// A connection that was just accepted for `service`.
-    pub(super) fn open(service: Arc<Service>, now: Instant) -> Connection {
+    pub(super) fn open(service: Arc<Service>, party: Party, now: Instant) -> Connection {
         service.stats().opened();
-        Connection::new(service, now, false)
+        Connection::new(service, party, now, false)
     }
 
     /// A connection that another node opened to a task of `service` on this one.
-    pub(super) fn open_last_hop(service: Arc<Service>, now: Instant) -> Connection {
+    pub(super) fn open_last_hop(service: Arc<Service>, party: Party, now: Instant) -> Connection {
         service.state().last_hops().opened();
-        Connection::new(service, now, true)
+        Connection::new(service, party, now, true)
     }
 
-    fn new(service: Arc<Service>, now: Instant, is_last_hop: bool) -> Connection {
+    fn new(service: Arc<Service>, party: Party, now: Instant, is_last_hop: bool) -> Connection {
         let key = CORE.with(|core| {
             core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
-            core.connections.borrow_mut().insert(Entry::default())
+            let entry = Entry {
+                party,
+                ..Entry::default()
+            };
+            core.connections.borrow_mut().insert(entry)
         });
         Connection {
             service,
@@ -410,7 +474,10 @@ impl Connection {
 
     /// Says whether the connection may be ended at once when the worker drains.
     pub(super) fn set_idle(&self, is_idle: bool) {
-        self.entry(|entry| entry.is_idle = is_idle);
+        self.entry(|entry| {
+            entry.is_idle = is_idle;
+            entry.n_silent = 0;
+        });
     }
 
     /// Has `Signal::Aged` come once the connection has lasted a while from now.
@@ -430,7 +497,7 @@ impl Connection {
             entry.has_unread = has_unread;
             entry.can_park = can_park;
             if is_moved {
-                entry.n_quiet = 0;
+                (entry.n_quiet, entry.n_silent) = (0, 0);
             }
         });
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::balancer::Lease;
 use super::core::Connection;
+use super::crowd::Party;
 use super::relay::{self, Relay};
 use super::upstream;
 use super::wire::{Leg, PendingTunnel, Refused, TunnelLeg};
@@ -60,7 +61,11 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
         }
     };
     let early = upstream::proxy_header(service.spec(), || request.client);
-    let connection = Connection::open_last_hop(service, now);
+    let trusted = &shared.config.trusted_proxies;
+    let party = request
+        .client
+        .map_or(Party::ALONE, |(client, _)| Party::client(client.ip(), trusted));
+    let connection = Connection::open_last_hop(service, party, now);
     connection.hold(Some(endpoint.id()));
     let reason = match pending.accept().await {
         Ok(tunnel) => {

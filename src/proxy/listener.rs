@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::core::Connection;
+use super::crowd::Party;
 use super::h1;
 use super::tcp::{self, Accepted};
 use crate::model::Mode;
@@ -150,7 +151,8 @@ fn serve(
         socket::reset_on_close(&stream);
         return;
     };
-    let connection = Connection::open(service, Instant::now());
+    let party = Party::client(peer.ip(), &shared.config.trusted_proxies);
+    let connection = Connection::open(service, party, Instant::now());
     match connection.service().spec().mode {
         Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
             connection,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddrV4, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -184,7 +185,8 @@ impl Manager {
     fn leave_room(&self) {
         let config = &self.shared.config;
         let n_listeners: usize = self.bound.values().map(Vec::len).sum();
-        let n_left = config.files_max.saturating_sub(n_listeners + FILES_KEPT);
+        let n_kept = self.shared.open.n_kept.load(Ordering::Relaxed);
+        let n_left = config.files_max.saturating_sub(n_listeners + n_kept + FILES_KEPT);
         self.shared.open.set_most(config.connections_max.min(n_left / 2));
     }
 
@@ -233,7 +235,7 @@ impl Manager {
         for listen in vips {
             match self.open_vip(*listen, &others) {
                 Ok(true) => self.opened(*listen, Ok(()), now),
-                Ok(false) => return vips.iter().for_each(|listen| drop(self.failed.remove(listen))),
+                Ok(false) => return self.failed.retain(|listen, _| !vips.contains(listen)),
                 Err(error) => self.opened(*listen, Err(error), now),
             }
         }

@@ -3,6 +3,7 @@
 mod balancer;
 mod config;
 mod core;
+mod crowd;
 mod h1;
 pub mod http;
 mod inside;
@@ -180,7 +181,8 @@ impl Proxy {
     pub async fn run(mut self, grace: Duration, shutdown: impl Future<Output = ()>) -> usize {
         let mut revision = self.shared.table.subscribe();
         let mut rules = self.shared.takeover.as_ref().map(|takeover| takeover.changes());
-        tokio::pin!(shutdown);
+        let room = crowd::make_room(self.shared.open.clone(), self.manager.workers().commands());
+        tokio::pin!(shutdown, room);
         loop {
             revision.mark_unchanged();
             let wake_at = self.manager.step(Instant::now());
@@ -194,6 +196,7 @@ impl Proxy {
                 () = &mut shutdown => break,
                 _ = revision.changed() => {}
                 () = wake => {}
+                never = &mut room => match never {},
                 () = self.shared.lending.returned() => {}
                 () = changed(&mut rules) => self.manager.recheck_takeover(),
             }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::io::Interest;
@@ -12,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::balancer::Lease;
-use super::core::Connection;
+use super::core::{Connection, OpenConnections};
+use super::crowd::Party;
 use super::h1;
 use super::listener::{self, Acceptor};
 use super::relay::{self, Relay};
@@ -52,14 +54,35 @@ pub enum Destination {
 #[derive(Debug)]
 pub struct Serving {
     _stop: oneshot::Sender<()>,
+    _kept: Kept,
+}
+
+/// Descriptors that a namespace takes besides those of connections, kept out of what connections may take.
+#[derive(Debug)]
+struct Kept(Arc<OpenConnections>);
+
+impl Kept {
+    fn new(open: Arc<OpenConnections>) -> Kept {
+        open.n_kept.fetch_add(FILES_WITHIN, Ordering::Relaxed);
+        Kept(open)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.n_kept.fetch_sub(FILES_WITHIN, Ordering::Relaxed);
+    }
 }
 
 pub(super) fn serve(proxy: &ProxyHandle, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {
     let (stop, stopped) = oneshot::channel();
     let shared = proxy.shared.clone();
+    let kept = Kept::new(shared.open.clone());
+    let party = Party::task(N_SERVED.fetch_add(1, Ordering::Relaxed));
     proxy.spawn(Box::new(move || {
         Box::pin(async move {
             let acceptor = Within {
+                party,
                 caller,
                 shared: shared.clone(),
             };
@@ -69,7 +92,10 @@ pub(super) fn serve(proxy: &ProxyHandle, listener: std::net::TcpListener, caller
             }
         })
     }));
-    Serving { _stop: stop }
+    Serving {
+        _stop: stop,
+        _kept: kept,
+    }
 }
 
 /// The service that outgoing connections are counted by.
@@ -78,6 +104,7 @@ pub(super) fn outgoing() -> Service {
 }
 
 struct Within {
+    party: Party,
     caller: Arc<dyn Caller>,
     shared: Arc<Shared>,
 }
@@ -92,11 +119,11 @@ impl Acceptor for Within {
         match self.caller.destination(&self.shared.table.peek(), to) {
             Destination::Service(service) => self.to_service(stream, peer, to.port(), service, now),
             Destination::Endpoint(service, endpoint) => {
-                let connection = Connection::open(service, now);
+                let connection = Connection::open(service, self.party, now);
                 tokio::spawn(to_endpoint(connection, stream, endpoint, to.port()));
             }
             Destination::Outside => {
-                let connection = Connection::open(self.shared.outgoing.clone(), now);
+                let connection = Connection::open(self.shared.outgoing.clone(), self.party, now);
                 tokio::spawn(to_outside(connection, stream, to));
             }
             Destination::Caller => drop(tokio::spawn(self.caller.serve(stream, peer))),
@@ -107,7 +134,7 @@ impl Acceptor for Within {
 
 impl Within {
     fn to_service(&self, client: TcpStream, peer: SocketAddr, target: u16, service: Arc<Service>, now: Instant) {
-        let connection = Connection::open(service, now);
+        let connection = Connection::open(service, self.party, now);
         match connection.service().spec().mode {
             Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
                 connection,
@@ -206,3 +233,8 @@ fn reason_of(error: io::Error) -> CloseReason {
         _ => CloseReason::ConnectFailed,
     }
 }
+
+/// Namespaces that were served so far: each is a party of its own.
+static N_SERVED: AtomicU64 = AtomicU64::new(0);
+/// Listener, BPF link, trie of addresses, socket for names.
+const FILES_WITHIN: usize = 4;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::core;
+use super::crowd::{Census, Party};
 use super::h1;
 use super::inside;
 use super::listener;
@@ -32,6 +33,10 @@ pub(super) enum Command {
     EndpointGone(EndpointId),
     /// Its stop grace period is over: end the connections that hold it.
     EndpointOver(EndpointId),
+    /// Say how many connections each party has, with this number of the worker.
+    Count(usize, mpsc::UnboundedSender<(usize, Census)>),
+    /// End so many connections of a party.
+    GiveUp(Party, usize),
     /// Work from elsewhere.
     Run(Job),
     /// Accept no more, and end what is idle.
@@ -164,6 +169,11 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
                 inside::forget(endpoint);
             }
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
+            Command::Count(i, to) => {
+                // An error means that nobody asks any more.
+                let _ = to.send((i, core::census()));
+            }
+            Command::GiveUp(party, n) => core::give_up(party, n),
             Command::Run(job) => drop(tokio::spawn(job())),
             Command::Drain => {
                 listeners.clear();

@@ -27,6 +27,9 @@ pub enum CloseReason {
     Drain,
     /// Reset when the stop grace period of its endpoint had passed.
     DrainForced,
+    /// No more connections could be had, and its client or calling task held most: of those through it nothing had passed for
+    /// longest.
+    GivenUp,
     /// Nothing was sent for the idle limit.
     IdleTimeout,
     /// A cap was reached and the queue was full, or the wait too long.
@@ -46,7 +49,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 17] = [
+    pub const ALL: [CloseReason; 18] = [
         CloseReason::BadRequest,
         CloseReason::ClientAbort,
         CloseReason::ClientFin,
@@ -56,6 +59,7 @@ impl CloseReason {
         CloseReason::ConnectTimeout,
         CloseReason::Drain,
         CloseReason::DrainForced,
+        CloseReason::GivenUp,
         CloseReason::IdleTimeout,
         CloseReason::Limit,
         CloseReason::NoEndpoint,
@@ -77,6 +81,7 @@ impl CloseReason {
             CloseReason::ConnectTimeout => "connect_timeout",
             CloseReason::Drain => "drain",
             CloseReason::DrainForced => "drain_forced",
+            CloseReason::GivenUp => "given_up",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Limit => "limit",
             CloseReason::NoEndpoint => "no_endpoint",

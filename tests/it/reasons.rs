@@ -181,7 +181,12 @@ fn each_reason_is_given_once_and_they_add_up() {
     node.stop();
 
     let count = |reason| states.iter().map(|state| state.stats.closed_count(reason)).sum::<u64>();
-    for reason in CloseReason::ALL {
+    // It takes more connections than there may be, of a client that is not of this machine: see `inside::crowd`.
+    let elsewhere = [CloseReason::GivenUp];
+    for reason in CloseReason::ALL
+        .into_iter()
+        .filter(|reason| !elsewhere.contains(reason))
+    {
         assert!(count(reason) >= 1, "{}", reason.as_str());
     }
     for state in &states {

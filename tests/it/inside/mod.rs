@@ -3,6 +3,7 @@
 //! Three namespaces: a node's, a task's and a client's. The node has a cable to either; client and task know nothing of one
 //! another. Nothing of the machine's own network takes part.
 
+mod crowd;
 mod last_hop;
 mod services;
 
@@ -115,6 +116,11 @@ impl Place {
 
     /// anynode in the node's namespace with these services.
     pub(super) fn node(&mut self, services: &str) {
+        self.node_with(services, &[]);
+    }
+
+    /// The same, configured by these variables.
+    pub(super) fn node_with(&mut self, services: &str, variables: &[(&str, &str)]) {
         self.declare(services);
         let mut command = self.inside("node", env!("CARGO_BIN_EXE_anynode"));
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
@@ -123,6 +129,7 @@ impl Place {
             .arg(self.dir.path().join("services.yml"))
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
+            .envs(variables.iter().copied())
             .stderr(log);
         self.running.push(command.spawn().unwrap());
         wait_until("anynode", || self.status().is_some());
