@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::patience::Patience;
 use crate::model::Balance;
 use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service};
 
@@ -40,6 +41,8 @@ pub(super) enum NoPick {
     Tried,
     /// Those left have as much in flight as they may.
     Full,
+    /// The client is not to be waited with any longer.
+    Gone(CloseReason),
 }
 
 /// Picks an endpoint that is not in `tried`. O(1) where none was tried and none is full; no allocation.
@@ -92,8 +95,13 @@ fn less_loaded_of_two(service: &Service, picks: &Picks) -> Option<usize> {
 
 /// Picks an endpoint, waiting in the service's queue while all have as much in flight as they may.
 ///
-/// Errors: the reason to close with. `limit` when the queue is full or the wait too long.
-pub(super) async fn pick_or_wait(service: &Service, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
+/// Errors: `Full` when the queue is full or the wait too long.
+pub(super) async fn pick_or_wait(
+    service: &Service,
+    tried: &[EndpointId],
+    now: Instant,
+    patience: &mut Patience<'_>,
+) -> Result<Lease, NoPick> {
     match pick(service, tried, now) {
         Err(NoPick::Full) => {}
         result => return result,
@@ -103,21 +111,19 @@ pub(super) async fn pick_or_wait(service: &Service, tried: &[EndpointId], now: I
         Err(NoPick::Full) => None,
         result => Some(result),
     };
-    wait(
-        &service.state().endpoint_gate,
-        limits.queue,
-        limits.queue_timeout,
-        attempt,
-    )
-    .await
-    .unwrap_or(Err(NoPick::Full))
+    let gate = &service.state().endpoint_gate;
+    match wait(gate, limits.queue, limits.queue_timeout, patience, attempt).await {
+        Ok(result) => result,
+        Err(CloseReason::Limit) => Err(NoPick::Full),
+        Err(reason) => Err(NoPick::Gone(reason)),
+    }
 }
 
 /// Takes one of the service's client connections, waiting in its queue while it has as many as it may. Whoever was
 /// admitted gives it back with `connection_gate.release()`.
 ///
-/// Errors: `limit` when the queue is full or the wait too long.
-pub(super) async fn admit(service: &Service) -> Result<(), CloseReason> {
+/// Errors: `limit` when the queue is full or the wait too long, else what became of the client.
+pub(super) async fn admit(service: &Service, patience: &mut Patience<'_>) -> Result<(), CloseReason> {
     let limits = &service.spec().limits;
     let gate = &service.state().connection_gate;
     // Nobody passes those who wait already.
@@ -125,19 +131,19 @@ pub(super) async fn admit(service: &Service) -> Result<(), CloseReason> {
         return Ok(());
     }
     let attempt = || gate.try_take(limits.connections).then_some(());
-    wait(gate, limits.queue, limits.queue_timeout, attempt)
-        .await
-        .ok_or(CloseReason::Limit)
+    wait(gate, limits.queue, limits.queue_timeout, patience, attempt).await
 }
 
-/// Waits in the queue of `gate` until `attempt` gives something. `None`: no place left, or the time is over.
+/// Waits in the queue of `gate` until `attempt` gives something. Errors: `limit` when no place is left or the time over, else
+/// what became of the client.
 async fn wait<T>(
     gate: &Gate,
     queue: u32,
     timeout: std::time::Duration,
+    patience: &mut Patience<'_>,
     mut attempt: impl FnMut() -> Option<T>,
-) -> Option<T> {
-    let place = gate.enter(queue)?;
+) -> Result<T, CloseReason> {
+    let place = gate.enter(queue).ok_or(CloseReason::Limit)?;
     let waiting = async {
         loop {
             if let Some(result) = attempt() {
@@ -146,8 +152,11 @@ async fn wait<T>(
             place.freed().await;
         }
     };
+    let waiting = patience.wait(&place, waiting);
     if timeout.is_zero() {
-        return Some(waiting.await);
+        return waiting.await;
     }
-    tokio::time::timeout(timeout, waiting).await.ok()
+    tokio::time::timeout(timeout, waiting)
+        .await
+        .unwrap_or(Err(CloseReason::Limit))
 }

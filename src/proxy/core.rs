@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::balancer;
 use super::crowd::{Census, Party};
 use super::park::Parked;
+use super::patience::Patience;
 use super::wire::Dialer;
 use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
 use crate::sys::socket::{self, Liveness};
@@ -449,8 +450,8 @@ impl Connection {
     }
 
     /// Waits until the service may have this connection. Errors: the reason to close with.
-    pub(super) async fn admit(&mut self) -> Result<(), CloseReason> {
-        balancer::admit(&self.service).await?;
+    pub(super) async fn admit(&mut self, patience: &mut Patience<'_>) -> Result<(), CloseReason> {
+        balancer::admit(&self.service, patience).await?;
         self.is_admitted = true;
         Ok(())
     }

@@ -12,6 +12,7 @@ mod lending;
 mod listener;
 mod manager;
 mod park;
+mod patience;
 mod ports;
 mod relay;
 mod tcp;

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::balancer::Lease;
 use super::core::Connection;
 use super::park;
+use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::upstream::{self, Upstream};
 use super::wire::{Leg, Wire};
@@ -87,12 +88,16 @@ async fn connect(
     target: u16,
     table: &TableHandle,
 ) -> Result<Upstream, CloseReason> {
-    connection.admit().await?;
+    // Whatever it has sent may be all that it has to say.
+    let mut patience = Patience::new(client, &|| true);
+    connection.admit(&mut patience).await?;
     let connection = &*connection;
     let mut tried = Vec::new();
     tokio::select! {
         biased;
-        result = upstream::connect(table, connection.service(), target, Some(client), &mut tried, |_| None) => result,
+        result = upstream::connect(
+            table, connection.service(), target, Some(client), &mut tried, &mut patience, |_| None,
+        ) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),

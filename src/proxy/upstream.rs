@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::balancer::{self, Lease, NoPick};
 use super::core;
 use super::inside;
+use super::patience::Patience;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
 use crate::model::{ClientAddress, Limits, Mode, ServiceSpec, proxy_protocol};
 use crate::routing::{
@@ -36,13 +37,15 @@ pub(super) struct Upstream {
 /// whose address the endpoint's node is told, where the connection is for one client alone. `reuse` may have a connection
 /// to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
-/// or only tasks that do not take connections, it waits for one (`Limits::hold`). Errors: the reason to close with.
+/// or only tasks that do not take connections, it waits for one (`Limits::hold`), as long as `patience` has it. Errors: the
+/// reason to close with.
 pub(super) async fn connect(
     table: &TableHandle,
     service: &Arc<Service>,
     target: u16,
     client: Option<&TcpStream>,
     tried: &mut Vec<EndpointId>,
+    patience: &mut Patience<'_>,
     mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
@@ -57,8 +60,9 @@ pub(super) async fn connect(
     let timeout = service.spec().timeouts.connect;
     let mut last_failure: Option<CloseReason> = None;
     loop {
-        let lease = match balancer::pick_or_wait(&service, tried, started).await {
+        let lease = match balancer::pick_or_wait(&service, tried, started, patience).await {
             Ok(lease) => lease,
+            Err(NoPick::Gone(reason)) => return Err(reason),
             Err(no_pick) => {
                 if let Some(newer) = newer(table, &service) {
                     service = newer;
@@ -70,14 +74,14 @@ pub(super) async fn connect(
                     NoPick::Tried => {
                         n_tried == 0 && service.endpoints().iter().any(|endpoint| endpoint.task().is_some())
                     }
-                    NoPick::Full => false,
+                    NoPick::Full | NoPick::Gone(_) => false,
                 };
                 if may_come {
                     if held.is_none() {
                         held = Held::begin(table, &service.spec().limits, state);
                     }
                     if let Some(held) = &mut held
-                        && held.wait(table, &mut service).await
+                        && held.wait(table, &mut service, patience).await?
                     {
                         tried.truncate(n_tried);
                         attempts_since = Instant::now();
@@ -88,6 +92,7 @@ pub(super) async fn connect(
                     NoPick::None => CloseReason::NoEndpoint,
                     NoPick::Tried => CloseReason::ConnectFailed,
                     NoPick::Full => CloseReason::Limit,
+                    NoPick::Gone(reason) => reason,
                 });
                 if last_failure.is_some() {
                     service.stats().add_retry(RetryOutcome::Failure);
@@ -139,7 +144,7 @@ pub(super) async fn connect(
 
 /// A client that waits for a service to have an endpoint that takes it.
 struct Held<'a> {
-    _place: GatePlace<'a>,
+    place: GatePlace<'a>,
     due: Instant,
     revision: watch::Receiver<u64>,
     pause: Duration,
@@ -152,7 +157,7 @@ impl<'a> Held<'a> {
             return None;
         }
         Some(Held {
-            _place: state.hold_gate.enter(limits.hold)?,
+            place: state.hold_gate.enter(limits.hold)?,
             due: Instant::now() + limits.hold_timeout,
             revision: table.subscribe(),
             pause: FIRST_PAUSE,
@@ -160,19 +165,26 @@ impl<'a> Held<'a> {
     }
 
     /// Waits until it is worth another try, with the service as it is then. `false`: the time is over, or the service gone.
-    async fn wait(&mut self, table: &TableHandle, service: &mut Arc<Service>) -> bool {
+    /// Errors: what became of the client.
+    async fn wait(
+        &mut self,
+        table: &TableHandle,
+        service: &mut Arc<Service>,
+        patience: &mut Patience<'_>,
+    ) -> Result<bool, CloseReason> {
         let now = Instant::now();
         let Some(left) = self.due.checked_duration_since(now).filter(|left| !left.is_zero()) else {
-            return false;
+            return Ok(false);
         };
-        // An error means that this program ends.
-        let _ = tokio::time::timeout(left.min(self.pause), self.revision.changed()).await;
+        let changed = tokio::time::timeout(left.min(self.pause), self.revision.changed());
+        // An error means that the pause is over, or this program ends.
+        let _ = patience.wait(&self.place, changed).await?;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         match table.peek().service(service.name()) {
             Some(now) => *service = now.clone(),
-            None => return false,
+            None => return Ok(false),
         }
-        Instant::now() < self.due
+        Ok(Instant::now() < self.due)
     }
 }
 

@@ -17,6 +17,7 @@ use super::core::{Connection, OpenConnections};
 use super::crowd::Party;
 use super::h1;
 use super::listener::{self, Acceptor};
+use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::tcp::{self, Accepted};
 use super::upstream;
@@ -176,7 +177,7 @@ async fn reach(
     endpoint: Arc<Endpoint>,
     target: u16,
 ) -> Result<(TcpStream, Lease), CloseReason> {
-    connection.admit().await?;
+    connection.admit(&mut Patience::new(client, &|| true)).await?;
     let spec = connection.service().spec().clone();
     if endpoint.state(Instant::now()) == EndpointState::Unready {
         return Err(CloseReason::ConnectFailed);

@@ -1,7 +1,9 @@
 //! What waits are made of: something of which there is only so much, the queue of those who wait for it, and how many
 //! retries there may be.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -12,6 +14,10 @@ pub struct Gate {
     taken: AtomicU32,
     waiting: AtomicU32,
     notify: Notify,
+    n_entered: AtomicU64,
+    /// Places whose clients may have gone, by when they came: given to others once the queue is full.
+    /// std mutex: touched by those who wait, and nothing awaits under it.
+    yielding: Mutex<BTreeMap<u64, Arc<Notify>>>,
 }
 
 impl Gate {
@@ -35,12 +41,31 @@ impl Gate {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Takes a place in the queue, unless `limit` already wait.
+    /// Takes a place in the queue. Where `limit` already wait, it is that of the first whose client may have gone
+    /// (`GatePlace::yields`), or there is none.
     pub fn enter(&self, limit: u32) -> Option<GatePlace<'_>> {
         let before = self.waiting.fetch_add(1, Ordering::SeqCst);
-        let place = GatePlace { gate: self };
+        let place = GatePlace {
+            gate: self,
+            n: self.n_entered.fetch_add(1, Ordering::Relaxed),
+            lost: OnceLock::new(),
+        };
         // Dropping the place gives it back.
-        (before < limit).then_some(place)
+        (before < limit || (limit > 0 && self.take_one())).then_some(place)
+    }
+
+    /// Takes the oldest place that yields from who has it.
+    fn take_one(&self) -> bool {
+        let Some((_, lost)) = self.lock_yielding().pop_first() else {
+            return false;
+        };
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        lost.notify_one();
+        true
+    }
+
+    fn lock_yielding(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Notify>>> {
+        self.yielding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something was freed: the first who waits looks again.
@@ -55,6 +80,10 @@ impl Gate {
 #[derive(Debug)]
 pub struct GatePlace<'a> {
     gate: &'a Gate,
+    /// Those who came before have lower numbers.
+    n: u64,
+    /// Told when the place is another's; made when it first yields.
+    lost: OnceLock<Arc<Notify>>,
 }
 
 impl GatePlace<'_> {
@@ -62,11 +91,31 @@ impl GatePlace<'_> {
     pub async fn freed(&self) {
         self.gate.notify.notified().await;
     }
+
+    /// From now on the place is kept only until somebody needs it: whoever has it may have gone.
+    pub fn yields(&self) {
+        self.lost.get_or_init(|| {
+            let lost: Arc<Notify> = Arc::default();
+            self.gate.lock_yielding().insert(self.n, lost.clone());
+            lost
+        });
+    }
+
+    /// Waits until the place, which yields, is another's; for ever if it does not yield.
+    pub async fn lost(&self) {
+        match self.lost.get() {
+            Some(lost) => lost.notified().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Drop for GatePlace<'_> {
     fn drop(&mut self) {
-        self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
+        let is_lost = self.lost.get().is_some() && self.gate.lock_yielding().remove(&self.n).is_none();
+        if !is_lost {
+            self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         // Whoever leaves may have swallowed a wake-up that the next one needs.
         self.gate.freed();
     }
@@ -158,5 +207,35 @@ mod tests {
         drop(first);
         assert!(gate.enter(1).is_some());
         assert_eq!(gate.depth(), 0);
+    }
+
+    #[test]
+    fn a_full_gate_takes_the_oldest_place_that_yields() {
+        let gate = Gate::default();
+        let [first, second, third] = [gate.enter(3), gate.enter(3), gate.enter(3)].map(Option::unwrap);
+        assert!(gate.enter(3).is_none());
+        third.yields();
+        second.yields();
+        second.yields();
+        let is_lost = |place: &GatePlace<'_>| {
+            let mut lost = std::pin::pin!(place.lost());
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            lost.as_mut().poll(&mut cx).is_ready()
+        };
+        let fourth = gate.enter(3).unwrap();
+        assert_eq!([&first, &second, &third].map(is_lost), [false, true, false]);
+        let fifth = gate.enter(3).unwrap();
+        assert!(is_lost(&third) && gate.enter(3).is_none() && gate.enter(0).is_none());
+        assert_eq!(gate.depth(), 3);
+        drop((second, third));
+        assert_eq!(gate.depth(), 3, "others have them");
+        drop((first, fourth, fifth));
+        assert_eq!(gate.depth(), 0);
+        let place = gate.enter(1).unwrap();
+        place.yields();
+        drop(place);
+        assert_eq!(gate.depth(), 0);
+        let _place = gate.enter(1).unwrap();
+        assert!(gate.enter(1).is_none(), "nothing is left of it");
     }
 }

@@ -205,3 +205,202 @@ impl AsyncWrite for Overt {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+fn held(node: &Node, name: &str) -> u32 {
+    node.service(name).state().hold_gate.depth()
+}
+
+fn post(path: &str) -> String {
+    format!("POST /{path} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+}
+
+/// Answers each request with its path, and notes it.
+fn echoing_paths() -> (Origin, Arc<Mutex<Vec<String>>>) {
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let record = seen.clone();
+    let origin = Origin::start(move |mut stream| {
+        let mut text = String::new();
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            if !(text.ends_with("abc") || text.ends_with("0\r\n\r\n")) {
+                continue;
+            }
+            let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+            text.clear();
+            record.lock().unwrap().push(path.clone());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}",
+                path.len()
+            );
+        }
+    });
+    (origin, seen)
+}
+
+#[test]
+fn those_who_have_gone_keep_nobody_out_and_their_posts_are_not_made() {
+    const N: u32 = 50;
+    let (origin, seen) = echoing_paths();
+    let node = Node::start();
+    let mut web = http_service("web", &[]);
+    web.limits.hold = N;
+    node.apply(&web);
+    for _ in 0..N {
+        // Closed in order, after all was said: it could still be a half.
+        dial(door(&web)).write_all(post("gone").as_bytes()).unwrap();
+    }
+    wait_until("the queue to fill", || held(&node, "web") == N);
+    let living: Vec<_> = (0..N)
+        .map(|_| {
+            let mut client = dial(door(&web));
+            client.write_all(post("lives").as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    wait_until("the gone to be out", || {
+        node.closed("web", CloseReason::ResponseEnd) == u64::from(N)
+    });
+    assert_eq!(held(&node, "web"), N);
+    // Nobody gives way to the next.
+    let mut next = dial(door(&web));
+    next.write_all(post("next").as_bytes()).unwrap();
+    let mut answer = String::new();
+    next.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    web.endpoints = service("web", &[origin.addr]).endpoints;
+    node.apply(&web);
+    for mut client in living {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("/lives"), "{answer}");
+    }
+    assert_eq!(*seen.lock().unwrap(), vec!["/lives"; N as usize]);
+}
+
+#[test]
+fn who_waits_and_ends_is_kept_only_with_a_whole_request() {
+    let large = "x".repeat(40_000) + "abc";
+    let whole = [
+        post("small"),
+        format!("POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{large}", large.len()),
+        "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+            .to_owned(),
+    ];
+    let cut = [
+        post("small").replace("abc", "ab"),
+        format!(
+            "POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{large}",
+            large.len() + 1
+        ),
+        "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n".to_owned(),
+        "POST /expects HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n".to_owned(),
+    ];
+    let (origin, seen) = echoing_paths();
+    let node = Node::start();
+    let mut web = http_service("web", &[]);
+    node.apply(&web);
+    // In the second round all waits in the kernel, since one place is all there is.
+    for round in ["held", "queued"] {
+        let depth = || {
+            let state = node.service("web").state().clone();
+            state.hold_gate.depth() + state.connection_gate.depth()
+        };
+        let first = (round == "queued").then(|| {
+            web.limits.connections = 1;
+            node.apply(&web);
+            let mut first = dial(door(&web));
+            first
+                .write_all(post("first").replace("Connection: close\r\n", "").as_bytes())
+                .unwrap();
+            let mut byte = [0];
+            first.read_exact(&mut byte).unwrap();
+            first
+        });
+        assert_eq!(depth(), 0, "{round}");
+        let before = node.closed("web", CloseReason::ClientAbort);
+        for (i, request) in cut.iter().enumerate() {
+            let mut client = dial(door(&web));
+            client.write_all(request.as_bytes()).unwrap();
+            wait_until("it to wait", || depth() == 1);
+            client.shutdown(Shutdown::Write).unwrap();
+            wait_until(&format!("{round}: {}", &request[..20]), || depth() == 0);
+            wait_until("its reason", || {
+                node.closed("web", CloseReason::ClientAbort) == before + 1 + i as u64
+            });
+        }
+        for request in &whole {
+            let mut client = dial(door(&web));
+            client.write_all(request.as_bytes()).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            wait_until("it to wait", || depth() == 1);
+            // It is there for good, not until somebody looks.
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(depth(), 1, "{round}: {}", &request[..20]);
+            reset(client);
+            wait_until("a reset to end it", || depth() == 0);
+        }
+        if round == "held" {
+            let clients = whole.each_ref().map(|request| {
+                let mut client = dial(door(&web));
+                client.write_all(request.as_bytes()).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+                client
+            });
+            wait_until("all to wait", || depth() == 3);
+            web.endpoints = service("web", &[origin.addr]).endpoints;
+            node.apply(&web);
+            for (mut client, path) in clients.into_iter().zip(["/small", "/large", "/chunked"]) {
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).unwrap();
+                assert!(answer.ends_with(path), "{answer}");
+            }
+        }
+        drop(first);
+    }
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, ["/chunked", "/first", "/large", "/small"]);
+}
+
+#[test]
+fn in_tcp_mode_the_oldest_that_has_ended_gives_way() {
+    let node = Node::start();
+    let mut web = service("web", &[]);
+    web.limits.hold = 2;
+    node.apply(&web);
+    let ended = |text: &str| {
+        let mut client = dial(door(&web));
+        client.write_all(text.as_bytes()).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client
+    };
+    let mut first = ended("first");
+    wait_until("one to wait", || held(&node, "web") == 1);
+    let second = ended("second");
+    wait_until("two to wait", || held(&node, "web") == 2);
+    // Both are known to have ended by the time that a third comes, or soon after: it may have to come again.
+    let mut third = loop {
+        let mut client = dial(door(&web));
+        client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        match client.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            _ => break client,
+        }
+    };
+    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(node.closed("web", CloseReason::Limit) >= 1);
+    reset(second);
+    wait_until("a reset to end it", || held(&node, "web") == 1);
+    wait_until("its reason", || node.closed("web", CloseReason::ClientRst) == 1);
+    third.write_all(b"third").unwrap();
+    third.shutdown(Shutdown::Write).unwrap();
+    let echo = Origin::echo();
+    web.endpoints = service("web", &[echo.addr]).endpoints;
+    node.apply(&web);
+    let mut answer = String::new();
+    third.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "third");
+}

@@ -2,6 +2,7 @@
 //! of its requests is balanced by itself, over upstream connections that the worker keeps.
 
 mod buffer;
+mod ended;
 mod exchange;
 pub(super) mod pool;
 mod serve;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::buffer::Buffer;
+use super::ended;
 use super::exchange::{Ended, Exchange, Failure};
 use super::pool;
 use crate::proxy::Shared;
@@ -20,6 +21,7 @@ use crate::proxy::http::{
     Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, parse_request,
     write_options_reply,
 };
+use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
 use crate::proxy::upstream::{self, Upstream};
 use crate::proxy::wire::Wire;
@@ -44,7 +46,9 @@ pub(in crate::proxy) async fn serve(
     target: u16,
     shared: Arc<Shared>,
 ) {
-    let reason = match Box::pin(connection.admit()).await {
+    let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
+    let admitted = Box::pin(async { connection.admit(&mut Patience::new(&client, &has_request)).await }).await;
+    let reason = match admitted {
         Ok(()) => {
             let mut server = Server {
                 route: Some((connection.service().clone(), target)),
@@ -242,7 +246,10 @@ impl Server<'_> {
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut n_retries = 0;
         loop {
-            let upstream = match self.acquire(&service, target, &mut tried, meta.method).await? {
+            let upstream = match self
+                .acquire(&service, target, &mut tried, meta.method, request_body)
+                .await?
+            {
                 Ok(upstream) => upstream,
                 Err(reason) => {
                     return self
@@ -432,7 +439,11 @@ impl Server<'_> {
         target: u16,
         tried: &mut Vec<EndpointId>,
         method: Method,
+        request_body: Body,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
+        let received = self.from_client.rest();
+        let is_whole = || ended::has_rest_of_body(self.client, received, request_body);
+        let mut patience = Patience::new(self.client, &is_whole);
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
@@ -442,7 +453,10 @@ impl Server<'_> {
         };
         tokio::select! {
             biased;
-            result = upstream::connect(&self.shared.table, service, target, None, tried, reuse) => Ok(result),
+            result = upstream::connect(&self.shared.table, service, target, None, tried, &mut patience, reuse) => match result {
+                Err(reason @ (CloseReason::ClientAbort | CloseReason::ClientRst)) => Err(reason),
+                result => Ok(result),
+            },
             reason = self.connection.ended() => Err(reason),
             _ = self.client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
         }

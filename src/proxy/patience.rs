@@ -1,0 +1,63 @@
+//! A client that waits for its turn, watched without being read: what its end or reset means for the place that it has in a
+//! queue. Not here: the queues (`routing::Gate`), and what is waited for (`balancer`, `upstream`).
+
+use std::pin::pin;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::routing::{CloseReason, GatePlace};
+
+/// How long a client is waited with.
+///
+/// A reset ends the wait. An end may be half a close: who has asked for something whole can still be answered, and keeps
+/// the place until the queue is full. Who has not, never will, and goes at once.
+pub(super) struct Patience<'a> {
+    client: &'a TcpStream,
+    /// Whether all that the client has to send is here, now that it has ended.
+    is_whole: &'a (dyn Fn() -> bool + Sync),
+    has_ended: bool,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(client: &'a TcpStream, is_whole: &'a (dyn Fn() -> bool + Sync)) -> Patience<'a> {
+        Patience {
+            client,
+            is_whole,
+            has_ended: false,
+        }
+    }
+
+    /// Waits in `place` for `what`. Errors: the reason to close the client's connection with.
+    pub(super) async fn wait<T>(
+        &mut self,
+        place: &GatePlace<'_>,
+        what: impl Future<Output = T>,
+    ) -> Result<T, CloseReason> {
+        let mut what = pin!(what);
+        loop {
+            if self.has_ended {
+                place.yields();
+            }
+            // tokio counts the end of the other side to PRIORITY, which nothing else is.
+            let news = match self.has_ended {
+                true => Interest::ERROR,
+                false => Interest::ERROR | Interest::PRIORITY,
+            };
+            tokio::select! {
+                biased;
+                result = &mut what => return Ok(result),
+                () = place.lost() => return Err(CloseReason::Limit),
+                ready = self.client.ready(news) => {
+                    if !ready.is_ok_and(|ready| !ready.is_error()) {
+                        return Err(CloseReason::ClientRst);
+                    }
+                    if !(self.is_whole)() {
+                        return Err(CloseReason::ClientAbort);
+                    }
+                    self.has_ended = true;
+                }
+            }
+        }
+    }
+}
