@@ -21,4 +21,5 @@ pub mod sk_lookup;
 pub mod socket;
 pub mod splice;
 pub mod transparent;
+pub mod tree;
 pub mod vips;

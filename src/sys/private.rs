@@ -79,3 +79,12 @@ pub fn enter(command: &mut Command, pid: i32, dir: &Path) -> io::Result<()> {
     unsafe { command.pre_exec(enter) };
     Ok(())
 }
+
+/// Mounts a directory over another for the calling thread alone.
+#[cfg(test)]
+pub(super) fn mount_in_this_thread(dir: &Path, at: &Path) -> io::Result<()> {
+    // SAFETY: only the view of files of this thread changes, and descriptors are shared as before.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount(None, "/".as_ref(), libc::MS_REC | libc::MS_SLAVE)?;
+    mount(Some(dir), at, libc::MS_BIND)
+}

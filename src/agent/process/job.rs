@@ -178,9 +178,8 @@ impl Dir {
         }
     }
 
-    /// Anew, if it is there. What is below `root` is the user's, if one is named; the rest is nobody else's than ours.
+    /// There must be none. What is below `root` is the user's, if one is named; the rest is nobody else's than ours.
     pub(super) fn make(&self, user: Option<&User>) -> io::Result<()> {
-        self.remove()?;
         let mut builder = fs::DirBuilder::new();
         // Tasks that run as other users must come through.
         builder.recursive(true).mode(0o711).create(&self.path)?;
@@ -194,13 +193,6 @@ impl Dir {
             rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         )?;
         Ok(())
-    }
-
-    pub(super) fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
     }
 
     pub(super) fn write_job(&self, job: &Job) -> io::Result<()> {

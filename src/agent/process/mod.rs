@@ -8,6 +8,7 @@ mod job;
 pub mod keeper;
 mod logs;
 mod port;
+mod removal;
 mod user;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tokio::net::unix::pipe;
 use self::address::{AddressGiver, Given};
 use self::job::{Dir, Job, OwnNetwork, TASK_DIR};
 use self::port::PortGiver;
+use self::removal::Remover;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::template;
 use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
@@ -55,6 +57,7 @@ pub struct Processes {
     networks: Arc<dyn TaskNetworks>,
     /// `None`: tasks have this host's network.
     addresses: Option<AddressGiver>,
+    remover: Remover,
 }
 
 /// An image that needs no entry: this program's own.
@@ -78,6 +81,7 @@ impl Processes {
         });
         Processes {
             addresses: addresses.map(AddressGiver::new),
+            remover: Remover::new(&settings.dir),
             settings,
             ports: PortGiver::default(),
             networks,
@@ -511,7 +515,7 @@ impl Runtime for Processes {
             if dir.pid().is_some() && dir.exit_code().is_none() {
                 dir.end_leftovers().await;
             }
-            if let Err(error) = dir.remove() {
+            if let Err(error) = self.remover.remove(&dir).await {
                 tracing::warn!(%task, %error, "its directory is not removed");
             }
         })

@@ -1,0 +1,130 @@
+//! Takes the directories of tasks away, on a thread of its own: a task may have filled its own with as much as it liked. Not
+//! here: how a directory is removed (`sys::tree`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, mpsc};
+
+use tokio::sync::oneshot;
+
+use super::job::Dir;
+use crate::sys::tree;
+
+/// Removes one directory after another, so that it never has more than one core and three descriptors.
+pub(super) struct Remover {
+    /// `None` until something is to be removed. std mutex: held for moments.
+    thread: Mutex<Option<mpsc::Sender<Removal>>>,
+}
+
+struct Removal {
+    path: PathBuf,
+    /// Whoever waits for it may be gone.
+    done: Option<oneshot::Sender<io::Result<()>>>,
+}
+
+impl Remover {
+    /// What earlier runs began to remove among the tasks in `tasks` is removed by and by.
+    pub(super) fn new(tasks: &Path) -> Remover {
+        let remover = Remover {
+            thread: Mutex::default(),
+        };
+        let entries = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+        let begun = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(BEGUN));
+        for entry in begun {
+            let removal = Removal {
+                path: entry.path(),
+                done: None,
+            };
+            if let Err(error) = remover.give(removal) {
+                tracing::warn!(path = %entry.path().display(), %error, "it is not removed");
+            }
+        }
+        remover
+    }
+
+    /// Ready when nothing of a task's directory is left; the task's name is free from the first call on. It goes on when
+    /// nobody waits any more. Nothing to remove is no error.
+    pub(super) async fn remove(&self, dir: &Dir) -> io::Result<()> {
+        let name = format!("{BEGUN}{}-{:016x}", dir.task(), fastrand::u64(..));
+        let path = dir.path().with_file_name(name);
+        match std::fs::rename(dir.path(), &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        let (done, is_done) = oneshot::channel();
+        self.give(Removal { path, done: Some(done) })?;
+        is_done.await.map_err(io::Error::other)?
+    }
+
+    fn give(&self, removal: Removal) -> io::Result<()> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = match thread.take() {
+            Some(sender) => sender,
+            None => {
+                let (sender, removals) = mpsc::channel();
+                let named = std::thread::Builder::new().name("removal".to_owned());
+                named.stack_size(STACK_BYTES).spawn(move || run(&removals))?;
+                sender
+            }
+        };
+        let given = sender.send(removal).map_err(io::Error::other);
+        *thread = Some(sender);
+        given
+    }
+}
+
+/// Until nobody can give it anything any more.
+fn run(removals: &mpsc::Receiver<Removal>) {
+    // What others wait for goes first. Where it may not say so it is one of many.
+    let own = rustix::thread::gettid();
+    let _ = rustix::process::setpriority_process(Some(own), NICE);
+    for Removal { path, done } in removals {
+        let removed = match tree::remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        match done {
+            Some(done) => drop(done.send(removed)),
+            None => {
+                if let Err(error) = removed {
+                    tracing::warn!(path = %path.display(), %error, "it is not removed");
+                }
+            }
+        }
+    }
+}
+
+/// No task has a name that begins so.
+const BEGUN: &str = ".gone-";
+const STACK_BYTES: usize = 256 << 10;
+const NICE: i32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_free_at_once_and_what_was_begun_is_gone_on_with() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Dir::new(parent.path().join("task"));
+        let full = parent.path().join(format!("{BEGUN}other-0"));
+        std::fs::create_dir_all(full.join("a/b/c")).unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        let remover = Remover::new(parent.path());
+        {
+            // Given up at once.
+            let mut removing = std::pin::pin!(remover.remove(&dir));
+            let waker = std::task::Waker::noop();
+            let _ = removing.as_mut().poll(&mut std::task::Context::from_waker(waker));
+        }
+        assert!(!dir.path().exists());
+        std::fs::create_dir(dir.path()).unwrap();
+        remover.remove(&Dir::new(parent.path().join("none"))).await.unwrap();
+        while std::fs::read_dir(parent.path()).unwrap().count() > 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert!(dir.path().exists(), "made after the first was given up");
+        remover.remove(&dir).await.unwrap();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}
