@@ -128,10 +128,7 @@ impl Driven {
                 tracing::info!(task = %self.id, pid = started.container.pid, "found again");
                 return Some(started);
             }
-            Found::Ended(container) => {
-                let exit = Exit {
-                    code: container.exit_code,
-                };
+            Found::Ended(container, exit) => {
                 self.container = Some(container);
                 match self.desired() >= TaskState::Shutdown {
                     true => self.report_shutdown().await,
@@ -279,6 +276,15 @@ impl Driven {
         self.report(TaskState::Shutdown, "shutdown", None);
     }
 
+    fn out_of_memory(&self) -> String {
+        let resources = self.latest.task.spec.resources.as_ref();
+        let limits = resources.and_then(|resources| resources.limits.as_ref());
+        match limits.and_then(|limits| limits.memory_bytes).filter(|most| *most > 0) {
+            Some(most) => format!("out of memory: its limit is {most} bytes"),
+            None => "out of memory".to_owned(),
+        }
+    }
+
     /// Who ends well has completed, also when it was stopped for its health: Docker says no more of it.
     fn report_exit(&mut self, exit: Exit, why: Option<&str>) {
         if exit.code == 0 {
@@ -288,7 +294,13 @@ impl Driven {
             TaskState::Starting => "starting",
             _ => "started",
         };
-        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let memory = exit.is_out_of_memory.then(|| self.out_of_memory());
+        let why: String = memory
+            .as_deref()
+            .into_iter()
+            .chain(why)
+            .map(|why| format!(": {why}"))
+            .collect();
         self.report(
             TaskState::Failed,
             doing,

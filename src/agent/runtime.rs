@@ -55,7 +55,7 @@ pub enum Found {
     Nothing,
     Prepared,
     Running(Started),
-    Ended(Container),
+    Ended(Container, Exit),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

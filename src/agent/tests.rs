@@ -169,7 +169,10 @@ impl Runtime for Fake {
     fn ended<'a>(&'a self, _: &'a Id) -> Later<'a, Exit> {
         Box::pin(async {
             let exit = *self.exit.subscribe().wait_for(Option::is_some).await.unwrap();
-            Exit { code: exit.unwrap() }
+            Exit {
+                code: exit.unwrap(),
+                is_out_of_memory: false,
+            }
         })
     }
 

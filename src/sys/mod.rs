@@ -2,6 +2,7 @@
 //! of the project lives in this room. Not here: what the bytes are for.
 
 mod bpf;
+pub mod cgroup;
 pub mod entrances;
 pub mod epoll;
 pub mod file;

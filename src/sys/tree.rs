@@ -20,7 +20,7 @@ use rustix::io::Errno;
 pub fn remove(path: &Path) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = openat(CWD, parent.unwrap_or(Path::new(".")), DIRECTORY, Mode::empty())?;
+    let parent = openat(CWD, parent.unwrap_or_else(|| Path::new(".")), DIRECTORY, Mode::empty())?;
     let name = CString::new(name.as_bytes()).map_err(io::Error::other)?;
     let top = open_below(parent.as_fd(), &name)?;
     let mut emptied = Emptied {
@@ -273,7 +273,7 @@ mod tests {
         let path = parent.path().join("task");
         fs::create_dir_all(path.join("closed/inner/more")).unwrap();
         for closed in ["closed/inner", "closed"] {
-            fs::set_permissions(path.join(closed), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(path.join(closed), fs::Permissions::from_mode(0o000)).unwrap();
         }
         chmodat(CWD, &path, Mode::RUSR, AtFlags::empty()).unwrap();
         remove(&path).unwrap();

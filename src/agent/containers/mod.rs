@@ -19,7 +19,9 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse, EventMessageTypeEnum, HealthStatusEnum};
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerState, EventMessageTypeEnum, HealthStatusEnum,
+};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
@@ -466,6 +468,14 @@ fn started(container: &ContainerInspectResponse, sandbox: Option<&ContainerInspe
     })
 }
 
+/// `or`: what an engine means that names no code.
+fn exit_of(state: &ContainerState, or: i64) -> Exit {
+    Exit {
+        code: state.exit_code.unwrap_or(or),
+        is_out_of_memory: state.oom_killed.unwrap_or(false),
+    }
+}
+
 fn is_running(container: &ContainerInspectResponse) -> bool {
     container
         .state
@@ -540,11 +550,15 @@ impl Runtime for Containers {
             let state = container.state.unwrap_or_default();
             let has_run = state.started_at.as_deref().is_some_and(|at| !at.starts_with("0001-"));
             match has_run {
-                true => Found::Ended(Container {
-                    id: container.id.unwrap_or_default(),
-                    pid: 0,
-                    exit_code: state.exit_code.unwrap_or(0),
-                }),
+                true => {
+                    let exit = exit_of(&state, 0);
+                    let ended = Container {
+                        id: container.id.unwrap_or_default(),
+                        pid: 0,
+                        exit_code: exit.code,
+                    };
+                    Found::Ended(ended, exit)
+                }
                 false => Found::Prepared,
             }
         })
@@ -554,12 +568,11 @@ impl Runtime for Containers {
         Box::pin(async move {
             loop {
                 let Some(container) = self.inspect_patiently(task).await else {
-                    return Exit { code: KILLED };
+                    return exit_of(&ContainerState::default(), KILLED);
                 };
                 if !is_running(&container) {
                     self.end_sandbox(task).await;
-                    let code = container.state.and_then(|state| state.exit_code).unwrap_or(KILLED);
-                    return Exit { code };
+                    return exit_of(&container.state.unwrap_or_default(), KILLED);
                 }
                 let is_joined = sandbox::is_joined(&container);
                 let id = container.id.unwrap_or_default();

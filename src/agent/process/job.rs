@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::cgroup::Group;
 use crate::sys::private::enter;
 use crate::sys::process::{become_user, gain_nothing, signal_if};
 
@@ -37,6 +38,9 @@ pub(super) struct Job {
     pub(super) user: Option<User>,
     #[serde(default)]
     pub(super) gains_nothing: bool,
+    /// The control group that it is in, if it is in one of its own: a directory in each tree.
+    #[serde(default)]
+    pub(super) group: Vec<PathBuf>,
 }
 
 /// The network of a task that has one of its own.
@@ -81,6 +85,7 @@ impl Job {
             .envs(&self.env)
             .current_dir(&self.dir)
             .stdin(Stdio::null());
+        self.group().hold(&mut command)?;
         if let Some(user) = &self.user {
             become_user(&mut command, user.uid, user.gid, &user.groups);
         }
@@ -88,6 +93,12 @@ impl Job {
             gain_nothing(&mut command);
         }
         Ok(Some(command))
+    }
+
+    pub(super) fn group(&self) -> Group {
+        Group {
+            dirs: self.group.clone(),
+        }
     }
 }
 
@@ -223,6 +234,15 @@ impl Dir {
 
     pub(super) fn write_exit_code(&self, code: i64) -> io::Result<()> {
         self.write("exit", code.to_string().as_bytes())
+    }
+
+    /// To be said before the exit code is.
+    pub(super) fn write_out_of_memory(&self) -> io::Result<()> {
+        self.write("oom", b"")
+    }
+
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.path.join("oom").exists()
     }
 
     pub(super) fn exit_code(&self) -> Option<i64> {

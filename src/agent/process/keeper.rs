@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -17,6 +17,7 @@ use rustix::process::{Signal, WaitOptions};
 
 use super::job::{Dir, Job, OwnNetwork, Process, Running};
 use crate::model::swarm::Time;
+use crate::sys::cgroup::Group;
 use crate::sys::private::{leave_network, show_instead};
 use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
 
@@ -50,6 +51,8 @@ fn say(line: &str) {
 struct Kept {
     child: Child,
     log: Arc<Mutex<Log>>,
+    group: Group,
+    _pins: Vec<OwnedFd>,
     /// Open as long as this process lives.
     _lock: File,
     _alive: File,
@@ -58,7 +61,9 @@ struct Kept {
 fn start(dir: &Dir) -> io::Result<Kept> {
     do_not_listen()?;
     let lock = dir.adopt_lock()?;
-    let job = dir.read_job()?;
+    let mut job = dir.read_job()?;
+    let (group, pins) = job.group().pinned()?;
+    job.group.clone_from(&group.dirs);
     // For reading too: it is to be opened whether or not anybody reads.
     let alive = File::options().read(true).write(true).open(dir.alive())?;
     adopt_orphans()?;
@@ -89,6 +94,8 @@ fn start(dir: &Dir) -> io::Result<Kept> {
     Ok(Kept {
         child,
         log,
+        group,
+        _pins: pins,
         _lock: lock,
         _alive: alive,
     })
@@ -138,6 +145,10 @@ impl Kept {
         for copying in [stdout, stderr].into_iter().flatten() {
             let _ = copying.join();
         }
+        if self.group.is_out_of_memory() {
+            let _ = dir.write_out_of_memory();
+        }
+        self.group.remove();
         // If this cannot be written the task counts as killed.
         let _ = dir.write_exit_code(i64::from(code));
     }

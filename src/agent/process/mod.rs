@@ -34,6 +34,7 @@ use super::template;
 use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::swarm::{Container, Exit, Id, TaskSpec};
 use crate::model::{Reach, TaskPlace};
+use crate::sys::cgroup::{self, Group};
 use crate::sys::private;
 use crate::sys::process::lead_session;
 
@@ -58,6 +59,7 @@ pub struct Processes {
     /// `None`: tasks have this host's network.
     addresses: Option<AddressGiver>,
     remover: Remover,
+    trees: cgroup::Trees,
 }
 
 /// An image that needs no entry: this program's own.
@@ -82,6 +84,7 @@ impl Processes {
         Processes {
             addresses: addresses.map(AddressGiver::new),
             remover: Remover::new(&settings.dir),
+            trees: cgroup::Trees::seen(),
             settings,
             ports: PortGiver::default(),
             networks,
@@ -170,6 +173,7 @@ impl Processes {
             log_files,
             user: user::of(&container.user.unwrap_or_default(), &groups).map_err(Failure)?,
             gains_nothing: privileges.no_new_privileges.unwrap_or(false),
+            group: Vec::new(),
         })
     }
 
@@ -202,6 +206,45 @@ impl Processes {
             resolv_conf: resolv_conf(&own, dns.search.as_deref(), dns.options.as_deref()),
         };
         Ok(Some((network, given)))
+    }
+
+    /// A group for a task that is to have no more than so much; without limits, one of nothing.
+    fn group_of(&self, assignment: &Assignment) -> Result<Group, Failure> {
+        let resources = assignment.task.spec.resources.clone().unwrap_or_default();
+        let limits = resources.limits.unwrap_or_default();
+        let given = |limit: Option<i64>| {
+            limit
+                .and_then(|limit| u64::try_from(limit).ok())
+                .filter(|limit| *limit > 0)
+        };
+        let low = given(resources.reservations.and_then(|least| least.memory_bytes));
+        let mut asked = cgroup::Limits {
+            memory_bytes: given(limits.memory_bytes),
+            memory_low_bytes: low,
+            nano_cpus: given(limits.nano_cpus),
+            pids: given(limits.pids),
+        };
+        let task = assignment.task.id.as_str();
+        let made = self.trees.make(task, &asked);
+        // The scheduler keeps what is reserved; beyond that it is a wish.
+        let made = made.or_else(|error| match asked.memory_low_bytes.take() {
+            Some(_) => self.trees.make(task, &asked),
+            None => Err(error),
+        });
+        made.map_err(|error| {
+            Failure(format!(
+                "Resources.Limits: {error}: expected a host where this node may make control groups, or no limits"
+            ))
+        })
+    }
+
+    /// What is left in the group of a task is ended with it.
+    async fn end_group(&self, task: &Id) {
+        let group = self.trees.find(task.as_str());
+        if !group.dirs.is_empty() {
+            // An error says that it panicked.
+            drop(tokio::task::spawn_blocking(move || group.remove()).await);
+        }
     }
 
     async fn start_keeper(&self, task: &Id, dir: &Dir) -> io::Result<Started> {
@@ -260,8 +303,7 @@ impl Processes {
     }
 }
 
-/// A process has this host's files, network and privileges. What promises others is refused, not passed over; limits of
-/// resources promise nothing to the program, and are passed over.
+/// A process has this host's files, network and privileges. What promises others is refused, not passed over.
 fn refuse_what_needs_a_container(spec: &TaskSpec, has_network: bool) -> Result<(), Failure> {
     let container = spec.container_spec.clone().unwrap_or_default();
     let dns = container.dns_config.unwrap_or_default();
@@ -408,10 +450,11 @@ impl Runtime for Processes {
             let dir = self.dir(&assignment.task.id);
             let failed = |error: io::Error| Failure(format!("prepare {}: {error}", dir.path().display()));
             let (network, _given) = self.network_of(assignment)?.unzip();
-            let job = self.job_of(assignment, network)?;
+            let mut job = self.job_of(assignment, network)?;
             let files = task_files::of(assignment).map_err(|error| Failure(error.to_string()))?;
             // Of an attempt that was cut short, whatever it left.
             self.remove(&assignment.task.id).await;
+            job.group = self.group_of(assignment)?.dirs;
             let user = job.user.as_ref();
             let write = || {
                 dir.make(user)?;
@@ -448,11 +491,15 @@ impl Runtime for Processes {
                     }
                     Found::Running(started(&dir, i64::from(program.pid), keeper, &job))
                 }
-                Some(_) => Found::Ended(Container {
-                    id: task.to_string(),
-                    pid: 0,
-                    exit_code: self.ended(task).await.code,
-                }),
+                Some(_) => {
+                    let exit = self.ended(task).await;
+                    let ended = Container {
+                        id: task.to_string(),
+                        pid: 0,
+                        exit_code: exit.code,
+                    };
+                    Found::Ended(ended, exit)
+                }
             }
         })
     }
@@ -465,15 +512,22 @@ impl Runtime for Processes {
                 let mut bytes = [0; 64];
                 while dir.has_keeper() && matches!(alive.read(&mut bytes).await, Ok(1..)) {}
             }
-            let code = match dir.exit_code() {
-                Some(code) => code,
+            match dir.exit_code() {
+                Some(code) => Exit {
+                    code,
+                    is_out_of_memory: dir.is_out_of_memory(),
+                },
                 // A keeper that was killed took its task along, and left what that had started.
                 None => {
+                    let is_out_of_memory = self.trees.find(task.as_str()).is_out_of_memory();
                     dir.end_leftovers().await;
-                    KILLED
+                    self.end_group(task).await;
+                    Exit {
+                        code: KILLED,
+                        is_out_of_memory,
+                    }
                 }
-            };
-            Exit { code }
+            }
         })
     }
 
@@ -515,6 +569,7 @@ impl Runtime for Processes {
             if dir.pid().is_some() && dir.exit_code().is_none() {
                 dir.end_leftovers().await;
             }
+            self.end_group(task).await;
             if let Err(error) = self.remover.remove(&dir).await {
                 tracing::warn!(%task, %error, "its directory is not removed");
             }

@@ -159,6 +159,8 @@ pub struct Container {
 pub struct Exit {
     /// 128 and the signal's number where a signal ended it.
     pub code: i64,
+    /// Something of the task was ended since it needed more memory than it may have.
+    pub is_out_of_memory: bool,
 }
 
 impl Task {

@@ -117,6 +117,8 @@ async fn what_a_task_is_given() {
     let addr = world.addr(&id).unwrap();
     assert_eq!(addr.ip(), Ipv4Addr::LOCALHOST);
     let root = place.of_task(&id).join("root");
+    // What it says on either stream is written by and by.
+    world.wait_said(&id, &root.display().to_string()).await;
     let said = world.said(&id).await;
     for expected in [
         format!("port {}", addr.port()),
