@@ -180,6 +180,7 @@ impl Config {
             splice_pipes: integer(s, "splice.pipes", 0, 1 << 20),
             splice_pipe_bytes: integer(s, "splice.pipe_bytes", 4096, 1 << 30),
             http_head_bytes_max: integer(s, "http.head_bytes_max", 1024, 16 << 20),
+            http_fields_max: integer(s, "http.fields_max", 1, crate::proxy::http::FIELDS_MOST),
             http_pool_idle: duration(s, "http.pool_idle"),
             http_pool_per_endpoint: integer(s, "http.pool_per_endpoint", 0, 1 << 20),
             trusted_proxies: list::<IpNet>(s, "trusted_proxies", "networks such as [\"10.0.0.0/8\"]"),

@@ -123,6 +123,8 @@ pub struct ServiceSpec {
     /// What the endpoints are told of their clients' addresses, before the first byte (tcp).
     pub proxy_protocol: Option<ProxyProtocol>,
     pub client_address: ClientAddress,
+    /// A client that ends its half while it waits for a response has gone: its request is aborted (http).
+    pub abort_on_client_close: bool,
     /// How long connections of a removed endpoint may go on.
     pub stop_grace: Duration,
     pub limits: Limits,
@@ -144,6 +146,7 @@ impl ServiceSpec {
             health: None,
             proxy_protocol: None,
             client_address: ClientAddress::default(),
+            abort_on_client_close: false,
             stop_grace: ServiceSpec::DEFAULT_STOP_GRACE,
             limits: Limits::default(),
             timeouts: Timeouts::default(),

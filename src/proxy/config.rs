@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::http::DEFAULT_FIELDS_MAX;
 use super::vips::VipMode;
 use crate::sys::socket::Liveness;
 
@@ -23,6 +24,8 @@ pub struct ProxyConfig {
     pub splice_pipe_bytes: usize,
     /// A request or response head may be so long.
     pub http_head_bytes_max: usize,
+    /// It may have so many fields; `http::FIELDS_MOST` at most.
+    pub http_fields_max: usize,
     /// An idle upstream connection is kept so long. Below the five seconds after which uvicorn and Node close theirs, so
     /// that a request rarely meets a connection that is being closed.
     pub http_pool_idle: Duration,
@@ -47,6 +50,7 @@ impl Default for ProxyConfig {
             splice_pipes: 64,
             splice_pipe_bytes: 1024 * 1024,
             http_head_bytes_max: 64 * 1024,
+            http_fields_max: DEFAULT_FIELDS_MAX,
             http_pool_idle: Duration::from_secs(4),
             http_pool_per_endpoint: 128,
             trusted_proxies: Vec::new(),

@@ -404,3 +404,98 @@ fn in_tcp_mode_the_oldest_that_has_ended_gives_way() {
     third.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "third");
 }
+
+/// Sends a request, waits until its endpoint has it, and goes.
+fn ask_and_go(web: &ServiceSpec, has_begun: &Receiver<()>, goes: Goes, more: &str) -> std::net::TcpStream {
+    let mut client = dial(door(web));
+    client
+        .write_all(format!("GET /poll HTTP/1.1\r\nHost: a\r\n\r\n{more}").as_bytes())
+        .unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    if goes == Goes::Resets {
+        // After an end, as a browser that closes and is written to.
+        std::thread::sleep(Duration::from_millis(20));
+        reset(client.try_clone().unwrap());
+    }
+    client
+}
+
+/// A long poll whose client has gone goes on only where an end may be a half.
+#[test]
+fn a_client_that_goes_while_it_waits_is_told_to_its_endpoint_as_its_service_says() {
+    let node = Node::start();
+    for (i, (aborts, goes, more, reason)) in [
+        (true, Goes::Ends, "", Some(CloseReason::ClientAbort)),
+        (
+            true,
+            Goes::Ends,
+            "GET /next HTTP/1.1\r\nHost: a\r\n\r\n",
+            Some(CloseReason::ClientAbort),
+        ),
+        (true, Goes::Resets, "", None),
+        (false, Goes::Resets, "", Some(CloseReason::ClientRst)),
+        (
+            false,
+            Goes::Resets,
+            "GET /next HTTP/1.1\r\nHost: a\r\n\r\n",
+            Some(CloseReason::ClientRst),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let what = format!("{aborts} {goes:?} {more:?}");
+        let (origin, has_begun, has_ended) = recording(b"");
+        let mut web = http_service(&format!("web{i}"), &[origin.addr]);
+        web.abort_on_client_close = aborts;
+        node.apply(&web);
+        let client = ask_and_go(&web, &has_begun, goes, more);
+        if goes == Goes::Resets {
+            drop(client);
+        }
+        let seen = has_ended.recv_timeout(PATIENCE).expect(&what);
+        assert_eq!(seen.error, Some(ErrorKind::ConnectionReset), "{what}: {seen:?}");
+        if let Some(reason) = reason {
+            wait_until(&what, || node.closed(web.name.as_str(), reason) == 1);
+        }
+    }
+    // By default whoever has ended is answered.
+    let (origin, has_begun, has_ended) = recording(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+    let web = http_service("web", &[origin.addr]);
+    node.apply(&web);
+    let mut client = ask_and_go(&web, &has_begun, Goes::Ends, "");
+    assert!(has_ended.recv_timeout(Duration::from_millis(100)).is_err());
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+}
+
+/// An upload that its endpoint does not take, so that nobody reads from the client.
+#[test]
+fn a_reset_is_noticed_while_the_upload_is_held_up() {
+    let (ended, has_ended) = channel();
+    let origin = Origin::start(move |mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+        // The rest is left alone until the client has gone.
+        while rustix::net::recv(&stream, &mut [0], rustix::net::RecvFlags::PEEK).is_ok()
+            && !matches!(stream.take_error(), Ok(Some(_)) | Err(_))
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = ended.send(());
+    });
+    let node = Node::start();
+    let web = http_service("web", &[origin.addr]);
+    node.apply(&web);
+    let mut client = dial(door(&web));
+    client
+        .write_all(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+        .unwrap();
+    client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while client.write(&[0; 65536]).is_ok() {}
+    reset(client);
+    wait_until("the close", || node.closed("web", CloseReason::ClientRst) == 1);
+    has_ended.recv_timeout(PATIENCE).unwrap();
+}

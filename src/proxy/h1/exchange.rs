@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::buffer::Buffer;
 use crate::proxy::core;
 use crate::proxy::http::{
-    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, parse_response,
+    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, lower_response, parse_response,
 };
 use crate::proxy::wire::{Leg, Wire};
 use crate::routing::{BytePath, Direction, ServiceStats};
@@ -55,6 +55,7 @@ pub(super) struct Exchange<'a> {
     pub(super) upstream: &'a Leg,
     pub(super) stats: &'a ServiceStats,
     pub(super) head_bytes_max: usize,
+    pub(super) fields_max: usize,
     pub(super) request: RequestMeta,
     /// What the client sent and nobody has dealt with: the body, and beyond it the next request.
     pub(super) from_client: &'a mut Buffer,
@@ -74,7 +75,18 @@ pub(super) struct Exchange<'a> {
     pub(super) n_interim: u8,
     /// Bytes of the response were received; it is too late for another try.
     pub(super) has_begun: bool,
-    pub(super) watches_client: bool,
+    pub(super) watch: Watch,
+}
+
+/// How it is noticed that the client has gone while it waits for the response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// By whatever comes from it.
+    Reads,
+    /// It has ended its half; it is not read any more.
+    HasEnded,
+    /// It has sent more, which waits for its turn; it is not read before.
+    HasSaid,
 }
 
 /// A response whose head was forwarded.
@@ -97,7 +109,7 @@ impl Exchange<'_> {
             Poll::Ready(Ok(ended)) => Poll::Ready(ended),
             Poll::Ready(Err(failure)) => Poll::Ready(Ended::Failed(failure)),
             Poll::Pending => {
-                if self.sent_at.is_some() && self.watches_client && self.is_client_reset(cx) {
+                if self.sent_at.is_some() && self.watch == Watch::Reads && self.is_client_reset(cx) {
                     return Poll::Ready(Ended::Failed(Failure::ClientGone));
                 }
                 Poll::Pending
@@ -113,6 +125,11 @@ impl Exchange<'_> {
     /// Whether the upstream was sent all of the request.
     pub(super) fn is_request_sent(&self) -> bool {
         self.sent_at.is_some()
+    }
+
+    /// Whether the upstream does not take what it is to be sent.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.sent_at.is_none() && !self.is_cut_short && !self.to_upstream.is_empty()
     }
 
     fn is_request_over(&self) -> bool {
@@ -274,7 +291,16 @@ impl Exchange<'_> {
 
     /// Parses a response head and writes the one that the client gets. `None`: more bytes are needed.
     fn forward_head(&mut self) -> Result<Option<Ended>, Failure> {
-        let mut slots = HeaderSlots::new();
+        match self.try_forward_head() {
+            Err(Failure::ResponseHead(Refusal::Version)) if lower_response(self.from_upstream.rest_mut()) => {
+                self.try_forward_head()
+            }
+            result => result,
+        }
+    }
+
+    fn try_forward_head(&mut self) -> Result<Option<Ended>, Failure> {
+        let mut slots = HeaderSlots::with_most(self.fields_max);
         let rest = self.from_upstream.rest();
         let parsed = parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots);
         let Some(head) = parsed.map_err(Failure::ResponseHead)? else {
@@ -311,7 +337,12 @@ impl Exchange<'_> {
         if meta.is_switch() {
             return Ok(Some(Ended::Switched));
         }
-        self.forward_body()?;
+        if let Err(failure) = self.forward_body() {
+            // Nothing of it has been sent: the client can be told.
+            self.to_client.release();
+            self.response = None;
+            return Err(failure);
+        }
         Ok(Some(Ended::Response {
             upstream_stays: false,
             client_stays: false,
@@ -381,8 +412,8 @@ impl Exchange<'_> {
         }
         let mut byte = [0];
         match rustix::net::recv(self.client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok(_) => {
-                self.watches_client = false;
+            Ok((n, _)) => {
+                self.watch = if n == 0 { Watch::HasEnded } else { Watch::HasSaid };
                 false
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {

@@ -8,18 +8,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::buffer::Buffer;
 use super::ended;
-use super::exchange::{Ended, Exchange, Failure};
+use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::pool;
+use crate::model::ServiceSpec;
 use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::http::{
-    Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, parse_request,
-    write_options_reply,
+    Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, lower_request,
+    parse_request, write_options_reply,
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
@@ -159,7 +161,14 @@ impl Server<'_> {
     /// Parses the head at the front of what was received. `None`: more bytes are needed.
     /// `seen`: bytes of it that were looked at in vain before.
     fn begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
-        let mut slots = HeaderSlots::new();
+        match self.try_begin(seen) {
+            Err(Refusal::Version) if lower_request(self.from_client.rest_mut()) => self.try_begin(0),
+            result => result,
+        }
+    }
+
+    fn try_begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
+        let mut slots = HeaderSlots::with_most(self.shared.config.http_fields_max);
         let max = self.shared.config.http_head_bytes_max;
         let Some(head) = parse_request(self.from_client.rest(), seen, max, &mut slots)? else {
             return Ok(None);
@@ -270,6 +279,7 @@ impl Server<'_> {
                 upstream: &upstream.stream,
                 stats,
                 head_bytes_max: self.shared.config.http_head_bytes_max,
+                fields_max: self.shared.config.http_fields_max,
                 request: meta,
                 from_client: &mut self.from_client,
                 to_upstream: &mut to_upstream,
@@ -283,10 +293,9 @@ impl Server<'_> {
                 pipe: None,
                 n_interim: 0,
                 has_begun: false,
-                watches_client: true,
+                watch: Watch::Reads,
             };
-            let run = run(self.connection, &mut exchange, service.spec().timeouts.response);
-            let outcome = run.await;
+            let outcome = run(self.connection, &mut exchange, service.spec()).await;
             if let Some(response) = &exchange.response {
                 stats.add_request(response.meta.status);
                 stats.request_ttfb.observe(response.at - began_at);
@@ -402,7 +411,7 @@ impl Server<'_> {
                         Failure::NoResponse => {
                             (502, "the endpoint closed the connection without a response".to_owned())
                         }
-                        _ => (502, "the endpoint's response was cut off".to_owned()),
+                        _ => (502, "the endpoint's response was cut off, or is malformed".to_owned()),
                     };
                     return self.fail(&service, status, text, &meta, is_request_read).await;
                 }
@@ -442,7 +451,8 @@ impl Server<'_> {
         request_body: Body,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
         let received = self.from_client.rest();
-        let is_whole = || ended::has_rest_of_body(self.client, received, request_body);
+        let ends = service.spec().abort_on_client_close;
+        let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client, &is_whole);
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint, target)?;
@@ -458,7 +468,7 @@ impl Server<'_> {
                 result => Ok(result),
             },
             reason = self.connection.ended() => Err(reason),
-            _ = self.client.ready(tokio::io::Interest::ERROR) => Err(CloseReason::ClientRst),
+            _ = self.client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
         }
     }
 
@@ -562,14 +572,32 @@ enum Outcome {
 }
 
 /// Runs an exchange to its end, within `response_limit` from the request sent to the response's head (zero: none).
-async fn run(connection: &Connection, exchange: &mut Exchange<'_>, response_limit: Duration) -> Outcome {
+async fn run(connection: &Connection, exchange: &mut Exchange<'_>, spec: &ServiceSpec) -> Outcome {
+    let response_limit = spec.timeouts.response;
+    let client = exchange.client;
     let mut timer: Option<Pin<Box<Sleep>>> = None;
+    // Made for few: most clients wait for the response without a word.
+    let mut news: Option<(bool, News<'_>)> = None;
     poll_fn(|cx| {
         if let Poll::Ready(Signal::End(reason)) = connection.poll_signal(cx) {
             return Poll::Ready(Outcome::Cut(reason));
         }
         if let Poll::Ready(ended) = exchange.poll(cx) {
             return Poll::Ready(Outcome::Ended(ended));
+        }
+        if exchange.watch == Watch::HasEnded && spec.abort_on_client_close {
+            return Poll::Ready(Outcome::Ended(Ended::Failed(Failure::ClientEnded)));
+        }
+        if exchange.watch != Watch::Reads || exchange.is_held_up() {
+            // Nobody reads from it now, so that nobody else would notice.
+            let also_ended = exchange.watch == Watch::HasSaid && spec.abort_on_client_close;
+            let (_, news) = match &mut news {
+                Some(news) if news.0 == also_ended => news,
+                _ => news.insert((also_ended, Box::pin(client_news(client, also_ended)))),
+            };
+            if let Poll::Ready(failure) = news.as_mut().poll(cx) {
+                return Poll::Ready(Outcome::Ended(Ended::Failed(failure)));
+            }
         }
         if !response_limit.is_zero()
             && exchange.response.is_none()
@@ -584,6 +612,22 @@ async fn run(connection: &Connection, exchange: &mut Exchange<'_>, response_limi
         Poll::Pending
     })
     .await
+}
+
+type News<'a> = Pin<Box<dyn Future<Output = Failure> + Send + 'a>>;
+
+/// Waits until the client has reset its connection, or, `also_ended`, has ended its half. Nothing is read.
+async fn client_news(client: &TcpStream, also_ended: bool) -> Failure {
+    // tokio counts the end of the other side to PRIORITY, which nothing else is.
+    let news = match also_ended {
+        true => Interest::ERROR | Interest::PRIORITY,
+        false => Interest::ERROR,
+    };
+    match client.ready(news).await {
+        Ok(ready) if !ready.is_error() => Failure::ClientEnded,
+        // An error means that the runtime ends.
+        _ => Failure::ClientGone,
+    }
 }
 
 fn reason_status(reason: CloseReason) -> u16 {

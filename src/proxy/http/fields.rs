@@ -7,16 +7,33 @@ use httparse::Header;
 
 use super::{Refusal, Version};
 
-/// The most header fields of one head.
-pub const MAX_FIELDS: usize = 100;
+/// The most header fields of one head, unless a user says otherwise.
+pub const DEFAULT_FIELDS_MAX: usize = 100;
+/// The most that a user may say.
+pub const FIELDS_MOST: usize = 128;
 
-/// Room for the fields of one head while it is parsed and written anew: 3,200 bytes that cost nothing to make. Belongs
+/// Room for the fields of one head while it is parsed and written anew: 4,096 bytes that cost nothing to make. Belongs
 /// on the stack of a function that does not wait.
-pub struct HeaderSlots<'b>(pub(super) [MaybeUninit<Header<'b>>; MAX_FIELDS]);
+pub struct HeaderSlots<'b> {
+    slots: [MaybeUninit<Header<'b>>; FIELDS_MOST],
+    fields_max: usize,
+}
 
-impl HeaderSlots<'_> {
+impl<'b> HeaderSlots<'b> {
     pub fn new() -> Self {
-        HeaderSlots([const { MaybeUninit::uninit() }; MAX_FIELDS])
+        HeaderSlots::with_most(DEFAULT_FIELDS_MAX)
+    }
+
+    /// For so many fields, `FIELDS_MOST` at most.
+    pub fn with_most(fields_max: usize) -> Self {
+        HeaderSlots {
+            slots: [const { MaybeUninit::uninit() }; FIELDS_MOST],
+            fields_max: fields_max.min(FIELDS_MOST),
+        }
+    }
+
+    pub(super) fn slots(&mut self) -> &mut [MaybeUninit<Header<'b>>] {
+        &mut self.slots[..self.fields_max]
     }
 }
 
@@ -35,7 +52,7 @@ impl std::fmt::Debug for HeaderSlots<'_> {
 /// A set of fields of one head, by index.
 pub(super) type FieldSet = u128;
 
-const _: () = assert!(MAX_FIELDS <= FieldSet::BITS as usize);
+const _: () = assert!(FIELDS_MOST <= FieldSet::BITS as usize);
 
 /// The fields that mean something to a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +74,7 @@ pub(super) enum Field {
     Trailer,
     TransferEncoding,
     Upgrade,
+    Via,
     XForwardedFor,
     XForwardedHost,
     /// X-Forwarded-Prefix, -Ssl, -Server and the like.
@@ -75,6 +93,7 @@ impl Field {
         let is = |known: &str| n.eq_ignore_ascii_case(known.as_bytes());
         let field = match n.len() {
             2 if is("te") => Field::Te,
+            3 if is("via") => Field::Via,
             4 if is("host") => Field::Host,
             5 if is("proxy") => Field::HopByHop,
             6 if is("expect") => Field::Expect,
@@ -312,7 +331,7 @@ pub(super) fn refusal_of(error: httparse::Error) -> Refusal {
     }
 }
 
-/// Refuses a head with a line that ends in LF alone, which httparse takes. `head` ends with the empty line.
+/// Refuses a client's head with a line that ends in LF alone, which httparse takes. `head` ends with the empty line.
 ///
 /// A line's end is what stands before the next field's name, so this looks at two bytes per field and reads nothing
 /// twice.
@@ -386,7 +405,7 @@ pub(super) enum TrailerRule {
 pub(super) fn trailer_rule(name: &str) -> TrailerRule {
     match Field::of(name) {
         Field::ContentLength | Field::FramingAlias | Field::Host | Field::TransferEncoding => TrailerRule::Refuse,
-        Field::Other => {
+        Field::Other | Field::Via => {
             match NEVER_TRAILERS.iter().any(|n| name.eq_ignore_ascii_case(n)) || has_prefix(name.as_bytes(), b"if-") {
                 true => TrailerRule::Drop,
                 false => TrailerRule::Keep,

@@ -8,6 +8,7 @@
 //! Policies, each refused or rewritten here and named in a test:
 //! - Anything whose end two parsers could see at two places is refused: repeated or mixed lengths, transfer codings
 //!   other than exactly `chunked`, bare CR or LF, folded lines, a space before the colon, control characters.
+//!   Endpoints may end the lines of a head in LF alone, as HAProxy, nginx, Envoy and Traefik let them.
 //! - The target of a request in absolute form wins over its Host field, as RFC 9112 3.2.2 demands; one Host goes on.
 //! - Targets are neither decoded nor normalised. Routing sees what the endpoint will see.
 //! - Field names with an underscore pass, except those that read like a length, a transfer coding (refused) or a
@@ -26,16 +27,16 @@ mod request;
 mod response;
 
 pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
-pub use fields::{HeaderSlots, MAX_FIELDS};
+pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use refusal::Refusal;
 pub use reply::{CONTINUE, Reply, write_options_reply};
-pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, parse_request};
-pub use response::{Onward, ResponseHead, ResponseMeta, parse_response};
+pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, lower_request, parse_request};
+pub use response::{Onward, ResponseHead, ResponseMeta, lower_response, parse_response};
 
 /// The longest head that is taken, request or response, in bytes.
 pub const DEFAULT_HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// The versions that are spoken; the others are refused.
+/// The versions that are spoken. A later 1.x is read as 1.1 (`as_1_1`); the others are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     Http10,
@@ -43,6 +44,18 @@ pub enum Version {
 }
 
 impl Version {
+    /// Whether a head is that of a later minor version of HTTP/1, which it then no longer is: whoever speaks 1.1 takes it
+    /// for that (RFC 9110 2.5). `at`: where its version begins.
+    fn lower(head: &mut [u8], at: usize) -> bool {
+        match head.get_mut(at..at + "HTTP/1.x".len()) {
+            Some([rest @ .., minor @ b'2'..=b'9']) if rest == b"HTTP/1." => {
+                *minor = b'1';
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn from_minor(minor: Option<u8>) -> Version {
         match minor {
             Some(1) => Version::Http11,

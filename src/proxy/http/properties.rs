@@ -24,6 +24,13 @@ fn peer(is_trusted: bool) -> Peer {
 
 fn request(input: &[u8], seen: usize, is_trusted: bool) -> Result<Option<Meaning>, Refusal> {
     let mut slots = HeaderSlots::new();
+    let mut lowered = input.to_vec();
+    if let Err(Refusal::Version) = parse_request(input, seen, LIMIT, &mut slots).map(drop)
+        && lower_request(&mut lowered)
+    {
+        return request(&lowered, 0, is_trusted);
+    }
+    let mut slots = HeaderSlots::new();
     Ok(parse_request(input, seen, LIMIT, &mut slots)?.map(|head| {
         let mut out = Vec::new();
         head.forward(&peer(is_trusted), &mut out);
@@ -73,7 +80,9 @@ fn a_line() -> impl Strategy<Value = String> {
         "X-Forwarded-Proto: https",
         "X_Forwarded_For: 3.3.3.3",
         "Forwarded: for=\"[::1]\"",
+        "Forwarded: for=\"[::1]",
         "Via: 1.1 other",
+        "Via: 1.1 anynode, 1.0 anynode",
         "X-A: b",
         "X-A:\t c \t",
         "X-B:",
@@ -100,6 +109,8 @@ fn a_request() -> impl Strategy<Value = Vec<u8>> {
         "OPTIONS http://h HTTP/1.1",
         "PUT http://a.b:80?q HTTP/1.1",
         "PRI * HTTP/2.0",
+        "GET /later HTTP/1.2",
+        "GET /odd HTTP/01.1",
         "TRACE / HTTP/1.1",
     ]);
     let host = select(vec!["\r\nHost: a.b", "\r\nHost: [::1]:80", "\r\nHOST:\tx \t", ""]);
@@ -126,6 +137,9 @@ fn a_response() -> impl Strategy<Value = Vec<u8>> {
         "HTTP/1.1 103 Hints",
         "HTTP/1.1 426 Up",
         "HTTP/1.1 999 Odd",
+        "HTTP/1.1 600",
+        "HTTP/1.1 404 Nicht verf\u{fc}gbar",
+        "HTTP/1.3 200 OK",
     ]);
     (line, vec((an_end(), a_line()), 0..8), an_end(), an_end()).prop_map(|(line, fields, e1, e2)| {
         let mut head = line.to_owned();
@@ -257,6 +271,55 @@ proptest! {
                 prop_assert_eq!(onward.keep_alive, !says_close);
             }
         }
+    }
+
+    /// What ends the lines of an endpoint's head changes nothing of what its client gets.
+    #[test]
+    fn line_ends_of_responses_do_not_matter(
+        line in select(vec!["HTTP/1.1 200 OK", "HTTP/1.1 200", "HTTP/1.0 404 Nicht verf\u{fc}gbar", "HTTP/1.1 777 "]),
+        fields in vec("[A-Za-z-]{1,12}:[ \t]{0,2}[!-~\u{80}-\u{ff}]{0,20}", 0..8),
+        ends in vec(select(vec!["\r\n", "\n"]), 10),
+    ) {
+        let write = |end: &dyn Fn(usize) -> &'static str| {
+            let mut head = format!("{line}{}", end(0));
+            for (i, field) in fields.iter().enumerate() {
+                head.push_str(field);
+                head.push_str(end(i + 1));
+            }
+            head + end(9)
+        };
+        let to = a_request_meta();
+        let strict = response(write(&|_| "\r\n").as_bytes(), 0, &to);
+        let loose = response(write(&|i| ends[i]).as_bytes(), 0, &to);
+        let told = |result: Result<Option<(ResponseMeta, Onward, Vec<u8>)>, Refusal>| {
+            result.map(|head| head.map(|(meta, onward, out)| (meta.status, meta.framing, meta.keep_alive, onward, out)))
+        };
+        prop_assert_eq!(told(loose), told(strict));
+    }
+
+    /// Whatever a trusted proxy writes, our own element of Forwarded stands by itself at the end.
+    #[test]
+    fn ours_is_never_inside_theirs(
+        theirs in vec("(for=|by=|;|,|\"|\\\\|[a-z0-9.:_ ]|\"[a-z,;=]{0,4}\"){0,8}", 0..3),
+    ) {
+        let fields: String = theirs.iter().map(|value| format!("Forwarded: {value}\r\n")).collect();
+        let input = format!("GET / HTTP/1.1\r\nHost: a.b\r\n{fields}\r\n");
+        let Ok(Some(got)) = request(input.as_bytes(), 0, true) else { return Ok(()) };
+        let out = String::from_utf8_lossy(&got.out).into_owned();
+        let lines: Vec<&str> = out.split("\r\n").filter_map(|line| line.strip_prefix("Forwarded: ")).collect();
+        prop_assert_eq!(lines.len(), 1);
+        let before = lines[0].strip_suffix("for=192.0.2.7;host=a.b;proto=http");
+        let before = before.expect("ours is the last");
+        prop_assert!(before.is_empty() || before.ends_with(", "));
+        let (mut is_quoted, mut bytes) = (false, before.bytes());
+        while let Some(b) = bytes.next() {
+            match b {
+                b'"' => is_quoted = !is_quoted,
+                b'\\' if is_quoted => drop(bytes.next()),
+                _ => {}
+            }
+        }
+        prop_assert!(!is_quoted, "{}", lines[0]);
     }
 
     #[test]

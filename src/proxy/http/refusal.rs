@@ -6,7 +6,7 @@
 /// `text()`, whatever `status()` says. `label()` is for metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// A line ends in LF alone.
+    /// A line of a request ends in LF alone.
     BareLineFeed,
     /// Content-Length together with Transfer-Encoding.
     BothLengths,
@@ -34,17 +34,19 @@ pub enum Refusal {
     HostRepeated,
     /// More empty lines before the request line than a careless client sends.
     LeadingLines,
+    /// It has passed nodes of this kind more often than any chain of services is long.
+    Loop,
     /// Max-Forwards is not one number.
     MaxForwards,
     /// A line that does not end in CR LF, such as a bare CR.
     NewLine,
     /// The request line is not `token target version`.
     RequestLine,
-    /// The status is not between 100 and 599, or its line is malformed.
+    /// The status is not between 100 and 999, or its line is malformed.
     Status,
     /// The target is neither a path nor an http URI, has bytes beyond ASCII, a fragment, or is `*` without OPTIONS.
     Target,
-    /// More header fields than `MAX_FIELDS`.
+    /// More header fields than a head may have (`http.fields_max`).
     TooManyFields,
     /// TRACE with a body.
     TraceBody,
@@ -58,7 +60,7 @@ pub enum Refusal {
     UnderscoreAlias,
     /// A 101 that nobody asked for, or that names no protocol.
     UpgradeUnasked,
-    /// Not HTTP/1.0 or HTTP/1.1.
+    /// Not HTTP/1.
     Version,
 }
 
@@ -69,6 +71,7 @@ impl Refusal {
             Refusal::Connect | Refusal::TransferCoding => 501,
             Refusal::Expectation => 417,
             Refusal::HeadTooLarge | Refusal::TooManyFields => 431,
+            Refusal::Loop => 508,
             Refusal::Version => 505,
             _ => 400,
         }
@@ -91,6 +94,7 @@ impl Refusal {
             Refusal::HostMissing => "host_missing",
             Refusal::HostRepeated => "host_repeated",
             Refusal::LeadingLines => "leading_lines",
+            Refusal::Loop => "loop",
             Refusal::MaxForwards => "max_forwards",
             Refusal::NewLine => "new_line",
             Refusal::RequestLine => "request_line",
@@ -124,12 +128,13 @@ impl Refusal {
             Refusal::HostMissing => "no Host",
             Refusal::HostRepeated => "more than one Host",
             Refusal::LeadingLines => "empty lines before the message",
+            Refusal::Loop => "loop detected: the request has passed this proxy too often",
             Refusal::MaxForwards => "invalid Max-Forwards",
             Refusal::NewLine => "invalid end of line",
             Refusal::RequestLine => "invalid request line",
             Refusal::Status => "invalid status line",
             Refusal::Target => "invalid request target",
-            Refusal::TooManyFields => "too many header fields",
+            Refusal::TooManyFields => "more header fields than http.fields_max allows",
             Refusal::TraceBody => "TRACE with a body",
             Refusal::TransferCoding => "transfer coding not supported",
             Refusal::TransferEncoding => "invalid Transfer-Encoding",

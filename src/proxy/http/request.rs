@@ -34,10 +34,16 @@ pub fn parse_request<'h, 'b>(
     };
     let head = &window[start..];
     let mut request = httparse::Request::new(&mut []);
-    let length = match request.parse_with_uninit_headers(head, &mut slots.0) {
+    let length = match request.parse_with_uninit_headers(head, slots.slots()) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return partial(),
-        Err(httparse::Error::Version) if !names_http(head) => return Err(Refusal::RequestLine),
+        Err(httparse::Error::Version) => {
+            return match version_of(head) {
+                VersionText::Whole => Err(Refusal::Version),
+                VersionText::Begun => partial(),
+                VersionText::Wrong => Err(Refusal::RequestLine),
+            };
+        }
         Err(error) => return Err(refusal_of(error)),
     };
     let head = &head[..length];
@@ -52,6 +58,9 @@ pub fn parse_request<'h, 'b>(
     }
     let target = Target::parse(target, method)?;
     let found = Found::of(fields, version)?;
+    if found.n_own_hops > OWN_HOPS_MAX {
+        return Err(Refusal::Loop);
+    }
     RequestHead::assemble(
         head,
         start + length,
@@ -63,6 +72,20 @@ pub fn parse_request<'h, 'b>(
         found,
     )
     .map(Some)
+}
+
+/// After `Refusal::Version`: whether the head at the front of `buf` is of a later HTTP/1.x and now says 1.1, so that it may be
+/// parsed again.
+pub fn lower_request(buf: &mut [u8]) -> bool {
+    let Ok(Some(start)) = skip_empty_lines(buf) else {
+        return false;
+    };
+    let head = &buf[start..];
+    let mut spaces = head.iter().enumerate().filter(|(_, b)| **b == b' ');
+    match spaces.nth(1).map(|(at, _)| start + at + 1) {
+        Some(at) => Version::lower(buf, at),
+        None => false,
+    }
 }
 
 /// A request head that was parsed, borrowed from the input buffer, ready to be written anew.
@@ -254,7 +277,8 @@ impl<'b> RequestHead<'_, 'b> {
         }
 
         out.extend_from_slice(b"\r\nForwarded: ");
-        if peer.is_trusted {
+        // What is broken could swallow ours, as an open quotation mark would.
+        if peer.is_trusted && members(found.forwarded, self.fields).all(|(_, field)| is_forwarded(field.value)) {
             push_joined(found.forwarded, self.fields, out);
         }
         out.extend_from_slice(if peer.is_v6 { b"for=\"[" } else { b"for=" });
@@ -366,6 +390,8 @@ struct Found {
     /// The number, if there is exactly one field and it is one.
     max_forwards: Option<u64>,
     takes_trailers: bool,
+    /// How often Via names us.
+    n_own_hops: usize,
     /// Dropped whatever else the head says.
     drop: FieldSet,
     expect: FieldSet,
@@ -427,6 +453,7 @@ impl Found {
                 }
                 Field::Trailer => found.trailer |= bit,
                 Field::Upgrade => found.upgrade |= bit,
+                Field::Via => found.n_own_hops += list(field.value).filter(|hop| is_own_hop(hop)).count(),
                 Field::Forwarded => found.forwarded |= bit,
                 Field::XForwardedFor => found.x_forwarded_for |= bit,
                 Field::XForwardedHost => found.x_forwarded_host |= bit,
@@ -534,6 +561,55 @@ fn is_upgrade_we_pass(value: &[u8]) -> bool {
     list(value).next().is_some() && !list(value).any(is_http)
 }
 
+/// Whether an element of Via, `protocol received-by comment`, is one that we wrote.
+fn is_own_hop(hop: &[u8]) -> bool {
+    let mut words = hop.split(|b| matches!(b, b' ' | b'\t')).filter(|word| !word.is_empty());
+    words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(b"anynode"))
+}
+
+/// Whether a Forwarded field is what RFC 7239 says: elements between commas, pairs between semicolons, each a token, `=`
+/// and a token or a quoted string. A value may have what a token may not, as a bare IPv6 address does, but no quotation mark.
+fn is_forwarded(value: &[u8]) -> bool {
+    let mut rest = value;
+    loop {
+        // A pair, or nothing between two separators.
+        rest = rest.trim_ascii_start();
+        let n_name = rest.iter().take_while(|b| is_token_byte(**b)).count();
+        if n_name > 0 {
+            let Some((b'=', value)) = rest[n_name..].split_first() else {
+                return false;
+            };
+            let length = match value.first() {
+                Some(b'"') => quoted_length(value),
+                _ => Some(value.iter().take_while(|b| is_bare_byte(**b)).count()).filter(|n| *n > 0),
+            };
+            let Some(length) = length else { return false };
+            rest = value[length..].trim_ascii_start();
+        }
+        match rest.split_first() {
+            None => return true,
+            Some((b',' | b';', more)) => rest = more,
+            Some(_) => return false,
+        }
+    }
+}
+
+fn is_bare_byte(b: u8) -> bool {
+    is_token_byte(b) || matches!(b, b':' | b'[' | b']' | b'/')
+}
+
+/// The length of the quoted string that begins here; `None` if it does not end.
+fn quoted_length(text: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
 /// Writes the values of a set, a comma after each.
 fn push_joined(set: FieldSet, fields: &[Header<'_>], out: &mut Vec<u8>) {
     for (_, field) in members(set, fields) {
@@ -559,15 +635,33 @@ fn skip_empty_lines(buf: &[u8]) -> Result<Option<usize>, Refusal> {
     Err(Refusal::LeadingLines)
 }
 
-/// Whether the third word of the first line begins like an HTTP version.
-fn names_http(head: &[u8]) -> bool {
-    head.splitn(3, |&b| b == b' ')
-        .nth(2)
-        .is_some_and(|rest| rest.starts_with(b"HTTP/"))
+/// What the third word of the first line is, where it is none of ours.
+enum VersionText {
+    /// `HTTP/`, a digit, a dot, a digit.
+    Whole,
+    /// It may become one.
+    Begun,
+    Wrong,
+}
+
+fn version_of(head: &[u8]) -> VersionText {
+    let word = head.splitn(3, |&b| b == b' ').nth(2).unwrap_or_default();
+    let fits = |(b, form): (&u8, &u8)| match form {
+        b'd' => b.is_ascii_digit(),
+        _ => b == form,
+    };
+    match word.iter().zip(b"HTTP/d.d").all(fits) {
+        false => VersionText::Wrong,
+        true if word.len() < "HTTP/d.d".len() => VersionText::Begun,
+        true => VersionText::Whole,
+    }
 }
 
 /// RFC 9112 2.2: a server should ignore at least one empty line before the request line.
 const LEADING_LINES_MAX: usize = 4;
+/// How often a request may have passed a node of this kind. Chains of services that reach one another by their published
+/// ports are shorter.
+const OWN_HOPS_MAX: usize = 8;
 const HTTP_SCHEME: &str = "http://";
 /// What `forward` adds, with room for a long Host.
 const ADDED_BYTES: usize = 512;

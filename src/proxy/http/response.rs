@@ -4,10 +4,13 @@
 use httparse::Header;
 
 use super::body::Coding;
-use super::fields::{Field, FieldSet, HeaderSlots, Hop, check_line_ends, copy_fields, push_decimal, refusal_of};
+use super::fields::{Field, FieldSet, HeaderSlots, Hop, copy_fields, push_decimal, refusal_of};
 use super::{Framing, Method, Refusal, RequestMeta, Version};
 
 /// Parses the response head at the front of `buf`, the answer to `request`. `None`: more bytes are needed.
+///
+/// Endpoints may do what other proxies let them: end lines in LF alone, answer with a status up to 999, or with bytes beyond
+/// ASCII in the reason, and have spaces before the status. What goes on to the client is written anew.
 ///
 /// `seen` and `bytes_max` as in `parse_request`. A refusal is answered with 502. Interim responses (1xx) are heads of
 /// their own: `ResponseMeta::is_interim` says that another one follows; the caller bounds their number.
@@ -29,8 +32,9 @@ pub fn parse_response<'h, 'b>(
         None => return Ok(None),
     }
     let mut response = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, window, &mut slots.0);
+    let mut config = httparse::ParserConfig::default();
+    config.allow_multiple_spaces_in_response_status_delimiters(true);
+    let parsed = config.parse_response_with_uninit_headers(&mut response, window, slots.slots());
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if is_full => return Err(Refusal::HeadTooLarge),
@@ -40,10 +44,12 @@ pub fn parse_response<'h, 'b>(
     let head = &window[..length];
     let version = Version::from_minor(response.version);
     let status = response.code.unwrap_or_default();
-    let reason = response.reason.unwrap_or_default();
+    let reason = match response.reason.unwrap_or_default() {
+        "" => reason_beyond_ascii(head),
+        reason => reason.as_bytes(),
+    };
     let fields: &'h [Header<'b>] = response.headers;
-    check_line_ends(head, fields)?;
-    if !(100..=599).contains(&status) {
+    if !(100..=999).contains(&status) {
         return Err(Refusal::Status);
     }
     let found = Found::of(fields, version)?;
@@ -90,12 +96,26 @@ pub fn parse_response<'h, 'b>(
     }))
 }
 
+/// After `Refusal::Version`: whether the head at the front of `buf` is of a later HTTP/1.x and now says 1.1, so that it may be
+/// parsed again.
+pub fn lower_response(buf: &mut [u8]) -> bool {
+    Version::lower(buf, 0)
+}
+
+/// The reason of a status line where httparse gives none: it checked the bytes, but shows only ASCII.
+fn reason_beyond_ascii(head: &[u8]) -> &[u8] {
+    let line = head.split(|b| *b == b'\n').next().unwrap_or_default();
+    let mut words = line.trim_ascii_end().splitn(2, |b| *b == b' ');
+    let rest = words.nth(1).unwrap_or_default().trim_ascii_start();
+    rest.splitn(2, |b| *b == b' ').nth(1).unwrap_or_default()
+}
+
 /// A response head that was parsed, borrowed from the input buffer, ready to be written anew.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHead<'h, 'b> {
     pub meta: ResponseMeta,
-    /// Empty if the endpoint sent none, or one with bytes beyond ASCII.
-    pub reason: &'b str,
+    /// No control characters. Empty if the endpoint sent none.
+    pub reason: &'b [u8],
     head: &'b [u8],
     fields: &'h [Header<'b>],
     found: Found,
@@ -107,7 +127,7 @@ pub struct ResponseHead<'h, 'b> {
 pub struct ResponseMeta {
     /// Bytes of input that the head took. The body begins there.
     pub head_len: usize,
-    /// 100 to 599.
+    /// 100 to 999.
     pub status: u16,
     pub version: Version,
     /// How the endpoint frames the body. `None` for HEAD, 1xx, 204, 304.
@@ -166,7 +186,7 @@ impl<'b> ResponseHead<'_, 'b> {
         out.extend_from_slice(b"HTTP/1.1 ");
         push_decimal(u64::from(status), out);
         out.push(b' ');
-        out.extend_from_slice(self.reason.as_bytes());
+        out.extend_from_slice(self.reason);
         out.extend_from_slice(b"\r\n");
         let mut skip = self.drop;
         if coding != Coding::Chunked {

@@ -19,7 +19,7 @@ pub(super) struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 22] = [
+pub const KNOWN: [&str; 23] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
@@ -42,6 +42,7 @@ pub const KNOWN: [&str; 22] = [
     "anynode.limit.hold",
     "anynode.limit.hold-timeout",
     "anynode.client-address",
+    "anynode.abort-on-client-close",
 ];
 
 /// Sets the options of `spec` that `labels` name.
@@ -55,6 +56,7 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
     reader.set("anynode.balance", &mut spec.balance);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
+    reader.flag("anynode.abort-on-client-close", &mut spec.abort_on_client_close);
     reader.read("anynode.bind", |text| match text.parse::<IpAddr>() {
         Ok(ip) => {
             // As Docker has it: everywhere.
@@ -157,6 +159,16 @@ impl Reader<'_> {
         });
     }
 
+    fn flag(&mut self, label: &str, to: &mut bool) {
+        self.read(label, |text| match text {
+            "true" | "false" => {
+                *to = text == "true";
+                Ok(())
+            }
+            _ => Err(InvalidValue::new(text, "true or false")),
+        });
+    }
+
     fn health(&mut self) -> Option<HealthCheck> {
         let mut path = None;
         self.read("anynode.health.http", |text| {
@@ -169,13 +181,7 @@ impl Reader<'_> {
             }
         });
         let mut is_tcp = false;
-        self.read("anynode.health.tcp", |text| match text {
-            "true" | "false" => {
-                is_tcp = text == "true";
-                Ok(())
-            }
-            _ => Err(InvalidValue::new(text, "true or false")),
-        });
+        self.flag("anynode.health.tcp", &mut is_tcp);
         let probe = match (path, is_tcp) {
             (Some(path), false) => Some(HealthProbe::Http { path }),
             (None, true) => Some(HealthProbe::Tcp),

@@ -139,6 +139,7 @@ struct ServiceDto {
     balance: Option<Text<Balance>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
+    abort_on_client_close: Option<bool>,
     health: Option<HealthDto>,
     stop_grace: Option<Text<Span>>,
     limits: Option<LimitsDto>,
@@ -251,6 +252,7 @@ impl ServiceDto {
             .collect();
         spec.expose = self.expose.unwrap_or_default().into_iter().map(|port| port.0).collect();
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
+        set(&mut spec.abort_on_client_close, self.abort_on_client_close);
         spec.endpoints = self.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
         spec.health = self.health.map(HealthDto::into_check).transpose()?;
         let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);

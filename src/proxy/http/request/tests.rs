@@ -378,7 +378,8 @@ fn refused() {
         ("HTTP/0.9", "GET /||", Refusal::RequestLine),
         ("HTTP/1.2", "GET / HTTP/1.2|Host: a||", Refusal::Version),
         ("HTTP/2.0", "GET / HTTP/2.0|Host: a||", Refusal::Version),
-        ("HTTP/01.1", "GET / HTTP/01.1|Host: a||", Refusal::Version),
+        ("HTTP/01.1", "GET / HTTP/01.1|Host: a||", Refusal::RequestLine),
+        ("HTTP/1", "GET / HTTP/1|Host: a||", Refusal::RequestLine),
         ("http/1.1", "GET / http/1.1|Host: a||", Refusal::RequestLine),
         ("h2 preface", "PRI * HTTP/2.0||SM||", Refusal::Version),
         ("TLS", "\x16\x03\x01\x02\0\x01\0\x01", Refusal::RequestLine),
@@ -415,7 +416,7 @@ fn refused() {
     ] {
         let got = forwarded(input, &peer("192.0.2.7", false)).map(|_| ());
         assert_eq!(got, Err(refusal), "{item}");
-        assert!((400..=505).contains(&refusal.status()) && !refusal.text().is_empty());
+        assert!((400..=508).contains(&refusal.status()) && !refusal.text().is_empty());
     }
 }
 
@@ -503,7 +504,7 @@ fn limits() {
     assert_eq!(refusal, Err(Refusal::ConnectionOptions));
 }
 
-const MAX_FIELDS_BESIDE_HOST: usize = super::super::MAX_FIELDS - 1;
+const MAX_FIELDS_BESIDE_HOST: usize = super::super::DEFAULT_FIELDS_MAX - 1;
 
 #[test]
 fn forwarded_fields() {
@@ -733,5 +734,78 @@ fn meta_of_a_request() {
         ("GET / HTTP/1.1|Host: a|Max-Forwards: 0||", None),
     ] {
         assert_eq!(meta(input).local_answer, answer, "{input}");
+    }
+}
+
+#[test]
+fn later_minor_versions_are_read_as_1_1() {
+    for (input, expect) in [
+        ("GET / HTTP/1.2\r\n", Some("GET / HTTP/1.1\r\n")),
+        ("\r\nGET / HTTP/1.9", Some("\r\nGET / HTTP/1.1")),
+        ("GET / HTTP/1.1\r\n", None),
+        ("GET / HTTP/1.0\r\n", None),
+        ("GET / HTTP/2.2\r\n", None),
+        ("GET / HTTP/1.", None),
+        ("GET /", None),
+        ("", None),
+        ("\n", None),
+    ] {
+        let mut bytes = input.as_bytes().to_vec();
+        assert_eq!(lower_request(&mut bytes), expect.is_some(), "{input:?}");
+        assert_eq!(bytes, expect.unwrap_or(input).as_bytes());
+    }
+    assert_eq!(
+        forwarded("GET / HTTP/2", &peer("::1", false)).map(|_| ()),
+        Ok(()),
+        "it may become 2.0"
+    );
+}
+
+#[test]
+fn a_request_that_comes_round_too_often_is_a_loop() {
+    let hops = |n: usize| {
+        let via = "Via: 1.1 anynode|Via: 1.0 other, 1.1 anynode (x)|".repeat(n / 2);
+        let one = "Via: 1.1 AnyNode|".repeat(n % 2);
+        forwarded(&format!("GET / HTTP/1.1|Host: a|{via}{one}|"), &peer("::1", false)).map(|_| ())
+    };
+    assert_eq!(hops(OWN_HOPS_MAX), Ok(()));
+    assert_eq!(hops(OWN_HOPS_MAX + 1), Err(Refusal::Loop));
+    let others = "Via: 1.1 anynode.example, HTTP/2 any, anynode, 1.1 x anynode|".repeat(20);
+    assert!(forwarded(&format!("GET / HTTP/1.1|Host: a|{others}|"), &peer("::1", false)).is_ok());
+}
+
+#[test]
+fn a_broken_forwarded_is_dropped_and_a_whole_one_added_to() {
+    for value in [
+        "for=1.1.1.1",
+        "for=\"[2001:db8::1]:80\";by=_x; proto=https , for=unknown",
+        ", ,for=1.1.1.1;;",
+        "for=2001:db8::1",
+        "for=\"a\\\"b,c\"",
+        "",
+    ] {
+        assert!(is_forwarded(value.as_bytes()), "{value}");
+    }
+    for value in [
+        "for=\"1.1.1.1",
+        "for=\"a\\\"",
+        "for",
+        "for=",
+        "for=a b",
+        "=x",
+        "for=\"a\"b",
+        "for = a",
+        "\"",
+        "for=a\"b",
+    ] {
+        assert!(!is_forwarded(value.as_bytes()), "{value}");
+        let input = format!("GET / HTTP/1.1|Host: a.b|Forwarded: for=1.1.1.1|Forwarded: {value}||");
+        let out = seen_from(&input, &peer("192.0.2.7", true));
+        assert!(!out.contains("Forwarded: for=1.1.1.1"), "{out}");
+        let (_, out) = forwarded(&input, &peer("192.0.2.7", true)).unwrap().unwrap();
+        assert!(
+            out.contains("\r\nForwarded: for=192.0.2.7;host=a.b;proto=http\r\n"),
+            "{out}"
+        );
     }
 }
