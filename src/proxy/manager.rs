@@ -181,12 +181,30 @@ impl Manager {
         }
     }
 
+    fn n_listeners(&self) -> usize {
+        self.bound.values().map(Vec::len).sum()
+    }
+
+    /// Whether the sockets of one more port leave enough for everything else. Errors: in words.
+    fn may_listen(&self) -> Result<(), String> {
+        let files_max = self.shared.config.files_max;
+        let most = (files_max - kept_of(files_max)) / 2;
+        match self.n_listeners() + self.workers.len() <= most {
+            true => Ok(()),
+            false => Err(format!(
+                "no descriptor is left for it: of {files_max} that this program may open, listeners take {most} at most"
+            )),
+        }
+    }
+
     /// Connections may take the descriptors that listeners, pipes, DNS and the admin server leave, two each.
     fn leave_room(&self) {
         let config = &self.shared.config;
-        let n_listeners: usize = self.bound.values().map(Vec::len).sum();
+        let n_listeners = self.n_listeners();
         let n_kept = self.shared.open.n_kept.load(Ordering::Relaxed);
-        let n_left = config.files_max.saturating_sub(n_listeners + n_kept + FILES_KEPT);
+        let n_left = config
+            .files_max
+            .saturating_sub(n_listeners + n_kept + kept_of(config.files_max));
         self.shared.open.set_most(config.connections_max.min(n_left / 2));
     }
 
@@ -208,10 +226,13 @@ impl Manager {
             .chain(&self.adoption.family)
             .copied()
             .collect();
-        let result = self.bind(listen, &beside).and_then(|sockets| {
-            let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>();
-            Ok((sockets, inodes.map_err(|error| explain(&error))?))
-        });
+        let result = self
+            .may_listen()
+            .and_then(|()| self.bind(listen, &beside))
+            .and_then(|sockets| {
+                let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>();
+                Ok((sockets, inodes.map_err(|error| explain(&error))?))
+            });
         let result = result.map(|(sockets, inodes)| {
             self.bound.insert(listen, inodes);
             self.accept(listen, sockets);
@@ -481,6 +502,11 @@ fn explain(error: &io::Error) -> String {
         io::ErrorKind::AddrNotAvailable => "this node has no such address".to_owned(),
         _ => error.to_string(),
     }
+}
+
+/// Of so many descriptors, those that neither connections nor their listeners take.
+fn kept_of(files_max: usize) -> usize {
+    FILES_KEPT.min(files_max / 2)
 }
 
 const FILES_KEPT: usize = 768;

@@ -225,6 +225,51 @@ fn without_answering_vips_names_stand_for_endpoints_and_bound_ones_say_so() {
     );
 }
 
+/// As many descriptors as many systems give by default.
+fn limited(home: &Home) -> Command {
+    let up = home.up();
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""])
+        .arg(up.get_program())
+        .args(up.get_args())
+        .stdin(Stdio::null());
+    for (name, value) in up.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+#[test]
+fn listeners_leave_descriptors_for_all_else() {
+    let home = Home::new();
+    let one = web("one");
+    let port = free_port();
+    // Two workers: twice as many sockets as there may be.
+    let text = |n: usize| {
+        let first = format!(
+            "services:\n  a: {{ publish: [\"127.0.0.1:{}:80\"], endpoints: [\"{}\"] }}\n",
+            home.port, one.addr
+        );
+        let others = (0..n).map(|i| format!("  s{i}: {{ expose: [{port}], endpoints: [\"{}\"] }}\n", one.addr));
+        first + &others.collect::<String>()
+    };
+    home.serve(&text(1_000));
+    let mut up = limited(&home);
+    let _node = home.start(up.env("ANYNODE_VIPS", "bind").env("ANYNODE_WORKERS", "2"));
+    for n in 1_000..1_003 {
+        let (_, said) = home.readyz();
+        assert!(said.contains("no descriptor is left for it: of 1024"), "{said}");
+        assert_eq!(curl(home.door()).as_deref(), Some("one"));
+        let added = format!("s{n}");
+        home.serve(&text(n + 1));
+        wait_until("the change to be taken", || dig(home.dns, &added).is_some());
+    }
+}
+
 #[test]
 fn services_by_the_thousand_take_no_descriptors() {
     if !may_have_vips() {
@@ -245,21 +290,7 @@ fn services_by_the_thousand_take_no_descriptors() {
         .and_then(|text| text.parse().ok());
     let n: usize = n.unwrap_or(2_000);
     home.serve(&text(n));
-    // As many descriptors as many systems give by default.
-    let up = home.up();
-    let mut limited = Command::new("sh");
-    limited
-        .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""])
-        .arg(up.get_program())
-        .args(up.get_args())
-        .stdin(Stdio::null());
-    for (name, value) in up.get_envs() {
-        match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
-        };
-    }
-    let node = home.start(&mut limited);
+    let node = home.start(&mut limited(&home));
     let n_files = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count();
     assert!(n_files < 200, "{n_files} descriptors");
     for service in [0, 1, n / 2, n - 1] {
