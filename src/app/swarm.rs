@@ -21,7 +21,7 @@ use crate::link::{
     self, Authority, Handler, Identity, Job, Later, LinkSettings, LinkState, Peer, Peers, Role, Target, Token,
     TunnelRequest,
 };
-use crate::model::Cluster;
+use crate::model::{Asker, Cluster};
 use crate::proxy::{self, Dialing, HopRequest, ProxyHandle, Refused, TunnelFor};
 use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
 use crate::source::SourceStatus;
@@ -544,6 +544,10 @@ impl proxy::Dialer for Dials {
             task: hop.task.id.to_string(),
             target: hop.target,
             client: hop.client,
+            asker: Some(match hop.network {
+                Some(network) => Asker::Network(network.clone()),
+                None => Asker::Client,
+            }),
         };
         Box::pin(async move {
             let tunnel = dialer.dial(node, addr, request).await?;
@@ -569,6 +573,7 @@ impl Handler for Serves {
             task: request.task,
             target: request.target,
             client: request.client,
+            asker: request.asker,
         };
         Box::pin(self.proxy.serve_last_hop(request, Box::new(Pending(pending))))
     }

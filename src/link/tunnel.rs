@@ -18,8 +18,8 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::LinkState;
 use super::identity::{Identity, Peer};
-use crate::model::ProxyProtocol;
 use crate::model::proxy_protocol::{self, Addressed};
+use crate::model::{Asker, ProxyProtocol};
 
 /// Which task a tunnel is for, and whose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +29,16 @@ pub struct TunnelRequest {
     /// The port that it listens on.
     pub target: u16,
     pub client: Option<Addressed>,
+    /// On whose behalf; `None`: a node of an earlier version does not say.
+    pub asker: Option<Asker>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Preface {
     task: String,
     target: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asker: Option<Asker>,
 }
 
 /// Why the other node does not connect to the task.
@@ -45,7 +49,7 @@ pub enum Refusal {
     TimedOut,
     /// No such task runs there (any more).
     Gone,
-    /// The service does not publish that port.
+    /// The service does not publish that port, nor is it on the network of the task that asks.
     NotAllowed,
 }
 
@@ -64,7 +68,10 @@ impl Refusal {
             1 => (io::ErrorKind::ConnectionRefused, "the task refused the connection"),
             2 => (io::ErrorKind::TimedOut, "the task did not answer in time"),
             3 => (io::ErrorKind::NotFound, "the task left its node"),
-            4 => (io::ErrorKind::PermissionDenied, "the service does not publish the port"),
+            4 => (
+                io::ErrorKind::PermissionDenied,
+                "the service has no such port for who asks",
+            ),
             _ => (
                 io::ErrorKind::InvalidData,
                 "the other node gave an answer that is not known",
@@ -303,6 +310,7 @@ fn write_preface(request: &TunnelRequest) -> io::Result<Vec<u8>> {
     let head = Preface {
         task: request.task.clone(),
         target: request.target,
+        asker: request.asker.clone(),
     };
     let head = serde_json::to_vec(&head).map_err(io::Error::other)?;
     let length = u16::try_from(head.len()).map_err(io::Error::other)?;
@@ -332,6 +340,7 @@ async fn read_preface(stream: &mut (impl AsyncRead + Unpin), length: u16) -> io:
     Ok(TunnelRequest {
         task: head.task,
         target: head.target,
+        asker: head.asker,
         client,
     })
 }

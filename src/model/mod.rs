@@ -3,12 +3,14 @@
 //! Values are checked where they are made (`FromStr`, `ServiceName::new`), so that whoever holds one need not check it
 //! again. What can only be judged across services (two of them publish one port) is the routing table's to refuse.
 
+mod asker;
 mod cluster;
 pub mod proxy_protocol;
 mod service;
 pub mod swarm;
 mod text;
 
+pub use asker::Asker;
 pub use cluster::{
     Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
     DigestMismatch, ObjectDiff,

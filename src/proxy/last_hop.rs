@@ -12,6 +12,7 @@ use super::crowd::Party;
 use super::relay::{self, Relay};
 use super::upstream;
 use super::wire::{Leg, PendingTunnel, Refused, TunnelLeg};
+use crate::model::{Asker, ServiceSpec};
 use crate::routing::{CloseReason, Endpoint, EndpointState, Outcome, Service};
 
 /// What a stream from another node asks for.
@@ -23,12 +24,16 @@ pub struct HopRequest {
     pub target: u16,
     /// The client's address, and the address that it came to.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// On whose behalf; `None`: the other node does not say.
+    pub asker: Option<Asker>,
 }
 
 /// Connects one stream to its task, and relays until it is over. On a worker.
 pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box<dyn PendingTunnel>) {
     let found = match find(&shared, &request.task).await {
-        Some((service, _)) if !publishes(&service, request.target) => Err(Refused::NotAllowed),
+        Some((service, _)) if !may_ask(service.spec(), request.target, request.asker.as_ref()) => {
+            Err(Refused::NotAllowed)
+        }
         Some(found) => Ok(found),
         None => Err(Refused::Gone),
     };
@@ -78,10 +83,20 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     connection.close(reason);
 }
 
-/// Whether other nodes may ask for a port of the service: from inside its networks every port of it is reached.
-fn publishes(service: &Service, target: u16) -> bool {
-    let spec = service.spec();
-    !spec.attachments.is_empty() || spec.publish.iter().any(|port| port.target == target)
+/// Whether a port of a service's tasks may be asked for: one that it publishes by everybody; any by a task of one of its networks,
+/// from where all are reached. Nodes of earlier versions do not say who asks, and are believed that they have looked.
+fn may_ask(spec: &ServiceSpec, target: u16, asker: Option<&Asker>) -> bool {
+    let is_attached = |network: Option<&Arc<str>>| {
+        let mut attachments = spec.attachments.iter();
+        attachments.any(|attachment| network.is_none_or(|network| attachment.network == *network))
+    };
+    let is_published = spec.publish.iter().any(|port| port.target == target);
+    is_published
+        || match asker {
+            Some(Asker::Client) => false,
+            Some(Asker::Network(network)) => is_attached(Some(network)),
+            None => is_attached(None),
+        }
 }
 
 /// The task in the table of this node. The other node may know it a moment sooner.
@@ -106,3 +121,34 @@ async fn find(shared: &Shared, task: &str) -> Option<(Arc<Service>, Arc<Endpoint
 
 /// How much later this node may learn of a task of its own than another node.
 const LATE_AT_MOST: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Attachment, ServiceName};
+
+    #[test]
+    fn a_port_is_had_by_who_is_on_the_network_or_where_it_is_published() {
+        let mut spec = ServiceSpec::new(ServiceName::new("db").unwrap());
+        spec.publish = vec!["8080:80".parse().unwrap()];
+        let by = |network: &str| Asker::Network(network.into());
+        let [own, other] = [by("own"), by("other")];
+        for asker in [None, Some(&Asker::Client), Some(&own)] {
+            assert!(may_ask(&spec, 80, asker), "{asker:?}");
+            assert!(!may_ask(&spec, 5432, asker), "{asker:?}");
+        }
+        let attachment = |network: &str| Attachment {
+            network: network.into(),
+            network_name: Arc::default(),
+            vip: None,
+            aliases: Vec::new(),
+            subnet: None,
+        };
+        spec.attachments = vec![attachment("own"), attachment("second")];
+        assert!(may_ask(&spec, 5432, Some(&own)) && may_ask(&spec, 5432, Some(&by("second"))));
+        assert!(!may_ask(&spec, 5432, Some(&other)), "a task of another network");
+        assert!(!may_ask(&spec, 5432, Some(&Asker::Client)), "no port of its own");
+        assert!(may_ask(&spec, 80, Some(&other)) && may_ask(&spec, 80, Some(&Asker::Client)));
+        assert!(may_ask(&spec, 5432, None), "an earlier version looks by itself");
+    }
+}

@@ -159,6 +159,7 @@ fn serve(
             client: stream,
             target,
             table: shared.table.clone(),
+            network: None,
         }))),
         Mode::Http => tokio::spawn(h1::serve(
             connection,

@@ -11,7 +11,7 @@ use super::core::Connection;
 use super::park;
 use super::patience::Patience;
 use super::relay::{self, Relay};
-use super::upstream::{self, Upstream};
+use super::upstream::{self, Behalf, Upstream};
 use super::wire::{Leg, Wire};
 use crate::routing::{CloseReason, TableHandle};
 use crate::sys::socket;
@@ -22,6 +22,8 @@ pub(super) struct Accepted {
     pub(super) client: TcpStream,
     pub(super) target: u16,
     pub(super) table: Arc<TableHandle>,
+    /// The network by which a task called from inside.
+    pub(super) network: Option<Arc<str>>,
 }
 
 /// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
@@ -35,8 +37,13 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
             client,
             target,
             table,
+            network,
         } = *accepted;
-        let result = connect(&mut connection, &client, target, &table).await;
+        let behalf = Behalf {
+            client: Some(&client),
+            network: network.as_ref(),
+        };
+        let result = connect(&mut connection, &client, target, &table, behalf).await;
         (connection, client, result)
     })
 }
@@ -87,6 +94,7 @@ async fn connect(
     client: &TcpStream,
     target: u16,
     table: &TableHandle,
+    behalf: Behalf<'_>,
 ) -> Result<Upstream, CloseReason> {
     // Whatever it has sent may be all that it has to say.
     let mut patience = Patience::new(client, &|| true);
@@ -96,7 +104,7 @@ async fn connect(
     tokio::select! {
         biased;
         result = upstream::connect(
-            table, connection.service(), target, Some(client), &mut tried, &mut patience, |_| None,
+            table, connection.service(), target, behalf, &mut tried, &mut patience, |_| None,
         ) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.

@@ -30,12 +30,20 @@ pub(super) struct Upstream {
     pub(super) lease: Lease,
 }
 
+/// On whose behalf an endpoint is connected to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Behalf<'a> {
+    /// Whose address the endpoint's node is told, where the connection is for one client alone.
+    pub(super) client: Option<&'a TcpStream>,
+    /// The network by which a task asks from inside; `None`: a client of a port.
+    pub(super) network: Option<&'a Arc<str>>,
+}
+
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
 /// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `client`:
-/// whose address the endpoint's node is told, where the connection is for one client alone. `reuse` may have a connection
-/// to an endpoint that stands already.
+/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `reuse`
+/// may have a connection to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
 /// or only tasks that do not take connections, it waits for one (`Limits::hold`), as long as `patience` has it. Errors: the
 /// reason to close with.
@@ -43,7 +51,7 @@ pub(super) async fn connect(
     table: &TableHandle,
     service: &Arc<Service>,
     target: u16,
-    client: Option<&TcpStream>,
+    behalf: Behalf<'_>,
     tried: &mut Vec<EndpointId>,
     patience: &mut Patience<'_>,
     mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
@@ -104,7 +112,7 @@ pub(super) async fn connect(
         if let Some(stream) = reuse(endpoint.id()) {
             return Ok(Upstream { stream, lease });
         }
-        let result = attempt(table, service.spec(), endpoint, target, client, timeout).await;
+        let result = attempt(table, service.spec(), endpoint, target, behalf, timeout).await;
         let now = Instant::now();
         // It left the table meanwhile. That it was reached nonetheless is too late: its last connections may have been
         // counted already.
@@ -228,10 +236,10 @@ async fn attempt(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
     target: u16,
-    client: Option<&TcpStream>,
+    behalf: Behalf<'_>,
     timeout: Duration,
 ) -> Option<io::Result<Leg>> {
-    let mut reaching = pin!(reach(spec, endpoint, target, client, timeout));
+    let mut reaching = pin!(reach(spec, endpoint, target, behalf, timeout));
     // Most answer at once.
     if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(reaching.as_mut().poll(cx))).await {
         return Some(result);
@@ -256,11 +264,11 @@ async fn reach(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
     target: u16,
-    client: Option<&TcpStream>,
+    behalf: Behalf<'_>,
     timeout: Duration,
 ) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
-        let client = || client.and_then(|client| client.peer_addr().ok());
+        let client = || behalf.client.and_then(|client| client.peer_addr().ok());
         return connect_here(spec, endpoint, target, client, timeout)
             .await
             .map(Leg::Tcp);
@@ -272,8 +280,9 @@ async fn reach(
         task,
         link: endpoint.addr(),
         target,
+        network: behalf.network,
         // A client whose address cannot be told is gone already.
-        client: client.and_then(addresses),
+        client: behalf.client.and_then(addresses),
         timeout,
     };
     let dialing = dialer.dial(hop);

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct TunnelFor<'a> {
     pub link: SocketAddr,
     /// The port that the task listens on.
     pub target: u16,
+    /// The network by which a task asks from inside; `None`: a client of a published port.
+    pub network: Option<&'a Arc<str>>,
     /// The client's address, and the address that it came to; `None` where connections are shared by clients.
     pub client: Option<(SocketAddr, SocketAddr)>,
     /// For the whole of it.
@@ -67,7 +69,7 @@ pub enum Refused {
     TimedOut,
     /// No such task runs here (any more).
     Gone,
-    /// The service does not publish that port.
+    /// The service does not publish that port, nor is it on the network of the task that asks.
     NotAllowed,
 }
 

@@ -32,6 +32,9 @@ pub trait Caller: Send + Sync {
     /// Where a connection to `to` goes.
     fn destination(&self, table: &RoutingTable, to: SocketAddr) -> Destination;
 
+    /// By which of its networks it reaches a service (the network's id).
+    fn network_of(&self, service: &Service) -> Option<Arc<str>>;
+
     /// Serves a connection to `Destination::Caller` to its end.
     fn serve(&self, stream: TcpStream, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
@@ -135,6 +138,7 @@ impl Acceptor for Within {
 
 impl Within {
     fn to_service(&self, client: TcpStream, peer: SocketAddr, target: u16, service: Arc<Service>, now: Instant) {
+        let network = self.caller.network_of(&service);
         let connection = Connection::open(service, self.party, now);
         match connection.service().spec().mode {
             Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
@@ -142,12 +146,13 @@ impl Within {
                 client,
                 target,
                 table: self.shared.table.clone(),
+                network,
             }))),
             Mode::Http => tokio::spawn(h1::serve(
                 connection,
                 client,
                 peer,
-                h1::Entry::Inside,
+                h1::Entry::Inside(network),
                 target,
                 self.shared.clone(),
             )),

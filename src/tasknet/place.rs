@@ -13,7 +13,7 @@ use super::{OpenError, Shared};
 use crate::dns::{Client, Responder, View};
 use crate::model::{ServiceSpec, TaskPlace};
 use crate::proxy::{Caller, Destination, Serving};
-use crate::routing::{RoutingTable, TableHandle};
+use crate::routing::{RoutingTable, Service, TableHandle};
 use crate::sys::entrances::Entrances;
 use crate::sys::netns::Netns;
 use crate::sys::rtnetlink::RtNetlink;
@@ -270,6 +270,12 @@ impl Caller for Program {
             true => Destination::Outside,
             false => Destination::Nobody,
         }
+    }
+
+    fn network_of(&self, service: &Service) -> Option<Arc<str>> {
+        let mut attachments = service.spec().attachments.iter();
+        let shared = attachments.find(|attachment| self.place.networks.contains(&attachment.network));
+        shared.map(|attachment| attachment.network.clone())
     }
 
     fn serve(&self, stream: TcpStream, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {

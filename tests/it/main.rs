@@ -15,6 +15,7 @@ mod health;
 mod hold;
 mod http;
 mod inside;
+mod last_hop;
 mod link;
 mod netns;
 mod own;

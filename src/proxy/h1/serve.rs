@@ -25,18 +25,18 @@ use crate::proxy::http::{
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
-use crate::proxy::upstream::{self, Upstream};
+use crate::proxy::upstream::{self, Behalf, Upstream};
 use crate::proxy::wire::Wire;
 use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
 
 /// How a client's connection came in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(in crate::proxy) enum Entry {
     /// To a port, which may be another service's by the next request.
     Listener(Listen),
-    /// From inside a namespace, to one service.
-    Inside,
+    /// From inside a namespace, to one service, by this network.
+    Inside(Option<Arc<str>>),
 }
 
 /// Serves one client from accept to close.
@@ -461,9 +461,16 @@ impl Server<'_> {
                 return Some(stream);
             }
         };
+        let behalf = Behalf {
+            client: None,
+            network: match &self.entry {
+                Entry::Inside(network) => network.as_ref(),
+                Entry::Listener(_) => None,
+            },
+        };
         tokio::select! {
             biased;
-            result = upstream::connect(&self.shared.table, service, target, None, tried, &mut patience, reuse) => match result {
+            result = upstream::connect(&self.shared.table, service, target, behalf, tried, &mut patience, reuse) => match result {
                 Err(reason @ (CloseReason::ClientAbort | CloseReason::ClientRst)) => Err(reason),
                 result => Ok(result),
             },
@@ -477,10 +484,10 @@ impl Server<'_> {
         let table = self.shared.table.peek();
         if table.revision() != self.revision {
             self.revision = table.revision();
-            let route = match (self.entry, &self.route) {
-                (Entry::Listener(listen), _) => table.route(&listen).map(|route| (&route.service, route.target)),
-                (Entry::Inside, Some((service, target))) => Some((service.name(), *target)),
-                (Entry::Inside, None) => None,
+            let route = match (&self.entry, &self.route) {
+                (Entry::Listener(listen), _) => table.route(listen).map(|route| (&route.service, route.target)),
+                (Entry::Inside(_), Some((service, target))) => Some((service.name(), *target)),
+                (Entry::Inside(_), None) => None,
             };
             self.route = route.and_then(|(name, target)| Some((table.service(name)?.clone(), target)));
         }

@@ -336,6 +336,7 @@ pub fn request(task: &str) -> TunnelRequest {
         task: task.to_owned(),
         target: 80,
         client: None,
+        asker: None,
     }
 }
 
@@ -408,7 +409,8 @@ async fn play(request: TunnelRequest, pending: PendingTunnel) -> io::Result<Stri
     let mut tunnel = pending.accept().await?;
     match request.task.as_str() {
         "client" => {
-            tunnel.write_all(format!("{:?}", request.client).as_bytes()).await?;
+            let text = format!("{:?} {:?}", request.client, request.asker);
+            tunnel.write_all(text.as_bytes()).await?;
             tunnel.shutdown().await?;
         }
         // Speaks only when the other has ended.

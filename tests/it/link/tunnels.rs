@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anynode::link::TunnelRequest;
+use anynode::model::Asker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::rig::*;
@@ -144,6 +145,7 @@ async fn the_client_is_carried_along() {
         task: "client".to_owned(),
         target: 80,
         client,
+        asker: Some(Asker::Network("back".into())),
     };
     let (dialer, node, addr) = (w1.dialer.clone(), Arc::from("w2"), w2.addr);
     let mut tunnel = w1
@@ -152,7 +154,7 @@ async fn the_client_is_carried_along() {
         .unwrap();
     let mut text = String::new();
     tunnel.read_to_string(&mut text).await.unwrap();
-    assert_eq!(text, format!("{client:?}"));
+    assert_eq!(text, format!("{client:?} {:?}", Some(Asker::Network("back".into()))));
 }
 
 #[tokio::test]
