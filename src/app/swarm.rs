@@ -84,7 +84,8 @@ impl SwarmNode {
         may_write: watch::Receiver<bool>,
         inherited: Option<std::net::TcpListener>,
     ) -> Result<SwarmNode, LinkListenError> {
-        let keeper = ClusterKeeper::new(data_dir, may_write);
+        let mut keeper = ClusterKeeper::new(data_dir, may_write);
+        keeper.tell(status.clone());
         let kept = keeper.read();
         let (info, cluster) = kept.unwrap_or_default();
         let cluster = Arc::new(cluster);

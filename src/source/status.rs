@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 pub struct SourceStatus {
     health: Mutex<SourceHealth>,
+    /// Why what is served cannot be kept for a restart.
+    not_kept: Mutex<Option<String>>,
     /// Tables made, and attempts to make one that failed.
     pub applied_total: AtomicU64,
     pub rejected_total: AtomicU64,
@@ -46,6 +48,19 @@ impl SourceStatus {
         let mut health = self.lock();
         let is_news = *health != stale;
         *health = stale;
+        is_news
+    }
+
+    /// Why what is served cannot be written for a restart; `None`: it can.
+    pub fn not_kept(&self) -> Option<String> {
+        self.not_kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether that is news, so that it is logged once.
+    pub fn set_not_kept(&self, reason: Option<String>) -> bool {
+        let mut not_kept = self.not_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = not_kept.is_some() != reason.is_some();
+        *not_kept = reason;
         is_news
     }
 

@@ -1,17 +1,21 @@
 //! What a services file's source remembers between runs, in the data directory: the text that became the last good table
 //! and who has which VIP. Written a moment after it changes, by rename; a kill between loses at most that moment, and
-//! a VIP that was not written is found again from its service's name. Not here: what the text means.
+//! a VIP that was not written is found again from its service's name. What is written is its owner's alone, as a services
+//! file may be, and begins with a checksum. Not here: what the text means.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::model::ServiceName;
+use crate::source::SourceStatus;
 
 /// What is remembered.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -25,8 +29,8 @@ pub struct Keeper {
     dir: PathBuf,
     pending: Option<Kept>,
     due: Option<Instant>,
-    /// The last write failed, and it was said.
-    is_failing: bool,
+    /// Is told whether it can be written.
+    status: Arc<SourceStatus>,
     /// Whether the directory is ours to write to.
     may_write: watch::Receiver<bool>,
 }
@@ -53,6 +57,10 @@ const FORMAT: u32 = 1;
 const SERVICES: &str = "services.last-good.yaml";
 const VIPS: &str = "vips.json";
 const WRITE_AFTER: Duration = Duration::from_millis(100);
+/// After a failure.
+const WRITE_AGAIN: Duration = Duration::from_millis(500);
+/// The first line of the last good table, with the SHA-256 of all that comes after it. Earlier versions wrote none.
+const CHECKSUM: &str = "# anynode: last good, sha256 ";
 
 impl Keeper {
     /// Opens `dir`, which may not exist, and reads what it has. A file that cannot be used is set aside, never lost.
@@ -61,12 +69,12 @@ impl Keeper {
             dir: dir.to_owned(),
             pending: None,
             due: None,
-            is_failing: false,
+            status: Arc::default(),
             // Its sender is gone, so that it stays what it is.
             may_write: watch::Sender::new(true).subscribe(),
         };
         let kept = Kept {
-            services: keeper.read(SERVICES),
+            services: keeper.read_services(),
             vips: keeper.read_vips(),
         };
         (keeper, kept)
@@ -75,6 +83,11 @@ impl Keeper {
     /// Writes only while `may_write` says so; what is due meanwhile waits.
     pub fn write_while(&mut self, may_write: watch::Receiver<bool>) {
         self.may_write = may_write;
+    }
+
+    /// Says in `status` whether it can be written.
+    pub fn tell(&mut self, status: Arc<SourceStatus>) {
+        self.status = status;
     }
 
     /// Remembers `kept`, soon.
@@ -96,7 +109,7 @@ impl Keeper {
         self.write_now();
     }
 
-    /// Writes what is pending, if it may. A failure is said once, and tried again with the next change.
+    /// Writes what is pending, if it may. A failure is said once, and tried again until it is written.
     pub fn write_now(&mut self) {
         if !*self.may_write.borrow() {
             return;
@@ -104,14 +117,21 @@ impl Keeper {
         self.due = None;
         let Some(kept) = self.pending.take() else { return };
         match self.write(&kept) {
-            Ok(()) => self.is_failing = false,
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_failing, true) {
-                    let source = std::error::Error::source(&error)
-                        .map(ToString::to_string)
-                        .unwrap_or_default();
-                    tracing::error!("the last good table cannot be kept for a restart: {error}: {source}");
+            Ok(()) => {
+                if self.status.set_not_kept(None) {
+                    tracing::warn!("the last good table is kept for a restart again");
                 }
+            }
+            Err(error) => {
+                let source = std::error::Error::source(&error)
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let reason = format!("{error}: {source}");
+                if self.status.set_not_kept(Some(reason.clone())) {
+                    tracing::error!("the last good table cannot be kept for a restart: {reason}");
+                }
+                self.pending = Some(kept);
+                self.due = Some(Instant::now() + WRITE_AGAIN);
             }
         }
     }
@@ -124,7 +144,7 @@ impl Keeper {
         let vips = serde_json::to_vec(&vips).map_err(KeepError::Encode)?;
         self.replace(VIPS, &vips)?;
         if let Some(services) = &kept.services {
-            self.replace(SERVICES, services.as_bytes())?;
+            self.replace(SERVICES, with_checksum(services).as_bytes())?;
         }
         Ok(())
     }
@@ -133,7 +153,12 @@ impl Keeper {
         let path = self.dir.join(name);
         let aside = self.dir.join(format!("{name}.new"));
         let written = std::fs::create_dir_all(&self.dir).and_then(|()| {
-            let mut file = std::fs::File::create(&aside)?;
+            let mut file = std::fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&aside)?;
             file.write_all(bytes)?;
             file.sync_data()?;
             std::fs::rename(&aside, &path)
@@ -148,6 +173,17 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 self.set_aside(name, &error.to_string());
+                None
+            }
+        }
+    }
+
+    fn read_services(&self) -> Option<String> {
+        let text = self.read(SERVICES)?;
+        match without_checksum(&text) {
+            Some(text) => Some(text.to_owned()),
+            None => {
+                self.set_aside(SERVICES, "its checksum is another than that of what it holds");
                 None
             }
         }
@@ -179,9 +215,84 @@ impl Keeper {
     }
 }
 
+fn with_checksum(services: &str) -> String {
+    format!("{CHECKSUM}{}\n{services}", checksum(services))
+}
+
+/// `None`: it is damaged.
+fn without_checksum(text: &str) -> Option<&str> {
+    let Some(rest) = text.strip_prefix(CHECKSUM) else {
+        return Some(text);
+    };
+    let (written, services) = rest.split_once('\n')?;
+    (written == checksum(services)).then_some(services)
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_last_good_table_is_not_served_and_one_of_an_earlier_version_is() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::open(dir.path()).0;
+        let services = "services:\n  web: {publish: [\"8080:80\"], endpoints: []}\n";
+        keeper.keep(Kept {
+            services: Some(services.to_owned()),
+            vips: Vec::new(),
+        });
+        keeper.write_now();
+        let path = dir.path().join(SERVICES);
+        for file in [SERVICES, VIPS] {
+            let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let read = || Keeper::open(dir.path()).1.services;
+        assert_eq!(read().as_deref(), Some(services));
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            // In the first words it passes for one without a checksum, and what it holds is whole.
+            let is_in_mark = at < CHECKSUM.len();
+            let is_whole = read().is_some_and(|text| text.ends_with(services));
+            assert_eq!(is_whole, is_in_mark, "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(read().is_none_or(|text| CHECKSUM.starts_with(&text)), "{at} bytes");
+        }
+        assert!(dir.path().join("services.last-good.yaml.damaged").exists());
+        std::fs::write(&path, services).unwrap();
+        assert_eq!(read().as_deref(), Some(services));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_written_once_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("data");
+        // A file where the directory should be, so that root too is refused.
+        std::fs::write(&place, "").unwrap();
+        let status = Arc::new(SourceStatus::default());
+        let mut keeper = Keeper::open(&place).0;
+        keeper.tell(status.clone());
+        let kept = Kept {
+            services: Some("services: ...".to_owned()),
+            vips: Vec::new(),
+        };
+        keeper.keep(kept.clone());
+        keeper.write_when_due().await;
+        let reason = status.not_kept().unwrap();
+        assert!(reason.contains("data"), "{reason}");
+        std::fs::remove_file(&place).unwrap();
+        keeper.write_when_due().await;
+        assert_eq!(status.not_kept(), None);
+        assert_eq!(Keeper::open(&place).1, kept);
+    }
 
     #[tokio::test]
     async fn what_may_not_be_written_waits() {

@@ -54,7 +54,8 @@ impl FileSource {
         table: Arc<TableHandle>,
         status: Arc<SourceStatus>,
     ) -> FileSource {
-        let (keeper, kept) = Keeper::open(data_dir);
+        let (mut keeper, kept) = Keeper::open(data_dir);
+        keeper.tell(status.clone());
         let watcher = Watcher::new(path.clone());
         let mut source = FileSource {
             path,

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 use super::docker::EngineInfo;
 use crate::model::{Cluster, ClusterChange};
+use crate::source::SourceStatus;
 
 #[derive(Serialize, Deserialize)]
 struct File {
@@ -26,12 +28,15 @@ struct File {
 const FORMAT: u32 = 1;
 const NAME: &str = "cluster.json";
 const WRITE_AFTER: Duration = Duration::from_millis(200);
+/// After a failure.
+const WRITE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Writes the cluster as it changes.
 #[derive(Debug)]
 pub struct ClusterKeeper {
     path: PathBuf,
     may_write: watch::Receiver<bool>,
+    status: Arc<SourceStatus>,
 }
 
 impl ClusterKeeper {
@@ -40,7 +45,13 @@ impl ClusterKeeper {
         ClusterKeeper {
             path: dir.join(NAME),
             may_write,
+            status: Arc::default(),
         }
+    }
+
+    /// Says in `status` whether it can be written.
+    pub fn tell(&mut self, status: Arc<SourceStatus>) {
+        self.status = status;
     }
 
     /// What was kept: who this node is, and the cluster. `None`: nothing. A file that cannot be used is set aside.
@@ -93,6 +104,7 @@ impl ClusterKeeper {
         tokio::pin!(shutdown);
         let keeper = Arc::new(self);
         let mut may_write = keeper.may_write.clone();
+        let status = keeper.status.clone();
         let mut is_failing = false;
         let mut is_over = false;
         clusters.mark_changed();
@@ -102,8 +114,9 @@ impl ClusterKeeper {
                 changed = clusters.changed() => changed.is_err(),
                 // An error means that it stays as it is.
                 Ok(()) = may_write.changed() => false,
+                () = tokio::time::sleep(WRITE_AGAIN), if is_failing => false,
             };
-            if is_over && !clusters.has_changed().unwrap_or(false) {
+            if is_over && !is_failing && !clusters.has_changed().unwrap_or(false) {
                 break;
             }
             if !is_over {
@@ -121,12 +134,18 @@ impl ClusterKeeper {
             // A disk may be slow, and what else happens here must not wait for it.
             let written = tokio::task::spawn_blocking(move || keeper.write(&cluster, &info)).await;
             match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(()) => is_failing = false,
-                Err(error) if !is_failing => {
-                    is_failing = true;
-                    tracing::error!(path = %path.display(), %error, "the last cluster cannot be kept");
+                Ok(()) => {
+                    is_failing = false;
+                    if status.set_not_kept(None) {
+                        tracing::warn!(path = %path.display(), "the last cluster is kept again");
+                    }
                 }
-                Err(_) => {}
+                Err(error) => {
+                    is_failing = true;
+                    if status.set_not_kept(Some(format!("write {}: {error}", path.display()))) {
+                        tracing::error!(path = %path.display(), %error, "the last cluster cannot be kept");
+                    }
+                }
             }
         }
     }
@@ -141,7 +160,12 @@ impl ClusterKeeper {
             cluster: cluster.whole(),
         };
         let new = self.path.with_extension("json.new");
-        let mut out = std::fs::File::create(&new)?;
+        let mut out = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         out.write_all(serde_json::to_string(&file)?.as_bytes())?;
         out.sync_all()?;
         std::fs::rename(&new, &self.path)
