@@ -23,6 +23,7 @@ use crate::routing::{
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
+use crate::store::StoreHealth;
 use crate::tasknet::TaskNets;
 
 /// One family of series being written. Writing to memory cannot fail, and what cannot be written is left out.
@@ -210,6 +211,13 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
     .sample(&[], u64::from(is_stale));
     Family::new(
         out,
+        MetricType::Gauge,
+        "anynode_source_not_kept",
+        "Whether what is served cannot be written for a restart.",
+    )
+    .sample(&[], u64::from(state.source.not_kept().is_some()));
+    Family::new(
+        out,
         MetricType::Counter,
         "anynode_source_rejected",
         "Times that what the source said could not be used.",
@@ -264,6 +272,9 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         )
         .sample(&[], faults as u64);
     }
+    if let Some(store) = &state.store {
+        write_store(store, out);
+    }
     if let Some(networks) = &state.networks {
         write_task_networks(networks, out);
     }
@@ -271,6 +282,40 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         write_dns(dns, out);
     }
     write_process(out);
+}
+
+/// Where what is declared is kept, on a node that is a swarm by itself.
+fn write_store(store: &StoreHealth, out: &mut DescriptorEncoder<'_>) {
+    let lost = store.lost();
+    let lost = lost.iter().map(|lost| lost.last.saturating_sub(lost.first) + 1);
+    for (kind, name, help, value) in [
+        (
+            MetricType::Gauge,
+            "anynode_store_writable",
+            "Whether changes to what is declared can be written; 0: they are refused, and status says why.",
+            u64::from(store.failing().is_none()),
+        ),
+        (
+            MetricType::Gauge,
+            "anynode_store_revision",
+            "Revision of what is declared.",
+            store.revision(),
+        ),
+        (
+            MetricType::Gauge,
+            "anynode_store_lost_revisions",
+            "Acknowledged changes that a damaged store has lost, until somebody has seen to it; status says which.",
+            lost.sum(),
+        ),
+        (
+            MetricType::Counter,
+            "anynode_store_write_failures",
+            "Changes that could not be written and were refused.",
+            load(&store.write_failures_total),
+        ),
+    ] {
+        Family::new(out, kind, name, help).sample(&[], value);
+    }
 }
 
 /// What tasks reach from inside: of services, their connections are counted with the services.

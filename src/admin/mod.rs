@@ -20,6 +20,7 @@ use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
 use crate::source::swarm::{EngineInfo, SwarmStatus};
+use crate::store::StoreHealth;
 use crate::takeover::Takeover;
 use crate::tasknet::TaskNets;
 
@@ -41,6 +42,8 @@ pub struct AdminState {
     pub networks: Option<TaskNets>,
     /// What is wrong with services' labels and ports. `None`: no node of a swarm of any kind.
     pub faults: Option<Arc<Faults>>,
+    /// `None`: this node has no store.
+    pub store: Option<Arc<StoreHealth>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
     /// Looks at all nodes of the cluster, where there is one.

@@ -11,6 +11,7 @@ use crate::model::{HealthProbe, format_duration};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
+use crate::store::StoreHealth;
 use crate::takeover::{Feature, TakeoverStatus};
 use crate::tasknet::TaskNets;
 
@@ -37,6 +38,8 @@ pub(super) struct StatusView {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     faults: BTreeMap<String, Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<StoreView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     takeover: Option<TakeoverView>,
     /// How many tasks reach services from inside their own networks.
     task_networks: usize,
@@ -47,6 +50,52 @@ pub(super) struct StatusView {
     vips: String,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
+}
+
+/// Where what is declared is kept.
+#[derive(Serialize)]
+struct StoreView {
+    /// written, or failing.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failing_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    revision: u64,
+    write_failures: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<LostView>,
+}
+
+/// Acknowledged commits that are gone.
+#[derive(Serialize)]
+struct LostView {
+    first: u64,
+    last: u64,
+    seen_at: String,
+    what: String,
+}
+
+impl StoreView {
+    fn of(store: &StoreHealth, now: Instant) -> StoreView {
+        let failing = store.failing();
+        let lost = store.lost().into_iter().map(|lost| LostView {
+            first: lost.first,
+            last: lost.last,
+            seen_at: lost.seen_at.to_string(),
+            what: lost.to_string(),
+        });
+        StoreView {
+            state: if failing.is_some() { "failing" } else { "written" },
+            failing_seconds: failing
+                .as_ref()
+                .map(|failing| now.saturating_duration_since(failing.since).as_secs()),
+            reason: failing.map(|failing| failing.reason),
+            revision: store.revision(),
+            write_failures: store.write_failures_total.load(std::sync::atomic::Ordering::Relaxed),
+            lost: lost.collect(),
+        }
+    }
 }
 
 /// Ports whose connections are taken ahead of Docker.
@@ -125,6 +174,9 @@ struct SourceView {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Why what is served cannot be kept for a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_kept: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -220,7 +272,11 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         uptime_seconds: now.saturating_duration_since(state.started).as_secs(),
         workers: state.n_workers,
         revision: table.revision(),
-        source: SourceView { state: source, reason },
+        source: SourceView {
+            state: source,
+            reason,
+            not_kept: state.source.not_kept(),
+        },
         takeover: state
             .takeover
             .as_ref()
@@ -234,6 +290,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .map(|faults| faults.snapshot())
             .unwrap_or_default(),
         vips: vips.to_string(),
+        store: state.store.as_ref().map(|store| StoreView::of(store, now)),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }
@@ -303,6 +360,19 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     let mut lines = Vec::new();
     if let SourceHealth::Stale { reason } = state.source.health() {
         lines.push(format!("source: stale, the last good table is served: {reason}"));
+    }
+    if let Some(reason) = state.source.not_kept() {
+        lines.push(format!("source: what is served cannot be kept for a restart: {reason}"));
+    }
+    if let Some(store) = &state.store {
+        if let Some(failing) = store.failing() {
+            let secs = failing.since.elapsed().as_secs();
+            lines.push(format!(
+                "store: cannot be written for {secs} s, what is declared goes on and changes are refused: {}",
+                failing.reason
+            ));
+        }
+        lines.extend(store.lost().iter().map(|lost| format!("store: {lost}")));
     }
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));

@@ -100,9 +100,9 @@ impl From<CommitError> for ApiError {
                 }
                 kind => ApiError::exists(format!("{} {name} already exists", kind.as_str())),
             },
-            CommitError::Conflict { .. } | CommitError::Io { .. } | CommitError::Closed => {
-                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-            }
+            CommitError::Conflict { .. } => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            // For a while: it may be asked again.
+            CommitError::Io { .. } | CommitError::Closed => ApiError::unavailable(error.to_string()),
         }
     }
 }

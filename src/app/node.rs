@@ -157,6 +157,7 @@ impl Node {
         let readiness = Arc::new(Readiness::default());
         let of_swarm = swarm.as_ref().map(|swarm| swarm.faults.clone());
         let of_own = own.as_ref().map(|own| own.faults.clone());
+        let store = own.as_ref().and_then(|own| own.store_health.clone());
         let state = Arc::new(AdminState {
             table: table.clone(),
             ports: proxy.ports().clone(),
@@ -167,6 +168,7 @@ impl Node {
             started: Instant::now(),
             n_workers: config.proxy.n_workers,
             faults: of_swarm.or(of_own),
+            store,
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
             networks: Some(networks.clone()),

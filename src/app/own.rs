@@ -28,7 +28,7 @@ use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::native::NativeSource;
-use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, update};
+use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, StoreHealth, update};
 
 /// Why a node cannot be a swarm by itself.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,8 @@ pub struct OwnSwarm {
     clusters: watch::Sender<Arc<Cluster>>,
     tables: ClusterSource,
     pub(super) faults: Arc<Faults>,
+    /// `None`: somebody else opened it.
+    pub(super) store_health: Option<Arc<StoreHealth>>,
     agent: Arc<Agent>,
     reporter: Reporter,
     api: Arc<Api>,
@@ -77,7 +79,8 @@ pub struct Plane {
 impl OwnSwarm {
     /// Opens the store and the API's socket.
     pub(super) async fn new(config: OwnConfig, data_dir: &Path, plane: Plane) -> Result<OwnSwarm, OwnError> {
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store"))?);
+        let store = Embedded::open(&data_dir.join("store"))?;
+        let store_health = Some(store.health());
         let engine = match config.engine {
             EngineChoice::None => None,
             EngineChoice::Socket(path) => Some(path),
@@ -99,7 +102,8 @@ impl OwnSwarm {
                 plane.networks.clone(),
             )),
         };
-        OwnSwarm::assemble(store, runtime, engine, config.api, plane).await
+        let own = OwnSwarm::assemble(Arc::new(store), runtime, engine, config.api, plane).await?;
+        Ok(OwnSwarm { store_health, ..own })
     }
 
     /// Joins them. `engine` is the socket of the engine that gets what is not the swarm's, `api` where the API is to be
@@ -136,6 +140,7 @@ impl OwnSwarm {
             clusters: watch::Sender::default(),
             tables: ClusterSource::new(table, status, faults.clone(), 0, NOT_TCP),
             faults,
+            store_health: None,
             agent,
             reporter,
             api: Api::new(store.clone(), Arc::new(beside)),
@@ -419,7 +424,9 @@ impl Reporter {
     }
 
     async fn commit(&self, by_task: &BTreeMap<Id, TaskStatus>) {
+        let mut changed = self.store.changed();
         loop {
+            changed.mark_unchanged();
             let taken = update(&*self.store, |snapshot| {
                 let writes = by_task.iter().filter_map(|(id, status)| {
                     let task = snapshot.task(id.as_str())?;
@@ -429,10 +436,11 @@ impl Reporter {
             });
             match taken.await {
                 Ok(_) | Err(CommitError::Closed) => break,
-                // The disk may be full for a while. What was seen is not forgotten.
+                // The disk may be full for a while, which the store says itself. What was seen is not forgotten.
                 Err(error) => {
-                    tracing::warn!(%error, "what tasks do cannot be written");
-                    tokio::time::sleep(REPORT_AGAIN).await;
+                    tracing::debug!(%error, "what tasks do cannot be written");
+                    // An error says that it is closed, as the next commit will.
+                    drop(tokio::time::timeout(REPORT_AGAIN, changed.changed()).await);
                 }
             }
         }

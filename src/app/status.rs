@@ -85,8 +85,22 @@ fn describe(status: &Value) -> String {
     if let Some(reason) = status["source"]["reason"].as_str() {
         out.push_str(&format!("! source: {reason}\n"));
     }
+    if let Some(reason) = status["source"]["not_kept"].as_str() {
+        out.push_str(&format!(
+            "! source: what is served cannot be kept for a restart: {reason}\n"
+        ));
+    }
     if status["cluster"].is_object() {
         describe_cluster(&status["cluster"], &mut out);
+    }
+    if let Some(reason) = status["store"]["reason"].as_str() {
+        out.push_str(&format!(
+            "! store: cannot be written for {} s, what is declared goes on and changes are refused: {reason}\n",
+            text(&status["store"]["failing_seconds"])
+        ));
+    }
+    for lost in list(&status["store"]["lost"]) {
+        out.push_str(&format!("! store: {}\n", text(&lost["what"])));
     }
     for (service, faults) in status["faults"].as_object().into_iter().flatten() {
         for fault in list(faults) {

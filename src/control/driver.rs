@@ -70,6 +70,8 @@ async fn plan_and_commit(store: &dyn Store, name: &str, planner: Planner) -> (Op
                 return (wake_at, false);
             }
             Err(CommitError::Conflict { .. }) => {}
+            // The store says so itself, once, and wakes whoever follows it when it is written again.
+            Err(CommitError::Io { .. }) => return (Some(Time::now() + COMMIT_AGAIN), true),
             Err(error) => {
                 tracing::error!(planner = name, %error, "what was planned is not written");
                 return (Some(Time::now() + COMMIT_AGAIN), true);

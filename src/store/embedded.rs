@@ -2,110 +2,94 @@
 //! at the same time are written together.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Database, StorageBackend};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::record::{self, FORMAT};
+use super::acknowledged::{self, Acknowledged};
+use super::disk::{self, FILE};
+use super::health::StoreHealth;
+use super::record::FORMAT;
 use super::seal::Seal;
-use super::{CommitError, Later, Snapshot, Store};
+use super::writer::{Log, Reopen, Request, Writer};
+use super::{CommitError, Later, OpenError, Snapshot, Store};
 use crate::model::swarm::Write;
 
-const OBJECTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("objects");
-const ABOUT: TableDefinition<'static, &str, u64> = TableDefinition::new("about");
-const FORMAT_KEY: &str = "format";
-const REVISION_KEY: &str = "revision";
-/// In a directory of its own.
-const FILE: &str = "store.redb";
 const KEY_FILE: &str = "store.key";
-const CACHE_BYTES: usize = 8 << 20;
 /// So many commits may wait.
 const QUEUE: usize = 1024;
-/// So many commits are written at once.
-const TOGETHER: usize = 256;
-
-/// Why a store does not open. Whatever it is, nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("{path} is in use by another process: expected one anynode for each data directory")]
-    InUse { path: PathBuf },
-    #[error(
-        "{path} has format {found}: this version of anynode knows formats up to {FORMAT}; run the version that wrote it"
-    )]
-    Newer { path: PathBuf, found: String },
-    #[error("{path} is damaged ({reason}): put back a copy, or move it away to begin with nothing")]
-    Damaged { path: PathBuf, reason: String },
-    #[error("{path}: the key that {} is encrypted with", FILE)]
-    Key {
-        path: PathBuf,
-        #[source]
-        error: io::Error,
-    },
-    #[error("{path}")]
-    Io {
-        path: PathBuf,
-        #[source]
-        error: io::Error,
-    },
-}
 
 /// The store of one machine.
 #[derive(Debug)]
 pub struct Embedded {
     snapshot: Arc<ArcSwap<Snapshot>>,
     changed: watch::Sender<u64>,
+    health: Arc<StoreHealth>,
     /// `None` once it is being closed.
     requests: Option<mpsc::Sender<Request>>,
     writer: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-struct Request {
-    base: Snapshot,
-    writes: Vec<Write>,
-    answer: oneshot::Sender<Result<Arc<Snapshot>, CommitError>>,
+impl OpenError {
+    /// With its causes.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(&format!(": {error}"));
+            source = error.source();
+        }
+        text
+    }
 }
 
 impl Embedded {
     /// Opens the store in `dir`, which is made if it is not there.
     pub fn open(dir: &Path) -> Result<Embedded, OpenError> {
         let path = dir.join(FILE);
-        make_dir(dir).map_err(|error| OpenError::Io {
+        disk::make_dir(dir).map_err(|error| OpenError::Io {
             path: dir.to_owned(),
             error,
         })?;
         let is_new = !path.exists();
-        let mut builder = Builder::new();
-        let database = builder
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create(&path);
-        let database = database.map_err(|error| open_error(&path, error))?;
-        Embedded::start(database, &path, dir, is_new)
+        let database = disk::open(&path, true)?;
+        let reopen = {
+            let path = path.clone();
+            move || disk::open(&path, false)
+        };
+        Embedded::start(database, Box::new(reopen), &path, dir, is_new)
     }
 
     /// Opens a store on other storage than a file, with its key in `dir`: for tests that fail each write in turn.
-    pub fn open_on(backend: impl StorageBackend, dir: &Path) -> Result<Embedded, OpenError> {
+    pub fn open_on(backend: impl StorageBackend + Clone, dir: &Path) -> Result<Embedded, OpenError> {
         let path = dir.join(FILE);
-        let mut builder = Builder::new();
-        let database = builder
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(backend);
-        let database = database.map_err(|error| open_error(&path, error))?;
+        let database = disk::open_on(backend.clone(), &path)?;
         let is_new = !dir.join(KEY_FILE).exists();
-        Embedded::start(database, &path, dir, is_new)
+        let reopen = {
+            let path = path.clone();
+            move || disk::open_on(backend.clone(), &path)
+        };
+        Embedded::start(database, Box::new(reopen), &path, dir, is_new)
     }
 
-    fn start(database: Database, path: &Path, dir: &Path, is_new: bool) -> Result<Embedded, OpenError> {
+    /// How it fares.
+    pub fn health(&self) -> Arc<StoreHealth> {
+        self.health.clone()
+    }
+
+    fn start(database: Database, reopen: Reopen, path: &Path, dir: &Path, is_new: bool) -> Result<Embedded, OpenError> {
         let damaged = |reason: String| OpenError::Damaged {
             path: path.to_owned(),
             reason,
         };
-        let has_objects = format_of(&database).map_err(|error| damaged(error.to_string()))?;
+        let failed = |error: io::Error| OpenError::Io {
+            path: path.to_owned(),
+            error,
+        };
+        let has_objects = disk::format_of(&database).map_err(|error| damaged(error.to_string()))?;
         if let Some(found) = has_objects.filter(|found| *found > FORMAT) {
             return Err(OpenError::Newer {
                 path: path.to_owned(),
@@ -116,31 +100,57 @@ impl Embedded {
         let seal =
             Seal::open(&key, is_new || has_objects.is_none()).map_err(|error| OpenError::Key { path: key, error })?;
         if has_objects.is_none() {
-            write_format(&database).map_err(|error| damaged(error.to_string()))?;
+            disk::write_format(&database).map_err(|error| damaged(error.to_string()))?;
         }
-        let snapshot = read_all(&database, &seal).map_err(damaged)?;
+        let mut snapshot = disk::read_all(&database, &seal).map_err(damaged)?;
+        let health = Arc::new(StoreHealth::default());
+        let acknowledged = compare(&mut snapshot, dir, &health);
+        health.set_revision(snapshot.revision());
         let (requests, received) = mpsc::channel(QUEUE);
         let changed = watch::Sender::new(snapshot.revision());
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let writer = Writer {
-            database,
+            database: Some(database),
+            reopen,
+            dir: dir.to_owned(),
             seal,
             snapshot: snapshot.clone(),
             changed: changed.clone(),
+            health: health.clone(),
+            acknowledged,
+            log: Log::default(),
         };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.map_err(failed)?;
         let thread = std::thread::Builder::new().name("store".to_owned());
-        let spawned = thread.spawn(move || writer.run(received));
-        let writer = spawned.map_err(|error| OpenError::Io {
-            path: path.to_owned(),
-            error,
-        })?;
+        let spawned = thread.spawn(move || runtime.block_on(writer.run(received)));
         Ok(Embedded {
             snapshot,
             changed,
+            health,
             requests: Some(requests),
-            writer: Some(writer),
+            writer: Some(spawned.map_err(failed)?),
         })
     }
+}
+
+/// Compares what was read with the last revision that was acknowledged, and says what is missing.
+fn compare(snapshot: &mut Snapshot, dir: &Path, health: &StoreHealth) -> Acknowledged {
+    let (mut acknowledged, last) = Acknowledged::open(dir);
+    health.set_lost(acknowledged::lost_before(dir));
+    let read = snapshot.revision();
+    if let Some(last) = last.filter(|last| *last > read) {
+        let lost = acknowledged::keep_lost(dir, read + 1, last);
+        if let Some(newest) = lost.last() {
+            tracing::error!("store: {newest}");
+        }
+        health.set_lost(lost);
+        // No revision stands for two things.
+        snapshot.restore_revision(last);
+    } else if last != Some(read) && read > 0 {
+        acknowledged.begin(read);
+    }
+    acknowledged
 }
 
 /// What was asked before is written, and the file is let go of.
@@ -176,144 +186,4 @@ impl Store for Embedded {
             answered.await.map_err(|_| CommitError::Closed)?
         })
     }
-}
-
-struct Writer {
-    database: Database,
-    seal: Seal,
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    changed: watch::Sender<u64>,
-}
-
-impl Writer {
-    fn run(self, mut requests: mpsc::Receiver<Request>) {
-        let mut together = Vec::new();
-        while requests.blocking_recv_many(&mut together, TOGETHER) > 0 {
-            self.write(&mut together);
-        }
-    }
-
-    /// Writes what waits in one transaction, and answers.
-    fn write(&self, together: &mut Vec<Request>) {
-        let mut now = Snapshot::clone(&self.snapshot.load());
-        let mut made = Vec::new();
-        let mut written = Vec::new();
-        for request in together.drain(..) {
-            match now.next(&request.base, request.writes) {
-                Ok((next, writes)) => {
-                    now = next;
-                    made.extend(writes.into_iter().map(|write| (now.revision(), write)));
-                    written.push((request.answer, Arc::new(now.clone())));
-                }
-                // Whoever asked may have gone away: an error says no more than that.
-                Err(error) => drop(request.answer.send(Err(error))),
-            }
-        }
-        if made.is_empty() {
-            return;
-        }
-        match self.write_made(&made, now.revision()) {
-            Ok(()) => {
-                self.snapshot.store(Arc::new(now));
-                self.changed.send_replace(self.snapshot.load().revision());
-                for (answer, snapshot) in written {
-                    drop(answer.send(Ok(snapshot)));
-                }
-            }
-            Err(reason) => {
-                tracing::error!(reason, "the store cannot be written");
-                for (answer, _) in written {
-                    let reason = reason.clone();
-                    drop(answer.send(Err(CommitError::Io { reason })));
-                }
-            }
-        }
-    }
-
-    fn write_made(&self, made: &[(u64, Write)], revision: u64) -> Result<(), String> {
-        let said = |error: redb::Error| error.to_string();
-        let transaction = self.database.begin_write().map_err(|error| said(error.into()))?;
-        {
-            let mut objects = transaction.open_table(OBJECTS).map_err(|error| said(error.into()))?;
-            for (revision, write) in made {
-                let key = write.key().to_string();
-                let done = match write {
-                    Write::Put(object) => {
-                        let bytes = record::write(object, *revision, &self.seal)?;
-                        objects.insert(key.as_str(), bytes.as_slice()).map(drop)
-                    }
-                    Write::Remove(_) => objects.remove(key.as_str()).map(drop),
-                };
-                done.map_err(|error| said(error.into()))?;
-            }
-            let mut about = transaction.open_table(ABOUT).map_err(|error| said(error.into()))?;
-            about
-                .insert(REVISION_KEY, revision)
-                .map_err(|error| said(error.into()))?;
-        }
-        transaction.commit().map_err(|error| said(error.into()))
-    }
-}
-
-/// `None` for a store that was never written.
-fn format_of(database: &Database) -> Result<Option<u64>, redb::Error> {
-    let transaction = database.begin_read()?;
-    let about = match transaction.open_table(ABOUT) {
-        Ok(about) => about,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(about.get(FORMAT_KEY)?.map(|format| format.value()))
-}
-
-fn write_format(database: &Database) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    transaction.open_table(ABOUT)?.insert(FORMAT_KEY, FORMAT)?;
-    transaction.open_table(OBJECTS)?;
-    transaction.commit()?;
-    Ok(())
-}
-
-fn read_all(database: &Database, seal: &Seal) -> Result<Snapshot, String> {
-    let said = |error: redb::Error| error.to_string();
-    let transaction = database.begin_read().map_err(|error| said(error.into()))?;
-    let mut snapshot = Snapshot::default();
-    let about = transaction.open_table(ABOUT).map_err(|error| said(error.into()))?;
-    if let Some(revision) = about.get(REVISION_KEY).map_err(|error| said(error.into()))? {
-        snapshot.restore_revision(revision.value());
-    }
-    let objects = transaction.open_table(OBJECTS).map_err(|error| said(error.into()))?;
-    for entry in objects.iter().map_err(|error| said(error.into()))? {
-        let (key, bytes) = entry.map_err(|error| said(error.into()))?;
-        let text = key.value();
-        let key = record::key_of(text).ok_or_else(|| format!("{text:?} is no object's key"))?;
-        let (object, revision) =
-            record::read(&key, bytes.value(), seal).map_err(|reason| format!("{key}: {reason}"))?;
-        snapshot.restore(object, revision).map_err(|error| error.to_string())?;
-    }
-    Ok(snapshot)
-}
-
-fn open_error(path: &Path, error: DatabaseError) -> OpenError {
-    let path = path.to_owned();
-    match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => OpenError::InUse { path },
-        DatabaseError::UpgradeRequired(version) => OpenError::Newer {
-            path,
-            found: format!("of the file's own, {version},"),
-        },
-        // A file that is none of ours is damaged, as far as a user is concerned.
-        DatabaseError::Storage(redb::StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
-            OpenError::Io { path, error }
-        }
-        error => OpenError::Damaged {
-            path,
-            reason: error.to_string(),
-        },
-    }
-}
-
-fn make_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

@@ -3,12 +3,18 @@
 //! The contract is made for one machine and for many: whoever writes says which snapshot it decided by, and is refused if
 //! somebody else has changed what it writes since. Not here: what the objects mean (`control`), and who may ask (`api`).
 
+mod acknowledged;
+mod disk;
 mod embedded;
+mod health;
 mod record;
 mod seal;
 mod snapshot;
+mod writer;
 
 use std::future::Future;
+use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,7 +22,9 @@ use tokio::sync::watch;
 
 use crate::model::swarm::{Key, Write};
 
-pub use embedded::{Embedded, OpenError};
+pub use acknowledged::Lost;
+pub use embedded::Embedded;
+pub use health::{Failing, StoreHealth};
 pub use snapshot::{Objects, Snapshot, Stored};
 
 /// What is answered later.
@@ -40,6 +48,32 @@ pub trait Store: Send + Sync {
     fn commit<'a>(&'a self, base: &'a Snapshot, writes: Vec<Write>) -> Later<'a, Result<Arc<Snapshot>, CommitError>>;
 }
 
+/// Why a store does not open. Whatever it is, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another process: expected one anynode for each data directory")]
+    InUse { path: PathBuf },
+    #[error(
+        "{path} has format {found}: this version of anynode knows formats up to {format}; run the version that wrote it",
+        format = record::FORMAT
+    )]
+    Newer { path: PathBuf, found: String },
+    #[error("{path} is damaged ({reason}): put back a copy, or move its whole directory away to begin with nothing")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path}: the key that {} is encrypted with", disk::FILE)]
+    Key {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error("{path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+}
+
 /// Why a commit wrote nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
@@ -47,8 +81,8 @@ pub enum CommitError {
     Conflict { key: Key },
     #[error("{} {name:?} exists already", key.kind.as_str())]
     NameTaken { key: Key, name: String },
-    /// What was there before is still there.
-    #[error("the store cannot be written: {reason}")]
+    /// What was there before is still there. The store goes on by itself once it can be written.
+    #[error("the store cannot be written: {reason}: nothing was changed; it goes on by itself once it can be written")]
     Io { reason: String },
     #[error("the store is closed")]
     Closed,

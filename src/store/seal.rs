@@ -17,7 +17,10 @@ impl Seal {
     /// Reads the key, or makes one where there is none and `may_make` says that nothing is sealed yet.
     pub(super) fn open(path: &Path, may_make: bool) -> io::Result<Seal> {
         let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                own(path)?;
+                bytes
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => make(path)?,
             Err(error) => return Err(error),
         };
@@ -59,6 +62,15 @@ impl Seal {
             .len();
         bytes.truncate(length);
         Some(bytes)
+    }
+}
+
+/// An earlier copy may have been put back with another mode.
+fn own(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::metadata(path)?.permissions().mode() & 0o777 {
+        0o600 => Ok(()),
+        _ => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)),
     }
 }
 

@@ -41,6 +41,7 @@ impl Admin {
             networks: None,
             takeover: None,
             faults: None,
+            store: None,
             swarm: None,
             verify: None,
         });

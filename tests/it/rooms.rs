@@ -24,7 +24,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "admin",
         &[
-            "sys", "places", "model", "routing", "takeover", "proxy", "dns", "tasknet", "health", "source", "link",
+            "sys", "places", "model", "store", "routing", "takeover", "proxy", "dns", "tasknet", "health", "source",
+            "link",
         ],
     ),
     ("whoami", &[]),

@@ -116,6 +116,11 @@ impl Storage {
         })))
     }
 
+    /// From now on it takes everything.
+    fn heal(&self) {
+        self.0.lock().unwrap().fails_at = None;
+    }
+
     fn n_operations(&self) -> u64 {
         self.0.lock().unwrap().n_operations
     }
@@ -235,7 +240,15 @@ async fn a_power_cut_at_any_write_or_sync_loses_nothing_that_was_answered() {
             Ok(store) => some_work(&store, STEPS).await,
             Err(_) => (Vec::new(), None),
         };
+        let noted = dir.path().join("store.acknowledged");
+        let at_the_cut = std::fs::read(&noted);
         for _ in 0..3 {
+            let put_back = match &at_the_cut {
+                Ok(bytes) => std::fs::write(&noted, bytes),
+                Err(_) if noted.exists() => std::fs::remove_file(&noted),
+                Err(_) => Ok(()),
+            };
+            put_back.unwrap();
             let image = storage.after_power_cut(&mut random);
             let again = Storage::of(image, None);
             let store = match Embedded::open_on(again, dir.path()) {
@@ -251,6 +264,7 @@ async fn a_power_cut_at_any_write_or_sync_loses_nothing_that_was_answered() {
                 Err(error) => panic!("operation {fails_at} of {n_all}: {error}"),
             };
             let last = answered.last().copied();
+            assert_eq!(store.health().lost(), [], "operation {fails_at}: a false alarm");
             assert!(
                 holds(&store, last) || asked.is_some_and(|asked| holds(&store, Some(asked))),
                 "operation {fails_at} of {n_all}: {answered:?} answered, {asked:?} asked, {:?} there",
@@ -263,6 +277,81 @@ async fn a_power_cut_at_any_write_or_sync_loses_nothing_that_was_answered() {
             put(&store, network("n", "after")).await.unwrap();
         }
     }
+}
+
+/// Waits until the store can be written again; the deadline is only there so that a test that fails ends.
+async fn is_written_again(store: &Embedded) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while let Some(failing) = store.health().failing() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "still not written: {}",
+            failing.reason
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// At whichever write or sync a device begins to fail: once it works again the store goes on, with all that it answered and
+/// nothing that it refused, in memory and in its file.
+#[tokio::test]
+async fn it_goes_on_by_itself_after_a_failure_at_any_write_or_sync() {
+    const STEPS: usize = 9;
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::of(Vec::new(), None);
+    let store = Embedded::open_on(storage.clone(), dir.path()).unwrap();
+    let n_open = storage.n_operations();
+    some_work(&store, STEPS).await;
+    let n_all = storage.n_operations();
+    drop(store);
+    let mut all = tokio::task::JoinSet::new();
+    for fails_at in n_open..n_all {
+        all.spawn(async move {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = Storage::of(Vec::new(), Some(fails_at));
+            let store = Embedded::open_on(storage.clone(), dir.path()).unwrap();
+            let (answered, asked) = some_work(&store, STEPS).await;
+            assert!(
+                asked.is_some(),
+                "operation {fails_at} of {n_all} fails and nobody is told"
+            );
+            let failing = store.health().failing().expect("it says that it cannot be written");
+            assert!(failing.reason.contains("os error 5"), "{}", failing.reason);
+            let refused = put(&store, network("n", "meanwhile")).await.unwrap_err().to_string();
+            assert!(refused.contains("os error 5"), "{refused}");
+            assert!(
+                holds(&store, answered.last().copied()),
+                "what is there can be read meanwhile"
+            );
+            let woken = store.changed();
+            storage.heal();
+            is_written_again(&store).await;
+            assert!(woken.has_changed().unwrap(), "whoever has something to write is told");
+            assert!(holds(&store, answered.last().copied()), "operation {fails_at}");
+            put(&store, network("m", "after")).await.unwrap();
+            let now = store.snapshot();
+            assert!(
+                store
+                    .health()
+                    .write_failures_total
+                    .load(std::sync::atomic::Ordering::Relaxed)
+                    >= 2
+            );
+            drop(store);
+            let image = storage.0.lock().unwrap().now.clone();
+            let again = Embedded::open_on(Storage::of(image, None), dir.path()).unwrap();
+            let reopened = again.snapshot();
+            assert!(
+                holds(&again, answered.last().copied()),
+                "operation {fails_at}: {answered:?} answered, {asked:?} refused, {:?} there",
+                reopened.secrets().map(|secret| secret.id.clone()).collect::<Vec<Id>>()
+            );
+            assert_eq!(reopened.keys(), now.keys(), "operation {fails_at}");
+            assert_eq!(reopened.revision(), now.revision());
+            assert_eq!(again.health().lost(), []);
+        });
+    }
+    all.join_all().await;
 }
 
 #[tokio::test]
@@ -442,10 +531,106 @@ async fn a_full_disk_is_an_error_and_nothing_is_lost() {
     };
     assert!(matches!(&refused, CommitError::Io { .. }), "{refused}");
     assert_eq!(store.snapshot().secrets().count(), n_kept);
+    let failing = store.health().failing().expect("it says that it cannot be written");
+    assert!(failing.reason.contains("No space left"), "{}", failing.reason);
     std::fs::remove_file(&filler).unwrap();
+    is_written_again(&store).await;
+    put(&store, network("m", "second")).await.unwrap();
     drop(store);
     let store = Embedded::open(&dir).unwrap();
     assert_eq!(store.snapshot().secrets().count(), n_kept);
-    assert!(store.snapshot().network("n").is_some());
-    put(&store, network("m", "second")).await.unwrap();
+    let has = |id: &str| store.snapshot().network(id).is_some();
+    assert!(has("n") && has("m"));
+    assert_eq!(store.health().lost(), []);
+}
+
+/// A file system that is made read-only for a while, as the kernel does after an error of a device.
+#[tokio::test]
+async fn a_disk_that_is_read_only_for_a_while() {
+    let Some(disk) = crate::harness::small_disk(8 << 20) else {
+        eprintln!("skipped: a small file system cannot be mounted here");
+        return;
+    };
+    let remount = |how: &str| {
+        let mount = std::process::Command::new("mount")
+            .args(["-o", how])
+            .arg(disk.path())
+            .status();
+        assert!(mount.unwrap().success(), "{how}");
+    };
+    let dir = disk.path().join("store");
+    let store = Embedded::open(&dir).unwrap();
+    put(&store, network("n", "first")).await.unwrap();
+    drop(store);
+    // The kernel refuses while somebody has a file open for writing.
+    remount("remount,ro");
+    let error = Embedded::open(&dir).unwrap_err();
+    assert!(matches!(&error, OpenError::Io { .. }), "{error}");
+    remount("remount,rw");
+    put(&Embedded::open(&dir).unwrap(), network("m", "second"))
+        .await
+        .unwrap();
+}
+
+/// With a kill that leaves what is written and no more, one bit of the last commit that turns over takes back what was
+/// acknowledged: each time either nothing is lost, or it is said.
+#[tokio::test]
+async fn what_a_damaged_commit_loses_is_said() {
+    let seed = Seed::new();
+    let mut random = seed.rng();
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::of(Vec::new(), None);
+    let store = Embedded::open_on(storage.clone(), dir.path()).unwrap();
+    for i in 0..5 {
+        put(&store, secret(&format!("s{i}"), &[i; 300])).await.unwrap();
+    }
+    let before = storage.0.lock().unwrap().now.clone();
+    put(&store, secret("last", b"acknowledged")).await.unwrap();
+    let revision = store.snapshot().revision();
+    // As a kill -9 leaves it.
+    let after = storage.0.lock().unwrap().now.clone();
+    let noted = dir.path().join("store.acknowledged");
+    let at_the_kill = std::fs::read(&noted).unwrap();
+    drop(store);
+    let changed: Vec<usize> = (0..after.len())
+        .filter(|at| before.get(*at) != Some(&after[*at]))
+        .collect();
+    assert!(
+        changed.len() > 100,
+        "{} bytes are too few to be a commit",
+        changed.len()
+    );
+    let (mut n_lost, mut n_refused) = (0, 0);
+    for round in 0..40 {
+        let mut image = after.clone();
+        let at = changed[random.usize(..changed.len())];
+        image[at] ^= 1 << random.u32(..8);
+        std::fs::write(&noted, &at_the_kill).unwrap();
+        let _ = std::fs::remove_file(dir.path().join("store.lost"));
+        let Ok(store) = Embedded::open_on(Storage::of(image, None), dir.path()) else {
+            n_refused += 1;
+            continue;
+        };
+        let is_there = store
+            .snapshot()
+            .secret("last")
+            .is_some_and(|last| *last.data == *b"acknowledged");
+        let lost = store.health().lost();
+        assert_eq!(is_there, lost.is_empty(), "round {round}, byte {at}: {lost:?}");
+        if let Some(lost) = lost.first() {
+            n_lost += 1;
+            assert_eq!((lost.first, lost.last), (revision, revision));
+            assert!(dir.path().join("store.lost").exists(), "said again at the next start");
+            assert_eq!(store.snapshot().secrets().count(), 5, "the rest is there");
+        }
+        let next = put(&store, network("n", "after")).await.unwrap();
+        assert_eq!(next.revision(), revision + 1, "no revision stands for two things");
+    }
+    eprintln!(
+        "of 40 bits {n_lost} took back the last commit and {n_refused} the whole store, which was said each time"
+    );
+    assert!(
+        n_lost + n_refused > 0,
+        "no bit did any harm: the test turns over the wrong ones"
+    );
 }

@@ -289,33 +289,44 @@ impl Seed {
 }
 
 /// A file system of its own, unmounted when dropped.
-pub struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk {
+    path: std::path::PathBuf,
+    /// `None`: the place is somebody else's.
+    _dir: Option<tempfile::TempDir>,
+}
 
 impl SmallDisk {
     pub fn path(&self) -> &std::path::Path {
-        self.0.path()
+        &self.path
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
 
 /// A file system of so many bytes; `None` where none may be mounted.
 pub fn small_disk(bytes: u64) -> Option<SmallDisk> {
     let dir = tempfile::tempdir().unwrap();
+    let mut disk = small_disk_at(dir.path(), bytes)?;
+    disk._dir = Some(dir);
+    Some(disk)
+}
+
+/// The same at `path`, which must be there.
+pub fn small_disk_at(path: &std::path::Path, bytes: u64) -> Option<SmallDisk> {
     let mut mount = std::process::Command::new("mount");
     mount
         .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
-        .arg(dir.path());
+        .arg(path);
     let is_mounted = mount
         .stderr(std::process::Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    is_mounted.then_some(SmallDisk(dir))
+    is_mounted.then(|| SmallDisk {
+        path: path.to_owned(),
+        _dir: None,
+    })
 }
