@@ -115,6 +115,7 @@ impl From<Up> for Flags {
 }
 
 fn main() -> ExitCode {
+    anynode::sys::process::pass_nothing_on_at_exec();
     anynode::sys::limits::use_small_pages();
     let code = match Cli::parse().command {
         Command::Up(up) => app::up(up.into()),

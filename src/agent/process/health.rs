@@ -6,7 +6,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
-use super::job::{Dir, Job, Process};
+use super::found::Process;
+use super::job::{Dir, Job};
 use crate::agent::Assignment;
 use crate::agent::runtime::HealthState;
 use crate::model::swarm::Time;
@@ -71,7 +72,7 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
         .await;
         let Ok(job) = dir.read_job() else { continue };
         let beside = match &job.network {
-            Some(_) => match dir.keeper() {
+            Some(_) => match dir.running().and_then(|running| running.keeper) {
                 Some(keeper) => Some(keeper),
                 // It has not begun.
                 None => continue,

@@ -5,17 +5,18 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::found::{self, Process, Running};
 use crate::sys::cgroup::Group;
 use crate::sys::private::enter;
-use crate::sys::process::{become_user, gain_nothing, signal_if};
+use crate::sys::process::{become_user, gain_nothing, pass_nothing_on, signal_if};
 
 /// What a keeper is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +93,7 @@ impl Job {
         if self.gains_nothing {
             gain_nothing(&mut command);
         }
+        pass_nothing_on(&mut command);
         Ok(Some(command))
     }
 
@@ -100,51 +102,6 @@ impl Job {
             dirs: self.group.clone(),
         }
     }
-}
-
-/// A process, told from others that have its number later by when it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Process {
-    pub(super) pid: i32,
-    /// In clock ticks since boot.
-    started: u64,
-}
-
-impl Process {
-    /// `None` if there is none of that number.
-    pub(super) fn of(pid: i32) -> Option<Process> {
-        Some(Process {
-            pid,
-            started: started(pid)?,
-        })
-    }
-
-    pub(super) fn is_alive(&self) -> bool {
-        started(self.pid) == Some(self.started)
-    }
-
-    /// To this process, and to none that has its number after it.
-    pub(super) fn signal(&self, signal: Signal) {
-        signal_if(self.pid, signal, || self.is_alive());
-    }
-}
-
-/// What runs of a task.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Running {
-    #[serde(flatten)]
-    pub(super) program: Process,
-    /// `None`: of an earlier version, which gave tasks no network of their own.
-    #[serde(default)]
-    pub(super) keeper: Option<Process>,
-}
-
-fn started(pid: i32) -> Option<u64> {
-    // A number that is not one of a process is nobody's: 1 and below are never a task's.
-    let stat = fs::read(format!("/proc/{}/stat", Some(pid).filter(|pid| *pid > 1)?)).ok()?;
-    // The program's name may hold anything; it ends with the last parenthesis.
-    let stat = String::from_utf8_lossy(&stat);
-    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The directory of one task.
@@ -194,6 +151,10 @@ impl Dir {
         let mut builder = fs::DirBuilder::new();
         // Tasks that run as other users must come through.
         builder.recursive(true).mode(0o711).create(&self.path)?;
+        for dir in self.path.parent().into_iter().chain([&*self.path]) {
+            // An umask may have taken that away.
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+        }
         builder.mode(0o700).create(self.root())?;
         if let Some(user) = user {
             chown(self.root(), Some(user.uid), Some(user.gid))?;
@@ -218,18 +179,35 @@ impl Dir {
         self.write("pid", &serde_json::to_vec(&running).map_err(io::Error::other)?)
     }
 
-    fn running(&self) -> Option<Running> {
+    fn written_running(&self) -> Option<Running> {
         serde_json::from_slice(&fs::read(self.path.join("pid")).ok()?).ok()
     }
 
-    /// The task's program; `None` before it started.
-    pub(super) fn pid(&self) -> Option<Process> {
-        Some(self.running()?.program)
+    /// What runs of it: as its keeper wrote it if that can be so, or as it is found, which is written then. `None`: nothing,
+    /// or it has just begun.
+    pub(super) fn running(&self) -> Option<Running> {
+        let written = self.written_running();
+        if let Some(written) = written.filter(|written| found::fits(written, &self.path)) {
+            return Some(written);
+        }
+        if !self.has_keeper() {
+            return None;
+        }
+        let found = found::running(&self.path)?;
+        tracing::error!(
+            task = self.task(),
+            pid = found.program.pid,
+            "its file \"pid\" is damaged or gone: it was found by its keeper, and the file is written anew"
+        );
+        if let Err(error) = self.write_running(found) {
+            tracing::warn!(task = self.task(), %error, "its file \"pid\" is not written");
+        }
+        Some(found)
     }
 
-    /// What started the program; `None` before it did.
-    pub(super) fn keeper(&self) -> Option<Process> {
-        self.running()?.keeper
+    /// Whether its program ever ran.
+    pub(super) fn has_started(&self) -> bool {
+        self.path.join("pid").exists()
     }
 
     pub(super) fn write_exit_code(&self, code: i64) -> io::Result<()> {
@@ -288,26 +266,25 @@ impl Dir {
 
     /// A keeper that has just been started says soon what it keeps, or ends.
     pub(super) async fn settled(&self) {
-        while self.path.exists() && self.pid().is_none() && self.exit_code().is_none() && self.has_keeper() {
+        let began = Instant::now();
+        while !self.has_started() && self.exit_code().is_none() && self.has_keeper() && began.elapsed() < SETTLES_WITHIN
+        {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// Ends what a keeper that was killed could not end: all that has the task's directory in its environment.
+    /// Ends what a keeper that was killed, or is not known, could not end: the keeper, and all that has the task's directory
+    /// in its environment.
     pub(super) async fn end_leftovers(&self) {
         let mark = format!("{TASK_DIR}={}", self.root().display());
         let is_of_task = |pid: i32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+            environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()) || found::is_keeper(pid, &self.path)
         };
         // What is killed may have started others meanwhile.
         for _ in 0..LEFTOVERS_ROUNDS {
             let own = i32::try_from(std::process::id()).ok();
-            let Ok(entries) = fs::read_dir("/proc") else { return };
-            let pids = entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            let others = pids.filter(|pid| Some(*pid) != own);
+            let others = found::all().filter(|pid| Some(*pid) != own);
             let killed = others.filter(|pid| signal_if(*pid, Signal::KILL, || is_of_task(*pid)));
             if killed.count() == 0 {
                 return;
@@ -373,6 +350,8 @@ const SIGNALS: &[(&str, Signal)] = &[
 
 /// Where a task finds what its own `/` would be.
 pub(super) const TASK_DIR: &str = "ANYNODE_TASK_DIR";
+/// A keeper says what it keeps once its task's network is ready.
+const SETTLES_WITHIN: Duration = Duration::from_secs(25);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LEFTOVERS_ROUNDS: u32 = 100;
 
@@ -395,21 +374,6 @@ mod tests {
         ] {
             assert_eq!(signal(name), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn a_process_is_told_from_another_of_its_number() {
-        let own = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(own.is_alive());
-        let earlier = Process {
-            started: own.started - 1,
-            ..own
-        };
-        assert!(!earlier.is_alive());
-        // Would end the test.
-        earlier.signal(Signal::KILL);
-        assert_eq!(Process::of(1), None);
-        assert_eq!(Process::of(-1), None);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Signal, WaitOptions};
 
-use super::job::{Dir, Job, OwnNetwork, Process, Running};
+use super::found::{Process, Running};
+use super::job::{Dir, Job, OwnNetwork};
 use crate::model::swarm::Time;
 use crate::sys::cgroup::Group;
 use crate::sys::private::{leave_network, show_instead};

@@ -3,6 +3,7 @@
 
 mod address;
 mod files;
+mod found;
 mod health;
 mod job;
 pub mod keeper;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 
 use self::address::{AddressGiver, Given};
+use self::found::Running;
 use self::job::{Dir, Job, OwnNetwork, TASK_DIR};
 use self::port::PortGiver;
 use self::removal::Remover;
@@ -36,7 +38,7 @@ use crate::model::swarm::{Container, Exit, Id, TaskSpec};
 use crate::model::{Reach, TaskPlace};
 use crate::sys::cgroup::{self, Group};
 use crate::sys::private;
-use crate::sys::process::lead_session;
+use crate::sys::process::{lead_session, pass_nothing_on};
 
 /// What tasks are made of.
 #[derive(Debug, Clone)]
@@ -263,6 +265,7 @@ impl Processes {
             .stdout(OwnedFd::from(its))
             .stderr(std::process::Stdio::null());
         lead_session(&mut command);
+        pass_nothing_on(&mut command);
         let mut keeper = tokio::process::Command::from(command).spawn()?;
         let pid = keeper.id().unwrap_or(0);
         let heard = self.hear(task, ours, pid, &job).await;
@@ -296,10 +299,24 @@ impl Processes {
         Ok(line)
     }
 
-    fn signal(&self, task: &Id, signal: Signal) {
-        if let Some(process) = self.dir(task).pid() {
-            process.signal(signal);
+    /// By force, until nothing is left that keeps it.
+    async fn end_all(&self, task: &Id) {
+        let dir = self.dir(task);
+        while dir.has_keeper() {
+            self.kill(task).await;
+            if tokio::time::timeout(KEEPER_PATIENCE, self.ended(task)).await.is_err() {
+                tracing::error!(%task, "it does not end by force");
+            }
         }
+    }
+
+    /// Returns whether there is a program that it can go to.
+    fn signal(&self, task: &Id, signal: Signal) -> bool {
+        let running = self.dir(task).running();
+        if let Some(running) = &running {
+            running.program.signal(signal);
+        }
+        running.is_some()
     }
 }
 
@@ -477,12 +494,28 @@ impl Runtime for Processes {
     fn find<'a>(&'a self, task: &'a Id) -> Later<'a, Found> {
         Box::pin(async move {
             let dir = self.dir(task);
-            let Ok(job) = dir.read_job() else { return Found::Nothing };
             dir.settled().await;
-            match dir.pid() {
-                None => Found::Prepared,
-                Some(program) if dir.has_keeper() && dir.exit_code().is_none() => {
-                    let keeper = dir.keeper().unwrap_or(program);
+            let is_running = || dir.has_keeper() && dir.exit_code().is_none();
+            let job = match dir.read_job() {
+                Ok(job) => job,
+                Err(error) => {
+                    if is_running() {
+                        tracing::error!(%task, %error, "its file \"job\" is damaged or gone: what runs of it is ended");
+                        self.end_all(task).await;
+                    }
+                    return Found::Nothing;
+                }
+            };
+            let running = if is_running() { dir.running() } else { None };
+            match running {
+                None if is_running() => {
+                    tracing::error!(%task, "it has a keeper and no program can be found: what runs of it is ended");
+                    self.end_all(task).await;
+                    Found::Nothing
+                }
+                None if !dir.has_started() => Found::Prepared,
+                Some(Running { program, keeper }) => {
+                    let keeper = keeper.unwrap_or(program);
                     let keeper = u32::try_from(keeper.pid).unwrap_or(0);
                     if let Some(network) = &job.network
                         && let Err(Failure(reason)) = self.networks.open(task, place(network, keeper)).await
@@ -491,7 +524,7 @@ impl Runtime for Processes {
                     }
                     Found::Running(started(&dir, i64::from(program.pid), keeper, &job))
                 }
-                Some(_) => {
+                None => {
                     let exit = self.ended(task).await;
                     let ended = Container {
                         id: task.to_string(),
@@ -548,25 +581,26 @@ impl Runtime for Processes {
                     Signal::TERM
                 }),
             };
-            self.signal(&task.id, signal);
+            if !self.signal(&task.id, signal) {
+                tracing::debug!(task = %task.id, "it has ended before it was asked to");
+            }
         })
     }
 
     fn kill<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
-        Box::pin(async move { self.signal(task, Signal::KILL) })
+        Box::pin(async move {
+            if !self.signal(task, Signal::KILL) && self.dir(task).has_keeper() {
+                self.dir(task).end_leftovers().await;
+            }
+        })
     }
 
     fn remove<'a>(&'a self, task: &'a Id) -> Later<'a, ()> {
         Box::pin(async move {
             let dir = self.dir(task);
             dir.settled().await;
-            while dir.has_keeper() {
-                self.signal(task, Signal::KILL);
-                if tokio::time::timeout(KEEPER_PATIENCE, self.ended(task)).await.is_err() {
-                    tracing::error!(%task, "it does not end by force");
-                }
-            }
-            if dir.pid().is_some() && dir.exit_code().is_none() {
+            self.end_all(task).await;
+            if dir.has_started() && dir.exit_code().is_none() {
                 dir.end_leftovers().await;
             }
             self.end_group(task).await;

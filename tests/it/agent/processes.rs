@@ -319,6 +319,109 @@ async fn what_nobody_knows_is_taken_away() {
     assert_eq!(place.processes(), [0u32; 0]);
 }
 
+/// Whatever becomes of the files that say what runs of a task, no process of it runs on unknown: it is found again, or ended.
+#[tokio::test]
+async fn damaged_files_of_a_task_leave_nothing_running_untracked() {
+    let place = Place::new();
+    let mut world = place.world();
+    let bystander = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let _bystander = KilledAtLast(bystander);
+    fn other(pid: u32) -> Value {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let after_name = stat.rsplit(')').next().unwrap();
+        let started: u64 = after_name.split_whitespace().nth(19).unwrap().parse().unwrap();
+        json!({ "pid": pid, "started": started })
+    }
+    let victim = _bystander.0.id();
+    // What becomes of a file: `None` is a file that is gone.
+    type Damage = Box<dyn Fn(&[u8]) -> Option<Vec<u8>>>;
+    let damages: Vec<(&str, Damage)> = vec![
+        ("truncated", Box::new(|whole| Some(whole[..whole.len() / 2].to_vec()))),
+        ("empty", Box::new(|_| Some(Vec::new()))),
+        ("garbage", Box::new(|_| Some(vec![0xff; 100]))),
+        ("gone", Box::new(|_| None)),
+        (
+            "another's",
+            Box::new(move |_| {
+                let mut text = other(victim);
+                text["keeper"] = other(std::process::id());
+                Some(text.to_string().into_bytes())
+            }),
+        ),
+        (
+            "another's, of an earlier version",
+            Box::new(move |_| Some(other(victim).to_string().into_bytes())),
+        ),
+    ];
+    for (name, damage) in &damages {
+        for file in ["pid", "job", "lock", "alive"] {
+            if *name == "gone" && file == "pid" && std::env::var_os("ANYNODE_SOAK_SECONDS").is_none() {
+                // A keeper that has just begun looks the same: this takes half a minute.
+                continue;
+            }
+            if name.starts_with("another's") && file != "pid" || file == "lock" && *name != "gone" {
+                continue;
+            }
+            let id = world.task(sh(WAITS), json!({}));
+            world.wait(&id, TaskState::Running).await;
+            world.wait_said(&id, "ready").await;
+            let (program, keeper) = (world.pid(&id), place.keeper(&id));
+            let path = place.of_task(&id).join(file);
+            let is_pipe = file == "alive";
+            let whole = if is_pipe {
+                vec![0; 10]
+            } else {
+                std::fs::read(&path).unwrap()
+            };
+            std::fs::remove_file(&path).unwrap();
+            if let Some(damaged) = damage(&whole) {
+                std::fs::write(&path, damaged).unwrap();
+            }
+            world.restart(place.runtime()).await;
+            // By what is left of the others it is found; without them there is no telling what it is.
+            let is_ended = file != "pid";
+            until(&format!("{file} {name}: it to be found or ended"), || {
+                let latest = world.latest(&id).unwrap();
+                latest.state.is_terminal() || !is_ended && world.addr(&id).is_some()
+            })
+            .await;
+            match is_ended {
+                true => {
+                    until(&format!("{file} {name}: nothing of it to be left"), || {
+                        !is_alive(program) && !is_alive(keeper)
+                    })
+                    .await;
+                }
+                false => {
+                    assert!(is_alive(program) && is_alive(keeper), "{file} {name}");
+                    // It is known by the right number again.
+                    world.wish(&id, TaskState::Shutdown);
+                    world.wait(&id, TaskState::Shutdown).await;
+                    assert!(!is_alive(program), "{file} {name}");
+                }
+            }
+            println!("{file} {name}: {}", if is_ended { "ended" } else { "found again" });
+            world.forget(&id);
+            until("its directory to be gone", || !place.of_task(&id).exists()).await;
+            assert_eq!(place.processes(), [0u32; 0], "{file} {name}");
+            assert!(
+                is_alive(victim),
+                "{file} {name}: a process that has nothing to do with it was ended"
+            );
+        }
+    }
+}
+
+/// A process that a test started.
+struct KilledAtLast(std::process::Child);
+
+impl Drop for KilledAtLast {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// `ANYNODE_KILLS`: so often the agent is ended at a random moment.
 #[tokio::test]
 async fn an_agent_that_ends_at_any_moment_loses_no_task_and_makes_none_twice() {

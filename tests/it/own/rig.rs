@@ -240,6 +240,23 @@ impl Own {
         self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
     }
 
+    /// By somebody who leaves it descriptors 8 and 9 open without meaning to.
+    pub fn start_with_descriptors_left_open(&mut self) {
+        assert!(self.anynode.is_none());
+        let plain = self.command(None);
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "exec 8>>\"$0\" 9<\"$0\"; exec \"$@\""])
+            .arg(self.dir.path().join("left-open"))
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        self.anynode = Some(command.spawn().unwrap());
+        self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
+    }
+
     fn config(&self) -> PathBuf {
         let path = self.dir.path().join("anynode.toml");
         let task = task_program();
@@ -403,8 +420,13 @@ impl Own {
             .then(|| String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
+    /// All that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
     pub fn log_tail(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

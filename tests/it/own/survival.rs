@@ -468,6 +468,169 @@ fn a_restart_of_anynode_touches_no_task() {
     assert_eq!(history.lines().count(), 3, "{history}");
 }
 
+/// What whoever starts anynode leaves open reaches no task, no keeper and no health check.
+#[test]
+fn descriptors_that_anynode_inherits_reach_no_task() {
+    let Some(mut own) = rig::up("fds", Tasks::Processes) else {
+        return;
+    };
+    own.start_with_descriptors_left_open();
+    let left_open = |pid: u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.ends_with("left-open")).count()
+    };
+    assert_eq!(left_open(own.pid()), 2, "the test leaves them to anynode itself");
+    own.docker(&["swarm", "init"]);
+    own.docker(&[
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+        "web",
+        "--health-cmd",
+        "ls /proc/self/fd > $ANYNODE_TASK_DIR/checked",
+        "--health-interval",
+        "200ms",
+        "--entrypoint",
+        "/bin/sh",
+        "nginx:latest",
+        "-c",
+        "ls /proc/self/fd > $ANYNODE_TASK_DIR/begun; exec sleep 600",
+    ]);
+    own.wait_for("its check", LONG, || n_running(&own, "web") == 1);
+    let tasks = std::fs::read_dir(own.data_dir().join("tasks")).unwrap().flatten();
+    let task = tasks.map(|entry| entry.path()).next().unwrap();
+    for file in ["begun", "checked"] {
+        let open = std::fs::read_to_string(task.join("root").join(file)).unwrap();
+        // The last is the directory that `ls` reads.
+        assert_eq!(
+            open.split_whitespace().collect::<Vec<_>>(),
+            ["0", "1", "2", "3"],
+            "{file}"
+        );
+    }
+    let of_task = crate::agent::rig::processes_with(&task);
+    assert!(of_task.len() >= 2, "a keeper and a program: {of_task:?}");
+    for pid in of_task {
+        assert_eq!(left_open(pid), 0, "process {pid}");
+    }
+}
+
+/// A full disk below everything that is kept: what is declared goes on and is shown, changes are refused in words, and once
+/// there is room all goes on by itself.
+#[test]
+fn a_disk_that_is_full_for_a_while_is_said_and_survived() {
+    let Some(mut own) = rig::up("full", Tasks::Processes) else {
+        return;
+    };
+    std::fs::create_dir(own.data_dir()).unwrap();
+    let Some(disk) = crate::harness::small_disk_at(&own.data_dir(), 16 << 20) else {
+        println!("skipped: a small file system cannot be mounted here");
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    let args = ["--replicas", "2", "--publish", "8080:80", "--restart-delay", "1s"];
+    create(&own, "web", &args);
+    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    own.docker(&["network", "create", "-d", "overlay", "before"]);
+    let readyz = || own.curl("http://localhost:9377/readyz").unwrap();
+    let metric = |name: &str| {
+        let all = own.curl("http://localhost:9377/metrics").unwrap();
+        let line = all
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("no {name}\n{all}"))
+    };
+    assert!(!readyz().contains("store"), "{}", readyz());
+    assert_eq!(metric("anynode_store_writable"), "1");
+
+    let filler = disk.path().join("filler");
+    drop(std::fs::write(&filler, vec![1; 32 << 20]));
+    let mut n_kept = 0;
+    let refused = loop {
+        let network = format!("kept-{n_kept}");
+        let out = own.docker_out(&["network", "create", "-d", "overlay", &network]);
+        if !out.status.success() {
+            break String::from_utf8_lossy(&out.stderr).into_owned();
+        }
+        n_kept += 1;
+        assert!(n_kept < 200, "the disk is never full");
+    };
+    assert!(
+        refused.contains("the store cannot be written") && refused.contains("No space left on device"),
+        "{refused}"
+    );
+    let killed = own.living_tasks()[0];
+    drop(
+        std::process::Command::new("kill")
+            .args(["-9", &killed.to_string()])
+            .status(),
+    );
+    own.wait_for("its end", LONG, || !own.living_tasks().contains(&killed));
+    // It goes on with what it has, and says what is wrong.
+    for _ in 0..10 {
+        assert!(own.curl("http://localhost:8080").is_some(), "traffic goes on");
+    }
+    let ready = readyz();
+    assert!(
+        ready.starts_with("serving\n") && ready.contains("store: cannot be written") && ready.contains("No space left"),
+        "{ready}"
+    );
+    let status = own.anynode(&["status"]);
+    assert!(
+        status.contains("! store: cannot be written") && status.contains("No space left"),
+        "{status}"
+    );
+    assert_eq!(metric("anynode_store_writable"), "0");
+    assert_ne!(metric("anynode_store_write_failures_total"), "0");
+    assert!(
+        own.docker(&["service", "ls"]).contains("web"),
+        "what is declared is shown"
+    );
+    // Some seconds of it are neither work nor many words.
+    let said = || own.log().lines().filter(|line| line.contains("No space left")).count();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(said() <= 3, "{} lines\n{}", said(), own.log_tail());
+
+    std::fs::remove_file(&filler).unwrap();
+    let freed = Instant::now();
+    own.wait_for("it to be written again", LONG, || {
+        own.docker_out(&["network", "create", "-d", "overlay", "after"])
+            .status
+            .success()
+    });
+    println!("written again {:?} after there was room", freed.elapsed());
+    own.wait_for("a replacement", LONG, || own.living_tasks().len() == 2);
+    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    assert!(!readyz().contains("store"), "{}", readyz());
+    assert_eq!(metric("anynode_store_writable"), "1");
+    assert!(own.log().contains("the store is written again"));
+    let networks = |own: &Own| {
+        let all = own.docker(&["network", "ls", "--format", "{{.Name}}"]);
+        let mut all: Vec<String> = all.lines().map(str::to_owned).collect();
+        all.sort();
+        all
+    };
+    let has = |all: &[String], name: &str| all.iter().any(|one| one == name);
+    for restart in [false, true] {
+        if restart {
+            own.kill();
+            own.start();
+        }
+        let all = networks(&own);
+        for kept in (0..n_kept)
+            .map(|n| format!("kept-{n}"))
+            .chain(["before".to_owned(), "after".to_owned()])
+        {
+            assert!(has(&all, &kept), "{kept} was answered: {all:?}");
+        }
+        assert!(!has(&all, &format!("kept-{n_kept}")), "it was refused: {all:?}");
+    }
+}
+
 /// README's way without root and without an engine.
 #[test]
 fn an_ordinary_user_has_a_swarm_too() {
