@@ -199,7 +199,10 @@ impl Runtime for Words {
         let mut ended = self.of(task).subscribe();
         Box::pin(async move {
             drop(ended.wait_for(|is| *is).await);
-            Exit { code: 0 }
+            Exit {
+                code: 0,
+                is_out_of_memory: false,
+            }
         })
     }
 
