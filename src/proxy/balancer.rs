@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::patience::Patience;
+use super::rounds::Round;
 use crate::model::Balance;
 use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service};
 
@@ -13,12 +14,19 @@ use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service};
 #[derive(Debug)]
 pub(super) struct Lease {
     endpoint: Arc<Endpoint>,
+    /// Of a connection to a port of our own.
+    round: Option<Box<Round>>,
 }
 
 impl Lease {
     /// Of an endpoint that was told to `begin` already.
     pub(super) fn of(endpoint: Arc<Endpoint>) -> Lease {
-        Lease { endpoint }
+        Lease { endpoint, round: None }
+    }
+
+    /// Keeps what is known of the connection for as long.
+    pub(super) fn keep(&mut self, round: Option<Box<Round>>) {
+        self.round = round;
     }
 
     pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
@@ -67,9 +75,7 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
             is_full = true;
             return None;
         }
-        Some(Lease {
-            endpoint: endpoint.clone(),
-        })
+        Some(Lease::of(endpoint.clone()))
     };
     if service.spec().balance == Balance::LeastRequest
         && let Some(lease) = less_loaded_of_two(service, &picks).and_then(&mut lease)

@@ -15,6 +15,7 @@ mod park;
 mod patience;
 mod ports;
 mod relay;
+mod rounds;
 mod tcp;
 mod upstream;
 mod vips;

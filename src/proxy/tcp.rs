@@ -11,6 +11,7 @@ use super::core::Connection;
 use super::park;
 use super::patience::Patience;
 use super::relay::{self, Relay};
+use super::rounds;
 use super::upstream::{self, Behalf, Upstream};
 use super::wire::{Leg, Wire};
 use crate::routing::{CloseReason, TableHandle};
@@ -96,12 +97,13 @@ async fn connect(
     table: &TableHandle,
     behalf: Behalf<'_>,
 ) -> Result<Upstream, CloseReason> {
+    let n_rounds = rounds::of_client(client)?;
     // Whatever it has sent may be all that it has to say.
     let mut patience = Patience::new(client, &|| true);
     connection.admit(&mut patience).await?;
     let connection = &*connection;
     let mut tried = Vec::new();
-    tokio::select! {
+    let mut upstream = tokio::select! {
         biased;
         result = upstream::connect(
             table, connection.service(), target, behalf, &mut tried, &mut patience, |_| None,
@@ -109,5 +111,12 @@ async fn connect(
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
+    }?;
+    let endpoint = upstream.lease.endpoint();
+    if endpoint.spec().netns.is_none() {
+        let port = endpoint.dial_addr(target).port();
+        let round = rounds::remember(table, &upstream.stream, port, n_rounds);
+        upstream.lease.keep(round);
     }
+    Ok(upstream)
 }

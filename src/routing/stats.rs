@@ -34,6 +34,8 @@ pub enum CloseReason {
     IdleTimeout,
     /// A cap was reached and the queue was full, or the wait too long.
     Limit,
+    /// It came round: its endpoint is a published port of this program's own, and so is the one behind that, and so on.
+    Loop,
     /// The service has no endpoint.
     NoEndpoint,
     /// This program is ending.
@@ -49,7 +51,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 18] = [
+    pub const ALL: [CloseReason; 19] = [
         CloseReason::BadRequest,
         CloseReason::ClientAbort,
         CloseReason::ClientFin,
@@ -62,6 +64,7 @@ impl CloseReason {
         CloseReason::GivenUp,
         CloseReason::IdleTimeout,
         CloseReason::Limit,
+        CloseReason::Loop,
         CloseReason::NoEndpoint,
         CloseReason::ProxyShutdown,
         CloseReason::ResponseEnd,
@@ -84,6 +87,7 @@ impl CloseReason {
             CloseReason::GivenUp => "given_up",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Limit => "limit",
+            CloseReason::Loop => "loop",
             CloseReason::NoEndpoint => "no_endpoint",
             CloseReason::ProxyShutdown => "proxy_shutdown",
             CloseReason::ResponseEnd => "response_end",

@@ -160,6 +160,15 @@ impl RoutingTable {
         self.listens.get(listen)
     }
 
+    /// Whether any address of the port is listened on.
+    pub fn listens_on(&self, port: u16) -> bool {
+        let all = Listen { port, ip: None };
+        self.listens
+            .range(all..)
+            .next()
+            .is_some_and(|(first, _)| first.port == port)
+    }
+
     /// By what services are reached from inside tasks.
     pub fn inner(&self) -> &InnerNames {
         &self.inner

@@ -248,6 +248,10 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
         "clash.yaml",
         "services:\n  a:\n    publish: [\"8080:80\"]\n    endpoints: []\n  b:\n    publish: [\"8080:80\"]\n    endpoints: []\n",
     );
+    let itself = home.write(
+        "itself.yaml",
+        "services:\n  web:\n    publish: [\"8080:80\"]\n    endpoints: [\"127.0.0.1:8080\"]\n",
+    );
     let missing = home.text("missing");
     for (args, code, parts) in [
         (vec![], 0, vec!["ok: ", "no services file"]),
@@ -272,6 +276,13 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
             vec!["mode.yaml: ", "3", "mode", "udp", "expected", "tcp", "http"],
         ),
         (vec!["--services", &clash], 64, vec!["clash.yaml: ", "8080", "a", "b"]),
+        (
+            vec!["--services", &itself],
+            64,
+            vec![
+                "itself.yaml: service web: endpoints: 127.0.0.1:8080 is a published port of the service itself: expected",
+            ],
+        ),
         (
             vec!["--services", &missing],
             64,

@@ -22,6 +22,7 @@ mod own;
 mod park;
 mod reasons;
 mod rooms;
+mod rounds;
 mod scale;
 mod security;
 mod store;

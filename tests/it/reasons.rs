@@ -99,6 +99,12 @@ fn each_reason_is_given_once_and_they_add_up() {
         expect(&node, name, reason);
     }
 
+    let mut spec = service("loop", &[]);
+    spec.endpoints = service("loop", &[door(&spec)]).endpoints;
+    apply(&node, &spec);
+    let _ = dial(door(&spec)).read(&mut [0]);
+    expect(&node, "loop", CloseReason::Loop);
+
     let mut spec = service("limit", &[echo.addr]);
     (spec.limits.connections, spec.limits.queue) = (1, 0);
     apply(&node, &spec);

@@ -2,6 +2,7 @@
 //! replaced. A broken or missing file leaves the last good table, which also survives a restart.
 
 pub mod keep;
+mod loops;
 mod parse;
 mod watch;
 
@@ -15,6 +16,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::watch::Receiver;
 
 use self::keep::{Keeper, Kept};
+pub use self::loops::Loop;
 pub use self::parse::{ParseError, parse};
 use self::watch::{Reading, Watcher};
 use super::SourceStatus;
@@ -42,6 +44,8 @@ pub enum Rejection {
     Table(#[from] TableError),
     #[error("{0}")]
     Vips(#[from] VipPoolError),
+    #[error("{0}")]
+    Loop(#[from] Loop),
 }
 
 impl FileSource {
@@ -185,6 +189,7 @@ const NETWORK: &str = "services";
 /// Reads and judges a services file as a source would, without applying it. Errors: what is wrong with it.
 pub fn check(text: &str, vip_network: Ipv4Net) -> Result<usize, Rejection> {
     let specs = parse(text)?;
+    loops::find(&specs.iter().collect::<Vec<_>>(), loops::is_own_address)?;
     let mut vips = VipPool::new(vip_network);
     let mut changes = Vec::with_capacity(specs.len());
     for spec in specs {
