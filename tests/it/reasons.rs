@@ -131,7 +131,8 @@ fn each_reason_is_given_once_and_they_add_up() {
     drop(client);
     expect(&node, "bad-request", CloseReason::BadRequest);
 
-    let spec = http("client-abort", &[echo.addr]);
+    let hears = Origin::start(|mut stream| while matches!(stream.read(&mut [0; 4096]), Ok(1..)) {});
+    let spec = http("client-abort", &[hears.addr]);
     apply(&node, &spec);
     let mut client = dial(door(&spec));
     client
