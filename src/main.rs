@@ -22,10 +22,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs a node until SIGTERM or SIGINT, then drains it
-    Up(Up),
+    Up {
+        /// No file is taken without its flag
+        #[arg(hide = true, value_name = "SERVICES")]
+        stray: Option<String>,
+        #[command(flatten)]
+        up: Up,
+    },
     /// Shows it at work: a node, three endpoints, one published port
     Demo {
-        /// The port to publish
+        /// The port to publish; 0: any that is free
         #[arg(long, default_value_t = 8080)]
         port: u16,
     },
@@ -68,10 +74,17 @@ enum Command {
     #[command(hide = true)]
     Keep { dir: PathBuf },
     /// Tells whether a configuration and its services file can be used
-    Check(Up),
+    Check {
+        /// The services file, as --services
+        #[arg(value_name = "FILE", conflicts_with = "services")]
+        file: Option<String>,
+        #[command(flatten)]
+        up: Up,
+    },
 }
 
 #[derive(Args)]
+#[group(id = "node")]
 struct Up {
     /// The configuration file; config/anynode.toml has every key
     #[arg(long, value_name = "FILE")]
@@ -118,7 +131,11 @@ fn main() -> ExitCode {
     anynode::sys::process::pass_nothing_on_at_exec();
     anynode::sys::limits::use_small_pages();
     let code = match Cli::parse().command {
-        Command::Up(up) => app::up(up.into()),
+        Command::Up { stray: Some(file), .. } => {
+            eprintln!("error: {file:?}: expected a flag before it: anynode up --services {file}");
+            app::EXIT_CONFIG
+        }
+        Command::Up { stray: None, up } => app::up(up.into()),
         Command::Keep { dir } => anynode::agent::process::keeper::run(dir),
         Command::Demo { port } => app::demo(DemoArgs { port }),
         Command::Whoami {
@@ -142,7 +159,13 @@ fn main() -> ExitCode {
             };
             app::verify(flags, json)
         }
-        Command::Check(up) => app::check(up.into()),
+        Command::Check { file, up } => {
+            let flags = Flags::from(up);
+            app::check(Flags {
+                services: flags.services.or(file),
+                ..flags
+            })
+        }
     };
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

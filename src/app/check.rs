@@ -10,6 +10,13 @@ pub fn check(flags: Flags) -> i32 {
         Ok(config) => config,
         Err(code) => return code,
     };
+    if !config.unknown_variables.is_empty() {
+        config
+            .unknown_variables
+            .iter()
+            .for_each(|unknown| eprintln!("error: {unknown}"));
+        return EXIT_CONFIG;
+    }
     let Some(path) = &config.services else {
         print("ok: the configuration is valid, and names no services file\n");
         return 0;

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use toml::Value;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::EXIT_CONFIG;
-use super::settings::{SettingError, Settings};
+use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::model::parse_duration;
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
@@ -38,6 +40,8 @@ pub struct Config {
     pub swarm: Option<SwarmConfig>,
     /// `None`: this node is no swarm by itself.
     pub own: Option<OwnConfig>,
+    /// Variables that look like ours and mean nothing.
+    pub unknown_variables: Vec<UnknownVariable>,
 }
 
 /// What a node that is a swarm by itself is told.
@@ -258,7 +262,12 @@ impl Config {
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
-            log: text(s, "log"),
+            log: s.value(
+                "log",
+                "a level (off, error, warn, info, debug or trace), or levels by module such as \"info,anynode::proxy=debug\"",
+                String::new(),
+                |value| value.as_str().filter(|text| is_log_filter(text)).map(str::to_owned),
+            ),
             shutdown_grace: duration(s, "shutdown_grace"),
             superseded_wait: duration(s, "superseded_wait"),
             vip_network,
@@ -269,6 +278,7 @@ impl Config {
             proxy,
             own: None,
             swarm: is_swarm.then_some(swarm),
+            unknown_variables: s.strangers().to_vec(),
         };
         // Services come from one source.
         let config = Config {
@@ -291,6 +301,18 @@ impl Config {
 /// Given to measurements of devices, so that no network has them (RFC 2544).
 const PROCESS_ADDRESSES: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(198, 18, 0, 0), 16);
 const FALLBACK_NETWORK: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 77, 0, 0), 16);
+
+/// Whether a filter of logs means something. A word that is no level would be taken for a module, and silence all others.
+fn is_log_filter(text: &str) -> bool {
+    let is_meant = |word: &str| {
+        let is_level = word.parse::<LevelFilter>().is_ok();
+        let is_module = word.contains(['=', '[', ':']) || word == "anynode";
+        is_level || is_module
+    };
+    // What stands in brackets may have commas of its own, and is the parser's to judge.
+    let plain = text.contains('[') || text.split(',').map(str::trim).all(is_meant);
+    plain && text.parse::<EnvFilter>().is_ok()
+}
 
 fn text(settings: &mut Settings, key: &str) -> String {
     settings.value(key, "a string", String::new(), |value| {

@@ -1,6 +1,6 @@
 //! `anynode demo`: a node, three endpoints and a published port in one command, and on the screen who answers.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::routing::{Endpoint, EndpointState, Listen, TableHandle};
 /// What the command line says.
 #[derive(Debug, Clone, Copy)]
 pub struct DemoArgs {
-    /// The port to publish.
+    /// The port to publish; 0: any that is free.
     pub port: u16,
 }
 
@@ -31,7 +31,18 @@ pub fn demo(args: DemoArgs) -> i32 {
             return EXIT_FAILURE;
         }
     };
-    let services = services_file(args.port, &endpoints);
+    let port = match args.port {
+        0 => free_port(),
+        port => Ok(port),
+    };
+    let port = match port {
+        Ok(port) => port,
+        Err(error) => {
+            eprintln!("error: no port is free: {error}");
+            return EXIT_FAILURE;
+        }
+    };
+    let services = services_file(port, &endpoints);
     let path = dir.path.join("services.yml");
     if let Err(error) = std::fs::write(&path, &services) {
         eprintln!("error: {}: {error}", path.display());
@@ -40,13 +51,18 @@ pub fn demo(args: DemoArgs) -> i32 {
     let flags = Flags {
         services: Some(path.display().to_string()),
         data_dir: Some(dir.path.join("data").display().to_string()),
-        admin: beside_another_node("127.0.0.1:9377"),
-        dns: beside_another_node("127.0.0.1:8553"),
+        admin: beside_another_node("ANYNODE_ADMIN", "127.0.0.1:9377"),
+        dns: beside_another_node("ANYNODE_DNS", "127.0.0.1:8553"),
         ..Flags::default()
     };
     let config = match Config::load_or_say(flags) {
         Ok(config) => config,
         Err(code) => return code,
+    };
+    let doors = Doors {
+        port,
+        admin: config.admin,
+        dns: config.dns,
     };
     block_on(async {
         let mut signals = Signals::new()?;
@@ -57,22 +73,16 @@ pub fn demo(args: DemoArgs) -> i32 {
                 return Ok(EXIT_FAILURE);
             }
         };
-        let listen = Listen {
-            port: args.port,
-            ip: None,
-        };
+        let listen = Listen { port, ip: None };
         if let Some(error) = node.port_error(&listen) {
-            eprintln!(
-                "error: port {} cannot be published: {error}; --port takes another",
-                args.port
-            );
+            eprintln!("error: port {port} cannot be published: {error}; --port takes another");
             return Ok(EXIT_UNAVAILABLE);
         }
         let (table, names) = (node.table.clone(), endpoints_names(&endpoints));
         let watching = tokio::spawn(async move {
             // Until their first probes are good, endpoints do not take turns as we are about to say.
             let _ = tokio::time::timeout(READY_WITHIN, all_ready(&table)).await;
-            introduce(args.port, &services);
+            introduce(&doors, &services);
             show_answers(table, names).await;
         });
         let ran = node.run(async { signals.next().await }).await;
@@ -138,9 +148,21 @@ fn wait_for(port: u16) -> std::io::Result<()> {
     Err(std::io::ErrorKind::TimedOut.into())
 }
 
-/// `None`, which is the default address, unless another program has it: then "none".
-fn beside_another_node(addr: &str) -> Option<String> {
-    TcpListener::bind(addr).is_err().then(|| "none".to_owned())
+/// `None`, which is what the configuration says, unless that is the default and another program has it: then an address
+/// that is free.
+fn beside_another_node(variable: &str, addr: &str) -> Option<String> {
+    let is_told = std::env::var_os(variable).is_some() || std::env::var_os("ANYNODE_CONFIG").is_some();
+    if is_told || TcpListener::bind(addr).is_ok() {
+        return None;
+    }
+    Some(free_port().map_or_else(|_| "none".to_owned(), |port| format!("127.0.0.1:{port}")))
+}
+
+/// Where the node is asked.
+struct Doors {
+    port: u16,
+    admin: Option<SocketAddr>,
+    dns: Option<SocketAddr>,
 }
 
 fn services_file(port: u16, endpoints: &[Whoami]) -> String {
@@ -158,15 +180,27 @@ fn endpoints_names(endpoints: &[Whoami]) -> Vec<String> {
     endpoints.iter().map(|endpoint| endpoint.name.clone()).collect()
 }
 
-fn introduce(port: u16, services: &str) {
+fn introduce(doors: &Doors, services: &str) {
     let shown: String = services.lines().map(|line| format!("    {line}\n")).collect();
+    let mut commands = vec![format!(
+        "for i in 1 2 3 4 5 6; do curl -s localhost:{}; done",
+        doors.port
+    )];
+    // What is where it always is need not be said.
+    commands.extend(doors.admin.map(|admin| match admin.to_string().as_str() {
+        "127.0.0.1:9377" => "anynode status".to_owned(),
+        admin => format!("anynode status --admin {admin}"),
+    }));
+    commands.extend(doors.dns.map(|dns| {
+        let (ip, port) = (dns.ip(), dns.port());
+        format!("curl \"http://$(dig +short @{ip} -p {port} whoami):8000/\"")
+    }));
+    let commands: String = commands.iter().map(|command| format!("    {command}\n")).collect();
     print(&format!(
         "A node is up, with three endpoints of one service behind one port. Its services file:\n\n\
          {shown}\n\
-         In another shell:\n\n    \
-         for i in 1 2 3 4 5 6; do curl -s localhost:{port}; done\n    \
-         anynode status\n    \
-         curl \"http://$(dig +short @127.0.0.1 -p 8553 whoami):8000/\"\n\n\
+         In another shell:\n\n\
+         {commands}\n\
          Who answers is shown here. Ctrl-C ends it all.\n\n"
     ));
 }

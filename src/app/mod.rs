@@ -24,7 +24,7 @@ pub use demo::{DemoArgs, demo};
 pub use handoff::HandoffError;
 pub use node::{Node, NodeError};
 pub use own::{OwnError, OwnSwarm, Plane};
-pub use settings::SettingError;
+pub use settings::{SettingError, UnknownVariable};
 pub use status::status;
 pub use up::{up, whoami};
 pub use verify::verify;

@@ -29,6 +29,7 @@ use crate::source::SourceStatus;
 use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::native::NativeSource;
 use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, StoreHealth, update};
+use crate::sys::inet_diag::Holders;
 
 /// Why a node cannot be a swarm by itself.
 #[derive(Debug, thiserror::Error)]
@@ -368,7 +369,10 @@ impl Outside for Beside {
             return None;
         }
         match std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some("another program on this host".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let holder = Holders::default().name(port);
+                Some(holder.unwrap_or_else(|| "another program on this host".to_owned()))
+            }
             _ => None,
         }
     }

@@ -51,6 +51,17 @@ pub enum SettingError {
 pub(super) struct Settings {
     by_key: BTreeMap<String, (Value, Origin)>,
     errors: Vec<SettingError>,
+    /// Variables with our prefix that name no key.
+    strangers: Vec<UnknownVariable>,
+}
+
+/// A variable that looks like ours and is not. It may be a slip, or what an orchestrator says of a service of our name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("variable {name}: no such key{}", .nearest.as_ref().map(|nearest| format!("; there is {nearest}")).unwrap_or_default())]
+pub struct UnknownVariable {
+    pub name: String,
+    /// The variable of ours that is spelled most like it, if one is.
+    pub nearest: Option<String>,
 }
 
 impl Settings {
@@ -66,6 +77,7 @@ impl Settings {
         Ok(Settings {
             by_key,
             errors: Vec::new(),
+            strangers: Vec::new(),
         })
     }
 
@@ -97,10 +109,22 @@ impl Settings {
                 let is_meant = |key: &&String| key.replace('.', "_").eq_ignore_ascii_case(rest);
                 self.by_key.keys().find(is_meant).cloned()
             });
-            // Other programs may have variables with our prefix.
-            let Some(key) = key else { continue };
-            self.take_text(&key, &text, Origin::Variable(name));
+            match key {
+                Some(key) => self.take_text(&key, &text, Origin::Variable(name)),
+                None if NO_KEYS.contains(&rest) => {}
+                None => {
+                    let spellings = self.by_key.keys().map(|key| key.replace('.', "_").to_ascii_uppercase());
+                    let ours = spellings.chain(short.iter().map(|(short, _)| (*short).to_owned()));
+                    let nearest = nearest(rest, ours).map(|found| format!("ANYNODE_{found}"));
+                    self.strangers.push(UnknownVariable { name, nearest });
+                }
+            }
         }
+    }
+
+    /// The variables with our prefix that name no key, in the order in which they were found.
+    pub(super) fn strangers(&self) -> &[UnknownVariable] {
+        &self.strangers
     }
 
     pub(super) fn take_flag(&mut self, flag: &'static str, key: &str, text: Option<String>) {
@@ -131,7 +155,8 @@ impl Settings {
             Some(known) => *known = (value, origin),
             None => {
                 let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-                let nearest = self.by_key.keys().find(|known| last(known) == last(&key)).cloned();
+                let elsewhere = self.by_key.keys().find(|known| last(known) == last(&key)).cloned();
+                let nearest = elsewhere.or_else(|| nearest(&key, self.by_key.keys().cloned()));
                 self.errors.push(SettingError::Unknown { origin, key, nearest });
             }
         }
@@ -180,6 +205,19 @@ fn read(path: &str, text: &str) -> Result<toml::Table, SettingError> {
         message: error.message().to_owned(),
     })
 }
+
+/// The name that is spelled most like `name`, if one is much like it.
+fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
+    let scored = known.map(|known| (strsim::normalized_damerau_levenshtein(name, &known), known));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(score, _)| *score >= MUCH_LIKE).map(|(_, known)| known)
+}
+
+/// Of 1 for the same; two letters that changed places in a word of seven have 0.86.
+const MUCH_LIKE: f64 = 0.7;
+
+/// Variables of ours that are no keys, without their prefix: the file's own name, what tasks are told, what the stack file reads.
+const NO_KEYS: &[&str] = &["CONFIG", "TASK_DIR", "IMAGE"];
 
 /// Tables whose keys are the user's own: a value as a whole.
 const OPEN: &[&str] = &["process.images"];

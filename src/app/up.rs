@@ -17,13 +17,8 @@ pub fn up(flags: Flags) -> i32 {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let Ok(filter) = config.log.parse::<EnvFilter>() else {
-        eprintln!(
-            "error: log = {:?}: expected a filter such as \"info\" or \"info,anynode::proxy=debug\"",
-            config.log
-        );
-        return EXIT_CONFIG;
-    };
+    // Errors are silenced by a filter that says so only, not by one that is about some module.
+    let filter = EnvFilter::new(format!("error,{}", config.log));
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -32,6 +27,10 @@ pub fn up(flags: Flags) -> i32 {
         .init();
     block_on(async {
         let mut signals = Signals::new()?;
+        if !config.unknown_variables.is_empty() {
+            let unknown: Vec<String> = config.unknown_variables.iter().map(ToString::to_string).collect();
+            tracing::warn!("{}", unknown.join("; "));
+        }
         let node = match Node::start(config).await {
             Ok(node) => node,
             Err(error) => {

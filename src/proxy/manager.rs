@@ -13,6 +13,7 @@ use super::ports::PortState;
 use super::vips::{self, VipMode, VipState, Vips};
 use super::worker::{Command, Workers};
 use crate::routing::{Endpoint, EndpointId, Listen, ListenKind, Route, RoutingTable, Service, ServiceDiff};
+use crate::sys::inet_diag::Holders;
 use crate::sys::{sk_lookup, socket};
 use crate::takeover::{self, Takeover, TakeoverNeed};
 
@@ -30,6 +31,8 @@ pub(super) struct Manager {
     taken: BTreeSet<Listen>,
     vips: Vips,
     failed: HashMap<Listen, Retry>,
+    /// Who has ports that are not ours.
+    holders: Holders,
     leavers: HashMap<EndpointId, Leaver>,
 }
 
@@ -74,6 +77,7 @@ impl Manager {
             bound: BTreeMap::new(),
             taken: BTreeSet::new(),
             failed: HashMap::new(),
+            holders: Holders::default(),
             leavers: HashMap::new(),
         }
     }
@@ -231,7 +235,7 @@ impl Manager {
             .and_then(|()| self.bind(listen, &beside))
             .and_then(|sockets| {
                 let inodes = sockets.iter().map(socket::inode).collect::<io::Result<Vec<u64>>>();
-                Ok((sockets, inodes.map_err(|error| explain(&error))?))
+                Ok((sockets, inodes.map_err(|error| explain(&error, None))?))
             });
         let result = result.map(|(sockets, inodes)| {
             self.bound.insert(listen, inodes);
@@ -354,7 +358,7 @@ impl Manager {
         };
         let sockets = sockets.map_err(|error| match need.is_refused() {
             true => need.to_string(),
-            false => explain(&error),
+            false => explain(&error, self.holders.name(listen.port)),
         })?;
         if let Some(takeover) =
             takeover.filter(|_| matches!(need, TakeoverNeed::Redirect | TakeoverNeed::RedirectAndAssign))
@@ -493,9 +497,12 @@ impl Manager {
 }
 
 /// What a person needs to know about a port that cannot be bound.
-fn explain(error: &io::Error) -> String {
+fn explain(error: &io::Error, holder: Option<String>) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "in use by another program".to_owned(),
+        io::ErrorKind::AddrInUse => match holder {
+            Some(holder) => format!("in use by another program: {holder}"),
+            None => "in use by another program".to_owned(),
+        },
         io::ErrorKind::PermissionDenied => {
             "no permission: ports below 1024 need CAP_NET_BIND_SERVICE (or root)".to_owned()
         }

@@ -129,6 +129,37 @@ fn parse(body: &[u8]) -> Option<Listener> {
     })
 }
 
+/// Says who listens on ports, and looks each socket's process up once: that reads all of /proc.
+#[derive(Debug, Default)]
+pub struct Holders {
+    /// By inode; `None`: /proc does not show whose it is.
+    seen: HashMap<u32, Option<(u32, String)>>,
+}
+
+impl Holders {
+    /// Whoever listens on `port` and is not this process, such as "nginx (pid 123) listens on 0.0.0.0:80". `None`: nobody, or
+    /// nobody whom /proc shows.
+    pub fn name(&mut self, port: u16) -> Option<String> {
+        let listeners = InetDiag::open().and_then(|mut diag| diag.listeners(Some(port))).ok()?;
+        // Inodes come and go.
+        if self.seen.len() > SEEN_MAX {
+            self.seen.clear();
+        }
+        let inodes = listeners.iter().map(|listener| listener.inode);
+        let unseen: HashSet<u32> = inodes.filter(|inode| !self.seen.contains_key(inode)).collect();
+        if !unseen.is_empty() {
+            let mut found = holders(&unseen, "");
+            self.seen
+                .extend(unseen.into_iter().map(|inode| (inode, found.remove(&inode))));
+        }
+        let own = std::process::id();
+        listeners.iter().find_map(|listener| {
+            let (pid, name) = self.seen.get(&listener.inode)?.as_ref()?;
+            (*pid != own).then(|| format!("{name} (pid {pid}) listens on {}", listener.addr))
+        })
+    }
+}
+
 /// The inodes of all sockets that this process has open. Errors: those of reading /proc/self/fd.
 pub fn own_sockets() -> io::Result<HashSet<u32>> {
     Ok(sockets_of("self")?.collect())
@@ -178,6 +209,8 @@ fn sockets_of(process: &str) -> io::Result<impl Iterator<Item = u32> + use<>> {
             .ok()
     }))
 }
+
+const SEEN_MAX: usize = 4096;
 
 /// From the uapi headers `linux/sock_diag.h`, `linux/inet_diag.h` and `linux/tcp_states.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

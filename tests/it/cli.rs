@@ -252,6 +252,21 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
         "itself.yaml",
         "services:\n  web:\n    publish: [\"8080:80\"]\n    endpoints: [\"127.0.0.1:8080\"]\n",
     );
+    let yaml =
+        |name: &str, rest: &str| home.write(name, &format!("services:\n  web:\n    endpoints: []\n    {rest}\n"));
+    let (queue, limits) = (
+        yaml("queue.yaml", "limits: { queue: many }"),
+        yaml("limits.yaml", "limits: 7"),
+    );
+    let (publish, twice) = (
+        yaml("publish.yaml", "publish: 8080:80"),
+        yaml("twice.yaml", "endpoints: []"),
+    );
+    let (health, slip) = (
+        yaml("health.yaml", "health: { tcp: maybe }"),
+        yaml("slip.yaml", "modus: tcp"),
+    );
+    let empty = home.write("empty.yaml", "services:\n  web:\n");
     let missing = home.text("missing");
     for (args, code, parts) in [
         (vec![], 0, vec!["ok: ", "no services file"]),
@@ -274,6 +289,42 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
             vec!["--services", &bad_mode],
             64,
             vec!["mode.yaml: ", "3", "mode", "udp", "expected", "tcp", "http"],
+        ),
+        (vec![&good], 0, vec!["ok: ", &good]),
+        (
+            vec![&queue],
+            64,
+            vec!["line 4: services.web.limits.queue: \"many\" is not valid: expected a whole number"],
+        ),
+        (
+            vec![&limits],
+            64,
+            vec!["line 4: services.web.limits: \"7\" is not valid: expected keys with values, such as"],
+        ),
+        (
+            vec![&publish],
+            64,
+            vec!["line 4: services.web.publish: \"8080:80\" is not valid: expected a list, such as"],
+        ),
+        (
+            vec![&twice],
+            64,
+            vec!["line 4: services.web: endpoints is there twice: expected it once"],
+        ),
+        (
+            vec![&health],
+            64,
+            vec!["line 4: services.web.health.tcp: \"maybe\" is not valid: expected true or false"],
+        ),
+        (
+            vec![&slip],
+            64,
+            vec!["line 4: services.web.modus: no such key: `modus`: expected one of mode, publish"],
+        ),
+        (
+            vec![&empty],
+            64,
+            vec!["line 2: services.web: expected the service's keys, such as endpoints: "],
         ),
         (vec!["--services", &clash], 64, vec!["clash.yaml: ", "8080", "a", "b"]),
         (
@@ -300,6 +351,13 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
 }
 
 #[test]
+fn a_file_without_its_flag_is_told_how() {
+    let (code, _, stderr) = run(&mut anynode(&["up", "services.yml"]));
+    assert_eq!(code, 64);
+    assert!(stderr.contains("anynode up --services services.yml"), "{stderr}");
+}
+
+#[test]
 fn a_node_that_is_told_nonsense_binds_nothing() {
     let home = Home::new();
     let held = std::net::TcpListener::bind(home.admin).unwrap();
@@ -321,6 +379,82 @@ fn a_node_that_is_told_nonsense_binds_nothing() {
     let (code, _, stderr) = run(home.up().env("ANYNODE_LOG", "a=b=c"));
     assert_eq!(code, 64);
     assert!(stderr.contains("log = "), "{stderr}");
+}
+
+#[test]
+fn a_log_filter_that_would_silence_everything_is_refused() {
+    for (said, word) in [("warning", "warning"), ("info,wran", "wran"), ("verbose", "verbose")] {
+        let (code, _, stderr) = run(anynode(&["check"]).env("ANYNODE_LOG", said));
+        assert_eq!(code, 64, "{said}");
+        assert!(
+            stderr.contains("variable ANYNODE_LOG: log = ")
+                && stderr.contains(word)
+                && stderr.contains("expected a level"),
+            "{stderr}"
+        );
+    }
+    for said in [
+        "warn",
+        "WARN",
+        "off",
+        "info,anynode::proxy=debug",
+        "anynode=trace",
+        "debug,hyper=info",
+    ] {
+        let (code, _, stderr) = run(anynode(&["check"]).env("ANYNODE_LOG", said));
+        assert_eq!((code, stderr.as_str()), (0, ""), "{said}");
+    }
+    // A filter about one module leaves the errors of all others.
+    let home = Home::new();
+    home.serve("services: 7\n");
+    let node = Running::start(home.up().env("ANYNODE_LOG", "anynode::dns=debug"));
+    wait_until("the error", || node.stderr().contains("ERROR"));
+}
+
+#[test]
+fn variables_that_mean_nothing_are_said_once_and_stop_nobody() {
+    let slips = [
+        (
+            "ANYNODE_WROKERS",
+            "3",
+            "ANYNODE_WROKERS: no such key; there is ANYNODE_WORKERS",
+        ),
+        (
+            "ANYNODE_ADMIN_LISTN",
+            "x",
+            "ANYNODE_ADMIN_LISTN: no such key; there is ANYNODE_ADMIN_LISTEN",
+        ),
+        // What orchestrators say of a service that is called anynode.
+        ("ANYNODE_PORT", "tcp://10.0.0.1:80", "ANYNODE_PORT: no such key"),
+    ];
+    for (name, value, message) in slips {
+        let (code, _, stderr) = run(anynode(&["check"]).env(name, value));
+        assert_eq!(code, 64, "{name}");
+        assert!(stderr.contains(message), "{stderr}");
+    }
+    // What is ours and no key.
+    let (code, _, stderr) = run(anynode(&["check"])
+        .env("ANYNODE_IMAGE", "x")
+        .env("ANYNODE_TASK_DIR", "/x"));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let home = Home::new();
+    home.serve("services:\n  my-web:\n    endpoints: []\n");
+    let mut command = home.up();
+    for (name, value, _) in slips {
+        command.env(name, value);
+    }
+    let node = home.start(&mut command);
+    wait_until("the warning", || node.stderr().contains("ANYNODE_WROKERS"));
+    let about: Vec<String> = node
+        .stderr()
+        .lines()
+        .filter(|line| line.contains("no such key"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(about.len(), 1, "{about:?}");
+    for (_, _, message) in slips {
+        assert!(about[0].contains(message), "{about:?}");
+    }
 }
 
 #[test]
@@ -611,6 +745,50 @@ fn a_demo_that_is_killed_takes_its_endpoints_along() {
 }
 
 #[test]
+fn demos_beside_one_another_are_asked_where_they_say() {
+    // Both want the usual addresses; whoever has them, each says where it is asked.
+    let tmp = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let demos = tmp.each_ref().map(|tmp| {
+        let demo = Running::start(anynode(&["demo", "--port", "0"]).env("TMPDIR", tmp.path()));
+        wait_until("the demo to say what to do", || {
+            demo.stdout().contains("Ctrl-C ends it all")
+        });
+        demo
+    });
+    let asked = demos.each_ref().map(|demo| {
+        let said = demo.stdout();
+        let status = said
+            .lines()
+            .find(|line| line.trim_start().starts_with("anynode status"));
+        let admin = status
+            .unwrap_or_else(|| panic!("{said}"))
+            .trim_start()
+            .strip_prefix("anynode status");
+        let admin = admin
+            .unwrap()
+            .trim()
+            .strip_prefix("--admin ")
+            .unwrap_or("127.0.0.1:9377")
+            .to_owned();
+        let (_, port) = said.split_once("curl -s localhost:").unwrap();
+        let port: u16 = port.split(';').next().unwrap().parse().unwrap();
+        assert_ne!(port, 0);
+        (admin, port)
+    });
+    assert_ne!(asked[0], asked[1]);
+    for (admin, port) in &asked {
+        let (code, stdout, stderr) = run(&mut anynode(&["status", "--admin", admin]));
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stdout.contains(&format!("{port}:8000")), "{stdout}");
+        assert!(curl((Ipv4Addr::LOCALHOST, *port).into()).unwrap().contains("whoami-"));
+    }
+    for mut demo in demos {
+        demo.signal(Signal::INT);
+        assert_eq!(demo.ended().code(), Some(0));
+    }
+}
+
+#[test]
 fn a_demo_whose_port_is_taken_says_so_and_leaves_nothing() {
     let tmp = tempfile::tempdir().unwrap();
     let held = std::net::TcpListener::bind(("0.0.0.0", free_port())).unwrap();
@@ -625,6 +803,9 @@ fn a_demo_whose_port_is_taken_says_so_and_leaves_nothing() {
     wait_until("the message", || {
         demo.stderr().contains(&format!("port {port} cannot be published"))
     });
+    // By whom: a test's thread is called after the test.
+    let me = format!("(pid {}) listens on 0.0.0.0:{port}", std::process::id());
+    assert!(demo.stderr().contains(&me), "{}", demo.stderr());
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }
 

@@ -5,6 +5,7 @@ pub mod keep;
 mod loops;
 mod parse;
 mod watch;
+mod words;
 
 use std::collections::BTreeMap;
 use std::future::Future;

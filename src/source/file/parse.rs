@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
+use super::words;
 use crate::model::{
     Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Mode, ProxyProtocol, PublishedPort, ServiceName,
     ServiceSpec, parse_duration,
@@ -71,20 +72,28 @@ pub fn parse(text: &str) -> Result<Vec<ServiceSpec>, ParseError> {
         Ok(file) => Ok(file.services.0),
         Err(error) => {
             let error = error.without_snippet();
-            let line = error
-                .location()
-                .map(|location| location.line())
-                .filter(|line| *line > 0);
+            let place = error.location().filter(|place| place.line() > 0);
             let shown = error.to_string();
             // The position is said once, by us.
-            let message = shown.split(" at line ").next().unwrap_or(&shown).to_owned();
-            Err(ParseError {
-                line,
-                key: if key == "." { String::new() } else { key },
-                message,
-            })
+            let message = shown.split(" at line ").next().unwrap_or(&shown);
+            // Where the library lost its way through a list of keys, it says so with a question mark.
+            let key = key.trim_end_matches(['.', '?']).to_owned();
+            let value = place.and_then(|place| scalar_at(text, place.line(), place.column()));
+            let message = words::plain(message, &key, value);
+            let line = place.map(|place| place.line());
+            Err(ParseError { line, key, message })
         }
     }
+}
+
+/// What stands at a place of a text, as far as a scalar without quotes goes; both count from one.
+fn scalar_at(text: &str, line: u64, column: u64) -> Option<&str> {
+    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let column = usize::try_from(column).ok()?.checked_sub(1)?;
+    let (start, _) = line.char_indices().nth(column)?;
+    let rest = &line[start..];
+    let scalar = rest.split([',', '}', ']', '#', '[', '{']).next().unwrap_or(rest).trim();
+    (!matches!(scalar, "" | ":" | "-")).then_some(scalar)
 }
 
 #[derive(Deserialize)]

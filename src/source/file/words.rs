@@ -1,0 +1,71 @@
+//! What the YAML library says of a services file, in the words of whoever wrote it. Pure. Not here: reading it (`parse`).
+
+/// What is wrong under `key` (as in `services.my-web.publish[0]`), where `value` stands, said without YAML's own terms.
+///
+/// What is not known here stays as the library says it.
+pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let last = last.split('[').next().unwrap_or(last);
+    let expected = match message {
+        "expected mapping start" => keys_expected(key, last),
+        "expected sequence start" => list_expected(last),
+        "expected string scalar" => "one value, not a list or further keys",
+        "invalid boolean" => "true or false",
+        _ if message.starts_with("invalid u") => match last {
+            "rise" | "fall" => "a whole number of at least 1",
+            _ => "a whole number; 0 means no limit",
+        },
+        _ if message.starts_with("budget breached: Anchors") || message.starts_with("budget breached: Aliases") => {
+            return "anchors and aliases (& and *) are not taken: expected everything written out".to_owned();
+        }
+        _ => return other(message),
+    };
+    match value {
+        Some(value) => format!("{value:?} is not valid: expected {expected}"),
+        None => format!("expected {expected}"),
+    }
+}
+
+/// Messages with operands of their own.
+fn other(message: &str) -> String {
+    if let Some(name) = message
+        .strip_prefix("duplicate mapping key: ")
+        .and_then(|rest| rest.split(',').next())
+    {
+        return format!("{name} is there twice: expected it once");
+    }
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        return format!("no such key: {}", rest.replacen(", expected", ": expected", 1));
+    }
+    if let Some(name) = message.strip_prefix("missing field ") {
+        return format!("no {}: expected this key too", name.replace('`', ""));
+    }
+    if let Some((kind, expected)) = message
+        .strip_prefix("invalid type: ")
+        .and_then(|rest| rest.split_once(", "))
+    {
+        return format!("{kind} is not valid: {expected}");
+    }
+    message.to_owned()
+}
+
+fn keys_expected(key: &str, last: &str) -> &'static str {
+    match last {
+        "" => "services:, and below it each service by its name",
+        "services" if key == "services" => "services by their names, such as my-web:",
+        "health" => "{ http: /path } or { tcp: true }",
+        "limits" => "keys with values, such as { queue: 100 }",
+        "timeouts" => "keys with values, such as { connect: 1s }",
+        _ if key.matches('.').count() == 1 => "the service's keys, such as endpoints: [\"127.0.0.1:9001\"]",
+        _ => "keys with values",
+    }
+}
+
+fn list_expected(last: &str) -> &'static str {
+    match last {
+        "publish" => "a list, such as [\"8080:80\"]",
+        "expose" => "a list, such as [8000]",
+        "endpoints" => "a list, such as [\"127.0.0.1:9001\"]",
+        _ => "a list",
+    }
+}
