@@ -58,6 +58,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Tells whether a running node does its work: for the health checks of containers
+    Health {
+        /// The node's admin server
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Compares the tables of all nodes of a swarm, and opens every published port of every node from every node
     Verify {
         /// As JSON
@@ -151,6 +160,11 @@ fn main() -> ExitCode {
             };
             app::status(flags, json)
         }
+        Command::Health { admin, config } => app::health(Flags {
+            admin,
+            config,
+            ..Flags::default()
+        }),
         Command::Verify { json, admin, config } => {
             let flags = Flags {
                 admin,

@@ -209,6 +209,15 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
         "Whether the source cannot be used and the last good table is served.",
     )
     .sample(&[], u64::from(is_stale));
+    if let Some(age) = state.source.age() {
+        Family::new(
+            out,
+            MetricType::Gauge,
+            "anynode_source_age_seconds",
+            "For how long what is served was not known to be what the source says; absent while nothing is known.",
+        )
+        .sample(&[], age.as_secs());
+    }
     Family::new(
         out,
         MetricType::Gauge,

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::health::HealthStats;
 use crate::link::{LinkState, Peers};
-use crate::proxy::Ports;
+use crate::proxy::{Ports, ProxyHandle};
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
@@ -30,6 +30,8 @@ pub use self::server::serve;
 pub struct AdminState {
     pub table: Arc<TableHandle>,
     pub ports: Arc<Ports>,
+    /// The workers, to be asked whether they work.
+    pub workers: ProxyHandle,
     pub source: Arc<SourceStatus>,
     pub health: Arc<HealthStats>,
     pub dns: Option<Arc<crate::dns::DnsStats>>,
@@ -46,8 +48,8 @@ pub struct AdminState {
     pub store: Option<Arc<StoreHealth>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
-    /// Looks at all nodes of the cluster, where there is one.
-    pub verify: Option<Verify>,
+    /// Looks at all nodes of the cluster, or at this one where there is none.
+    pub verify: Verify,
 }
 
 /// Makes what `/v1/verify` shows.

@@ -58,13 +58,7 @@ pub async fn serve(
             let _slot = slot;
             let service = service_fn(move |request| {
                 let state = state.clone();
-                async move {
-                    let response = match (request.uri().path(), &state.verify) {
-                        ("/v1/verify", Some(verify)) => json(&verify().await),
-                        _ => answer(&state, &request),
-                    };
-                    Ok::<_, Infallible>(response)
-                }
+                async move { Ok::<_, Infallible>(answer(&state, &request).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -77,7 +71,7 @@ pub async fn serve(
     }
 }
 
-fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n".to_owned());
         let allowed = header::HeaderValue::from_static("GET, HEAD");
@@ -85,30 +79,54 @@ fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full
         return response;
     }
     match request.uri().path() {
-        "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" | "/healthz" => ready(state),
+        "/livez" => live(state).await,
+        "/healthz" => healthy(state).await,
+        "/readyz" => ready(state),
         "/metrics" => scrape(state, request),
         "/v1/table" => json(&views::table(&state.table, Instant::now())),
         "/v1/status" => json(&views::status(state, Instant::now())),
         "/" => text(
             StatusCode::OK,
-            "/metrics /livez /readyz /v1/table /v1/status /v1/verify\n".to_owned(),
+            "/metrics /livez /healthz /readyz /v1/table /v1/status /v1/verify\n".to_owned(),
         ),
-        "/v1/verify" => text(
-            StatusCode::NOT_FOUND,
-            "this node is of no swarm: there is nothing to compare it with\n".to_owned(),
-        ),
+        "/v1/verify" => json(&(state.verify)().await),
         path => text(
             StatusCode::NOT_FOUND,
-            format!("no {path}: there is /metrics /livez /readyz /v1/table /v1/status\n"),
+            format!("no {path}: there is /metrics /livez /healthz /readyz /v1/table /v1/status /v1/verify\n"),
         ),
     }
 }
 
-/// Ready while it serves. What is wrong with the source or a port is said, and takes no node out of rotation: it serves
-/// everything else as well as its neighbours do.
+/// Alive while every worker comes to its work; that this is answered shows that the thread of all else does.
+async fn live(state: &AdminState) -> Response<Full<Bytes>> {
+    let stuck = state.workers.stuck(STUCK_AFTER).await;
+    match stuck.is_empty() {
+        true => text(StatusCode::OK, "ok\n".to_owned()),
+        false => {
+            let numbers: Vec<String> = stuck.iter().map(ToString::to_string).collect();
+            let said = format!(
+                "stuck: no answer from worker {} within {STUCK_AFTER:?}\n",
+                numbers.join(", ")
+            );
+            text(StatusCode::SERVICE_UNAVAILABLE, said)
+        }
+    }
+}
+
+/// For whoever replaces a node that does not do its work: it lives, and has something to serve. That the source is away,
+/// or that it drains, is no reason.
+async fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
+    let live = live(state).await;
+    match live.status().is_success() && !state.source.is_known() {
+        true => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", views::unknown(state))),
+        false => live,
+    }
+}
+
+/// Ready while it serves, and has something to serve. What is wrong with the source or a port is said, and takes no node out
+/// of rotation: it serves everything else as well as its neighbours do.
 fn ready(state: &AdminState) -> Response<Full<Bytes>> {
-    let phase = state.readiness.phase();
+    let phase = views::phase(state);
     let status = match phase {
         Phase::Serving => StatusCode::OK,
         Phase::Starting | Phase::Draining => StatusCode::SERVICE_UNAVAILABLE,
@@ -149,4 +167,6 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
 }
 
 const CONNECTIONS_MAX: usize = 64;
+/// Work of a worker takes microseconds; on a machine that is full, its thread may wait for a while.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

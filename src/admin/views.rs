@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::{AdminState, SwarmView};
+use super::{AdminState, Phase, SwarmView};
 use crate::model::{HealthProbe, format_duration};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
@@ -172,6 +172,13 @@ struct NodeView {
 #[derive(Serialize)]
 struct SourceView {
     state: &'static str,
+    /// Anything was ever learned or kept.
+    is_known: bool,
+    /// How old what is served is: 0 while it is current, none where nothing is known.
+    age_seconds: Option<u64>,
+    /// When it was last known to be current, while it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// Why what is served cannot be kept for a restart.
@@ -243,6 +250,7 @@ fn services(handle: &TableHandle, table: &RoutingTable, now: Instant) -> Vec<Ser
 pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
     let table = state.table.load();
     let (source, reason) = match state.source.health() {
+        SourceHealth::Stale { reason } if !state.source.is_known() => ("starting", Some(reason)),
         SourceHealth::Starting => ("starting", None),
         SourceHealth::Current => ("current", None),
         SourceHealth::Stale { reason } => ("stale", Some(reason)),
@@ -268,12 +276,18 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
     StatusView {
         version: env!("CARGO_PKG_VERSION"),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        phase: state.readiness.phase().as_str(),
+        phase: phase(state).as_str(),
         uptime_seconds: now.saturating_duration_since(state.started).as_secs(),
         workers: state.n_workers,
         revision: table.revision(),
         source: SourceView {
             state: source,
+            is_known: state.source.is_known(),
+            age_seconds: state.source.age().map(|age| age.as_secs()),
+            known_at: state
+                .source
+                .known_at()
+                .map(|at| humantime::format_rfc3339_seconds(at).to_string()),
             reason,
             not_kept: state.source.not_kept(),
         },
@@ -348,9 +362,27 @@ impl ClusterView {
             revision: cluster.revision(),
             digest: cluster.digest().to_string(),
             certificate_seconds: certificate
-                .and_then(|at| at.duration_since(std::time::SystemTime::now()).ok())
+                .and_then(|at| at.duration_since(SystemTime::now()).ok())
                 .map(|left| left.as_secs()),
             nodes: nodes.collect(),
+        }
+    }
+}
+
+/// Where a node is in its life, as others should see it: it serves once it has something to serve.
+pub(super) fn phase(state: &AdminState) -> Phase {
+    match state.readiness.phase() {
+        Phase::Serving if !state.source.is_known() => Phase::Starting,
+        phase => phase,
+    }
+}
+
+/// Why there is nothing to serve yet.
+pub(super) fn unknown(state: &AdminState) -> String {
+    match state.source.health() {
+        SourceHealth::Stale { reason } => format!("source: nothing was learned yet, and nothing kept: {reason}"),
+        SourceHealth::Starting | SourceHealth::Current => {
+            "source: nothing was learned yet, and nothing kept".to_owned()
         }
     }
 }
@@ -358,8 +390,13 @@ impl ClusterView {
 /// The lines of `/readyz`: one for each thing that is not as it should be.
 pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     let mut lines = Vec::new();
-    if let SourceHealth::Stale { reason } = state.source.health() {
-        lines.push(format!("source: stale, the last good table is served: {reason}"));
+    match state.source.health() {
+        _ if !state.source.is_known() => lines.push(unknown(state)),
+        SourceHealth::Stale { reason } => {
+            let since = state.source.known_at().map(since).unwrap_or_default();
+            lines.push(format!("source: stale{since}, the last good table is served: {reason}"));
+        }
+        SourceHealth::Starting | SourceHealth::Current => {}
     }
     if let Some(reason) = state.source.not_kept() {
         lines.push(format!("source: what is served cannot be kept for a restart: {reason}"));
@@ -377,6 +414,16 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines
+}
+
+/// A moment in words: when, and how long ago.
+fn since(at: SystemTime) -> String {
+    let ago = Duration::from_secs(at.elapsed().unwrap_or_default().as_secs());
+    format!(
+        " since {} ({} ago)",
+        humantime::format_rfc3339_seconds(at),
+        humantime::format_duration(ago)
+    )
 }
 
 impl ServiceView {

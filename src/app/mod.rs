@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod datadir;
 mod demo;
+mod freshness;
 mod handoff;
 mod networks;
 mod node;
@@ -25,7 +26,7 @@ pub use handoff::HandoffError;
 pub use node::{Node, NodeError};
 pub use own::{OwnError, OwnSwarm, Plane};
 pub use settings::{SettingError, UnknownVariable};
-pub use status::status;
+pub use status::{health, status};
 pub use up::{up, whoami};
 pub use verify::verify;
 

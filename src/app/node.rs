@@ -161,6 +161,7 @@ impl Node {
         let state = Arc::new(AdminState {
             table: table.clone(),
             ports: proxy.ports().clone(),
+            workers: proxy.handle(),
             source: status.clone(),
             health: prober.stats().clone(),
             dns: dns.as_ref().map(DnsServer::stats),
@@ -172,9 +173,7 @@ impl Node {
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
             networks: Some(networks.clone()),
-            verify: swarm
-                .as_ref()
-                .map(|swarm| verify::for_admin(table.clone(), swarm.view.clone())),
+            verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
         let offer = Offer {

@@ -45,6 +45,32 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
     })
 }
 
+/// Whether the node that `flags` lead to does its work, on one line. Returns the exit code: 0, or 69.
+pub fn health(flags: Flags) -> i32 {
+    let config = match Config::load_or_say(flags) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let Some(admin) = config.admin else {
+        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
+        return EXIT_CONFIG;
+    };
+    block_on(async {
+        let asked = tokio::time::timeout(PATIENCE, ask(admin, "/healthz")).await;
+        match asked.context("no answer in time").and_then(|answer| answer) {
+            Ok(said) => {
+                print(&String::from_utf8_lossy(&said));
+                Ok(0)
+            }
+            Err(error) => {
+                eprintln!("error: the node at {admin}: {error:#}");
+                Ok(EXIT_UNAVAILABLE)
+            }
+        }
+    })
+}
+
+/// Asks the admin server. Errors: it does not answer, or not with success; then what it says is part of it.
 pub(super) async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let stream = TcpStream::connect(admin).await.context("connect")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -53,13 +79,12 @@ pub(super) async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> 
         .header(header::HOST, admin.to_string())
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    if !response.status().is_success() {
-        bail!("status {}", response.status());
-    }
+    let status = response.status();
     let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
     connection.abort();
     match body {
-        Ok(body) => Ok(body.to_bytes()),
+        Ok(body) if status.is_success() => Ok(body.to_bytes()),
+        Ok(body) => bail!("{status}: {}", String::from_utf8_lossy(&body.to_bytes()).trim()),
         Err(error) => bail!("{error}"),
     }
 }
@@ -83,7 +108,12 @@ fn describe(status: &Value) -> String {
         text(&status["source"]["state"]),
     );
     if let Some(reason) = status["source"]["reason"].as_str() {
-        out.push_str(&format!("! source: {reason}\n"));
+        let known = match (&status["source"]["is_known"], status["source"]["known_at"].as_str()) {
+            (Value::Bool(false), _) => "nothing was learned yet, and nothing kept".to_owned(),
+            (_, Some(at)) => format!("stale since {at}, the last good table is served"),
+            _ => "the last good table is served".to_owned(),
+        };
+        out.push_str(&format!("! source: {known}: {reason}\n"));
     }
     if let Some(reason) = status["source"]["not_kept"].as_str() {
         out.push_str(&format!(
@@ -192,7 +222,7 @@ fn describe_cluster(cluster: &Value, out: &mut String) {
         Some("poll") => "polling the engine, the slow way: mount Docker's run directory for the control socket",
         Some("link") => "other nodes",
         Some("kept") => "nobody at the moment: this node's engine is silent, and no manager has anything newer",
-        _ => "nothing yet: the last cluster is served",
+        _ => "nobody yet",
     };
     out.push_str(&format!("cluster learned from {way}\n"));
     if let Some(error) = cluster["error"].as_str() {

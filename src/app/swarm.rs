@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::chain;
 use super::config::SwarmConfig;
+use super::freshness;
 use super::verify;
 use crate::admin::SwarmView;
 use crate::link::{
@@ -32,6 +33,7 @@ use crate::takeover::{Mode, Takeover, TakeoverConfig};
 /// The parts of a node of a swarm, made before anything serves.
 pub(super) struct SwarmNode {
     pub(super) view: Arc<SwarmView>,
+    status: Arc<SourceStatus>,
     pub(super) faults: Arc<Faults>,
     config: SwarmConfig,
     data_dir: PathBuf,
@@ -87,6 +89,9 @@ impl SwarmNode {
         let mut keeper = ClusterKeeper::new(data_dir, may_write);
         keeper.tell(status.clone());
         let kept = keeper.read();
+        if kept.is_some() {
+            status.recalled(keeper.kept_at().unwrap_or(std::time::UNIX_EPOCH));
+        }
         let (info, cluster) = kept.unwrap_or_default();
         let cluster = Arc::new(cluster);
         let clusters = watch::Sender::new(cluster.clone());
@@ -107,7 +112,8 @@ impl SwarmNode {
         let source = SwarmSource::new(paths, swarm_status.clone(), clusters.clone(), is_source);
         source.recall(info.clone());
         let faults = Arc::new(Faults::default());
-        let mut tables = ClusterSource::new(table.clone(), status, faults.clone(), port, NOT_TCP);
+        let tables = ClusterSource::new(table.clone(), status.clone(), faults.clone(), port, NOT_TCP);
+        let mut tables = tables.of_what_may_be_old();
         if !cluster.is_empty() {
             tracing::info!(revision = cluster.revision(), "serving the last cluster");
             let own = OwnNode {
@@ -133,6 +139,7 @@ impl SwarmNode {
         });
         Ok(SwarmNode {
             view,
+            status,
             faults,
             config,
             data_dir: data_dir.to_owned(),
@@ -176,6 +183,7 @@ impl SwarmNode {
     ) {
         let SwarmNode {
             view,
+            status,
             faults: _,
             config,
             data_dir,
@@ -191,7 +199,7 @@ impl SwarmNode {
         link.set_handler(Arc::new(Serves {
             proxy,
             table: table.clone(),
-            view,
+            view: view.clone(),
         }));
         let stopping = watch::Sender::new(false);
         let stopped = || {
@@ -208,6 +216,7 @@ impl SwarmNode {
         parts.spawn(keeper.run(cluster.subscribe(), info.clone(), stopped()));
         parts.spawn(tables.run(cluster.subscribe(), tasks, own.subscribe(), stopped()));
         parts.spawn(follow_node(info.clone(), own, stopped()));
+        parts.spawn(freshness::watch(view, status, stopped()));
         if let Some(listener) = listener {
             let targets_of = targets.subscribe();
             parts.spawn(follow_targets(

@@ -100,6 +100,13 @@ impl Peers {
         self.shared.table().clone()
     }
 
+    /// Whether a manager that answers sends what changes to this node.
+    pub fn is_following(&self) -> bool {
+        let table = self.shared.table();
+        let is_up = |node: &Arc<str>| table.get(node).is_some_and(|peer| peer.is_up);
+        self.shared.follow().from.keys().any(is_up)
+    }
+
     /// Wakes when a node comes, goes, or is about to go.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()

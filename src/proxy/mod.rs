@@ -79,6 +79,33 @@ impl ProxyHandle {
         }
     }
 
+    /// The workers, by number, that do not come to a piece of work within `patience`. One that has ended is none of them.
+    pub async fn stuck(&self, patience: Duration) -> Vec<usize> {
+        let asked: Vec<_> = self
+            .commands
+            .iter()
+            .map(|worker| {
+                let (answer, answered) = tokio::sync::oneshot::channel::<()>();
+                let job: Job = Box::new(move || {
+                    // An error means that it took too long.
+                    let _ = answer.send(());
+                    Box::pin(std::future::ready(()))
+                });
+                // An error drops the answer's sender, which is an answer.
+                let _ = worker.send(Command::Run(job));
+                answered
+            })
+            .collect();
+        let until = tokio::time::Instant::now() + patience;
+        let mut stuck = Vec::new();
+        for (number, answered) in asked.into_iter().enumerate() {
+            if tokio::time::timeout_at(until, answered).await.is_err() {
+                stuck.push(number);
+            }
+        }
+        stuck
+    }
+
     /// Serves the connections that a listener inside a network namespace takes, until what this returns is dropped; the
     /// listener must not wait in `accept`. One worker has them all.
     pub fn serve_within(&self, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {

@@ -28,10 +28,16 @@ struct Admin {
 
 impl Admin {
     fn of(node: &Node) -> Admin {
+        Admin::with(node, true)
+    }
+
+    /// `is_known`: the source has said what there is.
+    fn with(node: &Node, is_known: bool) -> Admin {
         let (source, readiness): (Arc<SourceStatus>, Arc<Readiness>) = Default::default();
         let state = Arc::new(AdminState {
             table: node.table.clone(),
             ports: node.ports.clone(),
+            workers: node.workers.clone(),
             source: source.clone(),
             health: Arc::default(),
             dns: Some(Arc::default()),
@@ -43,9 +49,11 @@ impl Admin {
             faults: None,
             store: None,
             swarm: None,
-            verify: None,
+            verify: Box::new(|| Box::pin(std::future::ready(Value::Null))),
         });
-        source.applied();
+        if is_known {
+            source.applied();
+        }
         readiness.set(Phase::Serving);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -527,4 +535,61 @@ fn a_large_table_is_scraped_in_less_than_a_megabyte() {
     let scrape = Scrape::parse(&body).unwrap();
     assert_eq!(scrape.sum("anynode_endpoints", &[]), 10_000.0);
     assert_eq!(scrape.sum("anynode_services", &[]), 500.0);
+}
+
+#[test]
+fn a_worker_that_is_stuck_is_no_life() {
+    let node = Node::start();
+    let admin = Admin::of(&node);
+    assert_eq!(admin.get("/livez"), (200, "ok\n".to_owned()));
+    assert_eq!(admin.get("/healthz").0, 200);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    node.workers.spawn(Box::new(move || {
+        // An error means that the test has ended.
+        let _ = wait.recv();
+        Box::pin(std::future::ready(()))
+    }));
+    for path in ["/livez", "/healthz"] {
+        let (status, said) = admin.get(path);
+        assert_eq!(status, 503, "{path}: {said}");
+        assert!(said.contains("no answer from worker "), "{said}");
+    }
+    drop(go_on);
+    wait_until("it to work again", || admin.get("/livez").0 == 200);
+}
+
+#[test]
+fn what_was_never_learned_is_not_served_and_what_is_old_says_since_when() {
+    let node = Node::start();
+    let admin = Admin::with(&node, false);
+    admin.source.stale("nobody answers".to_owned());
+    for path in ["/readyz", "/healthz"] {
+        let (status, said) = admin.get(path);
+        assert_eq!(status, 503, "{path}");
+        assert!(
+            said.contains("nothing was learned yet, and nothing kept: nobody answers"),
+            "{said}"
+        );
+    }
+    assert_eq!(admin.get("/livez").0, 200);
+    let view: Value = serde_json::from_str(&admin.get("/v1/status").1).unwrap();
+    assert_eq!(
+        (&view["phase"], &view["source"]["state"]),
+        (&"starting".into(), &"starting".into())
+    );
+    assert!(!admin.get("/metrics").1.contains("anynode_source_age_seconds "));
+
+    // What was kept an hour ago is served meanwhile.
+    admin
+        .source
+        .recalled(std::time::SystemTime::now() - Duration::from_secs(3600));
+    let (status, said) = admin.get("/readyz");
+    assert_eq!(status, 200);
+    assert!(said.contains("stale since ") && said.contains("(1h"), "{said}");
+    assert_eq!(admin.get("/healthz").0, 200);
+    assert!(admin.scrape("/metrics").sum("anynode_source_age_seconds", &[]) >= 3600.0);
+
+    admin.source.confirmed();
+    assert_eq!(admin.get("/readyz"), (200, "serving\n".to_owned()));
+    assert_eq!(admin.scrape("/metrics").sum("anynode_source_age_seconds", &[]), 0.0);
 }

@@ -850,3 +850,59 @@ fn nobody_need_read_what_is_printed() {
     assert_eq!(demo.stderr(), "");
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_node_of_a_swarm_that_learned_nothing_says_so() {
+    let home = Home::new();
+    let missing = home.text("no-docker.sock");
+    let node = Running::start(
+        anynode(&[
+            "up",
+            "--swarm",
+            "--data-dir",
+            &home.text("data"),
+            "--admin",
+            &home.admin.to_string(),
+        ])
+        .args(["--dns", "none"])
+        .env("ANYNODE_SWARM_DOCKER_SOCKET", &missing)
+        .env("ANYNODE_SWARM_CONTROL_SOCKET", home.text("no-control.sock"))
+        .env("ANYNODE_SWARM_TAKEOVER", "off")
+        .env("ANYNODE_LINK_LISTEN", "none"),
+    );
+    let health = || run(&mut anynode(&["health", "--admin", &home.admin.to_string()]));
+    wait_until("the node to say why", || {
+        TcpStream::connect(home.admin).is_ok() && home.readyz().1.contains(&missing)
+    });
+    let (status, said) = home.readyz();
+    assert_eq!(status, 503);
+    assert!(
+        said.starts_with("starting\n") && said.contains("nothing was learned yet, and nothing kept"),
+        "{said}"
+    );
+    let (code, _, stderr) = health();
+    assert_eq!(code, 69);
+    assert!(
+        stderr.contains("nothing was learned yet") && stderr.contains(&missing),
+        "{stderr}"
+    );
+    let (code, stdout, _) = run(&mut anynode(&["status", "--admin", &home.admin.to_string()]));
+    assert_eq!(code, 0);
+    assert!(
+        stdout.contains("   starting   ") && stdout.contains("source starting"),
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("cluster learned from nobody yet") && !stdout.contains("is served"),
+        "{stdout}"
+    );
+    assert_eq!(request(home.admin, "GET", "/livez").0, 200);
+    drop(node);
+
+    // A node with a services file is well as soon as it has read it.
+    let home = Home::new();
+    home.serve("services:\n  my-web:\n    endpoints: []\n");
+    let _node = home.start(&mut home.up());
+    let (code, stdout, _) = run(&mut anynode(&["health", "--admin", &home.admin.to_string()]));
+    assert_eq!((code, stdout.as_str()), (0, "ok\n"));
+}

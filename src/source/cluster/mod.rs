@@ -83,6 +83,8 @@ pub struct ClusterSource {
     refused: BTreeSet<String>,
     /// Everything that a table needs is known, or was waited for long enough.
     is_settled: bool,
+    /// Whoever gives the clusters says whether they are the latest.
+    may_be_old: bool,
 }
 
 impl ClusterSource {
@@ -107,7 +109,14 @@ impl ClusterSource {
             applied: BTreeMap::new(),
             refused: BTreeSet::new(),
             is_settled: false,
+            may_be_old: false,
         }
+    }
+
+    /// What is given may be old: a table that was made of it is not said to be current.
+    pub fn of_what_may_be_old(mut self) -> ClusterSource {
+        self.may_be_old = true;
+        self
     }
 
     /// Follows all three until `shutdown`.
@@ -215,8 +224,10 @@ impl ClusterSource {
     }
 
     fn applied_all(&self) {
-        if self.is_settled {
-            self.status.applied();
+        match (self.is_settled, self.may_be_old) {
+            (true, false) => self.status.applied(),
+            (true, true) => self.status.made(),
+            (false, _) => {}
         }
     }
 

@@ -80,6 +80,11 @@ impl Keeper {
         (keeper, kept)
     }
 
+    /// When the last good table on disk was written. `None`: there is none.
+    pub fn kept_at(&self) -> Option<std::time::SystemTime> {
+        std::fs::metadata(self.dir.join(SERVICES)).ok()?.modified().ok()
+    }
+
     /// Writes only while `may_write` says so; what is due meanwhile waits.
     pub fn write_while(&mut self, may_write: watch::Receiver<bool>) {
         self.may_write = may_write;

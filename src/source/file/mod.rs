@@ -73,7 +73,12 @@ impl FileSource {
         };
         if let Some(text) = kept.services {
             match source.apply(&text) {
-                Ok(()) => tracing::info!(services = source.applied.len(), "serving the last good table"),
+                Ok(()) => {
+                    tracing::info!(services = source.applied.len(), "serving the last good table");
+                    source
+                        .status
+                        .recalled(source.keeper.kept_at().unwrap_or(std::time::UNIX_EPOCH));
+                }
                 Err(error) => tracing::error!(%error, "the last good table cannot be used"),
             }
         }

@@ -94,6 +94,11 @@ impl ClusterKeeper {
         }
     }
 
+    /// When the cluster on disk was written. `None`: there is none.
+    pub fn kept_at(&self) -> Option<std::time::SystemTime> {
+        std::fs::metadata(&self.path).ok()?.modified().ok()
+    }
+
     /// Writes what changes until `shutdown`, and then what is not written yet.
     pub async fn run(
         self,

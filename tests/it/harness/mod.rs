@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anynode::model::{ServiceName, ServiceSpec};
-use anynode::proxy::{Beside, Ports, Proxy, ProxyConfig};
+use anynode::proxy::{Beside, Ports, Proxy, ProxyConfig, ProxyHandle};
 use anynode::routing::{Change, CloseReason, Service, TableHandle};
 use tokio::sync::oneshot;
 
@@ -20,6 +20,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Node {
     pub table: Arc<TableHandle>,
     pub ports: Arc<Ports>,
+    pub workers: ProxyHandle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<usize>>,
 }
@@ -44,7 +45,7 @@ impl Node {
     pub fn start_beside(config: ProxyConfig, grace: Duration, beside: Beside) -> Node {
         let table = Arc::new(TableHandle::default());
         let proxy = Proxy::start(config, table.clone(), beside).unwrap();
-        let ports = proxy.ports().clone();
+        let (ports, workers) = (proxy.ports().clone(), proxy.handle());
         let (stop, stopped) = oneshot::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -56,6 +57,7 @@ impl Node {
         Node {
             table,
             ports,
+            workers,
             stop: Some(stop),
             thread: Some(std::thread::spawn(run)),
         }
