@@ -1,5 +1,6 @@
 //! Services: made, shown, updated, rolled back, removed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bollard_stubs::models::{EndpointSpecModeEnum, ServiceSpecMode, ServiceSpecModeReplicated};
@@ -12,6 +13,7 @@ use super::http::{self, Answer, Asked, Version};
 use super::swarm::{key, new_id};
 use super::{Api, find, validate, view};
 use crate::control::port_conflict;
+use crate::model::labels;
 use crate::model::swarm::{Kind, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port};
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -118,6 +120,7 @@ pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiEr
     api.update(|snapshot| {
         find::swarm(snapshot)?;
         let spec = normalized(snapshot, spec.clone())?;
+        refuse_labels(&spec, None)?;
         if let Some(conflict) = port_conflict(snapshot, &spec, None) {
             return Err(ApiError::invalid(conflict));
         }
@@ -129,6 +132,22 @@ pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiEr
         StatusCode::CREATED,
         &json!({ "ID": id, "Warnings": warnings(api, &spec) }),
     ))
+}
+
+/// Errors: an option of ours that means nothing, and was not there `before`.
+fn refuse_labels(spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), ApiError> {
+    let ours = |spec: &ServiceSpec| -> BTreeMap<String, String> {
+        let labels = spec.labels.iter().flatten();
+        let ours = labels.filter(|(label, _)| label.starts_with("anynode."));
+        ours.map(|(label, value)| (label.clone(), value.clone())).collect()
+    };
+    let (now, before) = (ours(spec), before.map(ours).unwrap_or_default());
+    let news = now.iter().filter(|(label, value)| before.get(*label) != Some(value));
+    let faults: Vec<String> = news.flat_map(|(label, _)| labels::faults_of(label, &now)).collect();
+    match faults.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::bad(faults.join("; "))),
+    }
 }
 
 /// What a user should know although it is no error; null when there is nothing.
@@ -212,6 +231,7 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
             return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
         }
         let spec = normalized(snapshot, spec.clone())?;
+        refuse_labels(&spec, Some(&service.spec))?;
         if spec.name.as_deref() != Some(service.name()) {
             return Err(not_supported("renaming services is not supported"));
         }

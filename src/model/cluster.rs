@@ -28,6 +28,9 @@ pub struct ClusterService {
     /// Labels that begin with `anynode.`, as they were written.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Labels whose present value means nothing, with that value: `labels` has what they said before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
     /// The stop grace period of its tasks, where it is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_grace_ms: Option<u64>,

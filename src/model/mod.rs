@@ -5,6 +5,7 @@
 
 mod asker;
 mod cluster;
+pub mod labels;
 pub mod proxy_protocol;
 mod service;
 pub mod swarm;

@@ -94,6 +94,7 @@ fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
         // Those in host mode too: this node has all tasks there are, so each of its tasks is one of this node.
         ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        refused: std::collections::BTreeMap::new(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
         networks: attachments_of(service, snapshot),
     }

@@ -2,7 +2,6 @@
 //! their own addresses, those of other nodes are endpoints behind the link. Not here: where the cluster comes from
 //! (`swarm`, `link`), and who finds the addresses of local tasks.
 
-mod labels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -15,13 +14,12 @@ use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 
 use super::SourceStatus;
+use crate::model::labels;
 use crate::model::{
     Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, PublishedPort, Reach, ServiceName, ServiceSpec,
     TaskRef,
 };
 use crate::routing::{Change, TableHandle};
-
-pub use labels::KNOWN as LABELS;
 
 /// Where this node's tasks are reached, by task id.
 pub type LocalTasks = OrdMap<Arc<str>, Reach>;
@@ -293,6 +291,13 @@ impl ClusterSource {
         let mut spec = ServiceSpec::new(name);
         let labels = labels::apply(&service.labels, &mut spec);
         let mut faults = labels.faults;
+        faults.extend(service.refused.iter().flat_map(|(label, value)| refusal(service, label, value)));
+        if !labels.wrong.is_empty() {
+            let wrong: Vec<&str> = labels.wrong.iter().map(String::as_str).collect();
+            faults.push(format!("not served before it is known what {} is to be", wrong.join(", ")));
+            self.faults.set(&service.name, faults);
+            return None;
+        }
         for port in &service.ports {
             match is_tcp(&port.protocol) {
                 true => spec.publish.push(PublishedPort {
@@ -375,6 +380,19 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
 /// Between a task's leaving and its stop signal.
 const SWARM_WAITS: Duration = Duration::from_secs(2);
 
+/// What is wrong with a label's value that was not taken, and what holds instead.
+fn refusal(service: &ClusterService, label: &str, value: &str) -> Vec<String> {
+    let alone = BTreeMap::from([(label.to_owned(), value.to_owned())]);
+    // What goes only with others is wrong beside them.
+    let beside = service.labels.iter().chain(&alone).map(|(label, value)| (label.clone(), value.clone()));
+    let faults = labels::faults_of(label, &beside.collect());
+    let holds = match service.labels.get(label) {
+        Some(good) => format!("the last good value, {good}, holds"),
+        None => "it is not set, as before".to_owned(),
+    };
+    faults.into_iter().map(|fault| format!("{fault}; {holds}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -401,6 +419,7 @@ mod tests {
                 target: 80,
             }],
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            refused: BTreeMap::new(),
             stop_grace_ms: None,
             networks: Vec::new(),
         })

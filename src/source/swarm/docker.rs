@@ -331,6 +331,7 @@ fn seen_service(service: bollard::models::Service) -> Seen {
             name: spec.name.unwrap_or_default(),
             ports: ports.collect(),
             labels: our_labels(spec.labels.unwrap_or_default()),
+            refused: std::collections::BTreeMap::new(),
             stop_grace_ms: grace.and_then(|nanos| u64::try_from(nanos / 1_000_000).ok()),
             networks,
         }),

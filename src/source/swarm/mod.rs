@@ -422,7 +422,7 @@ impl SwarmSource {
             None => {
                 // The stream first, then what there is: nothing falls between.
                 let stream = control.watch(None).await?;
-                learned.picture = Picture::of(control.list().await?);
+                learned.picture = Picture::of(control.list().await?, self.before(learned));
                 learned.picture.committed(floor);
                 self.status.resyncs.fetch_add(1, Relaxed);
                 stream
@@ -476,7 +476,7 @@ impl SwarmSource {
         let mut quick_until = begun + QUICK_FOR;
         loop {
             let asked = tokio::time::Instant::now();
-            let mut picture = Picture::of(engine.list().await?);
+            let mut picture = Picture::of(engine.list().await?, self.before(learned));
             picture.committed(self.floor(learned));
             self.stand(Way::Poll, learned);
             self.status.events.fetch_add(1, Relaxed);
@@ -521,6 +521,14 @@ impl SwarmSource {
         learned.is_other_swarm = false;
         self.status.set(way);
         (self.is_source)(true);
+    }
+
+    /// What is published, if it is of the same swarm.
+    fn before(&self, learned: &Learned) -> Arc<Cluster> {
+        match learned.is_other_swarm {
+            true => Arc::default(),
+            false => self.cluster.borrow().clone(),
+        }
     }
 
     /// The revision that must not be gone back behind: that of what is published, of the same swarm.

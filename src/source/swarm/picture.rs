@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::proto;
+use crate::model::labels;
 use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 
 /// An object of the swarm, with the index of the commit that wrote it.
@@ -55,13 +57,18 @@ pub(super) struct Picture {
     tasks_of: BTreeMap<String, BTreeSet<String>>,
     /// The newest of each kind in the lists that this began with: what is older and was not in them is gone.
     listed: [u64; 3],
+    /// What was published before this began: labels that meant something then.
+    before: Arc<Cluster>,
     cluster: Cluster,
 }
 
 impl Picture {
-    /// The picture of `all` there is, as of their newest commit.
-    pub(super) fn of(all: impl IntoIterator<Item = Seen>) -> Picture {
-        let mut picture = Picture::default();
+    /// The picture of `all` there is, as of their newest commit. `before`: what was published of the same swarm until now.
+    pub(super) fn of(all: impl IntoIterator<Item = Seen>, before: Arc<Cluster>) -> Picture {
+        let mut picture = Picture {
+            before,
+            ..Picture::default()
+        };
         let mut listed = [0; 3];
         for seen in all {
             let newest: &mut u64 = &mut listed[seen.object.kind()];
@@ -146,7 +153,10 @@ impl Picture {
     /// Brings what depends on the object with this key into the cluster, or takes it out.
     fn settle(&mut self, key: &str) {
         match self.seen.get(key).map(|seen| &seen.object) {
-            Some(SeenObject::Service(service)) => self.cluster.put(ClusterObject::Service(service.clone())),
+            Some(SeenObject::Service(service)) => {
+                let service = self.with_last_good(service.clone());
+                self.cluster.put(ClusterObject::Service(service));
+            }
             Some(SeenObject::Node { node, manager_addr }) => self.cluster.put(ClusterObject::Node(ClusterNode {
                 addr: node.addr.or(*manager_addr),
                 ..node.clone()
@@ -160,6 +170,27 @@ impl Picture {
         for task in self.tasks_of.get(key).cloned().unwrap_or_default() {
             self.settle(&task);
         }
+    }
+
+    /// The service with what its labels said last, instead of what means nothing: a slip must not change how it is served.
+    /// Where nothing is known from before, the slip stays, for whoever makes a table to see.
+    fn with_last_good(&self, mut service: ClusterService) -> ClusterService {
+        let known = |cluster: &Cluster| cluster.service(&service.id).cloned();
+        let Some(before) = known(&self.cluster).or_else(|| known(&self.before)) else {
+            return service;
+        };
+        let is_wrong = |label: &String, labels: &BTreeMap<String, String>| labels::wrong(labels).contains(label);
+        for label in labels::wrong(&service.labels) {
+            if is_wrong(&label, &before.labels) {
+                continue;
+            }
+            let refused = match before.labels.get(&label) {
+                Some(good) => service.labels.insert(label.clone(), good.clone()),
+                None => service.labels.remove(&label),
+            };
+            service.refused.extend(refused.map(|refused| (label, refused)));
+        }
+        service
     }
 
     /// Its service publishes something or is on a network, and its node is not known to be down.
@@ -267,6 +298,7 @@ impl From<proto::Service> for Seen {
                 name: annotations.name,
                 ports: ingress.filter_map(port).collect(),
                 labels: our_labels(annotations.labels),
+                refused: BTreeMap::new(),
                 stop_grace_ms: grace.and_then(millis),
                 networks,
             }),
@@ -408,7 +440,7 @@ mod tests {
 
     #[test]
     fn a_service_is_on_the_networks_that_its_spec_names() {
-        let picture = Picture::of([service(1, 8080)]);
+        let picture = Picture::of([service(1, 8080)], Arc::default());
         let service = picture.cluster().services().next().unwrap();
         let shown = |attachment: &Attachment| (attachment.network.to_string(), attachment.vip.map(|ip| ip.to_string()));
         let networks: Vec<_> = service.networks.iter().map(shown).collect();
@@ -421,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_task_is_routed_while_it_runs_and_is_meant_to() {
-        let mut picture = Picture::of([service(1, 8080), node(2, 2), task(3, 448, 512)]);
+        let mut picture = Picture::of([service(1, 8080), node(2, 2), task(3, 448, 512)], Arc::default());
         assert!(!is_routed(&picture));
         assert_eq!(picture.cluster().revision(), 3);
         picture.put(task(4, 512, 512));
@@ -437,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_down_takes_its_tasks_along_and_brings_them_back() {
-        let mut picture = Picture::of([task(3, 512, 512), service(1, 8080), node(2, 2)]);
+        let mut picture = Picture::of([task(3, 512, 512), service(1, 8080), node(2, 2)], Arc::default());
         assert!(is_routed(&picture));
         picture.put(node(4, 1));
         assert!(!is_routed(&picture));
@@ -466,8 +498,8 @@ mod tests {
     #[test]
     fn the_way_there_does_not_matter() {
         let (service, node, task) = (service(1, 8080), node(2, 2), task(3, 512, 512));
-        let a = Picture::of([service.clone(), node.clone(), task.clone()]);
-        let b = Picture::of([task, node, service]);
+        let a = Picture::of([service.clone(), node.clone(), task.clone()], Arc::default());
+        let b = Picture::of([task, node, service], Arc::default());
         assert_eq!(a.cluster().digest(), b.cluster().digest());
         let seen = a.cluster().service("s").unwrap();
         assert_eq!((seen.name.as_str(), seen.stop_grace_ms), ("web", Some(3500)));
@@ -480,7 +512,7 @@ mod tests {
 
     #[test]
     fn what_was_gone_when_all_were_listed_does_not_come_back() {
-        let mut picture = Picture::of([service(1, 8080), node(9, 2)]);
+        let mut picture = Picture::of([service(1, 8080), node(9, 2)], Arc::default());
         // The list of tasks was empty: of them it says nothing.
         picture.put(task(3, 512, 512));
         assert!(is_routed(&picture));
@@ -488,7 +520,7 @@ mod tests {
         if let SeenObject::Task { task, .. } = &mut other.object {
             task.id = "other".to_owned();
         }
-        let mut picture = Picture::of([service(1, 8080), node(2, 2), other]);
+        let mut picture = Picture::of([service(1, 8080), node(2, 2), other], Arc::default());
         picture.put(task(7, 512, 512));
         assert!(!is_routed(&picture), "a stream that is behind the lists");
         picture.put(task(10, 512, 512));
@@ -518,7 +550,7 @@ mod tests {
         };
         let addr = |picture: &Picture| picture.cluster().node("n").unwrap().addr.map(|ip| ip.to_string());
         let listed = || node(1, "0.0.0.0", Some("10.0.0.9:2377"), 1);
-        let mut picture = Picture::of([listed()]);
+        let mut picture = Picture::of([listed()], Arc::default());
         assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"));
         let changed = node(2, "127.0.0.1", None, 1);
         picture.put(changed.clone());
@@ -533,5 +565,40 @@ mod tests {
         assert!(picture.lacks_address(&promoted.object));
         picture.put(node(5, "", Some("10.0.0.9:2377"), 1));
         assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"));
+    }
+
+    #[test]
+    fn a_label_that_means_nothing_leaves_what_it_said_before() {
+        let labelled = |version, labels: &[(&str, &str)]| {
+            let mut seen = service(version, 8080);
+            let SeenObject::Service(service) = &mut seen.object else {
+                unreachable!("it is one");
+            };
+            let own = |(label, value): &(&str, &str)| ((*label).to_owned(), (*value).to_owned());
+            service.labels = labels.iter().map(own).collect();
+            seen
+        };
+        let published = |picture: &Picture| {
+            let service = picture.cluster().services().next().unwrap();
+            let text = |labels: &BTreeMap<String, String>| {
+                let pairs = labels.iter().map(|(label, value)| format!("{label}={value}"));
+                pairs.collect::<Vec<_>>().join(" ")
+            };
+            (text(&service.labels), text(&service.refused))
+        };
+        let own = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let mut picture = Picture::of([labelled(1, &[("anynode.mode", "http")])], Arc::default());
+        assert_eq!(published(&picture), own("anynode.mode=http", ""));
+        let slips = [("anynode.mode", "htp"), ("anynode.limit.queue", "many")];
+        picture.put(labelled(2, &slips));
+        let kept = own("anynode.mode=http", "anynode.limit.queue=many anynode.mode=htp");
+        assert_eq!(published(&picture), kept);
+        // A manager that begins anew has it from what was published, and one that knows nothing says what it sees.
+        let anew = Picture::of([labelled(2, &slips)], Arc::new(picture.cluster().clone()));
+        assert_eq!(published(&anew), kept);
+        let strange = Picture::of([labelled(2, &slips)], Arc::default());
+        assert_eq!(published(&strange), own("anynode.limit.queue=many anynode.mode=htp", ""));
+        picture.put(labelled(3, &[("anynode.mode", "tcp")]));
+        assert_eq!(published(&picture), own("anynode.mode=tcp", ""));
     }
 }

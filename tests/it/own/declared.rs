@@ -138,15 +138,17 @@ fn labels_change_how_a_service_is_served_and_replace_no_task() {
         "web",
     ]);
     own.wait_for("mode http", LONG, is_http);
-    own.docker(&[
-        "service",
-        "update",
-        "--detach",
-        "--label-add",
-        "anynode.mode=htttp",
-        "web",
-    ]);
-    own.wait_for_error("web", "label anynode.mode: \"htttp\" is not valid");
+    // A slip is refused, and changes nothing.
+    for (label, said) in [
+        ("anynode.mode=htttp", "label anynode.mode: \"htttp\" is not valid: expected tcp or http"),
+        ("anynode.moda=tcp", "label anynode.moda=tcp: no such option: expected one of anynode.mode, "),
+    ] {
+        let refused = own.docker_fails(&["service", "update", "--detach", "--label-add", label, "web"]);
+        assert!(refused.contains(said), "{refused}");
+        let refused = own.docker_fails(&["service", "create", "--detach", "--label", label, "anynode/whoami"]);
+        assert!(refused.contains(said), "{refused}");
+    }
+    assert!(is_http());
     own.docker(&["service", "update", "--detach", "--label-rm", "anynode.mode", "web"]);
     own.wait_for("mode tcp", LONG, || !is_http());
     assert_eq!(own.running("web"), before);

@@ -1,21 +1,24 @@
-//! Options of a service of a cluster, from its labels that begin with `anynode.`. A wrong one is a fault that is shown for
-//! the service, never fatal: the option keeps its default. Not here: the services file, which has the same options.
+//! Options of a service of a cluster, from its labels that begin with `anynode.`. Pure. A wrong one is a fault, and the option
+//! keeps its default; what becomes of the service then, whoever asks decides. Not here: the services file, which has the
+//! same options.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::model::{HealthCheck, HealthProbe, InvalidValue, Mode, ServiceSpec, parse_duration};
+use super::{HealthCheck, HealthProbe, InvalidValue, Mode, ServiceName, ServiceSpec, parse_duration};
 
 /// What labels say beside the spec itself.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Labels {
+pub struct Labels {
     /// The address that published ports are bound to; `None`: all.
-    pub(super) bind: Option<IpAddr>,
+    pub bind: Option<IpAddr>,
     /// What is wrong: label, value and what was expected.
-    pub(super) faults: Vec<String>,
+    pub faults: Vec<String>,
+    /// The labels of ours whose values mean nothing.
+    pub wrong: BTreeSet<String>,
 }
 
 /// Every label that is understood.
@@ -45,11 +48,30 @@ pub const KNOWN: [&str; 23] = [
     "anynode.abort-on-client-close",
 ];
 
+/// The labels of ours whose values mean nothing. Names that are no options are none of them.
+pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
+    alone(labels).map(|labels| labels.wrong).unwrap_or_default()
+}
+
+/// What is wrong with `label`, as it stands among `labels`.
+pub fn faults_of(label: &str, labels: &BTreeMap<String, String>) -> Vec<String> {
+    let about = [format!("label {label}:"), format!("label {label}=")];
+    let faults = alone(labels).map(|labels| labels.faults).unwrap_or_default().into_iter();
+    faults.filter(|fault| about.iter().any(|about| fault.starts_with(about))).collect()
+}
+
+/// What labels say, whatever the service.
+fn alone(labels: &BTreeMap<String, String>) -> Option<Labels> {
+    let mut spec = ServiceSpec::new(ServiceName::new("any").ok()?);
+    Some(apply(labels, &mut spec))
+}
+
 /// Sets the options of `spec` that `labels` name.
-pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
+pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
     let mut reader = Reader {
         labels,
         faults: Vec::new(),
+        wrong: BTreeSet::new(),
     };
     let mut bind = None;
     reader.set("anynode.mode", &mut spec.mode);
@@ -95,6 +117,7 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
         let fault =
             "label anynode.proxy-protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For";
         reader.faults.push(fault.to_owned());
+        reader.wrong.insert("anynode.proxy-protocol".to_owned());
         spec.proxy_protocol = None;
     }
     for (label, value) in labels {
@@ -108,12 +131,14 @@ pub(super) fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -
     Labels {
         bind,
         faults: reader.faults,
+        wrong: reader.wrong,
     }
 }
 
 struct Reader<'a> {
     labels: &'a BTreeMap<String, String>,
     faults: Vec<String>,
+    wrong: BTreeSet<String>,
 }
 
 impl Reader<'_> {
@@ -123,6 +148,7 @@ impl Reader<'_> {
             && let Err(error) = take(text.trim())
         {
             self.faults.push(format!("label {label}: {error}"));
+            self.wrong.insert(label.to_owned());
         }
     }
 
@@ -208,7 +234,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Balance, ProxyProtocol, ServiceName};
+    use crate::model::{Balance, ProxyProtocol};
 
     fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -256,6 +282,7 @@ mod tests {
                 "{label}"
             );
             assert!(labels.faults[0].contains("expected"), "{label}");
+            assert_eq!(labels.wrong, BTreeSet::from([label.to_owned()]));
             assert_eq!(spec, default, "{label}");
         }
         let (spec, labels) = read(&[("anynode.moda", "http"), ("anynode.mode", "http")]);
