@@ -5,10 +5,11 @@ mod metrics;
 mod server;
 mod views;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -48,8 +49,36 @@ pub struct AdminState {
     pub store: Option<Arc<StoreHealth>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
+    /// Where this node cannot be asked yet.
+    pub doors: Arc<ClosedDoors>,
     /// Looks at all nodes of the cluster, or at this one where there is none.
     pub verify: Verify,
+}
+
+/// Addresses that cannot be listened at yet, by the key that says them: why.
+#[derive(Debug, Default)]
+pub struct ClosedDoors(Mutex<BTreeMap<String, String>>);
+
+impl ClosedDoors {
+    /// Notes why the door of `key` is closed, or with `None` that it is open. Returns whether that is news.
+    pub fn set(&self, key: &str, why: Option<String>) -> bool {
+        let mut doors = self.lock();
+        let known = match &why {
+            Some(why) => doors.insert(key.to_owned(), why.clone()),
+            None => doors.remove(key),
+        };
+        known != why
+    }
+
+    /// Each door that is closed, and why.
+    pub fn snapshot(&self) -> BTreeMap<String, String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // std mutex: nothing awaits under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Makes what `/v1/verify` shows.

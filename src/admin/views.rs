@@ -48,6 +48,9 @@ pub(super) struct StatusView {
     task_network_faults: BTreeMap<String, String>,
     /// How VIPs are answered on this node: unused, answered, bound, or why they are not.
     vips: String,
+    /// Addresses of this node's own that cannot be listened at, by key.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    closed: BTreeMap<String, String>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -297,6 +300,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .map(|takeover| TakeoverView::of(takeover.status())),
         task_networks: state.networks.as_ref().map_or(0, TaskNets::len),
         task_network_faults: state.networks.as_ref().map(TaskNets::faults).unwrap_or_default(),
+        closed: state.doors.snapshot(),
         cluster: state.swarm.as_ref().map(|swarm| ClusterView::of(swarm, now)),
         faults: state
             .faults
@@ -411,6 +415,13 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
         }
         lines.extend(store.lost().iter().map(|lost| format!("store: {lost}")));
     }
+    lines.extend(
+        state
+            .doors
+            .snapshot()
+            .into_iter()
+            .map(|(key, why)| format!("{key}: {why}")),
+    );
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines

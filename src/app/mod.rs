@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod datadir;
 mod demo;
+mod doors;
 mod freshness;
 mod handoff;
 mod networks;

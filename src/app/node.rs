@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,11 +13,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::config::Config;
+use super::doors::Door;
 use super::handoff::{self, HandoffError, Inherited, Offer, Succession};
 use super::own::{OwnError, OwnSwarm, Plane};
-use super::swarm::{LinkListenError, SwarmNode};
+use super::swarm::SwarmNode;
 use super::verify;
-use crate::admin::{AdminState, Phase, Readiness};
+use crate::admin::{AdminState, ClosedDoors, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer, Responder};
 use crate::health::Prober;
 use crate::proxy::{Beside, PortState, Proxy};
@@ -39,9 +40,9 @@ pub struct Node {
     takeover: Option<Arc<Takeover>>,
     networks: TaskNets,
     prober: Prober,
-    dns: Option<DnsServer>,
+    dns: Option<Door<DnsServer>>,
     responder: Responder,
-    admin: Option<(tokio::net::TcpListener, Arc<AdminState>)>,
+    admin: Option<(Door<TcpListener>, Arc<AdminState>)>,
     readiness: Arc<Readiness>,
     status: Arc<SourceStatus>,
     /// For the instance that comes after this one.
@@ -59,22 +60,8 @@ pub enum NodeError {
     Lend(#[source] std::io::Error),
     #[error("start the workers")]
     Workers(#[source] std::io::Error),
-    #[error("admin.listen = {addr}: expected an address that is free, or \"none\"")]
-    Admin {
-        addr: SocketAddr,
-        #[source]
-        error: std::io::Error,
-    },
-    #[error(transparent)]
-    Link(#[from] LinkListenError),
     #[error(transparent)]
     Own(#[from] OwnError),
-    #[error("dns.listen = {addr}: expected an address that is free, or \"none\"")]
-    Dns {
-        addr: SocketAddr,
-        #[source]
-        error: crate::dns::BindError,
-    },
 }
 
 impl Node {
@@ -89,26 +76,34 @@ impl Node {
         }
         let mut named = Vec::new();
         let table = Arc::new(TableHandle::default());
-        // What may be refused comes first, before anything serves.
+        let doors: Arc<ClosedDoors> = Arc::default();
         let admin = config
             .admin
-            .map(|addr| listen_admin(addr, &mut inherited))
-            .transpose()?;
+            .map(|addr| Door::of_listener("admin.listen", handoff::ADMIN, addr, &mut inherited, doors.clone()));
         let are_vips_off = Arc::default();
-        let dns_config = |listen| dns_config(listen, &config, &are_vips_off);
+        let responder = Responder::new(dns_config(&config, &are_vips_off), table.clone());
         let dns = config
             .dns
-            .map(|listen| bind_dns(dns_config(listen), &table, &mut inherited))
-            .transpose()?;
-        lend(&mut named, handoff::ADMIN, admin.iter().map(AsFd::as_fd))?;
-        lend(&mut named, handoff::DNS, dns.iter().flat_map(DnsServer::sockets))?;
+            .map(|addr| dns_door(addr, &responder, &mut inherited, doors.clone()));
+        lend(
+            &mut named,
+            handoff::ADMIN,
+            admin.iter().filter_map(Door::opened).map(AsFd::as_fd),
+        )?;
+        lend(
+            &mut named,
+            handoff::DNS,
+            dns.iter().filter_map(Door::opened).flat_map(DnsServer::sockets),
+        )?;
         let may_write = watch::Sender::new(!inherited.is_waited_for());
         let status = Arc::new(SourceStatus::default());
         let swarm = match config.swarm.clone() {
             Some(swarm) => {
-                let listener = swarm.link.and_then(|addr| inherited.take_listener(handoff::LINK, addr));
+                let door = swarm
+                    .link
+                    .map(|addr| Door::of_listener("link.listen", handoff::LINK, addr, &mut inherited, doors.clone()));
                 let (table, status, may_write) = (table.clone(), status.clone(), may_write.subscribe());
-                Some(SwarmNode::new(swarm, &config.data_dir, table, status, may_write, listener).await?)
+                Some(SwarmNode::new(swarm, &config.data_dir, table, status, may_write, door).await)
             }
             None => None,
         };
@@ -121,10 +116,6 @@ impl Node {
         };
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
         proxy.offer(inherited.take_ports(&config.proxy.liveness));
-        let responder = match &dns {
-            Some(dns) => dns.responder(),
-            None => Responder::new(dns_config(DnsConfig::default().listen), table.clone()),
-        };
         let liveness = config.proxy.liveness.clone();
         let networks = TaskNets::new(table.clone(), proxy.handle(), responder.clone(), liveness);
         let source = config.services.clone().map(|path| {
@@ -164,7 +155,7 @@ impl Node {
             workers: proxy.handle(),
             source: status.clone(),
             health: prober.stats().clone(),
-            dns: dns.as_ref().map(DnsServer::stats),
+            dns: dns.as_ref().map(|_| responder.stats()),
             readiness: readiness.clone(),
             started: Instant::now(),
             n_workers: config.proxy.n_workers,
@@ -173,6 +164,7 @@ impl Node {
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
             networks: Some(networks.clone()),
+            doors,
             verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
@@ -196,7 +188,7 @@ impl Node {
             prober,
             dns,
             responder,
-            admin: admin.map(|listener| (listener, state)),
+            admin: admin.map(|door| (door, state)),
             readiness,
             status,
             offer,
@@ -265,7 +257,7 @@ impl Node {
         };
         beside.spawn(serve_inside(networks.clone(), served, stopped()));
         if dns.is_none() {
-            let stopped = stopped();
+            let (responder, stopped) = (responder.clone(), stopped());
             beside.spawn(async move {
                 tokio::select! {
                     () = responder.follow() => {}
@@ -312,21 +304,42 @@ impl Node {
         readiness.set(Phase::Serving);
         beside.spawn(offer.run(succession.clone(), stopped()));
         beside.spawn(prober.run(stopped()));
-        if let Some(dns) = dns {
-            let running = dns.run(handed_over(handoff::DNS), stopped());
-            beside.spawn(async {
-                if let Err(error) = running.await {
+        if let Some(door) = dns {
+            let (handed_over, closing, stopped) = (handed_over(handoff::DNS), handed_over(handoff::DNS), stopped());
+            beside.spawn(async move {
+                tokio::pin!(stopped);
+                let opened = async {
+                    tokio::select! {
+                        dns = door.wait() => dns,
+                        // The address is the next instance's.
+                        () = closing => std::future::pending().await,
+                    }
+                };
+                // Tasks ask meanwhile.
+                let dns = tokio::select! {
+                    () = &mut stopped => return,
+                    () = responder.follow() => return,
+                    dns = opened => dns,
+                };
+                if let Err(error) = dns.run(handed_over, stopped).await {
                     tracing::error!("{}", super::chain(&error));
                 }
             });
         }
-        if let Some((listener, state)) = admin {
-            beside.spawn(crate::admin::serve(
-                listener,
-                state,
-                handed_over(handoff::ADMIN),
-                stopped(),
-            ));
+        if let Some((door, state)) = admin {
+            let (handed_over, closing, stopped) = (handed_over(handoff::ADMIN), handed_over(handoff::ADMIN), stopped());
+            beside.spawn(async move {
+                tokio::pin!(stopped);
+                let listener = tokio::select! {
+                    () = &mut stopped => return,
+                    () = closing => return,
+                    listener = door.listener() => listener,
+                };
+                match listener {
+                    Ok(listener) => crate::admin::serve(listener, state, handed_over, stopped).await,
+                    Err(error) => tracing::error!(%error, "the admin server's listener cannot be watched"),
+                }
+            });
         }
         beside.spawn(refill_retry_budgets(table, stopped()));
         let is_asked = watch::Sender::new(false);
@@ -388,33 +401,30 @@ fn lend<'a>(
     Ok(())
 }
 
-fn listen_admin(addr: SocketAddr, inherited: &mut Inherited) -> Result<tokio::net::TcpListener, NodeError> {
-    let mut listen = || {
-        let listener = match inherited.take_listener(handoff::ADMIN, addr) {
-            Some(listener) => listener,
-            None => std::net::TcpListener::bind(addr)?,
-        };
-        listener.set_nonblocking(true)?;
-        tokio::net::TcpListener::from_std(listener)
-    };
-    listen().map_err(|error| NodeError::Admin { addr, error })
-}
-
-fn bind_dns(dns: DnsConfig, table: &Arc<TableHandle>, inherited: &mut Inherited) -> Result<DnsServer, NodeError> {
-    let addr = dns.listen;
-    match inherited.take_dns(addr) {
-        Some((at, udp, tcp)) => Ok(DnsServer::adopt(dns, table.clone(), at, udp, tcp)),
-        None => DnsServer::bind(dns, table.clone()).map_err(|error| NodeError::Dns { addr, error }),
+fn dns_door(
+    addr: SocketAddr,
+    responder: &Responder,
+    inherited: &mut Inherited,
+    doors: Arc<ClosedDoors>,
+) -> Door<DnsServer> {
+    let lent = inherited.take_dns(addr);
+    if lent.is_none() {
+        inherited.give_up(handoff::DNS);
     }
+    let lent = lent.map(|(at, udp, tcp)| DnsServer::adopt(responder.clone(), at, udp, tcp));
+    let responder = responder.clone();
+    let open = move || Ok(DnsServer::bind_for(responder.clone(), addr)?);
+    Door::new("dns.listen", addr, lent, doors, open)
 }
 
-fn dns_config(listen: SocketAddr, config: &Config, are_vips_off: &Arc<AtomicBool>) -> DnsConfig {
+fn dns_config(config: &Config, are_vips_off: &Arc<AtomicBool>) -> DnsConfig {
+    let usual = DnsConfig::default();
     DnsConfig {
-        listen,
+        listen: config.dns.unwrap_or(usual.listen),
         upstreams: config.dns_upstreams.clone(),
         upstream_timeout: config.dns_upstream_timeout,
         are_vips_off: are_vips_off.clone(),
-        ..DnsConfig::default()
+        ..usual
     }
 }
 

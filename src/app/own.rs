@@ -183,6 +183,14 @@ impl OwnSwarm {
                 tracing::error!(%error, "a part of the swarm panicked");
             }
         }
+        let is_left = |task: &&Arc<Task>| task.status.state == TaskState::Running;
+        match self.store.snapshot().tasks().filter(is_left).count() {
+            0 => {}
+            n => tracing::info!(
+                tasks = n,
+                "tasks go on running, and the next start finds them; to end them all, `docker swarm leave --force` before this"
+            ),
+        }
         // An error says that it is gone already.
         let _ = std::fs::remove_file(&self.socket);
     }

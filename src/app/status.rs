@@ -152,6 +152,9 @@ fn describe(status: &Value) -> String {
     {
         out.push_str(&format!("! VIPs are not answered on this node: {why}\n"));
     }
+    for (key, why) in status["closed"].as_object().into_iter().flatten() {
+        out.push_str(&format!("! {key}: {}\n", text(why)));
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(

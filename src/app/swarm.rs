@@ -3,8 +3,7 @@
 //! Not here: any of their work.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::chain;
 use super::config::SwarmConfig;
+use super::doors::Door;
 use super::freshness;
 use super::verify;
 use crate::admin::SwarmView;
@@ -44,7 +44,7 @@ pub(super) struct SwarmNode {
     tables: ClusterSource,
     link: Arc<LinkState>,
     peers: Arc<Peers>,
-    listener: Option<tokio::net::TcpListener>,
+    door: Option<Door<TcpListener>>,
 }
 
 impl SwarmConfig {
@@ -67,15 +67,6 @@ impl SwarmConfig {
     }
 }
 
-/// Why the link cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("link.listen = {addr}: expected an address that is free, or \"none\"")]
-pub struct LinkListenError {
-    addr: SocketAddr,
-    #[source]
-    error: io::Error,
-}
-
 impl SwarmNode {
     /// Begins with the last cluster, if there is one in `data_dir`.
     pub(super) async fn new(
@@ -84,8 +75,8 @@ impl SwarmNode {
         table: Arc<TableHandle>,
         status: Arc<SourceStatus>,
         may_write: watch::Receiver<bool>,
-        inherited: Option<std::net::TcpListener>,
-    ) -> Result<SwarmNode, LinkListenError> {
+        door: Option<Door<TcpListener>>,
+    ) -> SwarmNode {
         let mut keeper = ClusterKeeper::new(data_dir, may_write);
         keeper.tell(status.clone());
         let kept = keeper.read();
@@ -130,14 +121,13 @@ impl SwarmNode {
             }
         }
         let peers = Arc::new(Peers::new(link.clone(), clusters.clone()));
-        let listener = config.link.map(|addr| listen(addr, inherited)).transpose()?;
         let view = Arc::new(SwarmView {
             status: swarm_status,
             link: link.clone(),
             peers: peers.clone(),
             info: source.info(),
         });
-        Ok(SwarmNode {
+        SwarmNode {
             view,
             status,
             faults,
@@ -150,8 +140,8 @@ impl SwarmNode {
             tables,
             link,
             peers,
-            listener,
-        })
+            door,
+        }
     }
 
     /// Who reaches tasks of other nodes for the data plane.
@@ -163,7 +153,7 @@ impl SwarmNode {
 
     /// The socket that other nodes connect to, to be lent to the next instance.
     pub(super) fn listener(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        self.listener.as_ref().map(std::os::fd::AsFd::as_fd)
+        self.door.as_ref()?.opened().map(std::os::fd::AsFd::as_fd)
     }
 
     /// Others hear that this node is about to end.
@@ -194,7 +184,7 @@ impl SwarmNode {
             tables,
             link,
             peers,
-            listener,
+            door,
         } = self;
         link.set_handler(Arc::new(Serves {
             proxy,
@@ -217,7 +207,7 @@ impl SwarmNode {
         parts.spawn(tables.run(cluster.subscribe(), tasks, own.subscribe(), stopped()));
         parts.spawn(follow_node(info.clone(), own, stopped()));
         parts.spawn(freshness::watch(view, status, stopped()));
-        if let Some(listener) = listener {
+        if let Some(door) = door {
             let targets_of = targets.subscribe();
             parts.spawn(follow_targets(
                 cluster.subscribe(),
@@ -230,14 +220,23 @@ impl SwarmNode {
             let (state, until) = (link.clone(), stopped());
             parts.spawn(async move {
                 // An error means that the node ends before it began.
-                if accepting.wait_for(|is| *is).await.is_ok() {
-                    let over = async {
-                        tokio::select! {
-                            () = handed_over => {}
-                            () = until => {}
-                        }
-                    };
-                    link::serve(state, listener, over).await;
+                if accepting.wait_for(|is| *is).await.is_err() {
+                    return;
+                }
+                let over = async {
+                    tokio::select! {
+                        () = handed_over => {}
+                        () = until => {}
+                    }
+                };
+                tokio::pin!(over);
+                let listener = tokio::select! {
+                    () = &mut over => return,
+                    listener = door.listener() => listener,
+                };
+                match listener {
+                    Ok(listener) => link::serve(state, listener, over).await,
+                    Err(error) => tracing::error!(%error, "the link's listener cannot be watched"),
                 }
             });
             let for_peers = peers.clone();
@@ -255,21 +254,6 @@ impl SwarmNode {
             }
         }
     }
-}
-
-fn listen(
-    addr: SocketAddr,
-    inherited: Option<std::net::TcpListener>,
-) -> Result<tokio::net::TcpListener, LinkListenError> {
-    let listen = || {
-        let listener = match inherited {
-            Some(listener) => listener,
-            None => std::net::TcpListener::bind(addr)?,
-        };
-        listener.set_nonblocking(true)?;
-        tokio::net::TcpListener::from_std(listener)
-    };
-    listen().map_err(|error| LinkListenError { addr, error })
 }
 
 /// Passes on who this node is.

@@ -89,32 +89,26 @@ const PORT_TRIES: usize = 16;
 impl DnsServer {
     /// Opens the sockets, and reads resolv.conf if that is to name the upstream servers. It may block for that moment.
     pub fn bind(config: DnsConfig, table: Arc<TableHandle>) -> Result<DnsServer, BindError> {
-        let mut tries = PORT_TRIES;
-        let (udp, tcp, addr) = loop {
-            tries -= 1;
-            let (udp, addr) = bind_udp(config.listen).map_err(|err| BindError::Udp {
-                addr: config.listen,
-                err,
-            })?;
-            match bind_tcp(addr) {
-                Ok(tcp) => break (udp, tcp, addr),
-                Err(err) if config.listen.port() == 0 && tries > 0 && err.kind() == io::ErrorKind::AddrInUse => {}
-                Err(err) => return Err(BindError::Tcp { addr, err }),
-            }
-        };
-        Ok(DnsServer::adopt(config, table, addr, udp, tcp))
+        let (addr, udp, tcp) = bind_both(config.listen)?;
+        let responder = Responder::new(DnsConfig { listen: addr, ..config }, table);
+        Ok(DnsServer::adopt(responder, addr, udp, tcp))
     }
 
-    /// As `bind`, with sockets that are open at `addr`.
+    /// As `bind`, with what answers at `listen`.
+    pub fn bind_for(responder: Responder, listen: SocketAddr) -> Result<DnsServer, BindError> {
+        let (addr, udp, tcp) = bind_both(listen)?;
+        Ok(DnsServer::adopt(responder, addr, udp, tcp))
+    }
+
+    /// With sockets that are open at `addr`.
     pub fn adopt(
-        config: DnsConfig,
-        table: Arc<TableHandle>,
+        responder: Responder,
         addr: SocketAddr,
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> DnsServer {
         DnsServer {
-            responder: Responder::new(DnsConfig { listen: addr, ..config }, table),
+            responder,
             addr,
             udp,
             tcp,
@@ -224,6 +218,19 @@ impl Responder {
     /// time. Never ends.
     pub async fn follow(&self) {
         follow_tables(&self.core).await;
+    }
+}
+
+fn bind_both(listen: SocketAddr) -> Result<(SocketAddr, std::net::UdpSocket, std::net::TcpListener), BindError> {
+    let mut tries = PORT_TRIES;
+    loop {
+        tries -= 1;
+        let (udp, addr) = bind_udp(listen).map_err(|err| BindError::Udp { addr: listen, err })?;
+        match bind_tcp(addr) {
+            Ok(tcp) => return Ok((addr, udp, tcp)),
+            Err(err) if listen.port() == 0 && tries > 0 && err.kind() == io::ErrorKind::AddrInUse => {}
+            Err(err) => return Err(BindError::Tcp { addr, err }),
+        }
     }
 }
 

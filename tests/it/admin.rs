@@ -49,6 +49,7 @@ impl Admin {
             faults: None,
             store: None,
             swarm: None,
+            doors: Arc::default(),
             verify: Box::new(|| Box::pin(std::future::ready(Value::Null))),
         });
         if is_known {

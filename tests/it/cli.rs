@@ -369,12 +369,6 @@ fn a_node_that_is_told_nonsense_binds_nothing() {
         "{stderr}"
     );
     assert!(!home.path("data").exists());
-    let (code, _, stderr) = run(&mut home.up());
-    assert_eq!(code, 64);
-    assert!(
-        stderr.contains(&format!("admin.listen = {}: expected", home.admin)),
-        "{stderr}"
-    );
     drop(held);
     let (code, _, stderr) = run(home.up().env("ANYNODE_LOG", "a=b=c"));
     assert_eq!(code, 64);
@@ -905,4 +899,38 @@ fn a_node_of_a_swarm_that_learned_nothing_says_so() {
     let _node = home.start(&mut home.up());
     let (code, stdout, _) = run(&mut anynode(&["health", "--admin", &home.admin.to_string()]));
     assert_eq!((code, stdout.as_str()), (0, "ok\n"));
+}
+
+#[test]
+fn an_address_that_is_taken_stops_nobody_and_is_used_once_it_is_free() {
+    let home = Home::new();
+    let endpoint = web("one");
+    home.serve(&one_service(&home, "http", endpoint.addr));
+    let (admin, dns) = (
+        std::net::TcpListener::bind(home.admin).unwrap(),
+        std::net::TcpListener::bind(home.dns).unwrap(),
+    );
+    let node = Running::start(&mut home.up());
+    wait_until("the node to serve", || curl(home.door()).as_deref() == Some("one"));
+    let holder = format!("(pid {}) listens on ", std::process::id());
+    for key in [
+        format!("admin.listen = {}", home.admin),
+        format!("dns.listen = {}", home.dns),
+    ] {
+        wait_until("it to be said", || {
+            node.stderr().contains(&format!("{key}: cannot listen, trying again"))
+        });
+        let said = node.stderr();
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains(&key)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(&holder), "{lines:?}");
+    }
+    drop(admin);
+    wait_until("the admin server", || TcpStream::connect(home.admin).is_ok());
+    let (status, said) = home.readyz();
+    assert_eq!(status, 200);
+    assert!(said.contains(&format!("dns.listen = {}: in use", home.dns)), "{said}");
+    drop(dns);
+    wait_until("nothing to be wrong", || home.readyz() == (200, "serving\n".to_owned()));
+    assert!(dig(home.dns, "my-web").is_some());
+    assert!(home.metric("anynode_dns_queries_total") >= 1.0);
 }

@@ -21,6 +21,7 @@ use anynode::sys::sk_lookup;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::admin::request;
 use crate::churn::{Endpoint, Tally, keep_alive, one_by_one};
 use crate::cli::{Home, Running, anynode, curl, dig, one_service, run, web};
 use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until};
@@ -256,6 +257,37 @@ fn ports_that_only_one_of_both_knows_are_opened_and_closed() {
     }
     assert!(TcpStream::connect(door(gone)).is_err());
     assert_eq!(new_one.stderr().matches("ERROR").count(), 0);
+}
+
+#[test]
+fn admin_and_dns_change_their_addresses_with_an_update() {
+    let home = Home::new();
+    let one = web("one");
+    home.serve(&one_service(&home, "http", one.addr));
+    let mut old = home.start(&mut home.up());
+    // The same ports, on all addresses: they are free only once the old one has let go of them.
+    let everywhere = |addr: SocketAddr| SocketAddr::from(([0, 0, 0, 0], addr.port())).to_string();
+    let mut up = anynode(&[
+        "up",
+        "--services",
+        &home.text("services.yaml"),
+        "--data-dir",
+        &home.text("data"),
+    ]);
+    up.args(["--admin", &everywhere(home.admin), "--dns", &everywhere(home.dns)]);
+    let new = Running::start(&mut up);
+    wait_until("the new one to take over", || {
+        new.stderr().contains("took over from another instance")
+    });
+    assert_eq!(ended(&mut old), Some(0));
+    let elsewhere = SocketAddr::from(([127, 0, 0, 9], home.admin.port()));
+    wait_until("the admin server everywhere", || TcpStream::connect(elsewhere).is_ok());
+    wait_until("nothing to be wrong", || {
+        request(elsewhere, "GET", "/readyz").2 == "serving\n"
+    });
+    assert!(dig(SocketAddr::from(([127, 0, 0, 9], home.dns.port())), "my-web").is_some());
+    assert_eq!(curl(home.door()).as_deref(), Some("one"));
+    drop(new);
 }
 
 #[test]
@@ -658,7 +690,11 @@ fn the_links_socket_is_handed_over_too() {
             .env("ANYNODE_LINK_LISTEN", link.to_string());
         up
     };
-    let mut old = home.start(&mut up());
+    let mut old = Running::start(&mut up());
+    wait_until("the node to live", || {
+        TcpStream::connect(home.admin).is_ok() && request(home.admin, "GET", "/livez").0 == 200
+    });
+    assert_eq!(home.readyz().0, 503, "it has nothing to serve");
     let visitor = Visitor::knock(&home);
     visitor.say(&hello(1));
     let keys: Vec<String> = visitor.lent().into_iter().map(|(key, _)| key).collect();
@@ -667,7 +703,10 @@ fn the_links_socket_is_handed_over_too() {
     drop(visitor);
     wait_until("the old one to go on", || old.stderr().contains("going on as before"));
     let sockets = listening(&old);
-    let mut new = take_over(&home, &mut up());
+    let mut new = Running::start(&mut up());
+    wait_until("the new one to take over", || {
+        new.stderr().contains("took over from another instance")
+    });
     assert_eq!(ended(&mut old), Some(0));
     assert_eq!(listening(&new), sockets);
     drop(dial(link));

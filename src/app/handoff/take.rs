@@ -184,6 +184,11 @@ impl Inherited {
         fds
     }
 
+    /// Gives up what was lent under `name`: whoever lent it lets go of it too.
+    pub(in crate::app) fn give_up(&mut self, name: &str) {
+        self.named.remove(name);
+    }
+
     /// The one listener that was lent under `name`, if it listens at `addr` (port 0: at any port).
     pub(in crate::app) fn take_listener(&mut self, name: &str, addr: SocketAddr) -> Option<TcpListener> {
         let [fd] = self.named.get(name)?.as_slice() else {
