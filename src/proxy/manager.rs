@@ -285,7 +285,7 @@ impl Manager {
         let adopted = self.adoption.offered.get(&Listen::VIPS);
         let made = match adopted {
             Some(_) => Vec::new(),
-            None => sk_lookup::listen_for_vips(self.workers.len(), liveness).map_err(|error| explain(&error))?,
+            None => sk_lookup::listen_for_vips(self.workers.len(), liveness).map_err(|error| explain(&error, None))?,
         };
         let first = adopted
             .unwrap_or(&made)
