@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anynode::model::{ServiceName, ServiceSpec};
-use anynode::proxy::{Beside, Proxy, ProxyConfig};
+use anynode::proxy::{Beside, Grace, Proxy, ProxyConfig};
 use anynode::routing::{Change, TableHandle};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -80,7 +80,14 @@ fn anynode(to: SocketAddr) -> SocketAddr {
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(proxy.run(Duration::ZERO, std::future::pending()))
+        runtime.block_on(proxy.run(
+            Grace {
+                asked: Duration::ZERO,
+                handed_over: Duration::ZERO,
+            },
+            std::future::pending(),
+            std::future::pending(),
+        ))
     });
     ([127, 0, 0, 1], port).into()
 }

@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub log: String,
     pub shutdown_grace: Duration,
+    /// How long connections may go on at an instance whose place was taken by a new one, unless it is asked to end.
+    pub handoff_grace: Duration,
     /// How long an instance whose place was taken waits to be stopped before it ends by itself.
     pub superseded_wait: Duration,
     pub vip_network: Ipv4Net,
@@ -269,6 +271,7 @@ impl Config {
                 |value| value.as_str().filter(|text| is_log_filter(text)).map(str::to_owned),
             ),
             shutdown_grace: duration(s, "shutdown_grace"),
+            handoff_grace: duration(s, "handoff_grace"),
             superseded_wait: duration(s, "superseded_wait"),
             vip_network,
             admin: address(s, "admin.listen"),

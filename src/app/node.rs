@@ -21,7 +21,7 @@ use super::verify;
 use crate::admin::{AdminState, ClosedDoors, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer, Responder};
 use crate::health::Prober;
-use crate::proxy::{Beside, PortState, Proxy};
+use crate::proxy::{Beside, Grace, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
 use crate::source::file::FileSource;
@@ -359,9 +359,17 @@ impl Node {
             readiness.set(Phase::Draining);
             drain_link.into_iter().for_each(|drain| drain());
         };
+        let hurry = async {
+            // An error means that the node ends.
+            drop(is_asked.subscribe().wait_for(|is_asked| *is_asked).await);
+        };
+        let grace = Grace {
+            asked: config.shutdown_grace,
+            handed_over: config.handoff_grace,
+        };
         tokio::pin!(asked);
         let n_cut = tokio::select! {
-            n_cut = proxy.run(config.shutdown_grace, draining) => n_cut,
+            n_cut = proxy.run(grace, draining, hurry) => n_cut,
             never = &mut asked => match never {},
         };
         match n_cut {

@@ -138,6 +138,15 @@ pub struct Beside {
     pub are_vips_off: Arc<AtomicBool>,
 }
 
+/// How long connections that are open may go on once a node ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Grace {
+    /// Where it was asked to end.
+    pub asked: Duration,
+    /// Where another instance has taken over.
+    pub handed_over: Duration,
+}
+
 /// The data plane of one node: its worker threads, and what keeps them with the table.
 pub struct Proxy {
     manager: Manager,
@@ -203,11 +212,17 @@ impl Proxy {
     /// Follows the table until `shutdown`, then drains: nothing more is accepted, idle connections end, the others have
     /// `grace` to end by themselves, and what is left is reset. Ends when the workers have.
     ///
-    /// After `ProxyHandle::hand_over`, idle HTTP connections wait for one more request first, for most of `grace`: their
-    /// clients can come back at once, so that there is no need to end one while a request is on its way.
+    /// After `ProxyHandle::hand_over` there is somebody else to serve, and nobody waits for this program to end: the others
+    /// have `Grace::handed_over`, unless `hurry` ends. Idle HTTP connections wait for one more request first, for most of
+    /// `Grace::asked`: their clients can come back at once, so that there is no need to end one while a request is on its way.
     ///
     /// Returns the number of connections that were reset.
-    pub async fn run(mut self, grace: Duration, shutdown: impl Future<Output = ()>) -> usize {
+    pub async fn run(
+        mut self,
+        grace: Grace,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> usize {
         let mut revision = self.shared.table.subscribe();
         let mut rules = self.shared.takeover.as_ref().map(|takeover| takeover.changes());
         let room = crowd::make_room(self.shared.open.clone(), self.manager.workers().commands());
@@ -230,12 +245,26 @@ impl Proxy {
                 () = changed(&mut rules) => self.manager.recheck_takeover(),
             }
         }
-        let ends_at = Instant::now() + grace;
-        if self.shared.lending.is_over() {
-            self.drained_until(ends_at - grace / 10).await;
+        let (began_at, asked) = (Instant::now(), grace.asked);
+        let is_handed_over = self.shared.lending.is_over();
+        let drain = async {
+            if is_handed_over {
+                self.drained_until(began_at + asked - asked / 10).await;
+            }
+            self.manager.workers().tell_all(|| Command::Drain);
+            let left = match is_handed_over {
+                true => grace.handed_over.max(asked),
+                false => asked,
+            };
+            self.drained_until(began_at + left).await;
+        };
+        tokio::select! {
+            () = drain => {}
+            () = hurry, if is_handed_over => {
+                self.manager.workers().tell_all(|| Command::Drain);
+                self.drained_until(Instant::now() + asked).await;
+            }
         }
-        self.manager.workers().tell_all(|| Command::Drain);
-        self.drained_until(ends_at).await;
         let n_left = self.n_connections();
         let workers = self.manager.into_workers();
         // Joining blocks, but nothing else of this runtime matters any more, and workers end within a turn.
@@ -244,9 +273,12 @@ impl Proxy {
     }
 
     async fn drained_until(&self, at: Instant) {
+        let began_at = Instant::now();
         let drained = async {
             while self.n_connections() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                // It may last an hour: the longer, the seldomer.
+                let pause = (began_at.elapsed() / 20).clamp(Duration::from_millis(5), Duration::from_millis(500));
+                tokio::time::sleep(pause).await;
             }
         };
         // An error means that some are left.

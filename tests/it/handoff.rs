@@ -160,7 +160,10 @@ fn what_is_open_stays_with_the_old_one_for_its_grace() {
         one_service(&home, "tcp", echo.addr),
         http.addr
     ));
-    let mut old = home.start(home.up().env("ANYNODE_SHUTDOWN_GRACE", "3s"));
+    let mut up = home.up();
+    up.env("ANYNODE_SHUTDOWN_GRACE", "1s")
+        .env("ANYNODE_HANDOFF_GRACE", "3s");
+    let mut old = home.start(&mut up);
     let mut long = dial(home.door());
     echoes(&mut long);
     let mut idle = dial(([127, 0, 0, 1], kept).into());
@@ -189,6 +192,37 @@ fn what_is_open_stays_with_the_old_one_for_its_grace() {
     assert_eq!(ended(&mut old), Some(0));
     wait_until("the log", || old.stderr().contains("connections=1"));
     echoes(&mut fresh);
+    drop(new);
+}
+
+/// They were reset after `shutdown_grace`.
+#[test]
+fn what_is_open_is_finished_unless_the_old_one_is_asked_to_end() {
+    let home = Home::new();
+    let echo = Origin::echo();
+    home.serve(&one_service(&home, "tcp", echo.addr));
+    let grace = Duration::from_millis(300);
+    let mut old = home.start(home.up().env("ANYNODE_SHUTDOWN_GRACE", "300ms"));
+    let (mut ended_by_client, mut cut) = (dial(home.door()), dial(home.door()));
+    let new = take_over(&home, &mut home.up());
+    wait_until("the old one to drain", || old.stderr().contains("superseded"));
+    // Nothing is to happen: there is no other way than to wait.
+    let superseded_at = Instant::now();
+    while superseded_at.elapsed() < 5 * grace {
+        echoes(&mut ended_by_client);
+        echoes(&mut cut);
+        std::thread::sleep(grace / 3);
+    }
+    drop(ended_by_client);
+    echoes(&mut cut);
+    assert_eq!(old.child.try_wait().unwrap(), None);
+    // A supervisor that stops it does not wait for an hour.
+    old.signal(Signal::TERM);
+    let error = cut.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(ended(&mut old), Some(0));
+    wait_until("the log", || old.stderr().contains("connections=1"));
+    echoes(&mut dial(home.door()));
     drop(new);
 }
 

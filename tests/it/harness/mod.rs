@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anynode::model::{ServiceName, ServiceSpec};
-use anynode::proxy::{Beside, Ports, Proxy, ProxyConfig, ProxyHandle};
+use anynode::proxy::{Beside, Grace, Ports, Proxy, ProxyConfig, ProxyHandle};
 use anynode::routing::{Change, CloseReason, Service, TableHandle};
 use tokio::sync::oneshot;
 
@@ -52,7 +52,12 @@ impl Node {
                 .enable_all()
                 .build()
                 .unwrap();
-            runtime.block_on(proxy.run(grace, async { drop(stopped.await) }))
+            let grace = Grace {
+                asked: grace,
+                handed_over: grace,
+            };
+            let stopped = async { drop(stopped.await) };
+            runtime.block_on(proxy.run(grace, stopped, std::future::pending()))
         };
         Node {
             table,
