@@ -2,7 +2,7 @@
 //! by that it gets a certificate, learns the cluster, links to every other node, and serves its tasks to them.
 //! Not here: any of their work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::link::{
     self, Authority, Handler, Identity, Job, Later, LinkSettings, LinkState, Peer, Peers, Role, Target, Token,
     TunnelRequest,
 };
-use crate::model::{Asker, Cluster};
+use crate::model::{Asker, Cluster, TaskRef};
 use crate::proxy::{self, Dialing, HopRequest, ProxyHandle, Refused, TunnelFor};
 use crate::routing::{RoutingTable, Service, ServiceDiff, TableHandle};
 use crate::source::SourceStatus;
@@ -186,6 +186,7 @@ impl SwarmNode {
             peers,
             door,
         } = self;
+        let for_lost = proxy.clone();
         link.set_handler(Arc::new(Serves {
             proxy,
             table: table.clone(),
@@ -242,7 +243,7 @@ impl SwarmNode {
             let for_peers = peers.clone();
             let until = stopped();
             parts.spawn(async move { for_peers.run(targets_of, until).await });
-            parts.spawn(follow_peers(table, peers, stopped()));
+            parts.spawn(follow_peers(table, peers, for_lost, stopped()));
         }
         let until = stopped();
         parts.spawn(async move { source.run(until).await });
@@ -334,9 +335,16 @@ async fn follow_targets(
     }
 }
 
-/// Tasks of a node that does not answer get no traffic while other tasks are left.
-async fn follow_peers(table: Arc<TableHandle>, peers: Arc<Peers>, shutdown: impl Future<Output = ()>) {
+/// Tasks of a node that does not answer get no traffic while other tasks are left, and requests that are there already are
+/// waited for no longer once it is silent.
+async fn follow_peers(
+    table: Arc<TableHandle>,
+    peers: Arc<Peers>,
+    proxy: ProxyHandle,
+    shutdown: impl Future<Output = ()>,
+) {
     let follow = async {
+        let mut silent: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut changed = peers.subscribe();
         let mut revision = table.subscribe();
         let mut seen = Arc::new(RoutingTable::default());
@@ -366,6 +374,17 @@ async fn follow_peers(table: Arc<TableHandle>, peers: Arc<Peers>, shutdown: impl
                     }
                 }
             }
+            let silent_now = states.iter().filter(|(_, peer)| peer.is_silent);
+            let silent_now: BTreeSet<Arc<str>> = silent_now.map(|(node, _)| node.clone()).collect();
+            let is_lost =
+                |task: &Arc<TaskRef>| task.is_remote && silent_now.contains(&task.node) && !silent.contains(&task.node);
+            if silent_now.iter().any(|node| !silent.contains(node)) {
+                // After they were marked: who goes elsewhere does not come back.
+                let endpoints = now.services().flat_map(|service| service.endpoints());
+                let lost = endpoints.filter(|endpoint| endpoint.task().is_some_and(is_lost));
+                proxy.endpoints_lost(&lost.map(|endpoint| endpoint.id()).collect::<Vec<_>>());
+            }
+            silent = silent_now;
             seen = now;
             let woken;
             (woken, are_peers_new) = tokio::select! {

@@ -35,6 +35,9 @@ pub struct PeerState {
     pub addr: SocketAddr,
     /// It answers.
     pub is_up: bool,
+    /// It is not up since it does not answer: what is open to it leads nowhere. One that refuses, or ended its connection, may
+    /// be about to begin again, and has what is open to it.
+    pub is_silent: bool,
     /// Since when it is as `is_up` says.
     pub since: Instant,
     pub round_trip: Option<Duration>,
@@ -107,7 +110,7 @@ impl Peers {
         self.shared.follow().from.keys().any(is_up)
     }
 
-    /// Wakes when a node comes, goes, or is about to go.
+    /// Wakes when a node comes, goes, falls silent, or is about to go.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
     }
@@ -231,6 +234,7 @@ impl Shared {
         let state = PeerState {
             addr: target.addr,
             is_up: true,
+            is_silent: false,
             since,
             round_trip,
             report: Some(report),
@@ -243,12 +247,14 @@ impl Shared {
         }
     }
 
-    fn lost(&self, target: &Target, error: String) {
+    fn lost(&self, target: &Target, error: &io::Error) {
         self.follow().from.remove(&target.node);
         let mut table = self.table();
         let before = table.get(&target.node);
         let was_up = before.is_some_and(|before| before.is_up);
-        let is_news = was_up || before.is_none();
+        let was_silent = before.is_some_and(|before| before.is_silent);
+        let is_silent = was_silent || error.kind() == io::ErrorKind::TimedOut;
+        let is_news = was_up || before.is_none() || is_silent != was_silent;
         if was_up {
             tracing::warn!(node = %target.node, addr = %target.addr, "link lost: {error}");
         }
@@ -259,10 +265,11 @@ impl Shared {
         let state = PeerState {
             addr: target.addr,
             is_up: false,
+            is_silent,
             since,
             round_trip: None,
             report,
-            error: Some(error),
+            error: Some(error.to_string()),
         };
         table.insert(target.node.clone(), state);
         drop(table);
@@ -340,7 +347,7 @@ async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Ca
             },
             Err(error) => error,
         };
-        shared.lost(&target, error.to_string());
+        shared.lost(&target, &error);
         while let Ok(call) = called.try_recv() {
             // An error means that nobody waits any more.
             let _ = call.answer.send(Err(format!("not linked: {error}")));

@@ -64,6 +64,8 @@ struct Entry {
     /// It holds no byte, and may be parked once it is quiet for long enough.
     can_park: bool,
     is_to_park: bool,
+    /// The endpoint that it holds does not answer any more.
+    is_lost: bool,
     /// Ticks of `count_quiet` in which nothing passed.
     n_quiet: u16,
     /// Seconds in which nothing passed.
@@ -96,6 +98,8 @@ pub(super) enum Signal {
     LookForReset,
     /// Nothing has passed for a while: end the task, if nothing passes now.
     Park,
+    /// The endpoint that it holds does not answer any more.
+    Lost,
 }
 
 /// Seconds after which a connection has aged. Most end sooner.
@@ -301,6 +305,21 @@ pub(super) fn end_endpoint(endpoint: EndpointId, reason: CloseReason) {
     end_where(reason, |entry| entry.endpoint == Some(endpoint));
 }
 
+/// Tells the connections that hold one of `endpoints` that it does not answer any more.
+pub(super) fn lose(endpoints: &[EndpointId]) {
+    let mut wakers = Vec::new();
+    CORE.with(|core| {
+        for (_, entry) in core.connections.borrow_mut().iter_mut() {
+            // What is parked has no request to be told of.
+            if entry.parked.is_none() && entry.endpoint.is_some_and(|held| endpoints.contains(&held)) {
+                entry.is_lost = true;
+                wakers.extend(entry.waker.take());
+            }
+        }
+    });
+    wakers.into_iter().for_each(Waker::wake);
+}
+
 fn end_where(reason: CloseReason, is_meant: impl Fn(&Entry) -> bool) {
     let keys: Vec<usize> = CORE.with(|core| {
         let connections = core.connections.borrow();
@@ -470,7 +489,7 @@ impl Connection {
 
     /// Says which endpoint the connection now holds.
     pub(super) fn hold(&self, endpoint: Option<EndpointId>) {
-        self.entry(|entry| entry.endpoint = endpoint);
+        self.entry(|entry| (entry.endpoint, entry.is_lost) = (endpoint, false));
     }
 
     /// Says whether the connection may be ended at once when the worker drains.
@@ -524,6 +543,9 @@ impl Connection {
             if std::mem::take(&mut entry.is_to_look) {
                 return Poll::Ready(Signal::LookForReset);
             }
+            if std::mem::take(&mut entry.is_lost) {
+                return Poll::Ready(Signal::Lost);
+            }
             match std::mem::take(&mut entry.is_to_park) {
                 true => Poll::Ready(Signal::Park),
                 false => Poll::Pending,
@@ -537,7 +559,7 @@ impl Connection {
             loop {
                 match ready!(self.poll_signal(cx)) {
                     Signal::End(reason) => return Poll::Ready(reason),
-                    Signal::Aged | Signal::LookForReset | Signal::Park => {}
+                    Signal::Aged | Signal::LookForReset | Signal::Park | Signal::Lost => {}
                 }
             }
         })

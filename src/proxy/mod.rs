@@ -42,7 +42,7 @@ use self::core::OpenConnections;
 use self::lending::Lending;
 use self::manager::Manager;
 use self::worker::{Command, Workers};
-use crate::routing::{Listen, Service, ServiceStats, TableHandle};
+use crate::routing::{EndpointId, Listen, Service, ServiceStats, TableHandle};
 use crate::takeover::Takeover;
 
 /// What all workers share.
@@ -110,6 +110,19 @@ impl ProxyHandle {
     /// listener must not wait in `accept`. One worker has them all.
     pub fn serve_within(&self, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {
         within::serve(self, listener, caller)
+    }
+
+    /// The nodes of these endpoints do not answer any more: HTTP requests that wait for them go elsewhere, if they may be sent
+    /// twice, or end. Connections in tcp mode go on, since a node that comes back has them still.
+    pub fn endpoints_lost(&self, endpoints: &[EndpointId]) {
+        if endpoints.is_empty() {
+            return;
+        }
+        let endpoints: Arc<[EndpointId]> = endpoints.into();
+        for worker in &*self.commands {
+            // An error means that the worker has ended.
+            let _ = worker.send(Command::EndpointsLost(endpoints.clone()));
+        }
     }
 
     /// Connections from inside namespaces to no service of ours, since this program began.

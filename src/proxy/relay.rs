@@ -212,7 +212,8 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
                 }
             }
             Poll::Ready(Signal::Park) => is_to_park = true,
-            Poll::Pending => {}
+            // A node that comes back has its connections still.
+            Poll::Ready(Signal::Lost) | Poll::Pending => {}
         }
         let connection = self.connection.borrow();
         let stats = connection.stats();

@@ -31,6 +31,8 @@ pub(super) enum Command {
     HandOver(Arc<HashSet<Listen>>),
     /// The endpoint left the table: forget idle connections to it.
     EndpointGone(EndpointId),
+    /// They do not answer any more: forget idle connections to them, and tell those that wait for them.
+    EndpointsLost(Arc<[EndpointId]>),
     /// Its stop grace period is over: end the connections that hold it.
     EndpointOver(EndpointId),
     /// Say how many connections each party has, with this number of the worker.
@@ -167,6 +169,10 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
             Command::EndpointGone(endpoint) => {
                 h1::pool::forget(endpoint);
                 inside::forget(endpoint);
+            }
+            Command::EndpointsLost(endpoints) => {
+                endpoints.iter().copied().for_each(h1::pool::forget);
+                core::lose(&endpoints);
             }
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
             Command::Count(i, to) => {

@@ -44,6 +44,8 @@ pub(super) enum Failure {
     RequestBody(BodyFault),
     /// The upstream ended or reset before a byte of a response.
     NoResponse,
+    /// The endpoint's node does not answer any more.
+    Lost,
     /// The response's head is not HTTP, or must not be forwarded.
     ResponseHead(Refusal),
     /// The upstream ended in the middle of the response, or its body is not what its head says.

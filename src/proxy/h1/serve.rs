@@ -309,6 +309,10 @@ impl Server<'_> {
             drop(exchange);
             let ended = match outcome {
                 Outcome::Ended(ended) => ended,
+                Outcome::Lost => {
+                    upstream.stream.reset_on_close();
+                    Ended::Failed(Failure::Lost)
+                }
                 Outcome::Cut(reason) => {
                     socket::reset_on_close(self.client);
                     upstream.stream.reset_on_close();
@@ -379,7 +383,9 @@ impl Server<'_> {
                     }
                     drop(upstream);
                     match failure {
-                        Failure::NoResponse if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX => {
+                        Failure::NoResponse | Failure::Lost
+                            if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX =>
+                        {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;
                                 tried.push(endpoint.id());
@@ -408,6 +414,7 @@ impl Server<'_> {
                         Failure::ResponseHead(refusal) => {
                             (502, format!("the endpoint's response is refused: {refusal}"))
                         }
+                        Failure::Lost => (504, "the endpoint's node does not answer".to_owned()),
                         Failure::NoResponse => {
                             (502, "the endpoint closed the connection without a response".to_owned())
                         }
@@ -572,6 +579,8 @@ impl Server<'_> {
 
 enum Outcome {
     Ended(Ended),
+    /// The endpoint's node does not answer any more.
+    Lost,
     /// Ended from outside.
     Cut(CloseReason),
     /// No response within the limit.
@@ -586,8 +595,10 @@ async fn run(connection: &Connection, exchange: &mut Exchange<'_>, spec: &Servic
     // Made for few: most clients wait for the response without a word.
     let mut news: Option<(bool, News<'_>)> = None;
     poll_fn(|cx| {
-        if let Poll::Ready(Signal::End(reason)) = connection.poll_signal(cx) {
-            return Poll::Ready(Outcome::Cut(reason));
+        match connection.poll_signal(cx) {
+            Poll::Ready(Signal::End(reason)) => return Poll::Ready(Outcome::Cut(reason)),
+            Poll::Ready(Signal::Lost) => return Poll::Ready(Outcome::Lost),
+            _ => {}
         }
         if let Poll::Ready(ended) = exchange.poll(cx) {
             return Poll::Ready(Outcome::Ended(ended));

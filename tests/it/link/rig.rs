@@ -282,6 +282,10 @@ impl Node {
         self.peers.table().get(other).is_some_and(|peer| peer.is_up)
     }
 
+    pub fn is_silent(&self, other: &str) -> bool {
+        self.peers.table().get(other).is_some_and(|peer| peer.is_silent)
+    }
+
     pub fn stat(&self, stat: impl Fn(&anynode::link::LinkStats) -> &std::sync::atomic::AtomicU64) -> u64 {
         stat(&self.state.stats).load(Relaxed)
     }

@@ -226,9 +226,11 @@ async fn a_node_that_drains_is_left_by_what_is_new_and_finishes_what_is_open() {
     ends("the echo", open.read_exact(&mut back)).await.unwrap();
     open.shutdown().await.unwrap();
     ends("the end", open.read_to_end(&mut Vec::new())).await.unwrap();
-    // A new run of the program in its place is not leaving.
+    // A new run of the program in its place is not leaving. Meanwhile the node is not up, and not silent: it refuses.
     let addr = w2.addr;
     drop(w2);
+    until("the link to be lost", || !w1.is_up("w2")).await;
+    assert!(!w1.is_silent("w2"));
     let options = Options {
         addr,
         ..Options::default()
@@ -258,8 +260,10 @@ async fn a_dial_to_a_frozen_node_ends_when_the_caller_says() {
         assert!(!dialed);
     }
     until("the link to be lost", || !w1.is_up("w2")).await;
+    assert!(w1.is_silent("w2"));
     drop(frozen);
     until("the link again", || w1.is_up("w2")).await;
+    assert!(!w1.is_silent("w2"));
     w1.echo(&w2).await.unwrap();
     let n = w1.n_tasks();
     assert!(n < 50, "{n} tasks are left");
