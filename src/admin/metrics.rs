@@ -820,7 +820,7 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
         out,
         MetricType::Counter,
         "anynode_ejections",
-        "Endpoints taken out for failed connects.",
+        "Times that an endpoint began to rest, for failed connects or requests without an answer.",
     );
     for one in all {
         sample_if_any(
@@ -828,6 +828,29 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
             &[("service", one.name())],
             load(&one.state.stats.ejections),
         );
+    }
+    let more: [(&str, &str, fn(&ServiceStats) -> &AtomicU64); 3] = [
+        (
+            "anynode_endpoint_returns",
+            "Times that an endpoint that rested was back.",
+            |stats| &stats.returns,
+        ),
+        (
+            "anynode_service_losses",
+            "Times that a service lost its last endpoint.",
+            |stats| &stats.losses,
+        ),
+        (
+            "anynode_service_recoveries",
+            "Times that a service that had lost its last endpoint had one again.",
+            |stats| &stats.recoveries,
+        ),
+    ];
+    for (name, help, count) in more {
+        let mut family = Family::new(out, MetricType::Counter, name, help);
+        for one in all {
+            sample_if_any(&mut family, &[("service", one.name())], load(count(&one.state.stats)));
+        }
     }
     let mut family = Family::new(
         out,

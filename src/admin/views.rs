@@ -422,6 +422,12 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .into_iter()
             .map(|(key, why)| format!("{key}: {why}")),
     );
+    let table = state.table.load();
+    let lost = table.services().filter(|service| service.is_lost());
+    lines.extend(lost.map(|service| {
+        let n = service.endpoints().len();
+        format!("service {}: none of its {n} endpoints takes traffic", service.name())
+    }));
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines

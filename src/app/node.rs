@@ -304,6 +304,7 @@ impl Node {
         readiness.set(Phase::Serving);
         beside.spawn(offer.run(succession.clone(), stopped()));
         beside.spawn(prober.run(stopped()));
+        beside.spawn(crate::health::say_losses(table.clone(), stopped()));
         if let Some(door) = dns {
             let (handed_over, closing, stopped) = (handed_over(handoff::DNS), handed_over(handoff::DNS), stopped());
             beside.spawn(async move {

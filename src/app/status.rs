@@ -170,7 +170,6 @@ fn describe(status: &Value) -> String {
         vec![["ENDPOINT", "SERVICE", "STATE", "IN FLIGHT", "TOTAL", "FAILED CONNECTS"].map(str::to_owned)];
     for service in list(&status["services"]) {
         let all = list(&service["endpoints"]);
-        let n_ready = all.iter().filter(|endpoint| endpoint["state"] == "ready").count();
         let ports: Vec<String> = list(&service["publish"]).iter().map(text).collect();
         rows.push([
             text(&service["name"]),
@@ -181,7 +180,7 @@ fn describe(status: &Value) -> String {
             } else {
                 ports.join(",")
             },
-            format!("{n_ready}/{} ready", all.len()),
+            count_endpoints(&all),
             text(&service["connections"]),
         ]);
         for endpoint in all {
@@ -211,6 +210,20 @@ fn describe(status: &Value) -> String {
     out.push('\n');
     push_columns(&endpoints, &mut out);
     out
+}
+
+/// How many of a service's endpoints take traffic for all that is known, of how many that it has, and how the others are.
+fn count_endpoints(endpoints: &[Value]) -> String {
+    let count = |state: &str| endpoints.iter().filter(|endpoint| endpoint["state"] == *state).count();
+    let n_draining = count("draining");
+    let mut shown = format!("{}/{} ready", count("ready"), endpoints.len() - n_draining);
+    for state in ["untried", "failing", "resting", "unready", "draining"] {
+        let n = count(state);
+        if n > 0 {
+            shown.push_str(&format!(", {n} {state}"));
+        }
+    }
+    shown
 }
 
 /// The cluster: how it is learned, what is wrong, and every node.

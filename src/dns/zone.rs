@@ -382,7 +382,9 @@ pub(super) mod tests {
         service.endpoints()[1].set_probed(true);
         assert_eq!(tasks(), "0 10.0.0.2");
         service.endpoints()[0].set_probed(true);
-        (0..3).for_each(|_| service.endpoints()[1].report(Outcome::Failed, Instant::now()));
+        (0..3).for_each(|_| {
+            service.endpoints()[1].report(Outcome::Failed(std::io::ErrorKind::ConnectionRefused), Instant::now())
+        });
         assert_eq!(tasks(), "0 10.0.0.1");
         assert_eq!(ask(&handle, "web.", RecordType::A), "5 127.77.0.9");
         assert_eq!(

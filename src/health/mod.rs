@@ -1,6 +1,8 @@
 //! Active health checks: every endpoint of a service that has a check is probed at its interval, and its verdict is
-//! written beside the table. Passive ejection is the endpoint's own affair (`routing`), fed by `proxy`.
+//! written beside the table; and what is said of services that lose their last endpoint. Passive ejection is the endpoint's
+//! own affair (`routing`), fed by `proxy`.
 
+mod losses;
 mod probe;
 mod verdict;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+pub use self::losses::say_losses;
 use self::probe::probe;
 use self::verdict::Verdict;
 use crate::model::HealthCheck;

@@ -22,7 +22,7 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 23] = [
+pub const KNOWN: [&str; 24] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
@@ -33,6 +33,7 @@ pub const KNOWN: [&str; 23] = [
     "anynode.health.timeout",
     "anynode.health.rise",
     "anynode.health.fall",
+    "anynode.health.passive",
     "anynode.timeout.connect",
     "anynode.timeout.idle",
     "anynode.timeout.half-closed",
@@ -88,6 +89,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         Err(_) => Err(InvalidValue::new(text, "an IP address, such as 192.0.2.1 or ::1")),
     });
     spec.health = reader.health();
+    reader.set("anynode.health.passive", &mut spec.passive);
     let timeouts = &mut spec.timeouts;
     reader.span(
         "anynode.timeout.connect",

@@ -17,7 +17,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use service::{
-    Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, ProxyProtocol,
+    Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
 pub use text::{InvalidValue, format_duration, parse_duration};

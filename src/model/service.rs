@@ -118,8 +118,9 @@ pub struct ServiceSpec {
     /// Target ports that only the VIP answers, beside those of `publish`.
     pub expose: Vec<u16>,
     pub balance: Balance,
-    /// `None`: passive ejection only.
+    /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
     pub health: Option<HealthCheck>,
+    pub passive: Passive,
     /// What the endpoints are told of their clients' addresses, before the first byte (tcp).
     pub proxy_protocol: Option<ProxyProtocol>,
     pub client_address: ClientAddress,
@@ -144,6 +145,7 @@ impl ServiceSpec {
             expose: Vec::new(),
             balance: Balance::default(),
             health: None,
+            passive: Passive::default(),
             proxy_protocol: None,
             client_address: ClientAddress::default(),
             abort_on_client_close: false,
@@ -294,6 +296,29 @@ impl FromStr for ClientAddress {
     }
 }
 
+/// What counts against an endpoint besides failed connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Passive {
+    /// In http mode a request that ends without an answer.
+    #[default]
+    Normal,
+    /// In tcp mode too a connection that the endpoint ends without a byte. Not for those that never answer, such as a sink
+    /// of logs.
+    Strict,
+}
+
+impl FromStr for Passive {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Passive, InvalidValue> {
+        match text {
+            "normal" => Ok(Passive::Normal),
+            "strict" => Ok(Passive::Strict),
+            _ => Err(InvalidValue::new(text, "normal or strict")),
+        }
+    }
+}
+
 /// One published port, in Docker's short form `[ADDRESS:]PUBLISHED:TARGET`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublishedPort {
@@ -389,9 +414,15 @@ pub struct Limits {
     /// How long one may wait.
     pub queue_timeout: Duration,
     /// Clients that may wait while no endpoint takes them, as between the tasks of an update; more are refused at once.
+    /// One of them at a time tries.
     pub hold: u32,
     /// How long one may wait for an endpoint; zero: not at all.
     pub hold_timeout: Duration,
+}
+
+impl Limits {
+    /// `hold_timeout` of endpoints that are declared by their addresses: nobody is about to replace them.
+    pub const DECLARED_HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 impl Default for Limits {

@@ -56,7 +56,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
             stream
         }
         Err(error) => {
-            endpoint.report(Outcome::Failed, Instant::now());
+            endpoint.report(Outcome::Failed(error.kind()), Instant::now());
             tracing::debug!(service = %service.name(), task = request.task, %error, "connect for another node");
             let why = match error.kind() {
                 std::io::ErrorKind::TimedOut => Refused::TimedOut,

@@ -85,6 +85,8 @@ pub(super) struct Relay<C, S, U> {
     /// The direction that ended first.
     first_end: Option<Direction>,
     may_park: bool,
+    /// A byte of the upstream has come.
+    has_answered: bool,
 }
 
 struct IdleTimer {
@@ -99,6 +101,7 @@ pub(super) struct Rest {
     ways: [Way; 2],
     is_over: [bool; 2],
     first_end: Option<Direction>,
+    has_answered: bool,
     /// `None`: the service has no limit.
     last_bytes_at: Option<Instant>,
 }
@@ -139,6 +142,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
             idle: None,
             first_end: None,
             may_park: false,
+            has_answered: false,
         }
     }
 
@@ -163,6 +167,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
             idle,
             first_end: rest.first_end,
             may_park: true,
+            has_answered: rest.has_answered,
         }
     }
 
@@ -186,6 +191,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
             ways: self.halves.each_ref().map(|half| half.way),
             is_over: self.halves.each_ref().map(|half| half.is_over),
             first_end: self.first_end,
+            has_answered: self.has_answered,
             last_bytes_at: self.idle.as_ref().map(|timer| timer.last_bytes_at),
         }
     }
@@ -194,6 +200,11 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
     pub(super) fn into_parts(self) -> (C, S, U, Rest) {
         let rest = self.rest();
         (self.connection, self.client, self.upstream, rest)
+    }
+
+    /// Whether a byte of the upstream has come.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered
     }
 
     pub(super) fn into_connection(self) -> C {
@@ -228,7 +239,9 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
                 0 => half.poll(cx, &self.client, &self.upstream, is_last, stats),
                 _ => half.poll(cx, &self.upstream, &self.client, is_last, stats),
             };
-            is_moved |= std::mem::take(&mut half.is_moved);
+            let half_moved = std::mem::take(&mut half.is_moved);
+            self.has_answered |= half_moved && i == 1;
+            is_moved |= half_moved;
             match polled {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => {

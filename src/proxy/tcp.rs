@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -14,7 +15,8 @@ use super::relay::{self, Relay};
 use super::rounds;
 use super::upstream::{self, Behalf, Upstream};
 use super::wire::{Leg, Wire};
-use crate::routing::{CloseReason, TableHandle};
+use crate::model::Passive;
+use crate::routing::{Asker, CloseReason, TableHandle};
 use crate::sys::socket;
 
 /// A connection that was accepted and waits for its task's first turn. Many may: this is what each of them costs.
@@ -55,7 +57,7 @@ pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
 /// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
     let (relay, lease) = match begin(accepted).await {
-        (connection, client, Ok(Upstream { stream, lease })) => {
+        (connection, client, Ok(Upstream { stream, lease, .. })) => {
             connection.hold(Some(lease.endpoint().id()));
             // The node of a remote task tells it itself.
             let early = match &stream {
@@ -81,12 +83,31 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
 pub(super) async fn go_on(mut relay: TcpRelay, mut lease: Lease) {
     loop {
         if let Some(reason) = relay::run_until_quiet(&mut relay).await {
+            if relay.connection().service().spec().passive == Passive::Strict {
+                judge(&relay, &lease, reason);
+            }
             return relay.into_connection().close(reason);
         }
         match park::park(relay, lease) {
             Ok(()) => return,
             Err(back) => (relay, lease) = back,
         }
+    }
+}
+
+/// Where it is asked for: an endpoint that ends a connection without a word is as bad as one that takes none.
+fn judge(relay: &TcpRelay, lease: &Lease, reason: CloseReason) {
+    let has_ended = matches!(reason, CloseReason::UpstreamFin | CloseReason::UpstreamRst);
+    match relay.has_answered() {
+        true => lease.endpoint().answered(),
+        false if has_ended => {
+            // Without an address the client is gone already.
+            if let Ok(peer) = relay.sockets().0.peer_addr() {
+                let service = relay.connection().service();
+                service.left_unanswered(lease.endpoint(), Asker::of(peer), Instant::now());
+            }
+        }
+        false => {}
     }
 }
 

@@ -19,7 +19,8 @@ use super::patience::Patience;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
 use crate::model::{ClientAddress, Limits, Mode, ServiceSpec, proxy_protocol};
 use crate::routing::{
-    CloseReason, Endpoint, EndpointId, GatePlace, Outcome, RetryOutcome, Service, ServiceState, TableHandle,
+    CloseReason, Endpoint, EndpointId, GatePlace, Lookout, Outcome, RetryOutcome, Service, ServiceState, TableHandle,
+    Turn,
 };
 use crate::sys::socket;
 
@@ -28,6 +29,8 @@ use crate::sys::socket;
 pub(super) struct Upstream {
     pub(super) stream: Leg,
     pub(super) lease: Lease,
+    /// It stood already.
+    pub(super) is_reused: bool,
 }
 
 /// On whose behalf an endpoint is connected to.
@@ -41,12 +44,12 @@ pub(super) struct Behalf<'a> {
 
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
-/// Tries endpoints that are not in `tried` and adds those that fail to it; ends when none is left, or when as much time
-/// has passed as three attempts may take. One that leaves the table before it has answered is not waited for. `reuse`
-/// may have a connection to an endpoint that stands already.
-/// When none is left, the service is looked up again: a newer table may have others. While a service has nobody at all,
-/// or only tasks that do not take connections, it waits for one (`Limits::hold`), as long as `patience` has it. Errors: the
-/// reason to close with.
+/// Tries endpoints that are not in `tried` and adds those that fail to it; none is left when as much time has passed as
+/// three attempts may take. One that leaves the table before it has answered is not waited for. `reuse` may have a connection
+/// to an endpoint that stands already.
+/// When none is left, the service is looked up again: a newer table may have others. While no endpoint takes the client,
+/// it waits for one (`Limits::hold`), as long as `patience` has it: of all who wait, one at a time tries. Errors: the reason
+/// to close with.
 pub(super) async fn connect(
     table: &TableHandle,
     service: &Arc<Service>,
@@ -67,6 +70,12 @@ pub(super) async fn connect(
     let mut attempts_since = started;
     let timeout = service.spec().timeouts.connect;
     let mut last_failure: Option<CloseReason> = None;
+    if state.hold_gate.depth() > 0 && n_tried == 0 && state.lookouts.is_kept(target) {
+        // Somebody tries already, on behalf of all.
+        let wait = wait_first(table, &mut service, state, target, patience);
+        held = Some(Box::pin(wait).await?);
+        attempts_since = Instant::now();
+    }
     loop {
         let lease = match balancer::pick_or_wait(&service, tried, started, patience).await {
             Ok(lease) => lease,
@@ -78,18 +87,15 @@ pub(super) async fn connect(
                 }
                 let may_come = match no_pick {
                     NoPick::None => true,
-                    // A task that begins to listen, or is found to be gone. What was declared by its address is as it is.
-                    NoPick::Tried => {
-                        n_tried == 0 && service.endpoints().iter().any(|endpoint| endpoint.task().is_some())
-                    }
+                    NoPick::Tried => n_tried == 0,
                     NoPick::Full | NoPick::Gone(_) => false,
                 };
                 if may_come {
                     if held.is_none() {
-                        held = Held::begin(table, &service.spec().limits, state);
+                        held = Held::begin(table, &service.spec().limits, state, target);
                     }
                     if let Some(held) = &mut held
-                        && held.wait(table, &mut service, patience).await?
+                        && Box::pin(held.wait(table, &mut service, patience)).await?
                     {
                         tried.truncate(n_tried);
                         attempts_since = Instant::now();
@@ -110,9 +116,17 @@ pub(super) async fn connect(
         };
         let endpoint = lease.endpoint();
         if let Some(stream) = reuse(endpoint.id()) {
-            return Ok(Upstream { stream, lease });
+            held.iter().for_each(Held::succeeded);
+            return Ok(Upstream {
+                stream,
+                lease,
+                is_reused: true,
+            });
         }
-        let result = attempt(table, service.spec(), endpoint, target, behalf, timeout).await;
+        // Whoever waited does not wait longer for this.
+        let left = |held: &Held<'_>| held.due.saturating_duration_since(Instant::now());
+        let patience_left = held.as_ref().map_or(timeout, |held| left(held).min(timeout));
+        let result = attempt(table, service.spec(), endpoint, target, behalf, patience_left).await;
         let now = Instant::now();
         // It left the table meanwhile. That it was reached nonetheless is too late: its last connections may have been
         // counted already.
@@ -127,23 +141,30 @@ pub(super) async fn connect(
         match result {
             Ok(stream) => {
                 endpoint.report(Outcome::Reached, now);
+                held.iter().for_each(Held::succeeded);
                 service.stats().upstream_connect.observe(now - attempts_since);
                 if last_failure.is_some() {
                     service.stats().add_retry(RetryOutcome::Success);
                 }
-                return Ok(Upstream { stream, lease });
+                return Ok(Upstream {
+                    stream,
+                    lease,
+                    is_reused: false,
+                });
             }
             Err(error) => {
-                endpoint.report(Outcome::Failed, now);
+                endpoint.report(Outcome::Failed(error.kind()), now);
                 tracing::debug!(service = %service.name(), endpoint = %endpoint.addr(), %error, "connect");
                 tried.push(endpoint.id());
                 last_failure = Some(match error.kind() {
                     io::ErrorKind::TimedOut => CloseReason::ConnectTimeout,
                     _ => CloseReason::ConnectFailed,
                 });
-                if now - attempts_since >= timeout.saturating_mul(ATTEMPTS_OF_FULL_LENGTH) {
-                    service.stats().add_retry(RetryOutcome::Failure);
-                    return Err(CloseReason::ConnectTimeout);
+                let is_over = held.as_ref().is_some_and(|held| now >= held.due);
+                if is_over || now - attempts_since >= timeout.saturating_mul(ATTEMPTS_OF_FULL_LENGTH) {
+                    // Enough for once: it goes on as if all had been tried.
+                    let rest = service.endpoints().iter().map(|endpoint| endpoint.id());
+                    tried.extend(rest);
                 }
             }
         }
@@ -154,21 +175,29 @@ pub(super) async fn connect(
 struct Held<'a> {
     place: GatePlace<'a>,
     due: Instant,
+    lookout: Arc<Lookout>,
+    /// Somebody else got through.
+    successes: watch::Receiver<u64>,
+    /// It is this client's to try.
+    turn: Option<Turn>,
     revision: watch::Receiver<u64>,
-    pause: Duration,
 }
 
 impl<'a> Held<'a> {
     /// `None`: nobody may wait, or as many as may do.
-    fn begin(table: &TableHandle, limits: &Limits, state: &'a ServiceState) -> Option<Held<'a>> {
+    fn begin(table: &TableHandle, limits: &Limits, state: &'a ServiceState, target: u16) -> Option<Held<'a>> {
         if limits.hold_timeout.is_zero() {
             return None;
         }
+        let place = state.hold_gate.enter(limits.hold)?;
+        let lookout = state.lookouts.join(target);
         Some(Held {
-            place: state.hold_gate.enter(limits.hold)?,
+            place,
             due: Instant::now() + limits.hold_timeout,
+            successes: lookout.subscribe(),
+            lookout,
+            turn: None,
             revision: table.subscribe(),
-            pause: FIRST_PAUSE,
         })
     }
 
@@ -180,24 +209,69 @@ impl<'a> Held<'a> {
         service: &mut Arc<Service>,
         patience: &mut Patience<'_>,
     ) -> Result<bool, CloseReason> {
-        let now = Instant::now();
-        let Some(left) = self.due.checked_duration_since(now).filter(|left| !left.is_zero()) else {
-            return Ok(false);
+        let Held {
+            place,
+            due,
+            lookout,
+            successes,
+            turn,
+            revision,
+        } = self;
+        let until = tokio::time::Instant::from_std(*due);
+        let waiting = async {
+            if turn.is_none() {
+                // Neither fails: the lookout is there for as long as this is.
+                tokio::select! {
+                    biased;
+                    _ = successes.changed() => {}
+                    taken = lookout.turn() => *turn = Some(taken),
+                    () = tokio::time::sleep_until(until) => return false,
+                }
+            }
+            if turn.is_some() {
+                let until = until.min(tokio::time::Instant::now() + lookout.next_pause());
+                // An error means that this program ends.
+                let _ = tokio::time::timeout_at(until, revision.changed()).await;
+            }
+            true
         };
-        let changed = tokio::time::timeout(left.min(self.pause), self.revision.changed());
-        // An error means that the pause is over, or this program ends.
-        let _ = patience.wait(&self.place, changed).await?;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        if !patience.wait(place, waiting).await? {
+            return Ok(false);
+        }
         match table.peek().service(service.name()) {
             Some(now) => *service = now.clone(),
             None => return Ok(false),
         }
         Ok(Instant::now() < self.due)
     }
+
+    /// This client got through. If it tried on behalf of the others, they may try too.
+    fn succeeded(&self) {
+        if let Some(turn) = &self.turn {
+            self.lookout.succeeded(turn);
+        }
+    }
 }
 
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Waits, without an attempt before, while somebody else tries. Errors: the reason to close with.
+async fn wait_first<'a>(
+    table: &TableHandle,
+    service: &mut Arc<Service>,
+    state: &'a ServiceState,
+    target: u16,
+    patience: &mut Patience<'_>,
+) -> Result<Held<'a>, CloseReason> {
+    let reason = match service.endpoints().is_empty() {
+        true => CloseReason::NoEndpoint,
+        false => CloseReason::ConnectFailed,
+    };
+    let held = Held::begin(table, &service.spec().limits, state, target);
+    let mut held = held.ok_or(reason)?;
+    match held.wait(table, service, patience).await? {
+        true => Ok(held),
+        false => Err(reason),
+    }
+}
 
 /// The service as of a newer table, if there is one.
 fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {

@@ -195,9 +195,9 @@ async fn reach(
     let peer = || client.peer_addr().ok();
     let connect = upstream::connect_here(&spec, lease.endpoint(), target, peer, spec.timeouts.connect);
     let connected = unless_ended(connection, client, connect).await?;
-    let outcome = match connected {
+    let outcome = match &connected {
         Ok(_) => Outcome::Reached,
-        Err(_) => Outcome::Failed,
+        Err(error) => Outcome::Failed(error.kind()),
     };
     lease.endpoint().report(outcome, Instant::now());
     connected.map(|stream| (stream, lease)).map_err(reason_of)

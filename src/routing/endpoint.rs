@@ -1,9 +1,10 @@
 //! One endpoint as the data plane sees it: its address, and what is known about it right now.
 //!
 //! An `Endpoint` lives as long as it stays in the table under the same address, through every revision; its health is
-//! kept beside the table. Health is written by `health` (probes) and by `proxy` (the outcome of connects), both through
-//! this file; whoever changes it moves the service's epoch, and the next pick sees it.
+//! kept beside the table. Health is written by `health` (probes) and by `proxy` (the outcome of connects and requests), both
+//! through this file; whoever changes it moves the service's epoch, and the next pick sees it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::said::Said;
 use super::state::ServiceState;
 use crate::model::{EndpointSpec, TaskRef};
 
@@ -30,11 +32,24 @@ pub struct Endpoint {
     /// Connections (tcp) or requests (http) given to it since it is known.
     picks_total: AtomicU64,
     connect_failures_total: AtomicU64,
-    /// Failed connects in a row; zero on the way of success, so that success need not take the lock.
-    failures_in_row: AtomicU32,
-    ejection: Mutex<Ejection>,
+    /// Failed connects in a row, and `UNTRIED` until one succeeds; zero on the way of success, so that it takes no lock.
+    connects: AtomicU32,
+    /// Requests in a row without an answer, and `RESTED` since it last rested for that; zero likewise.
+    unanswered: AtomicU32,
+    rest: Mutex<Rest>,
     /// Why it does not see its clients' addresses although it should. std mutex: touched when that changes or is shown.
     opaque: Mutex<Option<Arc<str>>>,
+}
+
+/// How an endpoint rests, and what was said of it.
+#[derive(Debug, Default)]
+struct Rest {
+    for_connects: Ejection,
+    for_silence: Ejection,
+    /// Who got no answer: the first of them, and whether there were others.
+    asker: Option<Asker>,
+    is_of_several: bool,
+    said: Said,
 }
 
 #[derive(Debug, Default)]
@@ -44,33 +59,84 @@ struct Ejection {
     until: Option<Instant>,
 }
 
+impl Ejection {
+    fn is_at(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
+
+    /// Begins to rest, for twice as long as the last time. Returns how long.
+    fn begin(&mut self, now: Instant) -> Duration {
+        let length = EJECTION_FIRST
+            .saturating_mul(1 << self.times.min(16))
+            .min(EJECTION_LONGEST);
+        self.times += 1;
+        self.until = Some(now + length);
+        length
+    }
+}
+
+/// A client, as far as it matters whether two requests are of one: an IPv4 address, or a network of 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker(u128);
+
+impl Asker {
+    /// On the machine's own loopback each connection counts as a client of its own.
+    pub fn of(peer: SocketAddr) -> Asker {
+        let bits = match peer.ip().to_canonical() {
+            std::net::IpAddr::V4(ip) => u128::from(ip.to_ipv6_mapped().to_bits()),
+            std::net::IpAddr::V6(ip) if ip.is_loopback() => ip.to_bits(),
+            std::net::IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
+        };
+        match peer.ip().to_canonical().is_loopback() {
+            true => Asker(bits | u128::from(peer.port()) << 64),
+            false => Asker(bits),
+        }
+    }
+}
+
 /// What is known of an endpoint, in the words that `status` and metrics use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointState {
-    /// Takes traffic.
+    /// Takes traffic: the last that went there was taken, or its active check passes.
     Ready,
+    /// Gets traffic; nothing is known of it yet.
+    Untried,
+    /// Gets traffic; the last that went there was not taken.
+    Failing,
     /// Its active check fails, or has not passed yet.
     Unready,
     /// Left the table, finishes what is open.
     Draining,
-    /// Failed connects took it out for a while.
-    Ejected,
+    /// Failed connects, or requests without an answer, took it out for a while.
+    Resting,
 }
 
 impl EndpointState {
-    pub const ALL: [EndpointState; 4] = [
+    pub const ALL: [EndpointState; 6] = [
         EndpointState::Ready,
+        EndpointState::Untried,
+        EndpointState::Failing,
         EndpointState::Unready,
         EndpointState::Draining,
-        EndpointState::Ejected,
+        EndpointState::Resting,
     ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             EndpointState::Ready => "ready",
+            EndpointState::Untried => "untried",
+            EndpointState::Failing => "failing",
             EndpointState::Unready => "unready",
             EndpointState::Draining => "draining",
-            EndpointState::Ejected => "ejected",
+            EndpointState::Resting => "resting",
+        }
+    }
+
+    /// Whether such an endpoint is among those that are picked from.
+    pub fn is_picked(self) -> bool {
+        match self {
+            EndpointState::Ready | EndpointState::Untried | EndpointState::Failing => true,
+            EndpointState::Unready | EndpointState::Draining | EndpointState::Resting => false,
         }
     }
 }
@@ -79,14 +145,19 @@ impl EndpointState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Reached,
-    Failed,
+    Failed(io::ErrorKind),
 }
 
-/// Failed connects in a row after which an endpoint is ejected.
+/// Failed connects, or requests without an answer, in a row after which an endpoint rests.
 const EJECT_AFTER: u32 = 3;
-/// The first ejection's length; each further one in a row is twice as long, up to `EJECTION_LONGEST`.
+/// The first rest's length; each further one in a row is twice as long, up to `EJECTION_LONGEST`.
 const EJECTION_FIRST: Duration = Duration::from_secs(1);
 const EJECTION_LONGEST: Duration = Duration::from_secs(60);
+
+/// In `Endpoint::connects`.
+const UNTRIED: u32 = 1 << 31;
+/// In `Endpoint::unanswered`.
+const RESTED: u32 = 1 << 31;
 
 const PROBE_NONE: u8 = 0;
 const PROBE_UNKNOWN: u8 = 1;
@@ -107,8 +178,9 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             picks_total: AtomicU64::new(0),
             connect_failures_total: AtomicU64::new(0),
-            failures_in_row: AtomicU32::new(0),
-            ejection: Mutex::new(Ejection::default()),
+            connects: AtomicU32::new(UNTRIED),
+            unanswered: AtomicU32::new(0),
+            rest: Mutex::default(),
             opaque: Mutex::default(),
         }
     }
@@ -186,32 +258,54 @@ impl Endpoint {
         if self.is_draining() {
             return EndpointState::Draining;
         }
-        match self.probe.load(Ordering::Acquire) {
-            PROBE_DOWN | PROBE_UNKNOWN => EndpointState::Unready,
-            _ if self.ejected_until().is_some_and(|until| until > now) => EndpointState::Ejected,
-            _ => EndpointState::Ready,
+        if matches!(self.probe.load(Ordering::Acquire), PROBE_DOWN | PROBE_UNKNOWN) {
+            return EndpointState::Unready;
+        }
+        if self.ejected_until().is_some_and(|until| until > now) {
+            return EndpointState::Resting;
+        }
+        match (
+            self.connects.load(Ordering::Acquire),
+            self.unanswered.load(Ordering::Acquire),
+        ) {
+            (0, 0) => EndpointState::Ready,
+            (UNTRIED, 0) => EndpointState::Untried,
+            (0, unanswered) if unanswered & RESTED == 0 => EndpointState::Ready,
+            _ => EndpointState::Failing,
         }
     }
 
-    /// When its ejection ends or ended; `None` if it is not ejected.
+    /// Whether it is known not to take traffic: its check fails, or it failed often enough to rest, also while it is tried
+    /// again.
+    pub fn is_out(&self) -> bool {
+        self.is_draining()
+            || self.probe.load(Ordering::Acquire) == PROBE_DOWN
+            || self.connects.load(Ordering::Acquire) & !UNTRIED >= EJECT_AFTER
+            || self.unanswered.load(Ordering::Acquire) & RESTED != 0
+    }
+
+    /// When its rest ends or ended; `None` if it does not rest.
     pub(super) fn ejected_until(&self) -> Option<Instant> {
-        // A shortcut past the lock: an ejected endpoint has failures in a row.
-        if self.failures_in_row.load(Ordering::Acquire) == 0 {
+        // A shortcut past the lock: who rests has failures in a row.
+        if self.connects.load(Ordering::Acquire) & !UNTRIED == 0 && self.unanswered.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.lock_ejection().until
+        let rest = self.lock_rest();
+        rest.for_connects.until.max(rest.for_silence.until)
     }
 
-    /// The active check's verdict. A good one also ends an ejection: the endpoint accepts connections again.
-    pub fn set_probed(&self, is_up: bool) {
+    /// The active check's verdict. A good one also ends a rest for failed connects: the endpoint accepts connections again.
+    /// Returns whether it is news.
+    pub fn set_probed(&self, is_up: bool) -> bool {
         let verdict = if is_up { PROBE_UP } else { PROBE_DOWN };
         let was = self.probe.swap(verdict, Ordering::AcqRel);
         if is_up {
-            self.forget_failures();
+            self.reached();
         }
         if was != verdict {
             self.service.health_changed();
         }
+        was != verdict
     }
 
     /// The service has no active check any more: only the passive one speaks.
@@ -221,45 +315,113 @@ impl Endpoint {
         }
     }
 
-    /// What came of a connect. Three failures in a row eject the endpoint, for longer each time; one success forgets.
+    /// What came of a connect. Three failures in a row have the endpoint rest, for longer each time; one success forgets.
     pub fn report(&self, outcome: Outcome, now: Instant) {
         match outcome {
-            Outcome::Reached => self.forget_failures(),
-            Outcome::Failed => {
+            Outcome::Reached => self.reached(),
+            Outcome::Failed(why) => {
                 self.connect_failures_total.fetch_add(1, Ordering::Relaxed);
-                let failures = self.failures_in_row.fetch_add(1, Ordering::AcqRel).saturating_add(1);
+                let failures = self.connects.fetch_add(1, Ordering::AcqRel).saturating_add(1) & !UNTRIED;
                 if failures >= EJECT_AFTER {
-                    self.eject(now);
+                    self.eject_for_connects(why, now);
                 }
             }
         }
     }
 
-    fn eject(&self, now: Instant) {
-        let mut ejection = self.lock_ejection();
-        if ejection.until.is_some_and(|until| until > now) {
-            // Those who were on their way when it was ejected fail too; that is not a second ejection.
+    fn eject_for_connects(&self, why: io::ErrorKind, now: Instant) {
+        let mut rest = self.lock_rest();
+        if rest.for_connects.is_at(now) {
+            // Those who were on their way when it began to rest fail too; that is not a second rest.
             return;
         }
-        let length = EJECTION_FIRST
-            .saturating_mul(1 << ejection.times.min(16))
-            .min(EJECTION_LONGEST);
-        ejection.times += 1;
-        ejection.until = Some(now + length);
-        drop(ejection);
-        self.service.stats.ejections.fetch_add(1, Ordering::Relaxed);
-        self.service.health_changed();
+        let length = rest.for_connects.begin(now);
+        let n_unsaid = rest.said.out(now);
+        drop(rest);
+        self.ejected(
+            length,
+            n_unsaid,
+            &format!("{EJECT_AFTER} connects in a row failed: {why}"),
+        );
     }
 
-    fn forget_failures(&self) {
-        if self.failures_in_row.load(Ordering::Acquire) == 0 {
+    /// `n_unsaid`: `None` if it was said already.
+    fn ejected(&self, length: Duration, n_unsaid: Option<u32>, why: &str) {
+        self.service.stats.ejections.fetch_add(1, Ordering::Relaxed);
+        self.service.health_changed();
+        if let Some(n_unsaid) = n_unsaid {
+            let (service, endpoint) = (self.service.name(), self.label());
+            tracing::warn!(%service, endpoint, n_unsaid, "endpoint rests, for {length:?} at first: {why}");
+        }
+    }
+
+    fn came_back(&self, is_to_say: bool) {
+        self.service.stats.returns.fetch_add(1, Ordering::Relaxed);
+        self.service.health_changed();
+        if is_to_say {
+            let (service, endpoint) = (self.service.name(), self.label());
+            tracing::info!(%service, endpoint, "endpoint is back");
+        }
+    }
+
+    fn reached(&self) {
+        if self.connects.load(Ordering::Acquire) == 0 {
             return;
         }
-        let was_ejected = std::mem::take(&mut *self.lock_ejection()).until.is_some();
-        self.failures_in_row.store(0, Ordering::Release);
-        if was_ejected {
-            self.service.health_changed();
+        let mut rest = self.lock_rest();
+        let was_ejected = std::mem::take(&mut rest.for_connects).until.is_some();
+        self.connects.store(0, Ordering::Release);
+        // One that has yet to answer is not back.
+        let is_back = was_ejected && rest.for_silence.until.is_none();
+        let is_to_say = is_back && rest.said.back(Instant::now());
+        drop(rest);
+        if is_back {
+            self.came_back(is_to_say);
         }
+    }
+
+    /// It answered a request.
+    pub fn answered(&self) {
+        if self.unanswered.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut rest = self.lock_rest();
+        let was_ejected = std::mem::take(&mut rest.for_silence).until.is_some();
+        (rest.asker, rest.is_of_several) = (None, false);
+        self.unanswered.store(0, Ordering::Release);
+        let is_to_say = was_ejected && rest.said.back(Instant::now());
+        drop(rest);
+        if was_ejected {
+            self.came_back(is_to_say);
+        }
+    }
+
+    /// It accepted a connection, got a request of `asker`, and ended without an answer. `may_rest`, asked when it is due:
+    /// whether the service can do without it.
+    ///
+    /// Three in a row have it rest, if they are of two clients at least, so that nobody alone can take an endpoint away.
+    pub(super) fn left_unanswered(&self, asker: Asker, now: Instant, may_rest: impl FnOnce() -> bool) {
+        let mut rest = self.lock_rest();
+        if rest.for_silence.is_at(now) {
+            return;
+        }
+        rest.is_of_several |= rest.asker.is_some_and(|first| first != asker);
+        rest.asker.get_or_insert(asker);
+        let n = self.unanswered.fetch_add(1, Ordering::AcqRel).saturating_add(1) & !RESTED;
+        if n < EJECT_AFTER || !rest.is_of_several || !may_rest() {
+            return;
+        }
+        let length = rest.for_silence.begin(now);
+        // After its rest it takes as many of as many clients again.
+        (rest.asker, rest.is_of_several) = (None, false);
+        self.unanswered.store(RESTED, Ordering::Release);
+        let n_unsaid = rest.said.out(now);
+        drop(rest);
+        self.ejected(
+            length,
+            n_unsaid,
+            &format!("{EJECT_AFTER} requests in a row got no answer"),
+        );
     }
 
     /// Counts one more in flight, unless that would pass `cap` (0: none).
@@ -287,8 +449,8 @@ impl Endpoint {
     }
 
     /// std mutex: held for a few loads and stores, nothing awaits or panics under it.
-    fn lock_ejection(&self) -> std::sync::MutexGuard<'_, Ejection> {
-        self.ejection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock_rest(&self) -> std::sync::MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -297,8 +459,10 @@ mod tests {
     use super::*;
     use crate::model::ServiceName;
 
+    const REFUSED: Outcome = Outcome::Failed(io::ErrorKind::ConnectionRefused);
+
     fn endpoint(is_probed: bool) -> Endpoint {
-        let service = Arc::new(ServiceState::new(ServiceName::new("web").unwrap()));
+        let service = Arc::new(ServiceState::new(ServiceName::new("web").unwrap(), Arc::default()));
         Endpoint::new("127.0.0.1:9001".parse().unwrap(), service, is_probed)
     }
 
@@ -306,27 +470,83 @@ mod tests {
     fn three_failures_in_a_row_eject_for_longer_each_time() {
         let endpoint = endpoint(false);
         let mut now = Instant::now();
-        let fail = |n: u32, now| (0..n).for_each(|_| endpoint.report(Outcome::Failed, now));
+        let fail = |n: u32, now| (0..n).for_each(|_| endpoint.report(REFUSED, now));
         fail(2, now);
         endpoint.report(Outcome::Reached, now);
         fail(2, now);
-        assert_eq!(endpoint.state(now), EndpointState::Ready);
+        assert_eq!(endpoint.state(now), EndpointState::Failing);
+        assert!(!endpoint.is_out());
         fail(1, now);
-        assert_eq!(endpoint.state(now), EndpointState::Ejected);
+        assert_eq!(endpoint.state(now), EndpointState::Resting);
         fail(5, now);
         now += EJECTION_FIRST;
         assert_eq!(
             endpoint.state(now),
-            EndpointState::Ready,
+            EndpointState::Failing,
             "late failures do not lengthen it"
         );
+        assert!(endpoint.is_out());
         fail(1, now);
-        assert_eq!(endpoint.state(now + EJECTION_FIRST), EndpointState::Ejected);
+        assert_eq!(endpoint.state(now + EJECTION_FIRST), EndpointState::Resting);
         now += 2 * EJECTION_FIRST;
-        assert_eq!(endpoint.state(now), EndpointState::Ready);
+        assert_eq!(endpoint.state(now), EndpointState::Failing);
         endpoint.report(Outcome::Reached, now);
+        assert_eq!(endpoint.state(now), EndpointState::Ready);
         fail(3, now);
-        assert_eq!(endpoint.state(now + EJECTION_FIRST), EndpointState::Ready);
+        assert_eq!(endpoint.state(now + EJECTION_FIRST), EndpointState::Failing);
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let stats = &endpoint.service().stats;
+        assert_eq!((count(&stats.ejections), count(&stats.returns)), (3, 1));
+    }
+
+    #[test]
+    fn requests_without_an_answer_count_if_they_are_of_two_clients_and_others_are_left() {
+        let (endpoint, mut now) = (endpoint(false), Instant::now());
+        let asker = |n: u8| Asker::of(SocketAddr::from(([192, 0, 2, n], 1)));
+        endpoint.report(Outcome::Reached, now);
+        let ask = |n: u8, may_rest: bool, now| {
+            endpoint.left_unanswered(asker(n), now, || may_rest);
+            endpoint.state(now)
+        };
+        for _ in 0..10 {
+            assert_eq!(ask(1, true, now), EndpointState::Ready, "one client alone");
+        }
+        assert_eq!(ask(2, false, now), EndpointState::Ready, "nobody else is there");
+        endpoint.answered();
+        assert_eq!(ask(1, true, now), EndpointState::Ready);
+        assert_eq!(ask(2, true, now), EndpointState::Ready);
+        assert_eq!(ask(1, true, now), EndpointState::Resting);
+        endpoint.report(Outcome::Reached, now);
+        assert_eq!(
+            endpoint.state(now),
+            EndpointState::Resting,
+            "it accepts: that is no answer"
+        );
+        now += EJECTION_FIRST;
+        assert_eq!(endpoint.state(now), EndpointState::Failing);
+        assert!(endpoint.is_out());
+        assert_eq!(ask(1, true, now), EndpointState::Failing);
+        assert_eq!(ask(1, true, now), EndpointState::Failing);
+        assert_eq!(ask(2, true, now), EndpointState::Resting);
+        assert_eq!(
+            endpoint.state(now + EJECTION_FIRST),
+            EndpointState::Resting,
+            "twice as long"
+        );
+        endpoint.answered();
+        assert_eq!((endpoint.state(now), endpoint.is_out()), (EndpointState::Ready, false));
+    }
+
+    #[test]
+    fn who_counts_as_one_client() {
+        let of = |text: &str| Asker::of(text.parse().unwrap());
+        assert_eq!(of("192.0.2.1:1"), of("192.0.2.1:2"));
+        assert_eq!(of("192.0.2.1:1"), of("[::ffff:192.0.2.1]:2"));
+        assert_ne!(of("192.0.2.1:1"), of("192.0.2.2:1"));
+        assert_eq!(of("[2001:db8::1]:1"), of("[2001:db8::2:1]:1"));
+        assert_ne!(of("[2001:db8::1]:1"), of("[2001:db8:0:1::1]:1"));
+        assert_ne!(of("127.0.0.1:1"), of("127.0.0.1:2"));
+        assert_ne!(of("[::1]:1"), of("[::1]:2"));
     }
 
     #[test]
@@ -336,8 +556,8 @@ mod tests {
         assert_eq!(endpoint.state(now), EndpointState::Unready);
         endpoint.set_probed(true);
         assert_eq!(endpoint.state(now), EndpointState::Ready);
-        (0..3).for_each(|_| endpoint.report(Outcome::Failed, now));
-        assert_eq!(endpoint.state(now), EndpointState::Ejected);
+        (0..3).for_each(|_| endpoint.report(REFUSED, now));
+        assert_eq!(endpoint.state(now), EndpointState::Resting);
         endpoint.set_probed(true);
         assert_eq!(endpoint.state(now), EndpointState::Ready);
         endpoint.set_probed(false);

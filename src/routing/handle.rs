@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
 use super::service::Service;
-use super::state::ServiceState;
+use super::state::{HealthNews, ServiceState};
 use super::table::{Change, RoutingTable, ServiceDiff, TableError};
 use crate::model::{ServiceName, TaskRef};
 
@@ -67,7 +67,8 @@ impl TableHandle {
         }
         let table = Arc::new(before.next(changes, |spec, vip, predecessor| {
             let state = writer.states.get(&spec.name).and_then(Weak::upgrade);
-            let state = state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone())));
+            let state =
+                state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone(), self.health_news.clone())));
             let retired = writer.retired(&spec.name);
             Service::build(spec, vip, state, predecessor, retired)
         })?);
@@ -165,7 +166,7 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::model::{HealthCheck, HealthProbe, ServiceSpec};
-    use crate::routing::{EndpointState, Listen, ListenKind, Outcome};
+    use crate::routing::{Asker, EndpointState, Listen, ListenKind, Outcome};
     use std::time::Instant;
 
     fn spec(name: &str, publish: &[&str], endpoints: &[&str]) -> ServiceSpec {
@@ -225,7 +226,11 @@ mod tests {
             .unwrap();
         let service = web(&handle);
         let now = Instant::now();
-        let eject = |i: usize| (0..3).for_each(|_| service.endpoints()[i].report(Outcome::Failed, now));
+        let eject = |i: usize| {
+            (0..3).for_each(|_| {
+                service.endpoints()[i].report(Outcome::Failed(std::io::ErrorKind::ConnectionRefused), now)
+            })
+        };
         eject(1);
         assert_eq!(turns(&handle, 4), "1313");
         eject(0);

@@ -21,8 +21,7 @@ pub struct Picks {
 }
 
 impl Picks {
-    /// The list for `endpoints` now. `first`: the index of the endpoint whose turn it is, or was; the next one after it
-    /// that may be picked begins.
+    /// The list for `endpoints` now.
     ///
     /// Panic rule: when none is ready, all are used rather than none.
     pub(super) fn new(endpoints: &[Arc<Endpoint>], epoch: u64, now: Instant, first: u32) -> Picks {
@@ -31,8 +30,8 @@ impl Picks {
         let mut valid_until: Option<Instant> = None;
         for (i, endpoint) in endpoints.iter().enumerate() {
             match endpoint.state(now) {
-                EndpointState::Ready => order.push(index(i)),
-                EndpointState::Ejected => {
+                EndpointState::Ready | EndpointState::Untried | EndpointState::Failing => order.push(index(i)),
+                EndpointState::Resting => {
                     let until = endpoint.ejected_until();
                     valid_until = [valid_until, until].into_iter().flatten().min();
                 }

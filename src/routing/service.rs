@@ -76,8 +76,8 @@ impl Service {
 
     /// A service that is in no table, to count by.
     pub fn apart(spec: ServiceSpec) -> Service {
-        let state = Arc::new(ServiceState::new(spec.name.clone()));
-        Service::build(Arc::new(spec), None, state, None, Vec::new())
+        let state = Arc::new(ServiceState::new(spec.name.clone(), Arc::default()));
+        Service::build(Arc::new(spec), None, state, None, Vec::new(), 0)
     }
 
     pub fn name(&self) -> &ServiceName {
@@ -118,6 +118,23 @@ impl Service {
         self.picks
             .store(Arc::new(Picks::new(&self.endpoints, epoch, now, first)));
         self.picks.load()
+    }
+
+    /// An endpoint of this service accepted a connection, got a request of `asker`, and ended without an answer. It may come
+    /// to rest for that, but never the last that is left, and never more than half of them.
+    pub fn left_unanswered(&self, endpoint: &Endpoint, asker: Asker, now: Instant) {
+        let _one_at_a_time = self.state.lock_resting();
+        let can_do_without = || {
+            let is_left = |other: &&Arc<Endpoint>| other.state(now).is_picked() && !other.is_out();
+            let others = self.endpoints.iter().filter(|other| other.id() != endpoint.id());
+            2 * others.filter(is_left).count() >= self.endpoints.len().max(2)
+        };
+        endpoint.left_unanswered(asker, now, can_do_without);
+    }
+
+    /// Whether it has endpoints, and is known to have none that takes traffic.
+    pub fn is_lost(&self) -> bool {
+        !self.endpoints.is_empty() && self.endpoints.iter().all(|endpoint| endpoint.is_out())
     }
 
     /// Takes back endpoints that had left, before the table that has them again is the current one.

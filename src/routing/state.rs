@@ -1,10 +1,13 @@
 //! What of a service outlives tables: counters, gates, the retry budget, and that something about its endpoints' health
 //! changed. Its endpoints hold it, and it knows none of them.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::Notify;
 
 use super::gate::{Gate, RetryBudget};
+use super::lookout::Lookouts;
 use super::stats::ServiceStats;
 use crate::model::ServiceName;
 
@@ -22,11 +25,18 @@ pub struct ServiceState {
     /// Where clients wait while there is no endpoint that takes them.
     pub hold_gate: Gate,
     pub retry_budget: RetryBudget,
+    /// Who looks out for an endpoint on behalf of those who wait.
+    pub lookouts: Lookouts,
     health_epoch: AtomicU64,
+    news: Arc<HealthNews>,
+    /// It is among the news.
+    is_news: AtomicBool,
+    /// Held while it is decided whether the service can do without an endpoint.
+    resting: Mutex<()>,
 }
 
 impl ServiceState {
-    pub fn new(name: ServiceName) -> ServiceState {
+    pub(super) fn new(name: ServiceName, news: Arc<HealthNews>) -> ServiceState {
         ServiceState {
             name,
             stats: ServiceStats::default(),
@@ -35,7 +45,11 @@ impl ServiceState {
             endpoint_gate: Gate::default(),
             hold_gate: Gate::default(),
             retry_budget: RetryBudget::default(),
+            lookouts: Lookouts::default(),
             health_epoch: AtomicU64::new(0),
+            news,
+            is_news: AtomicBool::new(false),
+            resting: Mutex::new(()),
         }
     }
 
@@ -59,5 +73,48 @@ impl ServiceState {
 
     pub(super) fn health_changed(&self) {
         self.health_epoch.fetch_add(1, Ordering::AcqRel);
+        if !self.is_news.swap(true, Ordering::AcqRel) {
+            self.news.add(self.name.clone());
+        }
+    }
+
+    /// Whoever heard the news is about to look at the endpoints: what changes from here on is news again.
+    pub fn heard_news(&self) {
+        self.is_news.store(false, Ordering::Release);
+    }
+
+    /// std mutex: nothing awaits under it.
+    pub(super) fn lock_resting(&self) -> MutexGuard<'_, ()> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Services some endpoint of which changed its health. For one listener, who says of each that he has heard of it.
+#[derive(Debug, Default)]
+pub struct HealthNews {
+    /// std mutex: touched when an endpoint's health changes. Each service is in it once at most.
+    services: Mutex<Vec<ServiceName>>,
+    notify: Notify,
+}
+
+impl HealthNews {
+    fn add(&self, service: ServiceName) {
+        self.lock().push(service);
+        self.notify.notify_one();
+    }
+
+    /// Waits for some. Nothing is lost when this is cancelled.
+    pub async fn next(&self) -> Vec<ServiceName> {
+        loop {
+            let services = std::mem::take(&mut *self.lock());
+            if !services.is_empty() {
+                return services;
+            }
+            self.notify.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<ServiceName>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

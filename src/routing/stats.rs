@@ -220,7 +220,12 @@ pub struct ServiceStats {
     retries: [AtomicU64; RetryOutcome::ALL.len()],
     /// Times that no endpoint was healthy and all were used.
     pub panic_picks: AtomicU64,
+    /// Times that an endpoint began to rest, and that one came back from it.
     pub ejections: AtomicU64,
+    pub returns: AtomicU64,
+    /// Times that the last endpoint was lost, and that there was one again.
+    pub losses: AtomicU64,
+    pub recoveries: AtomicU64,
     /// From accept to close.
     pub connection_duration: Histogram,
     /// From the first attempt to an accepted connection.

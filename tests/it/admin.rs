@@ -37,7 +37,7 @@ impl Admin {
         let state = Arc::new(AdminState {
             table: node.table.clone(),
             ports: node.ports.clone(),
-            workers: node.workers.clone(),
+            workers: node.proxy.clone(),
             source: source.clone(),
             health: Arc::default(),
             dns: Some(Arc::default()),
@@ -487,7 +487,7 @@ fn the_table_is_json() {
     );
     assert_eq!(shown["publish"][0], web.publish[0].to_string());
     assert_eq!(shown["endpoints"][0]["address"], origin.addr.to_string());
-    assert_eq!(shown["endpoints"][0]["state"], "ready");
+    assert_eq!(shown["endpoints"][0]["state"], "untried");
     assert!(first["revision"].as_u64() > empty["revision"].as_u64());
     assert_ne!(first["hash"], empty["hash"]);
     node.table.commit(&[Change::Remove(web.name.clone())]).unwrap();
@@ -545,7 +545,7 @@ fn a_worker_that_is_stuck_is_no_life() {
     assert_eq!(admin.get("/livez"), (200, "ok\n".to_owned()));
     assert_eq!(admin.get("/healthz").0, 200);
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
-    node.workers.spawn(Box::new(move || {
+    node.proxy.spawn(Box::new(move || {
         // An error means that the test has ended.
         let _ = wait.recv();
         Box::pin(std::future::ready(()))

@@ -183,7 +183,11 @@ pub fn one_service(home: &Home, mode: &str, endpoint: SocketAddr) -> String {
 
 /// An HTTP server that answers each connection's first request with its name.
 pub fn web(name: &'static str) -> Origin {
-    Origin::start(move |mut stream| {
+    web_at(name, (Ipv4Addr::LOCALHOST, 0).into())
+}
+
+pub fn web_at(name: &'static str, addr: SocketAddr) -> Origin {
+    Origin::start_at(addr, move |mut stream| {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
@@ -569,6 +573,61 @@ fn a_data_directory_serves_one_node_and_keeps_its_table() {
     let node = home.start(&mut home.up());
     assert_eq!(curl(home.door()).as_deref(), Some("one"));
     drop(node);
+}
+
+/// Not a line in the log, readyz or status said so, and `3/3 ready` did.
+#[test]
+fn a_service_that_loses_its_last_endpoint_says_so_once() {
+    let home = Home::new();
+    let ports = [0; 3].map(|_| free_port());
+    let list = ports.map(|port| format!("\"127.0.0.1:{port}\"")).join(", ");
+    home.serve(&format!(
+        "services:\n  my-web: {{ mode: http, publish: [\"127.0.0.1:{}:{}\"], endpoints: [{list}], limits: {{ hold_timeout: 0s }} }}\n",
+        home.port, ports[0]
+    ));
+    let node = home.start(&mut home.up());
+    let admin = home.admin.to_string();
+    let shows = |text: &str| {
+        let (_, stdout, _) = run(&mut anynode(&["status", "--admin", &admin]));
+        stdout.contains(text)
+    };
+    assert!(shows("0/3 ready, 3 untried"));
+    assert_eq!(home.readyz(), (200, "serving\n".to_owned()));
+    let lost = "the last endpoint is lost: none of 3 takes traffic";
+    wait_until("the loss to be said", || {
+        curl(home.door());
+        node.stderr().contains(lost)
+    });
+    let (code, text) = home.readyz();
+    assert_eq!(code, 200);
+    assert!(
+        text.contains("service my-web: none of its 3 endpoints takes traffic"),
+        "{text}"
+    );
+    assert!(shows("0/3 ready") && !shows("untried"));
+    assert_eq!(home.metric("anynode_service_losses_total"), 1.0);
+    // Nothing more is said of what stays as it is.
+    (0..20).for_each(|_| drop(curl(home.door())));
+    let said = node.stderr();
+    assert_eq!(
+        (said.matches(lost).count(), said.matches("endpoint rests").count()),
+        (1, 3),
+        "{said}"
+    );
+    assert!(
+        said.contains("3 connects in a row failed: connection refused"),
+        "{said}"
+    );
+    let _one = web_at("one", format!("127.0.0.1:{}", ports[1]).parse().unwrap());
+    wait_until("it to be back", || {
+        curl(home.door());
+        let said = node.stderr();
+        said.contains("an endpoint takes traffic again") && said.contains("endpoint is back")
+    });
+    assert!(shows("1/3 ready"));
+    assert_eq!(home.readyz(), (200, "serving\n".to_owned()));
+    assert_eq!(home.metric("anynode_service_recoveries_total"), 1.0);
+    assert_eq!(home.metric("anynode_endpoint_returns_total"), 1.0);
 }
 
 #[test]

@@ -224,8 +224,10 @@ fn without_its_check_an_endpoint_is_used_and_left_in_peace() {
     wait_until("a probe", || b.n_probes() >= 1);
     let check = web.health.take();
     node.apply(&web);
-    wait_for(&node, 1, EndpointState::Ready);
+    // It is used, and nothing is known of it until then.
+    wait_for(&node, 1, EndpointState::Untried);
     assert_eq!(six(&web), "aaabbb");
+    wait_for(&node, 1, EndpointState::Ready);
     // One may have been under way.
     let n_probes = a.n_probes() + b.n_probes() + 2;
     std::thread::sleep(Duration::from_millis(120));

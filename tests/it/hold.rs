@@ -1,13 +1,22 @@
 //! Clients that come while a service has nobody to serve them: they wait, bounded in number and time.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anynode::model::{Mode, ServiceName, ServiceSpec, TaskRef};
 use anynode::routing::{Change, CloseReason};
 
-use crate::harness::{Node, Origin, ask, dial, door, free_port, service, wait_until};
+use crate::harness::{Node, Origin, PATIENCE, ask, dial, door, free_port, service, wait_until};
+
+/// A service whose clients wait.
+fn patient(endpoints: &[SocketAddr]) -> ServiceSpec {
+    let mut spec = service("web", endpoints);
+    spec.limits.hold_timeout = 3 * PATIENCE;
+    spec
+}
 
 fn held(node: &Node, name: &str) -> u32 {
     node.service(name).state().hold_gate.depth()
@@ -31,7 +40,7 @@ fn as_task(spec: &mut ServiceSpec) {
 fn who_comes_between_two_tasks_waits_for_the_next() {
     let (old, new) = (Origin::named("old"), Origin::named("new"));
     let node = Node::start();
-    let mut web = service("web", &[old.addr]);
+    let mut web = patient(&[old.addr]);
     node.apply(&web);
     assert_eq!(ask(door(&web)), "old");
     web.endpoints.clear();
@@ -80,7 +89,7 @@ fn requests_wait_too() {
 fn a_task_that_does_not_listen_yet_is_waited_for() {
     let node = Node::start();
     let port = free_port();
-    let mut web = service("web", &[format!("127.0.0.1:{port}").parse().unwrap()]);
+    let mut web = patient(&[format!("127.0.0.1:{port}").parse().unwrap()]);
     as_task(&mut web);
     node.apply(&web);
     std::thread::scope(|scope| {
@@ -120,11 +129,75 @@ fn only_so_many_wait_and_only_so_long() {
     node.apply(&web);
     refused(dial(door(&web)));
     wait_until("the close", || node.closed("web", CloseReason::ConnectFailed) == 1);
-    // What was declared by its address is not waited for.
+    // Nor where nobody is to wait.
     web.endpoints.iter_mut().for_each(|endpoint| endpoint.task = None);
-    web.limits.hold_timeout = Duration::from_secs(3600);
+    web.limits.hold_timeout = Duration::ZERO;
     node.apply(&web);
+    let started = Instant::now();
     refused(dial(door(&web)));
+    assert!(started.elapsed() < PATIENCE / 2);
+}
+
+/// One of those who wait tries, and nobody else: 300 that waited made 300 connects to each endpoint at once, and again
+/// after 20 ms, 40 ms and so on.
+#[test]
+fn of_all_who_wait_one_tries_and_its_success_lets_all_through() {
+    let node = Node::start();
+    let port = free_port();
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let web = patient(&[at(port), at(free_port()), at(free_port())]);
+    node.apply(&web);
+    let first = dial(door(&web));
+    wait_until("the first to wait", || held(&node, "web") == 1);
+    let mut others: Vec<_> = (0..300).map(|_| dial(door(&web))).collect();
+    wait_until("all to wait", || held(&node, "web") == 301);
+    // Whoever tries goes away: somebody else does then.
+    crate::harness::reset(first);
+    wait_until("one to leave", || held(&node, "web") == 300);
+    let failures = || -> u64 {
+        let service = node.service("web");
+        service
+            .endpoints()
+            .iter()
+            .map(|endpoint| endpoint.connect_failures_total())
+            .sum()
+    };
+    let n_failures = failures();
+    assert!(n_failures <= 60, "{n_failures} failed connects while 300 wait");
+    let _late = Origin::start_at(at(port), |mut stream| {
+        let _ = stream.write_all(b"late");
+    });
+    for client in &mut others {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "late");
+    }
+    wait_until("nobody to wait", || held(&node, "web") == 0);
+    let n_failures = failures();
+    println!("{n_failures} failed connects in all");
+    assert!(n_failures <= 150, "{n_failures} failed connects");
+    assert_eq!(node.service("web").stats().connections_total.load(Relaxed), 301);
+}
+
+/// A place is for one port: who looks out for another that nobody listens on is in nobody's way.
+#[test]
+fn who_waits_for_another_port_is_not_waited_for() {
+    let node = Node::start();
+    let (dead, alive) = (free_port(), free_port());
+    let mut web = patient(&["127.0.0.1:1".parse().unwrap()]);
+    web.endpoints = vec!["127.0.0.1".parse().unwrap()];
+    web.publish = [dead, alive]
+        .map(|target| format!("127.0.0.1:{}:{target}", free_port()).parse().unwrap())
+        .to_vec();
+    node.apply(&web);
+    let door = |i: usize| SocketAddr::from(([127, 0, 0, 1], web.publish[i].published));
+    let waits = dial(door(0));
+    wait_until("one to wait", || held(&node, "web") == 1);
+    let _origin = Origin::start_at(SocketAddr::from(([127, 0, 0, 1], alive)), |mut stream| {
+        let _ = stream.write_all(b"alive");
+    });
+    assert_eq!(ask(door(1)), "alive");
+    drop(waits);
 }
 
 #[test]

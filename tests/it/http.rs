@@ -335,7 +335,8 @@ fn an_idempotent_request_is_tried_elsewhere_and_others_are_told() {
     let node = Node::start();
     let web = http_service("web", &[bad.addr, good.origin.addr]);
     node.apply(&web);
-    for _ in 0..4 {
+    // Three without an answer would have it rest: the third is a POST.
+    for _ in 0..2 {
         assert!(once(door(&web), GET_AND_CLOSE).ends_with("good"));
     }
     let post = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx";

@@ -25,6 +25,7 @@ mod rooms;
 mod rounds;
 mod scale;
 mod security;
+mod silence;
 mod store;
 mod streams;
 mod swarm;

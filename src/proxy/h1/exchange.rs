@@ -52,6 +52,13 @@ pub(super) enum Failure {
     ResponseBody,
 }
 
+impl Failure {
+    /// Whether the endpoint ended in the middle of what it was to answer. What it said of it is not asked here.
+    pub(super) fn is_silence(self) -> bool {
+        matches!(self, Failure::NoResponse | Failure::ResponseBody)
+    }
+}
+
 pub(super) struct Exchange<'a> {
     pub(super) client: &'a TcpStream,
     pub(super) upstream: &'a Leg,

@@ -1,6 +1,7 @@
 //! HTTP/1.1 connections: what moves the bytes that `proxy::http` parses and frames. A client connection is one task; each
 //! of its requests is balanced by itself, over upstream connections that the worker keeps.
 
+mod asker;
 mod buffer;
 mod ended;
 mod exchange;

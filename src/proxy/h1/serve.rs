@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::asker;
 use super::buffer::Buffer;
 use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
@@ -27,7 +28,7 @@ use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
 use crate::proxy::upstream::{self, Behalf, Upstream};
 use crate::proxy::wire::Wire;
-use crate::routing::{CloseReason, EndpointId, Listen, RetryOutcome, Service};
+use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
 
 /// How a client's connection came in.
@@ -57,6 +58,8 @@ pub(in crate::proxy) async fn serve(
                 revision: shared.table.peek().revision(),
                 entry,
                 peer: describe(&client, peer, &shared),
+                from: peer,
+                asks_for_others: is_trusted(peer, &shared),
                 connection: &connection,
                 client: &client,
                 shared: &shared,
@@ -79,14 +82,15 @@ pub(in crate::proxy) async fn serve(
 
 fn describe(client: &TcpStream, peer: SocketAddr, shared: &Shared) -> Peer {
     let ip = peer.ip().to_canonical();
-    let is_trusted = shared
-        .config
-        .trusted_proxies
-        .iter()
-        .any(|network| network.contains(&ip));
     // Without it the connection is gone already.
     let local = client.local_addr().unwrap_or(peer);
-    Peer::new(ip, local, is_trusted)
+    Peer::new(ip, local, is_trusted(peer, shared))
+}
+
+fn is_trusted(peer: SocketAddr, shared: &Shared) -> bool {
+    let ip = peer.ip().to_canonical();
+    let mut trusted = shared.config.trusted_proxies.iter();
+    trusted.any(|network| network.contains(&ip))
 }
 
 struct Server<'a> {
@@ -95,6 +99,9 @@ struct Server<'a> {
     shared: &'a Shared,
     entry: Entry,
     peer: Peer,
+    from: SocketAddr,
+    /// It is a proxy that is trusted to say who its clients are.
+    asks_for_others: bool,
     /// The service and target port as of `revision`; `None` once the port left the table.
     route: Option<(Arc<Service>, u16)>,
     revision: u64,
@@ -300,6 +307,7 @@ impl Server<'_> {
                 stats.add_request(response.meta.status);
                 stats.request_ttfb.observe(response.at - began_at);
                 stats.request_duration.observe(began_at.elapsed());
+                endpoint.answered();
             }
             let has_responded = exchange.response.is_some();
             let may_replay = exchange.is_replayable && !exchange.has_begun;
@@ -381,6 +389,10 @@ impl Server<'_> {
                         }
                         return Err(reason);
                     }
+                    if !has_responded && !upstream.is_reused && failure.is_silence() {
+                        let asker = self.asker(is_whole.then_some(&mut to_upstream));
+                        service.left_unanswered(&endpoint, asker, Instant::now());
+                    }
                     drop(upstream);
                     match failure {
                         Failure::NoResponse | Failure::Lost
@@ -424,6 +436,15 @@ impl Server<'_> {
                 }
             }
         }
+    }
+
+    /// Whose request it is. `sent`: what was sent of it, where that is kept.
+    fn asker(&self, sent: Option<&mut Buffer>) -> Asker {
+        let by_proxy = sent.filter(|_| self.asks_for_others).and_then(|sent| {
+            sent.rewind();
+            asker::of_forwarded(sent.rest())
+        });
+        Asker::of(by_proxy.map_or(self.from, |ip| SocketAddr::new(ip, 0)))
     }
 
     /// Body bytes that came with the head go out with it, in one call.

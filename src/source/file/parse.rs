@@ -11,8 +11,8 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::words;
 use crate::model::{
-    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Mode, ProxyProtocol, PublishedPort, ServiceName,
-    ServiceSpec, parse_duration,
+    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
+    PublishedPort, ServiceName, ServiceSpec, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -218,6 +218,7 @@ struct HealthDto {
     timeout: Option<Text<Span>>,
     rise: Option<Count>,
     fall: Option<Count>,
+    passive: Option<Text<Passive>>,
 }
 
 #[derive(Deserialize)]
@@ -263,7 +264,12 @@ impl ServiceDto {
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
         set(&mut spec.abort_on_client_close, self.abort_on_client_close);
         spec.endpoints = self.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
-        spec.health = self.health.map(HealthDto::into_check).transpose()?;
+        if let Some(mut health) = self.health {
+            let passive = health.passive.take().map(|text| text.0);
+            set(&mut spec.passive, passive);
+            spec.health = health.into_check(passive.is_some())?;
+        }
+        spec.limits.hold_timeout = Limits::DECLARED_HOLD_TIMEOUT;
         let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);
         if takes_target && spec.publish.is_empty() && spec.expose.is_empty() {
             return Err("endpoints: one has no port, and neither publish nor expose names a target port".to_owned());
@@ -290,11 +296,14 @@ impl ServiceDto {
 }
 
 impl HealthDto {
-    fn into_check(self) -> Result<HealthCheck, String> {
+    /// `None`, where that may be: it says nothing of checks.
+    fn into_check(self, may_be_none: bool) -> Result<Option<HealthCheck>, String> {
+        let is_bare = self.is_bare();
         let probe = match (self.http, self.tcp) {
             (Some(Text(path)), None | Some(false)) => HealthProbe::Http { path: path.0 },
             (None, Some(true)) => HealthProbe::Tcp,
             (Some(_), Some(true)) => return Err("health: both http and tcp: expected one of them".to_owned()),
+            (None, None | Some(false)) if may_be_none && is_bare => return Ok(None),
             (None, None | Some(false)) => {
                 return Err("health: neither http nor tcp: expected { http: /path } or { tcp: true }".to_owned());
             }
@@ -310,7 +319,12 @@ impl HealthDto {
         if check.timeout.is_zero() {
             return Err("health.timeout: expected more than 0".to_owned());
         }
-        Ok(check)
+        Ok(Some(check))
+    }
+
+    /// Nothing is said of how to check.
+    fn is_bare(&self) -> bool {
+        self.interval.is_none() && self.timeout.is_none() && self.rise.is_none() && self.fall.is_none()
     }
 }
 
@@ -440,12 +454,15 @@ services:
     publish: ["8080:80", 127.0.0.1:8081:80]
     expose: [443]
     balance: least-request
-    health: { http: /health, interval: 2s, timeout: 250ms, rise: 2, fall: 5 }
+    health: { http: /health, interval: 2s, timeout: 250ms, rise: 2, fall: 5, passive: strict }
     stop_grace: 30s
     limits: { connections: 5, endpoint_connections: 4, queue: 3, queue_timeout: 2s, hold: 7, hold_timeout: 6s }
     timeouts: { connect: 3s, idle: 1h, half_closed: 1m, request_head: 5s, response: 9s }
     endpoints: ["127.0.0.1:9001", 127.0.0.1:9002]
   plain:
+    endpoints: []
+  strict:
+    health: { passive: strict }
     endpoints: []
 "#;
 
@@ -478,7 +495,11 @@ services:
             (Duration::from_secs(3), Duration::from_secs(3600))
         );
         assert_eq!(web.endpoints.len(), 2);
-        assert_eq!(specs[1], ServiceSpec::new(ServiceName::new("plain").unwrap()));
+        assert_eq!(web.passive, Passive::Strict);
+        let mut plain = ServiceSpec::new(ServiceName::new("plain").unwrap());
+        plain.limits.hold_timeout = Duration::from_secs(5);
+        assert_eq!(specs[1], plain);
+        assert_eq!((specs[2].passive, &specs[2].health), (Passive::Strict, &None));
     }
 
     #[test]

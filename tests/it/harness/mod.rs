@@ -20,7 +20,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Node {
     pub table: Arc<TableHandle>,
     pub ports: Arc<Ports>,
-    pub workers: ProxyHandle,
+    pub proxy: ProxyHandle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<usize>>,
 }
@@ -45,7 +45,8 @@ impl Node {
     pub fn start_beside(config: ProxyConfig, grace: Duration, beside: Beside) -> Node {
         let table = Arc::new(TableHandle::default());
         let proxy = Proxy::start(config, table.clone(), beside).unwrap();
-        let (ports, workers) = (proxy.ports().clone(), proxy.handle());
+        let ports = proxy.ports().clone();
+        let handle = proxy.handle();
         let (stop, stopped) = oneshot::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -62,7 +63,7 @@ impl Node {
         Node {
             table,
             ports,
-            workers,
+            proxy: handle,
             stop: Some(stop),
             thread: Some(std::thread::spawn(run)),
         }
@@ -108,11 +109,14 @@ impl Drop for Node {
     }
 }
 
-/// A service on a free published port, with these endpoints.
+/// A service on a free published port, with these endpoints. Whose endpoints do not take a client is refused at once.
 pub fn service(name: &str, endpoints: &[SocketAddr]) -> ServiceSpec {
     let mut spec = ServiceSpec::new(ServiceName::new(name).unwrap());
     spec.publish = vec![format!("127.0.0.1:{}:80", free_port()).parse().unwrap()];
     spec.endpoints = endpoints.iter().map(|addr| addr.to_string().parse().unwrap()).collect();
+    if !spec.endpoints.is_empty() {
+        spec.limits.hold_timeout = Duration::ZERO;
+    }
     spec
 }
 

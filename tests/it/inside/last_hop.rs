@@ -23,7 +23,7 @@ fn a_program_sees_its_clients_and_others_are_not_disturbed() {
   own: {{ publish: ['8082:82'], endpoints: [{{ address: 10.99.2.2, netns: {netns} }}] }}
   none: {{ publish: ['8083:80'], client_address: none, endpoints: [{{ address: '127.0.0.1:80', netns: {netns} }}] }}
   http: {{ publish: ['8084:80'], mode: http, health: {{ http: /health, interval: 100ms }}, endpoints: [{{ address: '127.0.0.1:80', netns: {netns} }}] }}
-  shut: {{ publish: ['8085:85'], endpoints: [{{ address: '127.0.0.1:85', netns: {netns} }}] }}
+  shut: {{ publish: ['8085:85'], limits: {{ hold_timeout: 0s }}, endpoints: [{{ address: '127.0.0.1:85', netns: {netns} }}] }}
 "
     ));
     let from = |port: u16| format!("http://10.99.1.1:{port}");
@@ -75,7 +75,7 @@ fn a_program_sees_its_clients_and_others_are_not_disturbed() {
     });
     // Who talks to the task over its own interface is not disturbed, on a port that is proxied too.
     assert_eq!(place.peer("node", &["http://10.99.2.2:80"]).unwrap().0, "10.99.2.1");
-    // A closed port is refused at once.
+    // A closed port is refused at once, where nobody is to wait.
     let started = Instant::now();
     assert!(place.peer("client", &[&from(8085)]).is_none());
     assert!(

@@ -389,7 +389,7 @@ impl Swarm {
         serde_json::from_slice(&out.stdout).ok()
     }
 
-    /// How many endpoints of a service a node knows, ready ones.
+    /// How many endpoints of a service a node knows that get traffic: tasks of its own may be untried.
     pub fn n_ready(&self, node: usize, service: &str) -> usize {
         let status = self.status(node).unwrap_or_default();
         let services = status["services"].as_array().cloned().unwrap_or_default();
@@ -399,7 +399,8 @@ impl Swarm {
             .cloned()
             .unwrap_or_default();
         let endpoints = service["endpoints"].as_array().cloned().unwrap_or_default();
-        endpoints.iter().filter(|endpoint| endpoint["state"] == "ready").count()
+        let is_picked = |endpoint: &&Value| endpoint["state"] == "ready" || endpoint["state"] == "untried";
+        endpoints.iter().filter(is_picked).count()
     }
 
     /// Until all `nodes` have so many ready endpoints of a service.
