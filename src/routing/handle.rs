@@ -1,6 +1,7 @@
 //! The one place where the current table is kept and swapped. Writers are few and take a lock; readers take none.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct TableHandle {
     revision: watch::Sender<u64>,
     /// Held by whoever commits. std mutex: nothing awaits under it.
     writer: Mutex<Writer>,
+    health_news: Arc<HealthNews>,
+    place: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +40,8 @@ impl Default for TableHandle {
             current: ArcSwap::from_pointee(RoutingTable::default()),
             revision: watch::Sender::new(0),
             writer: Mutex::default(),
+            health_news: Arc::default(),
+            place: AtomicU32::new(0),
         }
     }
 }
@@ -56,6 +61,17 @@ impl TableHandle {
         self.revision.subscribe()
     }
 
+    /// Which services' endpoints changed their health. For one listener.
+    pub fn health_news(&self) -> &Arc<HealthNews> {
+        &self.health_news
+    }
+
+    /// Where this node begins in the list of a service's endpoints, counted round, where it gave nothing to any of them yet.
+    /// Nodes that serve the same table are to have different ones.
+    pub fn set_place(&self, place: u32) {
+        self.place.store(place, Ordering::Relaxed);
+    }
+
     /// Makes the next table from `changes` and swaps it in; whoever looks from then on sees all of them.
     ///
     /// Returns its revision. Errors: `TableError`, with nothing changed. No changes make no revision.
@@ -70,7 +86,14 @@ impl TableHandle {
             let state =
                 state.unwrap_or_else(|| Arc::new(ServiceState::new(spec.name.clone(), self.health_news.clone())));
             let retired = writer.retired(&spec.name);
-            Service::build(spec, vip, state, predecessor, retired)
+            Service::build(
+                spec,
+                vip,
+                state,
+                predecessor,
+                retired,
+                self.place.load(Ordering::Relaxed),
+            )
         })?);
         let pairs: Vec<(Option<&Service>, Option<&Service>)> = RoutingTable::diff(&before, &table)
             .map(|diff| match diff {
@@ -264,6 +287,66 @@ mod tests {
             (first.in_flight(), first.state(Instant::now())),
             (1, EndpointState::Ready)
         );
+    }
+
+    #[test]
+    fn nodes_begin_apart_also_where_tasks_come_one_by_one() {
+        let node = |place: u32| {
+            let handle = TableHandle::default();
+            handle.set_place(place);
+            for n in 0..=3 {
+                let ports = ["9001", "9002", "9003"];
+                handle.commit(&[upsert(&spec("web", &[], &ports[..n]))]).unwrap();
+            }
+            let before = turns(&handle, 4);
+            handle
+                .commit(&[upsert(&spec("web", &[], &["9001", "9002", "9003", "9004"]))])
+                .unwrap();
+            (before, turns(&handle, 4))
+        };
+        let shown = |before: &str, after: &str| (before.to_owned(), after.to_owned());
+        assert_eq!(node(0), shown("1231", "2341"));
+        assert_eq!(node(1), shown("2312", "3412"));
+        assert_eq!(node(2), shown("3123", "1234"), "the turn stays with whose it is");
+        assert_eq!(node(7).0, "2312");
+    }
+
+    #[test]
+    fn no_more_than_half_rests_for_silence_and_never_the_last() {
+        for (n, n_rest) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)] {
+            let handle = TableHandle::default();
+            let ports: Vec<String> = (1..=n).map(|i| (9000 + i).to_string()).collect();
+            let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+            handle.commit(&[upsert(&spec("web", &[], &ports))]).unwrap();
+            let (service, now) = (web(&handle), Instant::now());
+            for endpoint in service.endpoints() {
+                for client in 1..=6 {
+                    let asker = Asker::of(std::net::SocketAddr::from(([192, 0, 2, client], 1)));
+                    service.left_unanswered(endpoint, asker, now);
+                }
+            }
+            let rests = |endpoint: &&Arc<Endpoint>| endpoint.state(now) == EndpointState::Resting;
+            assert_eq!(service.endpoints().iter().filter(rests).count(), n_rest, "of {n}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_changes_in_health_is_news_once_until_it_is_heard() {
+        let handle = TableHandle::default();
+        handle
+            .commit(&[upsert(&spec("web", &[], &["9001"])), upsert(&spec("b", &[], &["9001"]))])
+            .unwrap();
+        let service = web(&handle);
+        let endpoint = &service.endpoints()[0];
+        for is_up in [false, true, false] {
+            assert!(endpoint.set_probed(is_up));
+        }
+        assert!(service.is_lost() && !endpoint.set_probed(false));
+        assert_eq!(handle.health_news().next().await, [service.name().clone()]);
+        service.state().heard_news();
+        endpoint.set_probed(true);
+        assert!(!service.is_lost());
+        assert_eq!(handle.health_news().next().await, [service.name().clone()]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Picks {
     order: Box<[u32]>,
     /// Shared by all cores, so that turns are exact.
     cursor: AtomicUsize,
+    /// Where the cursor began, and the place that it was for, if nobody had been picked by then.
+    fresh: Option<(usize, u32)>,
     /// The health epoch that this list shows.
     pub(super) epoch: u64,
     /// When an ejection ends and the list is stale by time alone.
@@ -20,11 +22,20 @@ pub struct Picks {
     is_panic: bool,
 }
 
+/// Who begins a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Nobody was picked yet: whoever is at this place, counted round. Nodes with places of their own begin apart.
+    Place(u32),
+    /// The endpoint with this index, or else the next after it that may be picked.
+    Of(u32),
+}
+
 impl Picks {
     /// The list for `endpoints` now.
     ///
     /// Panic rule: when none is ready, all are used rather than none.
-    pub(super) fn new(endpoints: &[Arc<Endpoint>], epoch: u64, now: Instant, first: u32) -> Picks {
+    pub(super) fn new(endpoints: &[Arc<Endpoint>], epoch: u64, now: Instant, start: Start) -> Picks {
         let index = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
         let mut order: Vec<u32> = Vec::with_capacity(endpoints.len());
         let mut valid_until: Option<Instant> = None;
@@ -42,10 +53,18 @@ impl Picks {
         if is_panic {
             order.extend((0..endpoints.len()).map(index));
         }
-        let cursor = order.iter().position(|i| *i >= first).unwrap_or(0);
+        let cursor = match start {
+            Start::Place(place) => (place as usize).checked_rem(order.len()).unwrap_or(0),
+            Start::Of(first) => order.iter().position(|i| *i >= first).unwrap_or(0),
+        };
+        let fresh = match start {
+            Start::Place(place) => Some((cursor, place)),
+            Start::Of(_) => None,
+        };
         Picks {
             order: order.into(),
             cursor: AtomicUsize::new(cursor),
+            fresh,
             epoch,
             valid_until,
             is_panic,
@@ -78,6 +97,14 @@ impl Picks {
     pub fn at(&self, place: usize) -> Option<usize> {
         let place = place.checked_rem(self.order.len())?;
         Some(self.order[place] as usize)
+    }
+
+    /// Who begins the list that follows this one, where the endpoints are the same.
+    pub(super) fn start(&self) -> Start {
+        match self.fresh {
+            Some((began_at, place)) if self.cursor.load(Ordering::Relaxed) == began_at => Start::Place(place),
+            _ => Start::Of(self.upcoming().next().map_or(0, |i| u32::try_from(i).unwrap_or(0))),
+        }
     }
 
     /// Whose turn is next, without taking it: the whole order of turns from here.

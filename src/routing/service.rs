@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::endpoint::Endpoint;
-use super::picks::Picks;
+use super::endpoint::{Asker, Endpoint};
+use super::picks::{Picks, Start};
 use super::state::ServiceState;
 use super::stats::ServiceStats;
 use crate::model::{ServiceName, ServiceSpec};
@@ -26,13 +26,15 @@ pub struct Service {
 
 impl Service {
     /// Builds the service of the next table. Endpoints that stay are the same objects, and the turn passes to the one
-    /// whose turn it was, or else to the next that stays. `retired`: those that left it before and are still held.
+    /// whose turn it was, or else to the next that stays. `retired`: those that left it before and are still held. `place`: who
+    /// begins where nobody was picked yet, as an index counted round.
     pub(super) fn build(
         spec: Arc<ServiceSpec>,
         vip: Option<Ipv4Addr>,
         state: Arc<ServiceState>,
         before: Option<&Service>,
         retired: Vec<Arc<Endpoint>>,
+        place: u32,
     ) -> Service {
         let is_probed = spec.health.is_some();
         let mut known: HashMap<_, Arc<Endpoint>> = retired
@@ -54,17 +56,20 @@ impl Service {
             endpoints.push(endpoint);
         }
         let now = Instant::now();
-        let first = before
-            .and_then(|service| {
-                let picks = service.picks.load();
-                let stays = |i: usize| {
-                    let id = service.endpoints[i].id();
-                    endpoints.iter().position(|endpoint| endpoint.id() == id)
-                };
-                picks.upcoming().find_map(stays)
-            })
-            .map_or(0, |i| u32::try_from(i).unwrap_or(0));
-        let picks = Picks::new(&endpoints, state.epoch(), now, first);
+        let start = before.and_then(|service| {
+            let picks = service.picks.load();
+            if let Start::Place(_) = picks.start() {
+                return None;
+            }
+            let stays = |i: usize| {
+                let id = service.endpoints[i].id();
+                endpoints.iter().position(|endpoint| endpoint.id() == id)
+            };
+            let first = picks.upcoming().find_map(stays)?;
+            Some(Start::Of(u32::try_from(first).unwrap_or(0)))
+        });
+        let start = start.unwrap_or(Start::Place(place));
+        let picks = Picks::new(&endpoints, state.epoch(), now, start);
         Service {
             spec,
             vip,
@@ -114,9 +119,9 @@ impl Service {
         }
         // Two cores may both come here; each stores a right list, and at worst one turn is taken twice.
         let epoch = self.state.epoch();
-        let first = picks.upcoming().next().map_or(0, |i| u32::try_from(i).unwrap_or(0));
+        let start = picks.start();
         self.picks
-            .store(Arc::new(Picks::new(&self.endpoints, epoch, now, first)));
+            .store(Arc::new(Picks::new(&self.endpoints, epoch, now, start)));
         self.picks.load()
     }
 

@@ -176,6 +176,9 @@ impl ClusterSource {
             touched.extend(cluster.task(id).map(|task| task.service.clone()));
         }
         if nodes_differ {
+            let place = cluster.nodes().position(|node| *node.id == *self.own.id);
+            self.table
+                .set_place(place.map_or(0, |place| u32::try_from(place).unwrap_or(0)));
             touched.extend(cluster.services().map(|service| service.id.clone()));
         }
         self.tasks.retain(|_, tasks| !tasks.is_empty());
