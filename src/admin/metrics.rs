@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use super::{AdminState, SwarmView};
 use crate::dns::{DnsStats, Rcode, Source};
 use crate::model::Mode;
+use crate::places::Table;
 use crate::proxy::PortState;
 use crate::routing::{
     BytePath, CloseReason, Direction, Endpoint, EndpointState, Histogram, HttpCode, RetryOutcome, Service,
@@ -290,6 +291,7 @@ fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mu
     if let Some(dns) = &state.dns {
         write_dns(dns, out);
     }
+    write_places(out);
     write_process(out);
 }
 
@@ -508,6 +510,18 @@ fn write_link(swarm: &SwarmView, out: &mut DescriptorEncoder<'_>) {
         ),
     ] {
         Family::new(out, MetricType::Counter, name, help).sample(&[], load(count));
+    }
+}
+
+fn write_places(out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_places_given_up",
+        "Places given up for others because all were taken: by the party that held most, its silent oldest.",
+    );
+    for table in Table::ALL {
+        sample_if_any(&mut family, &[("table", table.as_str())], table.n_given_up());
     }
 }
 

@@ -11,31 +11,31 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use super::{AdminState, Phase, metrics, views};
+use crate::places::{Crowd, Places, Table};
 
-/// Accepts until `handed_over`, and serves until `shutdown`; then what is open is dropped.
+/// Accepts until `handed_over`, whoever has how many connections: when there are too many, whoever has most loses its silent
+/// oldest one. Serves until `shutdown`; then what is open is dropped.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AdminState>,
     handed_over: impl Future<Output = ()>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(Table::Admin, CONNECTIONS_MAX);
     tokio::pin!(handed_over, shutdown);
     let mut open = tokio::task::JoinSet::new();
     let mut listener = Some(listener);
+    let mut crowd = Crowd::default();
     loop {
         let accepted = async {
-            // The semaphore is never closed.
-            let slot = slots.clone().acquire_owned().await.ok();
             match &listener {
-                Some(listener) => (slot, listener.accept().await),
+                Some(listener) => listener.accept().await,
                 None => std::future::pending().await,
             }
         };
-        let (slot, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = &mut shutdown => break,
             () = &mut handed_over, if listener.is_some() => {
                 // Whoever waits to be accepted is the other process's.
@@ -45,8 +45,8 @@ pub async fn serve(
             Some(_) = open.join_next() => continue,
             accepted = accepted => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "admin: accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -54,21 +54,42 @@ pub async fn serve(
             }
         };
         let state = state.clone();
+        let place = Arc::new(places.take(peer.ip().to_canonical()));
+        let is_crowded = place.is_in_anothers();
         open.spawn(async move {
-            let _slot = slot;
+            let stream = place.watch(stream);
+            let of_connection = place.clone();
             let service = service_fn(move |request| {
-                let state = state.clone();
-                async move { Ok::<_, Infallible>(answer(&state, &request).await) }
+                let (state, busy) = (state.clone(), of_connection.busy());
+                async move {
+                    let _busy = busy;
+                    if !is_short(request.uri().path()) {
+                        // One answer a turn, though a client asks for many at once: the next is that of another.
+                        tokio::task::yield_now().await;
+                    }
+                    Ok::<_, Infallible>(answer(&state, &request).await)
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "admin: connection");
+            tokio::select! {
+                served = connection => if let Err(error) = served {
+                    tracing::debug!(%error, "admin: connection");
+                },
+                () = place.told_to_leave() => tracing::debug!(%peer, "admin: silent for longest of too many connections"),
             }
         });
+        if is_crowded && crowd.is_enough() {
+            tokio::task::yield_now().await;
+        }
     }
+}
+
+/// Whether an answer costs next to nothing.
+fn is_short(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz")
 }
 
 async fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -20,6 +21,7 @@ use super::Api;
 use super::error::ApiError;
 use super::http::{self, Answer, NEWEST, Version};
 use crate::model::swarm::SANDBOX_LABEL;
+use crate::places::Cut;
 
 fn none_here() -> ApiError {
     ApiError::not_implemented(
@@ -43,6 +45,7 @@ pub(super) async fn pass(
     // Whoever asks for them sees them.
     let is_list = path == "/containers/json" && request.method() == Method::GET && !query.contains(SANDBOX_LABEL);
     let path = format!("/v{}{path}{query}", spoken(api, &socket, version).await);
+    let caller = http::caller_of(&request);
     let (mut parts, body) = request.into_parts();
     parts.uri = path
         .parse::<Uri>()
@@ -53,13 +56,17 @@ pub(super) async fn pass(
     if head.status == StatusCode::SWITCHING_PROTOCOLS
         && let (Some(ours), Some(theirs)) = (upgrade, head.extensions.remove::<hyper::upgrade::OnUpgrade>())
     {
+        let place = api.streams.take(caller);
         tokio::spawn(async move {
             let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else {
                 return;
             };
-            let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-            // Either side may end its half; an error ends both.
-            let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
+            let (mut ours, mut theirs) = (place.watch(TokioIo::new(ours)), TokioIo::new(theirs));
+            tokio::select! {
+                // Either side may end its half; an error ends both.
+                _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
+                () = place.told_to_leave() => {}
+            }
         });
         let mut answer = http::empty(StatusCode::SWITCHING_PROTOCOLS);
         *answer.headers_mut() = head.headers;
@@ -76,6 +83,11 @@ pub(super) async fn pass(
     }
     let body = body.map_err(io::Error::other).boxed_unsync();
     Ok(hyper::Response::from_parts(head, body))
+}
+
+impl Cut for TokioIo<Upgraded> {
+    /// Its bytes are the other end's own.
+    fn cut(&self) {}
 }
 
 /// A list of containers without those that only hold the networks of tasks. `None`: it is no such list.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -17,10 +19,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
 use super::{Api, engine, system};
+use crate::places::{Busy, Crowd, Place, Places, Table};
 
 /// What is sent.
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -46,7 +48,12 @@ pub(super) struct Asked {
     pub(super) query: BTreeMap<String, String>,
     pub(super) headers: HeaderMap,
     pub(super) body: Incoming,
+    pub(super) caller: Caller,
 }
+
+/// The user whose program asks, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Caller(pub(super) u32);
 
 impl Asked {
     pub(super) fn query(&self, key: &str) -> Option<&str> {
@@ -86,7 +93,7 @@ impl Asked {
                 "unsupported Content-Type header ({kind}): must be 'application/json'"
             )));
         }
-        let (bytes, _place) = read(api, self.body).await?;
+        let (bytes, _place) = read(api, self.caller, self.body).await?;
         if bytes.is_empty() {
             return Err(ApiError::bad("got EOF while reading request body"));
         }
@@ -100,7 +107,7 @@ impl Asked {
 
     /// Reads a body that says nothing here.
     pub(super) async fn no_body(self, api: &Api) -> Result<(), ApiError> {
-        read(api, self.body).await.map(drop)
+        read(api, self.caller, self.body).await.map(drop)
     }
 }
 
@@ -120,7 +127,7 @@ pub(super) fn typed<'de, T: DeserializeOwned>(
 }
 
 /// A body, and if it may be long, the place among the long ones that it holds.
-async fn read(api: &Api, body: Incoming) -> Result<(Bytes, Option<SemaphorePermit<'_>>), ApiError> {
+async fn read(api: &Api, caller: Caller, body: Incoming) -> Result<(Bytes, Option<Place<Caller>>), ApiError> {
     let too_large = || {
         ApiError::too_large(format!(
             "request body too large: expected at most {BODY_BYTES_MAX} bytes"
@@ -132,16 +139,26 @@ async fn read(api: &Api, body: Incoming) -> Result<(Bytes, Option<SemaphorePermi
     let until = tokio::time::Instant::now() + BODY_PATIENCE;
     let place = match body.size_hint().upper() {
         Some(..=SHORT_BODY_BYTES) => None,
-        _ => match tokio::time::timeout_at(until, api.long_bodies.acquire()).await {
-            Ok(Ok(place)) => Some(place),
-            Ok(Err(_)) | Err(_) => {
-                return Err(ApiError::unavailable(format!(
-                    "{LONG_BODIES_MAX} long request bodies are being read already: try again"
-                )));
-            }
-        },
+        _ => Some(api.long_bodies.take_within(caller, OTHERS_PATIENCE).await),
     };
-    let collected = tokio::time::timeout_at(until, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    let body = body.map_frame(|frame| {
+        place.iter().for_each(Place::moved);
+        frame
+    });
+    let told_to_leave = async {
+        match &place {
+            Some(place) => place.told_to_leave().await,
+            None => std::future::pending().await,
+        }
+    };
+    let collected = tokio::select! {
+        collected = tokio::time::timeout_at(until, Limited::new(body, BODY_BYTES_MAX).collect()) => collected,
+        () = told_to_leave => {
+            return Err(ApiError::unavailable(format!(
+                "{LONG_BODIES_MAX} long request bodies are being read already, and this one did not go on: try again"
+            )));
+        }
+    };
     match collected {
         Ok(Ok(body)) => Ok((body.to_bytes(), place)),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
@@ -180,13 +197,12 @@ fn failed(error: &ApiError) -> Answer {
     json(error.status, &serde_json::json!({ "message": error.message }))
 }
 
-/// Accepts and serves for ever.
+/// Accepts and serves for ever, whoever has how many connections: when there are too many, the user who has most loses the
+/// silent oldest one.
 pub(super) async fn serve(api: Arc<Api>, listener: UnixListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(Table::Api, CONNECTIONS_MAX);
+    let mut crowd = Crowd::default();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            break;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -195,13 +211,26 @@ pub(super) async fn serve(api: Arc<Api>, listener: UnixListener) {
                 continue;
             }
         };
+        let caller = Caller(stream.peer_cred().map_or(u32::MAX, |peer| peer.uid()));
+        let place = Arc::new(places.take(caller));
+        let is_crowded = place.is_in_anothers();
         let api = api.clone();
         tokio::spawn(async move {
-            let _place = place;
             let mut stopping = api.stopping.subscribe();
-            let service = service_fn(move |request| {
-                let api = api.clone();
-                async move { Ok::<_, Infallible>(answer(&api, request).await) }
+            let stream = place.watch(stream);
+            let of_connection = place.clone();
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                let (api, busy) = (api.clone(), of_connection.busy());
+                request.extensions_mut().insert(caller);
+                async move {
+                    if !request.uri().path().ends_with("/_ping") {
+                        // One answer a turn, though a client asks for many at once: the next is that of another.
+                        tokio::task::yield_now().await;
+                    }
+                    let answer = answer(&api, request).await;
+                    let stream = is_stream(&answer).then(|| api.streams.take(caller));
+                    Ok::<_, Infallible>(answer.map(|body| UnsyncBoxBody::new(Told::new(body, busy, stream))))
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -213,9 +242,78 @@ pub(super) async fn serve(api: Arc<Api>, listener: UnixListener) {
                 served = connection => if let Err(error) = served {
                     tracing::debug!(%error, "API connection");
                 },
+                () = place.told_to_leave() => tracing::debug!("API: silent for longest of too many connections"),
                 _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
             }
         });
+        if is_crowded && crowd.is_enough() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Nobody knows how long it will be, such as `logs --follow`.
+fn is_stream(answer: &Answer) -> bool {
+    answer.status() != StatusCode::SWITCHING_PROTOCOLS && answer.body().size_hint().exact().is_none()
+}
+
+/// The body of an answer, for which the other end waits until it has all of it. A stream ends when it has to give up its
+/// place among streams.
+struct Told {
+    body: UnsyncBoxBody<Bytes, io::Error>,
+    _busy: Busy,
+    stream: Option<Streaming>,
+}
+
+struct Streaming {
+    place: Arc<Place<Caller>>,
+    told_to_leave: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Told {
+    fn new(body: UnsyncBoxBody<Bytes, io::Error>, busy: Busy, stream: Option<Place<Caller>>) -> Told {
+        let stream = stream.map(|place| {
+            let place = Arc::new(place);
+            let told = place.clone();
+            let told_to_leave: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(async move { told.told_to_leave().await });
+            Streaming { place, told_to_leave }
+        });
+        Told {
+            body,
+            _busy: busy,
+            stream,
+        }
+    }
+}
+
+impl Body for Told {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(stream) = &mut self.stream
+            && stream.told_to_leave.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(io::Error::other(
+                "too many streams, and this one was silent for longest",
+            ))));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(stream) = &self.stream
+            && frame.is_ready()
+        {
+            stream.place.moved();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -257,8 +355,10 @@ async fn route(api: &Arc<Api>, request: Request<Incoming>) -> Result<Answer, Api
         };
     }
     let query = parse_query(request.uri().query().unwrap_or_default());
+    let caller = caller_of(&request);
     let (parts, body) = request.into_parts();
     let asked = Asked {
+        caller,
         method: parts.method,
         query,
         path: words.iter().map(|word| (*word).to_owned()).collect(),
@@ -266,6 +366,11 @@ async fn route(api: &Arc<Api>, request: Request<Incoming>) -> Result<Answer, Api
         body,
     };
     system::dispatch(api, asked, version).await
+}
+
+/// Who asks, as `serve` has noted it.
+pub(super) fn caller_of(request: &Request<Incoming>) -> Caller {
+    request.extensions().get().copied().unwrap_or(Caller(u32::MAX))
 }
 
 /// The version in front of a path, and the path without it.
@@ -341,5 +446,8 @@ const BODY_PATIENCE: Duration = Duration::from_secs(20);
 const SHORT_BODY_BYTES: u64 = 64 << 10;
 /// So many longer ones are read at a time: each may become many times as long in memory.
 pub(super) const LONG_BODIES_MAX: usize = 4;
+/// How long they have to end by themselves while another long one waits.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
 const CONNECTIONS_MAX: usize = 512;
+pub(super) const STREAMS_MAX: usize = 256;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);

@@ -28,9 +28,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::model::swarm::{Id, Time, Write};
+use crate::places::{Places, Table};
 use crate::store::{self, Snapshot, Store};
 use error::ApiError;
 
@@ -104,7 +105,9 @@ pub struct Api {
     events: events::Events,
     engine: engine::Known,
     /// For each long body that is being read.
-    long_bodies: Semaphore,
+    long_bodies: Arc<Places<http::Caller>>,
+    /// For each answer that has no end, and each connection that became the engine's.
+    streams: Arc<Places<http::Caller>>,
     /// Ends streams that would go on for ever.
     stopping: tokio::sync::watch::Sender<bool>,
 }
@@ -115,7 +118,8 @@ impl Api {
             deciding: Mutex::new(()),
             events: events::Events::new(&*store),
             engine: engine::Known::default(),
-            long_bodies: Semaphore::new(http::LONG_BODIES_MAX),
+            long_bodies: Places::new(Table::ApiBodies, http::LONG_BODIES_MAX),
+            streams: Places::new(Table::ApiStreams, http::STREAMS_MAX),
             store,
             outside,
             stopping: tokio::sync::watch::Sender::new(false),

@@ -2,28 +2,48 @@
 //! What is ours is answered at once, so that it never waits for upstream. Not here: sockets (`server`, `udp`, `tcp`).
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 
-use super::forward::{Forwarder, Slot};
+use super::forward::Forwarder;
 use super::inside::View;
 use super::reverse::ReverseIndex;
 use super::stats::{DnsStats, Rcode, Source};
 use super::wire::{self, Request, Response, Transport};
 use super::zone::Zone;
+use crate::places::{Place, Places};
 use crate::routing::{RoutingTable, TableHandle};
 
 /// Who asks on a socket.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
+    /// One task among others; `None`: each address that asks is by itself.
+    pub(super) task: Option<u64>,
     /// What it sees, if it is a task; the table's services otherwise.
     pub(super) view: Option<View>,
     /// Who knows other names; `None`: whom everybody asks.
     pub(super) forwarder: Option<Arc<Forwarder>>,
+}
+
+/// Whose a place is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Party {
+    Address(IpAddr),
+    Task(u64),
+}
+
+impl Client {
+    /// Whose the places are that a query from there takes.
+    pub(super) fn party(&self, from: SocketAddr) -> Party {
+        match self.task {
+            Some(task) => Party::Task(task),
+            None => Party::Address(from.ip().to_canonical()),
+        }
+    }
 }
 
 /// What answers, behind the sockets.
@@ -37,6 +57,12 @@ pub(super) struct Core {
     pub(super) upstream_timeout: Duration,
     pub(super) stats: Arc<DnsStats>,
     pub(super) are_vips_off: Arc<AtomicBool>,
+    /// For connections of all clients.
+    pub(super) streams: Arc<Places<Party>>,
+    /// For queries of all clients that wait for upstream.
+    pub(super) waiting: Arc<Places<Party>>,
+    /// So many tasks have been clients.
+    pub(super) n_tasks: AtomicU64,
 }
 
 /// What became of a client's message.
@@ -54,6 +80,18 @@ pub(super) struct Pending {
     slot: Slot,
     forwarder: Arc<Forwarder>,
     arrived: Instant,
+}
+
+/// The place of a query that waits for upstream, counted while it is there.
+struct Slot {
+    place: Place<Party>,
+    stats: Arc<DnsStats>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.stats.forward_ended();
+    }
 }
 
 impl Core {
@@ -81,17 +119,20 @@ impl Core {
             Response::Reply { bytes, code } => self.reply(bytes, code, Source::Local, arrived),
             Response::Forward(request) => {
                 let forwarder = client.forwarder.as_ref().unwrap_or(&self.forwarder);
-                let is_circle = forwarder.is_own_end(from);
-                match forwarder.reserve().filter(|_| !is_circle) {
-                    Some(slot) => Handled::Pending(Pending {
-                        request,
-                        query: message.to_vec(),
-                        slot,
-                        forwarder: forwarder.clone(),
-                        arrived,
-                    }),
-                    None => self.refuse(&request, ResponseCode::Refused, arrived),
+                if forwarder.is_own_end(from) {
+                    return self.refuse(&request, ResponseCode::Refused, arrived);
                 }
+                self.stats.forward_began();
+                Handled::Pending(Pending {
+                    request,
+                    query: message.to_vec(),
+                    slot: Slot {
+                        place: self.waiting.take(client.party(from)),
+                        stats: self.stats.clone(),
+                    },
+                    forwarder: forwarder.clone(),
+                    arrived,
+                })
             }
         }
     }
@@ -105,9 +146,14 @@ impl Core {
             forwarder,
             arrived,
         } = pending;
-        let handled = match forwarder.ask(slot, query, &request).await {
-            Some((answer, code)) => self.reply(request.pass_on(answer), code, Source::Upstream, arrived),
-            None => self.refuse(&request, ResponseCode::ServFail, arrived),
+        let answered = tokio::select! {
+            answered = forwarder.ask(query, &request) => answered.ok_or(ResponseCode::ServFail),
+            () = slot.place.told_to_leave() => Err(ResponseCode::Refused),
+        };
+        drop(slot);
+        let handled = match answered {
+            Ok((answer, code)) => self.reply(request.pass_on(answer), code, Source::Upstream, arrived),
+            Err(code) => self.refuse(&request, code, arrived),
         };
         match handled {
             Handled::Reply(bytes) => Some(bytes),
@@ -173,3 +219,7 @@ pub(super) fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 /// Differences between tables taken into the reverse index in a row; each costs microseconds.
 const DIFF_BATCH: usize = 64;
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
+/// Connections at once, of all clients.
+pub(super) const MAX_STREAMS: usize = 256;
+/// Queries that may wait for upstream at once, of all clients.
+pub(super) const MAX_WAITING: usize = 1024;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::resolv::Upstreams;
@@ -23,8 +22,6 @@ use super::stats::{DnsStats, UpstreamFailure};
 use super::wire::{Request, Transport, check_answer, set_id};
 use crate::sys::pktinfo;
 
-/// Queries that may wait for upstream at once.
-const MAX_IN_FLIGHT: usize = 1024;
 const CODE_SERVFAIL: u16 = 2;
 const CODE_REFUSED: u16 = 5;
 
@@ -33,7 +30,6 @@ pub(super) struct Forwarder {
     upstreams: Upstreams,
     /// For one server's answer.
     timeout: Duration,
-    slots: Arc<Semaphore>,
     /// Keyed with the system's randomness: IDs are its hashes of a counter, which nobody can foretell who sees some.
     ids: RandomState,
     n_drawn: AtomicU64,
@@ -44,41 +40,17 @@ pub(super) struct Forwarder {
     stats: Arc<DnsStats>,
 }
 
-/// The right to have one query in flight.
-#[derive(Debug)]
-pub(super) struct Slot {
-    _permit: OwnedSemaphorePermit,
-    stats: Arc<DnsStats>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.stats.forward_ended();
-    }
-}
-
 impl Forwarder {
     pub(super) fn new(upstreams: Upstreams, timeout: Duration, stats: Arc<DnsStats>) -> Forwarder {
         Forwarder {
             upstreams,
             timeout,
-            slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             ids: RandomState::new(),
             n_drawn: AtomicU64::new(0),
             own_ends: Mutex::default(),
             scratch: Mutex::new(vec![0; usize::from(u16::MAX)].into()),
             stats,
         }
-    }
-
-    /// `None`: too many queries are in flight.
-    pub(super) fn reserve(&self) -> Option<Slot> {
-        let permit = self.slots.clone().try_acquire_owned().ok()?;
-        self.stats.forward_began();
-        Some(Slot {
-            _permit: permit,
-            stats: self.stats.clone(),
-        })
     }
 
     /// Whether a client's address is the local end of a query of ours: then upstream is, by some detour, ourselves.
@@ -88,7 +60,7 @@ impl Forwarder {
 
     /// The first answer that is neither SERVFAIL nor REFUSED, with its code; `None` if no server has one.
     /// Time: at most the timeout for each server.
-    pub(super) async fn ask(&self, _slot: Slot, mut query: Vec<u8>, request: &Request) -> Option<(Vec<u8>, u16)> {
+    pub(super) async fn ask(&self, mut query: Vec<u8>, request: &Request) -> Option<(Vec<u8>, u16)> {
         self.upstreams.refresh(Instant::now()).await;
         for upstream in self.upstreams.in_order(Instant::now()) {
             let id = self.draw_id();

@@ -6,20 +6,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::core::{Client, Core, follow_tables};
+use super::core::{Client, Core, MAX_STREAMS, MAX_WAITING, follow_tables};
 use super::forward::Forwarder;
 use super::inside::View;
 use super::resolv::Upstreams;
 use super::reverse::ReverseIndex;
 use super::stats::DnsStats;
 use super::{tcp, udp};
+use crate::places::{Places, Table};
 use crate::routing::TableHandle;
 use crate::sys::pktinfo;
 
@@ -180,6 +181,9 @@ impl Responder {
             are_vips_off: config.are_vips_off,
             forwarder: Arc::new(Forwarder::new(upstreams, config.upstream_timeout, stats.clone())),
             stats,
+            streams: Places::new(Table::DnsStreams, MAX_STREAMS),
+            waiting: Places::new(Table::DnsUpstream, MAX_WAITING),
+            n_tasks: AtomicU64::new(0),
         };
         Responder { core: Arc::new(core) }
     }
@@ -195,6 +199,7 @@ impl Responder {
             Forwarder::new(upstreams, self.core.upstream_timeout, self.core.stats.clone())
         };
         Client {
+            task: Some(self.core.n_tasks.fetch_add(1, Ordering::Relaxed)),
             view: Some(view),
             forwarder: (!nameservers.is_empty()).then(|| Arc::new(own())),
         }
@@ -207,11 +212,10 @@ impl Responder {
         Ok(())
     }
 
-    /// Answers what comes on one stream of a client, to its end.
+    /// Answers what comes on one stream of a client, to its end, which may be that others need its place.
     pub async fn serve_stream(&self, client: &Client, stream: tokio::net::TcpStream, from: SocketAddr) {
-        if let Err(error) = tcp::serve_connection(&self.core, client, stream, from).await {
-            tracing::debug!(client = %from, %error, "DNS connection");
-        }
+        let place = self.core.streams.take(client.party(from));
+        tcp::serve_connection(&self.core, client, stream, from, &place).await;
     }
 
     /// Keeps the names of addresses up with the tables, in turns so short that no query waits for them; by one caller at a

@@ -11,15 +11,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::core::{Client, Core, Handled, log_panic, pause_after};
+use super::core::{Client, Core, Handled, Party, log_panic, pause_after};
 use super::wire::{MAX_QUERY_BYTES, Transport};
+use crate::places::{Crowd, Place};
+use crate::sys::socket;
 
-/// Connections at once; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 256;
 /// A connection on which no query came in and no answer was taken for so long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// Queries of one connection that may wait for upstream at once; then no more is read from it.
@@ -31,31 +30,27 @@ const READ_BYTES: usize = 1024;
 /// Queries answered in a row before others have their turn.
 const BATCH: usize = 32;
 
-/// Accepts until `handed_over`; ends when the last connection then has.
+/// Accepts until `handed_over`, whoever has how many connections (`Core::streams`); ends when the last connection then has.
 pub(super) async fn serve(core: &Arc<Core>, listener: TcpListener, handed_over: impl Future<Output = ()>) {
     tokio::pin!(handed_over);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let client = Client::default();
     let mut connections = JoinSet::new();
+    let mut crowd = Crowd::default();
     loop {
-        let accepted = async {
-            // The semaphore is never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            listener.accept().await.map(|accepted| (place, accepted))
-        };
         let accepted = tokio::select! {
             biased;
             () = &mut handed_over => break,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((place, (stream, from))) => {
-                let core = core.clone();
-                connections.spawn(async move {
-                    if let Err(error) = serve_connection(&core, &Client::default(), stream, from).await {
-                        tracing::debug!(client = %from, %error, "DNS connection");
-                    }
-                    drop(place);
-                });
+            Ok((stream, from)) => {
+                let place = core.streams.take(client.party(from));
+                let is_crowded = place.is_in_anothers();
+                let (core, client) = (core.clone(), client.clone());
+                connections.spawn(async move { serve_connection(&core, &client, stream, from, &place).await });
+                if is_crowded && crowd.is_enough() {
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) => pause_after(&error).await,
         }
@@ -69,12 +64,32 @@ pub(super) async fn serve(core: &Arc<Core>, listener: TcpListener, handed_over: 
     }
 }
 
-/// Serves one connection to its end: the client's, the idle time's, or that of a message that is too long.
+/// Serves one connection to its end: the client's, the idle time's, that of a message that is too long, or that of its place.
 pub(super) async fn serve_connection(
     core: &Core,
     client: &Client,
     mut stream: TcpStream,
     from: SocketAddr,
+    place: &Place<Party>,
+) {
+    let served = tokio::select! {
+        served = answer(core, client, &mut stream, from, place) => served,
+        () = place.told_to_leave() => {
+            socket::reset_on_close(&stream);
+            Err(io::Error::other("silent for longest of too many connections"))
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(client = %from, %error, "DNS connection");
+    }
+}
+
+async fn answer(
+    core: &Core,
+    client: &Client,
+    stream: &mut TcpStream,
+    from: SocketAddr,
+    place: &Place<Party>,
 ) -> io::Result<()> {
     // Answers are whole when they are written.
     stream.set_nodelay(true)?;
@@ -112,6 +127,7 @@ pub(super) async fn serve_connection(
             read = reader.read_buf(&mut inbox), if may_send_more && has_room => {
                 // Who closes only the sending half still reads the answers.
                 may_send_more = read? > 0;
+                place.moved();
             }
             Some(reply) = pending.next(), if outbox.len() < MAX_UNSENT_BYTES => {
                 if let Some(reply) = reply {
@@ -120,6 +136,7 @@ pub(super) async fn serve_connection(
             }
             written = writer.write_buf(&mut outbox), if !outbox.is_empty() => {
                 written?;
+                place.moved();
                 if outbox.is_empty() {
                     idle.as_mut().reset(Instant::now() + IDLE);
                 }

@@ -43,6 +43,11 @@ impl<P: Eq + Hash + Clone, T> Ledger<P, T> {
         self.taken.is_empty()
     }
 
+    /// Whether one more could come without another's place.
+    pub fn has_room(&self) -> bool {
+        self.len() < self.most
+    }
+
     /// How many places `party` holds.
     pub fn held_by(&self, party: &P) -> usize {
         self.held.get(party).copied().unwrap_or_default()
@@ -57,7 +62,7 @@ impl<P: Eq + Hash + Clone, T> Ledger<P, T> {
         while self.held_by(&party) >= self.most_each {
             given_up.extend(self.give_up(|ledger, of| *of == party && ledger.held_by(of) > 0, &rank));
         }
-        while self.len() >= self.most {
+        while !self.has_room() {
             // As if the new one had its place already: who would hold most gives.
             let would_hold = |ledger: &Self, of: &P| ledger.held_by(of) + usize::from(*of == party);
             let most = self

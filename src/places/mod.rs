@@ -7,15 +7,18 @@
 
 mod ledger;
 mod seat;
+mod table;
 mod watched;
 
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 pub use ledger::{Ledger, PlaceId};
 pub use seat::Busy;
+pub use table::Table;
 pub use watched::{Cut, Watched};
 
 use seat::Seat;
@@ -26,21 +29,24 @@ pub struct Places<P> {
     /// std mutex: held for a look at the table at most.
     ledger: Mutex<Ledger<P, Arc<Seat>>>,
     epoch: Instant,
-    n_given_up: AtomicU64,
+    table: Table,
+    /// Tells one who waits that a place was given back.
+    freed: Notify,
 }
 
 impl<P: Eq + Hash + Clone> Places<P> {
     /// `most` places in all.
-    pub fn new(most: usize) -> Arc<Places<P>> {
-        Places::with_each(most, usize::MAX)
+    pub fn new(table: Table, most: usize) -> Arc<Places<P>> {
+        Places::with_each(table, most, usize::MAX)
     }
 
     /// `most` places in all, and no more than `most_each` for a party, though there be some left.
-    pub fn with_each(most: usize, most_each: usize) -> Arc<Places<P>> {
+    pub fn with_each(table: Table, most: usize, most_each: usize) -> Arc<Places<P>> {
         Arc::new(Places {
             ledger: Mutex::new(Ledger::new(most, most_each)),
             epoch: Instant::now(),
-            n_given_up: AtomicU64::new(0),
+            table,
+            freed: Notify::new(),
         })
     }
 
@@ -48,15 +54,13 @@ impl<P: Eq + Hash + Clone> Places<P> {
         self.lock().set_most(most);
     }
 
-    /// A place for `party`, at once and always. Whoever accepts in a loop is to let others have a turn when
-    /// `Place::is_in_anothers` says so: who was told to leave is to be gone before many more come.
+    /// A place for `party`, at once and always. Whoever accepts in a loop is to let others have a turn now and then when
+    /// `Place::is_in_anothers` says so (`Crowd`): who was told to leave is to be gone before many more come.
     pub fn take(self: &Arc<Self>, party: P) -> Place<P> {
         let seat = Seat::new(self.epoch);
         let (id, given_up) = self.lock().take(party, seat.clone(), |seat| seat.rank());
-        for seat in &given_up {
-            self.n_given_up.fetch_add(1, Relaxed);
-            seat.tell_to_leave();
-        }
+        self.table.given_up(given_up.len() as u64);
+        given_up.iter().for_each(|seat| seat.tell_to_leave());
         Place {
             places: self.clone(),
             id,
@@ -74,15 +78,44 @@ impl<P: Eq + Hash + Clone> Places<P> {
         self.lock().is_empty()
     }
 
-    /// How many places were given up for others, since the beginning.
-    pub fn n_given_up(&self) -> u64 {
-        self.n_given_up.load(Relaxed)
+    /// As `take`, but those who move have `patience` to end by themselves first.
+    pub async fn take_within(self: &Arc<Self>, party: P, patience: Duration) -> Place<P> {
+        let is_free = async {
+            loop {
+                let freed = self.freed.notified();
+                if self.lock().has_room() {
+                    break;
+                }
+                freed.await;
+            }
+        };
+        // An error means that others have had their time.
+        let _ = tokio::time::timeout(patience, is_free).await;
+        self.take(party)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger<P, Arc<Seat>>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// For whoever accepts in a loop while there are no places left.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    n: usize,
+}
+
+impl Crowd {
+    /// To be asked after each that took another's place: whether so many did that those who were told to leave, and those
+    /// who have just come, are to have their turns before the next.
+    pub fn is_enough(&mut self) -> bool {
+        self.n = (self.n + 1) % CROWD;
+        self.n == 0
+    }
+}
+
+/// Few of any table's places, so that who has just come is not told to leave before it was heard.
+const CROWD: usize = 8;
 
 /// A place that is taken; given back when it is dropped.
 #[derive(Debug)]
@@ -125,6 +158,7 @@ impl<P: Eq + Hash + Clone> Drop for Place<P> {
     fn drop(&mut self) {
         // `None`: it was given up for another before.
         let _ = self.places.lock().give_back(self.id);
+        self.places.freed.notify_one();
     }
 }
 
@@ -140,7 +174,7 @@ mod tests {
 
     #[test]
     fn who_moves_or_is_waited_for_keeps_its_place() {
-        let places: Arc<Places<u8>> = Places::new(3);
+        let places: Arc<Places<u8>> = Places::new(Table::Admin, 3);
         let (first, second, third) = (places.take(1), places.take(1), places.take(1));
         let busy = first.busy();
         second.moved();
@@ -152,18 +186,14 @@ mod tests {
         let fifth = places.take(1);
         assert!(is_told(&first) && !is_told(&second));
         drop((busy, first, third));
-        assert_eq!(
-            (places.len(), places.n_given_up()),
-            (3, 2),
-            "a place is given back once"
-        );
+        assert_eq!(places.len(), 3, "a place is given back once");
         drop((second, fourth, fifth));
         assert!(places.is_empty());
     }
 
     #[test]
     fn who_was_busy_is_silent_from_then_on() {
-        let places: Arc<Places<u8>> = Places::new(2);
+        let places: Arc<Places<u8>> = Places::new(Table::Admin, 2);
         let (first, second) = (places.take(1), places.take(1));
         drop(first.busy());
         let _third = places.take(2);

@@ -7,6 +7,7 @@ mod agent;
 mod api;
 mod churn;
 mod cli;
+mod crowded;
 mod dns;
 mod gone;
 mod handoff;
