@@ -1,7 +1,8 @@
 //! `anynode check`: whether a configuration and its services file can be used, without touching anything.
 
-use super::config::Config;
+use super::config::{Config, SwarmConfig};
 use super::{EXIT_CONFIG, Flags, print};
+use crate::link::{Token, TokenError};
 use crate::source::file;
 
 /// Checks what `flags` name, prints every error, and returns the exit code.
@@ -15,6 +16,10 @@ pub fn check(flags: Flags) -> i32 {
             .unknown_variables
             .iter()
             .for_each(|unknown| eprintln!("error: {unknown}"));
+        return EXIT_CONFIG;
+    }
+    if let Some(error) = config.swarm.as_ref().and_then(token_error) {
+        eprintln!("error: {error}");
         return EXIT_CONFIG;
     }
     let Some(path) = &config.services else {
@@ -43,5 +48,19 @@ pub fn check(flags: Flags) -> i32 {
             eprintln!("error: {}: {error}", path.display());
             EXIT_CONFIG
         }
+    }
+}
+
+/// What is wrong with the cluster's token, where it can be read: `up` would go on, without nodes that join or in danger.
+fn token_error(swarm: &SwarmConfig) -> Option<String> {
+    swarm.link?;
+    match Token::read(&swarm.token_file) {
+        Ok(token) => {
+            let weakness = token.weakness()?;
+            Some(format!("link.token_file = {}: {weakness}", swarm.token_file.display()))
+        }
+        Err(error @ TokenError::Short { .. }) => Some(super::chain(&error)),
+        // A secret, which may be only where the node runs.
+        Err(TokenError::File { .. }) => None,
     }
 }

@@ -224,6 +224,29 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<Peer, Iden
     }
 }
 
+/// Whether `certificate` is one that the authority gave a manager, and good now. Errors: what it is instead.
+pub(super) fn check_manager(certificate: &CertificateDer<'_>, authority_pem: &str) -> Result<(), IdentityError> {
+    let wrong = |reason: String| IdentityError::Certificate { reason };
+    let peer = peer_of(Some(std::slice::from_ref(certificate)))?;
+    if peer.role != Role::Manager {
+        return Err(wrong(format!("it is that of {}, a {}", peer.node, peer.role.as_str())));
+    }
+    let authority = CertificateDer::from_pem_slice(authority_pem.as_bytes()).map_err(|e| wrong(e.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).map_err(|error| wrong(error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let name = ServerName::try_from(node_name(&peer.node)?).map_err(|error| wrong(error.to_string()))?;
+    let verified = verifier.map_err(|error| wrong(error.to_string()))?.verify_server_cert(
+        certificate,
+        &[],
+        &name,
+        &[],
+        UnixTime::now(),
+    );
+    verified.map(drop).map_err(|error| wrong(error.to_string()))
+}
+
 /// This node's key and certificate, kept in files and used by the TLS configurations that it makes.
 pub struct Identity {
     node: Arc<str>,

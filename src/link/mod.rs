@@ -143,8 +143,15 @@ impl LinkState {
         self.authority.load_full()
     }
 
+    /// One that could be found by trying is taken, and complained of once.
     pub fn set_token(&self, token: Option<Arc<Token>>) {
-        self.token.store(token);
+        let weakness = token.as_ref().and_then(|token| token.weakness());
+        let before = self.token.swap(token);
+        if let Some(weakness) = weakness
+            && before.is_none()
+        {
+            tracing::warn!("link.token_file: {weakness}; whoever hears a node join could guess it");
+        }
     }
 
     /// From here on nothing new is taken, and others are told so.

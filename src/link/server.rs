@@ -1,17 +1,16 @@
 //! The accepting side: one listening socket, handshakes bounded in number and time, then join, control or tunnel by ALPN.
 //! Whatever a peer does costs its own connection only: there are places for strangers, for each node and for each purpose,
-//! so that nobody takes those of others.
+//! so that nobody takes those of others, and where there are too many of one party, its silent oldest goes (`places`).
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::identity::{Role, peer_of};
@@ -19,11 +18,14 @@ use super::join::{self, Gatekeeper};
 use super::wire::{ALPN_CONTROL, ALPN_JOIN, ALPN_TUNNEL};
 use super::{LinkState, subscribe, tunnel};
 use crate::model::Cluster;
+use crate::places::{Crowd, Place, Places, Table};
+use crate::sys::limits;
 
 /// Accepts connections of other nodes until `shutdown`.
 pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
     let mut doors = Doors::default();
-    let places = Arc::new(Places::default());
+    let rooms = Arc::new(Rooms::default());
+    let mut crowd = Crowd::default();
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -41,16 +43,14 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
         };
         state.stats.accepted.fetch_add(1, Relaxed);
         let cluster = state.cluster.borrow().clone();
-        let Some(handshake) = doors.place(&cluster, peer.ip().to_canonical()) else {
-            state.stats.failed.fetch_add(1, Relaxed);
-            continue;
-        };
+        let handshake = doors.place(&cluster, peer.ip().to_canonical());
+        let is_crowded = handshake.is_in_anothers();
         let Ok(stream) = stream.into_std() else { continue };
-        let (for_job, places) = (state.clone(), places.clone());
+        let (for_job, rooms) = (state.clone(), rooms.clone());
         state.handler().spawn(Box::new(move || {
             Box::pin(async move {
                 let served = match TcpStream::from_std(stream) {
-                    Ok(stream) => serve_one(&for_job, &places, stream, peer, handshake).await,
+                    Ok(stream) => serve_one(&for_job, &rooms, stream, peer, handshake).await,
                     Err(error) => Err(error),
                 };
                 if let Err(error) = served {
@@ -59,6 +59,9 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
                 }
             })
         }));
+        if is_crowded && crowd.is_enough() {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -66,123 +69,120 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
 /// all strangers together have some.
 struct Doors {
     cluster: Arc<Cluster>,
-    nodes: HashMap<IpAddr, Arc<Semaphore>>,
-    strangers: Arc<Semaphore>,
+    nodes: HashSet<IpAddr>,
+    of_nodes: Arc<Places<IpAddr>>,
+    of_strangers: Arc<Places<IpAddr>>,
 }
 
 impl Default for Doors {
     fn default() -> Doors {
         Doors {
             cluster: Arc::default(),
-            nodes: HashMap::new(),
-            strangers: Arc::new(Semaphore::new(HANDSHAKES_OF_STRANGERS)),
+            nodes: HashSet::new(),
+            of_nodes: Places::with_each(Table::LinkHandshakes, HANDSHAKES_MAX, HANDSHAKES_OF_A_NODE),
+            of_strangers: Places::new(Table::LinkStrangers, HANDSHAKES_OF_STRANGERS),
         }
     }
 }
 
 impl Doors {
-    /// `None` when all places are taken. Costs what differs from the cluster of the last time.
-    fn place(&mut self, cluster: &Arc<Cluster>, ip: IpAddr) -> Option<OwnedSemaphorePermit> {
+    /// Costs what differs from the cluster of the last time.
+    fn place(&mut self, cluster: &Arc<Cluster>, ip: IpAddr) -> Place<IpAddr> {
         if !Arc::ptr_eq(&self.cluster, cluster) {
             if Cluster::diff(&self.cluster, cluster).any(|diff| diff.key.starts_with("node/")) {
-                let mut before = std::mem::take(&mut self.nodes);
-                for ip in cluster.nodes().filter_map(|node| node.addr) {
-                    let places = self.nodes.entry(ip);
-                    places.or_insert_with(|| {
-                        let kept = before.remove(&ip);
-                        kept.unwrap_or_else(|| Arc::new(Semaphore::new(HANDSHAKES_OF_A_NODE)))
-                    });
-                }
+                self.nodes = cluster.nodes().filter_map(|node| node.addr).collect();
             }
             self.cluster = cluster.clone();
         }
-        let places = self.nodes.get(&ip).unwrap_or(&self.strangers);
-        places.clone().try_acquire_owned().ok()
-    }
-}
-
-/// Places of those who are in: control connections by node, and tunnels of all nodes.
-struct Places {
-    /// std mutex: held for one count.
-    controls: Mutex<HashMap<Arc<str>, usize>>,
-    tunnels: Semaphore,
-}
-
-impl Default for Places {
-    fn default() -> Places {
-        Places {
-            controls: Mutex::default(),
-            tunnels: Semaphore::new(TUNNELS_MAX),
+        match self.nodes.contains(&ip) {
+            true => self.of_nodes.take(ip),
+            false => self.of_strangers.take(ip),
         }
     }
 }
 
-/// A control connection's place; given back when it is dropped.
-struct ControlPlace<'a> {
-    places: &'a Places,
-    node: Arc<str>,
+/// Places of those who have a certificate, by node.
+struct Rooms {
+    controls: Arc<Places<Arc<str>>>,
+    /// Of those who are not of the cluster: not yet, or no more.
+    controls_of_others: Arc<Places<Arc<str>>>,
+    tunnels: Arc<Places<Arc<str>>>,
 }
 
-impl Places {
-    fn control(&self, node: &Arc<str>) -> io::Result<ControlPlace<'_>> {
-        let mut controls = self.controls.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = controls.entry(node.clone()).or_default();
-        if *taken >= CONTROLS_OF_A_NODE {
-            return Err(io::Error::other("the node has too many control connections"));
-        }
-        *taken += 1;
-        Ok(ControlPlace {
-            places: self,
-            node: node.clone(),
-        })
-    }
-}
-
-impl Drop for ControlPlace<'_> {
-    fn drop(&mut self) {
-        let mut controls = self.places.controls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = controls.get_mut(&self.node) {
-            *taken -= 1;
-            if *taken == 0 {
-                controls.remove(&self.node);
-            }
+impl Default for Rooms {
+    fn default() -> Rooms {
+        // One descriptor each; so many that nobody else wants for any.
+        let files = usize::try_from(limits::open_files() / 8).unwrap_or(usize::MAX);
+        Rooms {
+            controls: Places::with_each(Table::LinkControls, files, CONTROLS_OF_A_NODE),
+            controls_of_others: Places::with_each(Table::LinkControls, CONTROLS_OF_OTHERS, CONTROLS_OF_A_NODE),
+            tunnels: Places::new(Table::LinkTunnels, TUNNELS_MAX.min(files)),
         }
     }
 }
 
 async fn serve_one(
     state: &Arc<LinkState>,
-    places: &Places,
+    rooms: &Rooms,
     stream: TcpStream,
     peer: SocketAddr,
-    handshake: OwnedSemaphorePermit,
+    handshake: Place<IpAddr>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let config = state.identity().and_then(|identity| identity.server());
     let config = config.ok_or_else(|| io::Error::other("this node has no certificate yet"))?;
-    let stream = tokio::time::timeout(HANDSHAKE_PATIENCE, TlsAcceptor::from(config).accept(stream)).await??;
+    let greet = async {
+        let shaken = tokio::time::timeout(HANDSHAKE_PATIENCE, TlsAcceptor::from(config).accept(stream)).await??;
+        match shaken.get_ref().1.alpn_protocol() {
+            Some(ALPN_JOIN) => {
+                tokio::time::timeout(JOIN_PATIENCE, admit(state, shaken, peer)).await??;
+                Ok(None)
+            }
+            _ => Ok::<_, io::Error>(Some(shaken)),
+        }
+    };
+    let Some(stream) = unless_told(&handshake, greet).await? else {
+        return Ok(());
+    };
     drop(handshake);
     let connection = stream.get_ref().1;
     let alpn = connection.alpn_protocol().unwrap_or_default().to_vec();
-    if alpn == ALPN_JOIN {
-        return tokio::time::timeout(JOIN_PATIENCE, admit(state, stream, peer)).await?;
-    }
-    let denied = |error: String| io::Error::new(io::ErrorKind::PermissionDenied, error);
-    let caller = peer_of(connection.peer_certificates());
-    let caller = caller.map_err(|error| {
+    let refused = |error: String| {
         state.stats.refused.fetch_add(1, Relaxed);
-        denied(error.to_string())
-    })?;
+        io::Error::new(io::ErrorKind::PermissionDenied, error)
+    };
+    let caller = peer_of(connection.peer_certificates()).map_err(|error| refused(error.to_string()))?;
+    let (node, is_known) = (caller.node.clone(), state.knows(&caller.node));
+    let stream = TlsStream::Server(stream);
     match alpn.as_slice() {
         ALPN_CONTROL => {
-            let _place = places.control(&caller.node)?;
-            subscribe::serve(state.clone(), caller, TlsStream::Server(stream)).await
+            // Who is not of the cluster is told so, and asks again: it may be known here in a moment.
+            let place = match is_known {
+                true => rooms.controls.take(node),
+                false => rooms.controls_of_others.take(node),
+            };
+            unless_told(&place, subscribe::serve(state.clone(), caller, stream)).await
         }
+        ALPN_TUNNEL if !is_known => Err(refused("the node is not of this cluster".to_owned())),
         ALPN_TUNNEL => {
-            let _place = places.tunnels.try_acquire().map_err(io::Error::other)?;
-            tunnel::serve(state.clone(), caller, TlsStream::Server(stream)).await
+            let place = rooms.tunnels.take(node);
+            unless_told(&place, tunnel::serve(state.clone(), caller, stream, &place)).await
         }
-        _ => Err(denied("no protocol of ours was asked for".to_owned())),
+        _ => {
+            let error = "no protocol of ours was asked for";
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, error))
+        }
+    }
+}
+
+/// Errors: those of what is done, or that the place was given up for another.
+async fn unless_told<P: Eq + std::hash::Hash + Clone, T>(
+    place: &Place<P>,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = place.told_to_leave() => Err(io::Error::other("silent for longest of too many connections")),
     }
 }
 
@@ -210,11 +210,14 @@ async fn admit(
     join::admit(stream, peer, keeper).await
 }
 
+/// Of all strangers together.
 const HANDSHAKES_OF_STRANGERS: usize = 128;
-/// A node opens some ahead on each of its workers.
+/// Of all nodes together, and of one: a node opens some ahead on each of its workers.
+const HANDSHAKES_MAX: usize = 1024;
 const HANDSHAKES_OF_A_NODE: usize = 512;
 /// One, and during an update of the program two; those that the other end lost sight of last for a few seconds.
 const CONTROLS_OF_A_NODE: usize = 16;
+const CONTROLS_OF_OTHERS: usize = 64;
 const TUNNELS_MAX: usize = 32_768;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);

@@ -20,6 +20,7 @@ use super::LinkState;
 use super::identity::{Identity, Peer};
 use crate::model::proxy_protocol::{self, Addressed};
 use crate::model::{Asker, ProxyProtocol};
+use crate::places::Place;
 
 /// Which task a tunnel is for, and whose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,8 +370,14 @@ impl PendingTunnel {
     }
 }
 
-/// Serves one connection of another node until its request is known, and gives it to the handler.
-pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<TcpStream>) -> io::Result<()> {
+/// Serves one connection of another node until its request is known, and gives it to the handler. `place`: what it holds
+/// among the tunnels of all nodes.
+pub(super) async fn serve(
+    state: Arc<LinkState>,
+    peer: Peer,
+    stream: TlsStream<TcpStream>,
+    place: &Place<Arc<str>>,
+) -> io::Result<()> {
     let mut stream = stream;
     stream.write_u64(state.instance).await?;
     stream.flush().await?;
@@ -384,6 +391,7 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
             return Ok(());
         }
     };
+    place.moved();
     let request = tokio::time::timeout(PREFACE_PATIENCE, read_preface(&mut stream, length)).await??;
     // Whose node has left the cluster gets nothing, whatever its certificate says.
     if !state.knows(&peer.node) {
@@ -398,6 +406,8 @@ pub(super) async fn serve(state: Arc<LinkState>, peer: Peer, stream: TlsStream<T
         state: state.clone(),
         peer: None,
     };
+    // Those that were only opened ahead go before it.
+    let _busy = place.busy();
     state.handler().serve_tunnel(request, PendingTunnel { tunnel }).await;
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::model::{ClusterChange, ClusterDigest};
 
 pub(super) const ALPN_CONTROL: &[u8] = b"anynode-control/1";
 pub(super) const ALPN_TUNNEL: &[u8] = b"anynode-tunnel/1";
-pub(super) const ALPN_JOIN: &[u8] = b"anynode-join/1";
+pub(super) const ALPN_JOIN: &[u8] = b"anynode-join/2";
 
 /// How a node is, as it says itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -21,3 +21,8 @@ pub fn raise_open_files() -> u64 {
         Err(_) => limit.current.unwrap_or(most),
     }
 }
+
+/// How many descriptors this process may have.
+pub fn open_files() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}

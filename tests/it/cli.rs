@@ -272,7 +272,35 @@ fn check_says_what_is_wrong_with_key_value_and_expectation() {
     );
     let empty = home.write("empty.yaml", "services:\n  web:\n");
     let missing = home.text("missing");
+    let weak = home.write("weak.token", "01234567890123456789012345678901\n");
+    let short = home.write("short.token", "password\n");
+    let swarm = |token: &str| format!("[swarm]\nenabled = true\n[link]\ntoken_file = {token:?}\n");
+    let (weak_config, short_config) = (
+        home.write("weak.toml", &swarm(&weak)),
+        home.write("short.toml", &swarm(&short)),
+    );
     for (args, code, parts) in [
+        (
+            vec!["--config", &weak_config],
+            64,
+            vec![
+                "link.token_file = ",
+                &weak,
+                "32 characters",
+                "106 bits",
+                "expected 128 bits",
+            ],
+        ),
+        (
+            vec!["--config", &short_config],
+            64,
+            vec![
+                "link.token_file = ",
+                &short,
+                "8 characters",
+                "expected at least 32 hexadecimal digits",
+            ],
+        ),
         (vec![], 0, vec!["ok: ", "no services file"]),
         (vec!["--services", &good], 0, vec!["ok: ", "1 services of ", &good]),
         (

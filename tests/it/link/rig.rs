@@ -30,7 +30,7 @@ pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 pub const CONTROL: &str = "anynode-control/1";
 pub const TUNNEL: &str = "anynode-tunnel/1";
-pub const JOIN: &str = "anynode-join/1";
+pub const JOIN: &str = "anynode-join/2";
 
 /// Waits for something that must come. Panics when it does not.
 pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use anynode::link::{Role, Token, TokenError, join};
+use anynode::link::{Authority, Role, Token, TokenError, join};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::rig::*;
@@ -84,10 +84,10 @@ async fn a_node_that_left_the_cluster_gets_nothing_more() {
     .unwrap();
     let result = hear_type(&mut control, "result").await.unwrap();
     assert!(result["ok"].is_null() && result["error"].is_string(), "{result}");
-    let mut tunnel = raw(m1.addr, TUNNEL, Some(&own)).await.unwrap();
-    tunnel.read_u64().await.unwrap();
-    tunnel.write_all(&preface("echo")).await.unwrap();
-    assert!(tunnel.read_u8().await.is_err(), "no tunnel");
+    assert!(
+        is_turned_away(raw(m1.addr, TUNNEL, Some(&own)).await).await,
+        "no tunnel"
+    );
     assert!(m1.stat(|stats| &stats.refused) >= 5);
 }
 
@@ -226,7 +226,7 @@ async fn who_joins_from_another_address_is_refused_where_that_is_checked() {
 async fn what_is_heard_of_one_join_is_of_no_use_in_another() {
     let site = Site::new();
     let m1 = site.start("m1", cluster(1, &["m1", "w1"]));
-    // Somebody in between, whom w1 takes for the manager: passes all messages on, each within a TLS session of its own.
+    // Somebody in between, with a manager's key even: passes all messages on, each within a TLS session of its own.
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = between.local_addr().unwrap();
     let own = site.certificate("m1", Role::Manager, LONG_LIFE);
@@ -236,23 +236,79 @@ async fn what_is_heard_of_one_join_is_of_no_use_in_another() {
         let mut manager = raw(m1.addr, JOIN, None).await.unwrap();
         let hello = hear(&mut manager).await.unwrap();
         tell(&mut node, &hello).await.unwrap();
-        // The node does not believe it, and so says nothing.
-        assert!(hear(&mut node).await.is_err());
+        let request = hear(&mut node).await.unwrap();
+        tell(&mut manager, &request).await.unwrap();
+        let reply = hear(&mut manager).await.unwrap();
+        tell(&mut node, &reply).await.unwrap();
+        (hello, request, reply)
     };
-    let (joined, ()) = tokio::join!(join(&identity, &site.token, addr), relay);
+    let (joined, (hello, request, reply)) = tokio::join!(join(&identity, &site.token, addr), relay);
     assert!(joined.unwrap_err().to_string().contains("token"));
-    // A node's own proof, caught where it was made, does not serve another session either; nor does the manager's.
-    let mut first = raw(m1.addr, JOIN, None).await.unwrap();
-    let hello = hear(&mut first).await.unwrap();
-    for proof in [hello["proof"].clone(), json!("00".repeat(32)), json!(""), json!("zz")] {
+    assert_eq!(identity.role(), None);
+    assert!(
+        reply["certificate_pem"].is_null() && reply["proof"].is_null(),
+        "{reply}"
+    );
+    assert!(reply["error"].as_str().unwrap().contains("token"), "{reply}");
+    // Who stands in the manager's place cannot make up the end of it either.
+    let answer = async {
+        let mut node = raw_accept(&between, JOIN, &own).await.unwrap();
+        tell(&mut node, &hello).await.unwrap();
+        hear(&mut node).await.unwrap();
+        let proof = &request["proof"];
+        let reply = json!({ "certificate_pem": hello["authority_pem"], "proof": proof, "error": null });
+        tell(&mut node, &reply).await.unwrap();
+    };
+    let (joined, ()) = tokio::join!(join(&identity, &site.token, addr), answer);
+    assert!(joined.unwrap_err().to_string().contains("does not know"));
+    assert_eq!(identity.role(), None);
+}
+
+#[tokio::test]
+async fn who_asks_is_given_nothing_to_try_tokens_on() {
+    let site = Site::new();
+    let m1 = site.start("m1", cluster(1, &["m1", "w1"]));
+    let mut stranger = raw(m1.addr, JOIN, None).await.unwrap();
+    let hello = hear(&mut stranger).await.unwrap();
+    let keys: Vec<&String> = hello.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["authority_pem"], "no proof before there was one");
+    for proof in [json!("00".repeat(32)), json!(""), json!("zz")] {
         let mut again = raw(m1.addr, JOIN, None).await.unwrap();
         hear(&mut again).await.unwrap();
         tell(&mut again, &json!({ "node": "w1", "public_key": "00", "proof": proof }))
             .await
             .unwrap();
         let reply = hear(&mut again).await.unwrap();
-        assert!(reply["certificate_pem"].is_null(), "{reply}");
+        assert!(
+            reply["certificate_pem"].is_null() && reply["proof"].is_null(),
+            "{reply}"
+        );
         assert!(reply["error"].as_str().unwrap().contains("token"), "{reply}");
+    }
+    // Nor does a node give any to who is no manager of the authority that he shows.
+    let other = Site::new();
+    let theirs = Authority::generate().unwrap();
+    for (own, authority) in [
+        (
+            site.certificate("w2", Role::Worker, LONG_LIFE),
+            site.authority.certificate_pem().to_owned(),
+        ),
+        (
+            other.certificate("m1", Role::Manager, LONG_LIFE),
+            site.authority.certificate_pem().to_owned(),
+        ),
+        (site.certificate("m1", Role::Manager, LONG_LIFE), theirs),
+    ] {
+        let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = between.local_addr().unwrap();
+        let identity = anynode::link::Identity::open(&site.dir("w1"), "w1").unwrap();
+        let answer = async {
+            let mut node = raw_accept(&between, JOIN, &own).await.unwrap();
+            tell(&mut node, &json!({ "authority_pem": authority })).await.unwrap();
+            assert!(hear(&mut node).await.is_err(), "it says nothing");
+        };
+        let (joined, ()) = tokio::join!(join(&identity, &site.token, addr), answer);
+        assert!(joined.unwrap_err().to_string().contains("no manager's certificate"));
     }
 }
 
@@ -273,7 +329,7 @@ async fn tries_to_join_are_limited_by_address() {
 }
 
 #[tokio::test]
-async fn strangers_that_stall_do_not_keep_nodes_out() {
+async fn strangers_that_stall_do_not_keep_nodes_or_other_strangers_out() {
     let site = Site::new();
     let all = ["m1", "w1"];
     let (m1, w1) = (site.start("m1", cluster(1, &all)), site.start("w1", cluster(1, &all)));
@@ -286,6 +342,27 @@ async fn strangers_that_stall_do_not_keep_nodes_out() {
     w1.echo(&m1).await.unwrap();
     w1.links_to(&[&m1]);
     until("the link", || w1.is_up("m1")).await;
+    // One that is to join comes from an address that is not known either.
+    let stream = connect_from(IpAddr::from([127, 0, 0, 3]), m1.addr).await.unwrap();
+    let mut stream = raw_with(stream, raw_config(JOIN, None)).await.unwrap();
+    hear(&mut stream).await.unwrap();
     drop(held);
     until("the places to be given back", || m1.n_sockets() < 20).await;
+}
+
+#[tokio::test]
+async fn what_stalls_at_a_nodes_own_address_does_not_keep_that_node_out() {
+    let site = Site::new();
+    let all = ["m1", "w1"];
+    let (m1, w1) = (site.start("m1", cluster(1, &all)), site.start("w1", cluster(1, &all)));
+    // Another program there, or whoever is seen at its address.
+    let mut held: Vec<TcpStream> = Vec::new();
+    for _ in 0..700 {
+        held.push(connect_from(LOOPBACK, m1.addr).await.unwrap());
+    }
+    until("all to be accepted", || m1.stat(|stats| &stats.accepted) >= 700).await;
+    w1.echo(&m1).await.unwrap();
+    w1.links_to(&[&m1]);
+    until("the link", || w1.is_up("m1")).await;
+    drop(held);
 }
