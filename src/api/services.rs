@@ -228,6 +228,7 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
             let next = next.ok_or_else(|| {
                 ApiError::precondition(format!("service {} does not have a previous spec", service.id))
             })?;
+            validate::replicas(snapshot, &next.spec)?;
             return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
         }
         let spec = normalized(snapshot, spec.clone())?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SERVER};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::http::{self, Answer, Asked, NEWEST, OLDEST, Version};
@@ -43,6 +44,20 @@ pub(super) fn is_an_engines(path: &[&str]) -> bool {
     path.first().is_some_and(|first| FIRST.contains(first))
 }
 
+/// Answers on a thread beside: a long list is no reason for others to wait. A few at a time.
+async fn beside(
+    api: &Arc<Api>,
+    asked: Asked,
+    answer: impl FnOnce(&Api, &Asked) -> Result<Answer, ApiError> + Send + 'static,
+) -> Result<Answer, ApiError> {
+    static PLACES: Semaphore = Semaphore::const_new(4);
+    // An error would say that it is closed, which it never is.
+    let _place = PLACES.acquire().await;
+    let api = api.clone();
+    let answered = tokio::task::spawn_blocking(move || answer(&api, &asked)).await;
+    answered.unwrap_or_else(|error| Err(ApiError::unknown(error.to_string())))
+}
+
 pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
     let path = asked.path.clone();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -54,13 +69,13 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, version: Version) -> 
         ["info"] if get => Ok(http::json(StatusCode::OK, &info(api).await)),
         ["events"] if get => events::stream(api, &asked, version).await,
         ["swarm", rest @ ..] => swarm::dispatch(api, asked, rest).await,
-        ["services"] if get => services::list(api, &asked, version),
+        ["services"] if get => beside(api, asked, move |api, asked| services::list(api, asked, version)).await,
         ["services", "create"] if post => services::create(api, asked).await,
         ["services", id] if get => services::inspect(api, &asked, id),
         ["services", id] if delete => services::remove(api, id).await,
         ["services", id, "update"] if post => services::update(api, asked, id).await,
         ["services", id, "logs"] if get => logs::of_service(api, &asked, id, version),
-        ["tasks"] if get => tasks::list(api, &asked),
+        ["tasks"] if get => beside(api, asked, tasks::list).await,
         ["tasks", id] if get => tasks::inspect(api, id),
         ["tasks", id, "logs"] if get => logs::of_task(api, &asked, id, version),
         ["nodes"] if get => nodes::list(api, &asked),

@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::filters::Filters;
 use super::http::{self, Answer, Asked};
 use super::{Api, find, view};
-use crate::control::is_up_to_date;
+use crate::control::{is_up_to_date, shortcomings};
 use crate::model::swarm::{Id, Task, TaskState};
 use crate::store::Snapshot;
 
@@ -85,19 +85,27 @@ struct Faults<'a> {
     snapshot: &'a Snapshot,
     by_service: BTreeMap<String, Vec<String>>,
     by_port: BTreeMap<u16, String>,
+    /// What services asked for and were not given.
+    lacking: BTreeMap<Id, Vec<String>>,
 }
 
 impl<'a> Faults<'a> {
     fn now(api: &Api, snapshot: &'a Snapshot) -> Faults<'a> {
+        let lacking = snapshot.services().filter_map(|service| {
+            let lacks = shortcomings(snapshot, service);
+            (!lacks.is_empty()).then(|| (service.id.clone(), lacks))
+        });
         Faults {
             snapshot,
             by_service: api.outside.faults(),
             by_port: api.outside.ports_not_served(),
+            lacking: lacking.collect(),
         }
     }
 
     fn of(&self, task: &Task) -> Option<String> {
-        if task.status.state != TaskState::Running || self.by_service.is_empty() && self.by_port.is_empty() {
+        let has_none = self.by_service.is_empty() && self.by_port.is_empty() && self.lacking.is_empty();
+        if task.status.state != TaskState::Running || has_none {
             return None;
         }
         let service = self.snapshot.service(task.service.as_str())?;
@@ -107,7 +115,8 @@ impl<'a> Faults<'a> {
             Some(format!("port {number}: {error}"))
         });
         let faults = self.by_service.get(service.name()).into_iter().flatten().cloned();
-        let all: Vec<String> = ports.chain(faults).collect();
+        let lacks = self.lacking.get(&task.service).into_iter().flatten().cloned();
+        let all: Vec<String> = ports.chain(faults).chain(lacks).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

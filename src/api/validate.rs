@@ -8,13 +8,14 @@ use bollard_stubs::models::{
 };
 
 use super::error::ApiError;
-use crate::control::Constraint;
+use crate::control::{Constraint, REPLICAS_MAX, TASKS_MAX, tasks_asked_for};
 use crate::model::swarm::{ServiceSpec, fill_port};
 use crate::store::Snapshot;
 
 pub(super) fn service(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
     name(spec.name.as_deref().unwrap_or_default())?;
     mode(spec)?;
+    replicas(snapshot, spec)?;
     ports(snapshot, spec)?;
     update(spec)?;
     let template = spec.task_template.clone().unwrap_or_default();
@@ -58,6 +59,28 @@ fn mode(spec: &ServiceSpec) -> Result<(), ApiError> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// A service asks for no more tasks than one may, nor than others have left.
+pub(super) fn replicas(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
+    let replicated = spec.mode.as_ref().and_then(|mode| mode.replicated.as_ref());
+    let Some(asked) = replicated.and_then(|replicated| u64::try_from(replicated.replicas?).ok()) else {
+        return Ok(());
+    };
+    if asked > REPLICAS_MAX {
+        return Err(ApiError::invalid(format!(
+            "Mode.Replicated.Replicas {asked}: expected at most {REPLICAS_MAX}"
+        )));
+    }
+    let left = TASKS_MAX.saturating_sub(tasks_asked_for(snapshot, spec.name.as_deref()));
+    // Fewer are always well, as of a service that was there before the bound.
+    let has = spec.name.as_deref().and_then(|name| snapshot.service_named(name));
+    if asked > left && has.is_none_or(|service| service.replicas() < Some(asked)) {
+        return Err(ApiError::invalid(format!(
+            "Mode.Replicated.Replicas {asked}: expected at most {left}: all services together may have {TASKS_MAX} tasks"
+        )));
+    }
+    Ok(())
 }
 
 fn ports(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {

@@ -1,5 +1,6 @@
 //! Addresses and ports: subnets for networks, VIPs for services, published ports for those that name none. What was given
-//! stays as long as it is wanted.
+//! stays as long as it is wanted. What cannot be had is no reason to plan: it is said, and given once there is some again.
+//! Published ports need no address of the ingress network: services get one while there are any, since clients show them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -22,22 +23,169 @@ const PORTS: std::ops::RangeInclusive<i64> = 30_000..=32_767;
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
     let networks = place_networks(context.snapshot, &mut draft);
-    let mut open: Vec<&Arc<Service>> = context
-        .snapshot
-        .services()
-        .filter(|service| !is_up_to_date(service, &networks))
-        .collect();
+    let supply = Supply::of(context.snapshot, &networks);
+    let mut open: Vec<&Arc<Service>> = Vec::new();
+    for service in context.snapshot.services() {
+        if is_open(service, &networks, &supply) {
+            open.push(service);
+        }
+    }
+    complain(context.snapshot, &networks, &mut draft);
     if open.is_empty() {
         return draft.into_plan();
     }
     // Who came first has the choice.
     open.sort_by_key(|service| (service.meta.created_at, service.id.clone()));
-    let mut taken = Taken::of(context.snapshot, &open);
+    let mut taken = Taken::of(context.snapshot, &networks);
     for service in open {
+        if draft.is_full() {
+            break;
+        }
         let endpoint = taken.endpoint(service, &networks);
         draft.change_service(service, |service| service.endpoint = endpoint);
     }
     draft.into_plan()
+}
+
+/// Something is to be given to the service or taken from it, and can be.
+fn is_open(service: &Service, networks: &BTreeMap<Id, Arc<Network>>, supply: &Supply) -> bool {
+    if service.endpoint.spec.as_ref() != Some(&wanted_spec(service)) {
+        return true;
+    }
+    let wanted = vip_networks(service, networks);
+    let has = |id: &Id| service.endpoint.vips.iter().any(|vip| vip.network == *id);
+    let has_too_much = service.endpoint.vips.iter().any(|vip| !wanted.contains(&vip.network));
+    has_too_much
+        || wanted.iter().any(|id| !has(id) && supply.networks.contains(id))
+        || ports_lacking(service).any(|port| supply.ports.contains(&protocol(port)))
+}
+
+/// What there is left to give.
+struct Supply {
+    /// Those that have an address left.
+    networks: BTreeSet<Id>,
+    /// Protocols that have a number left.
+    ports: BTreeSet<String>,
+}
+
+impl Supply {
+    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>) -> Supply {
+        let mut used: BTreeMap<&Id, usize> = BTreeMap::new();
+        for vip in snapshot.services().flat_map(|service| &service.endpoint.vips) {
+            *used.entry(&vip.network).or_default() += 1;
+        }
+        let has_left = |network: &&Arc<Network>| {
+            let n_used = used.get(&network.id).copied().unwrap_or(0);
+            network
+                .subnet
+                .is_some_and(|subnet| n_used < n_addrs(subnet, network.gateway))
+        };
+        let networks = networks.values().filter(has_left);
+        let mut supply = Supply {
+            networks: networks.map(|network| network.id.clone()).collect(),
+            ports: snapshot
+                .services()
+                .flat_map(|service| ports_lacking(service))
+                .map(protocol)
+                .collect(),
+        };
+        // Mostly nobody waits for one.
+        if !supply.ports.is_empty() {
+            let given = snapshot.services().flat_map(|service| &service.endpoint.ports);
+            let used: BTreeSet<(String, i64)> = given
+                .filter_map(|port| {
+                    Some((
+                        protocol(port),
+                        port.published_port.filter(|number| PORTS.contains(number))?,
+                    ))
+                })
+                .collect();
+            let n_used = |protocol: &String| used.iter().filter(|(of, _)| of == protocol).count();
+            supply.ports.retain(|protocol| n_used(protocol) < PORTS.count());
+        }
+        supply
+    }
+}
+
+/// How many services can have an address of it.
+fn n_addrs(subnet: Ipv4Net, gateway: Option<Ipv4Addr>) -> usize {
+    let (first, last) = ends(subnet);
+    let n = usize::try_from(u64::from(last) + 1 - u64::from(first)).unwrap_or(usize::MAX);
+    let is_one = gateway.is_some_and(|gateway| (first..=last).contains(&u32::from(gateway)));
+    n - usize::from(is_one)
+}
+
+/// The first and the last address that a host may have.
+fn ends(subnet: Ipv4Net) -> (u32, u32) {
+    let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
+    match subnet.prefix_len() {
+        31 | 32 => (first, last),
+        _ => (first + 1, last - 1),
+    }
+}
+
+/// Ports of its that are to be published and have no number.
+fn ports_lacking(service: &Service) -> impl Iterator<Item = &EndpointPortConfig> {
+    let ports = service.endpoint.ports.iter();
+    ports.filter(|port| port.publish_mode != Some(PublishMode::HOST) && port.published_port.unwrap_or(0) == 0)
+}
+
+/// Networks that a service is to have an address of and has none. The ingress network is none of them.
+fn vips_lacking<'a>(
+    service: &'a Service,
+    network_of: impl Fn(&str) -> Option<&'a Arc<Network>> + 'a,
+) -> impl Iterator<Item = &'a Arc<Network>> {
+    let endpoint = service.endpoint.spec.as_ref();
+    let is_vip = endpoint.is_some_and(|spec| !matches!(spec.mode, Some(EndpointSpecModeEnum::DNSRR)));
+    let attached = service.networks().iter().filter(move |_| is_vip);
+    let attached = attached.filter_map(move |attachment| network_of(attachment.target.as_deref()?));
+    attached.filter(|network| !network.is_ingress && !service.endpoint.vips.iter().any(|vip| vip.network == network.id))
+}
+
+fn no_port(port: &EndpointPortConfig) -> String {
+    format!(
+        "port {}: none from {} to {} is left to publish it on",
+        port.target_port.unwrap_or(0),
+        PORTS.start(),
+        PORTS.end()
+    )
+}
+
+fn no_addr(network: &Network) -> String {
+    match network.subnet {
+        Some(subnet) => format!(
+            "network {}: no address of {subnet} is left for the service",
+            network.name
+        ),
+        None => format!(
+            "network {}: no subnet is left in the swarm's address pool",
+            network.name
+        ),
+    }
+}
+
+/// What a service asked for and was not given, for users.
+pub(super) fn lacks(snapshot: &Snapshot, service: &Service) -> Vec<String> {
+    let ports = ports_lacking(service).map(no_port);
+    let vips = vips_lacking(service, |id| snapshot.network(id)).map(|network| no_addr(network));
+    ports.chain(vips).collect()
+}
+
+/// What all services lack, in few words.
+fn complain(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>, draft: &mut Draft) {
+    let mut said: BTreeSet<String> = BTreeSet::new();
+    for service in snapshot.services() {
+        if ports_lacking(service).next().is_some() {
+            let (from, to) = (PORTS.start(), PORTS.end());
+            said.insert(format!(
+                "no port from {from} to {to} is left: services that name none are not published"
+            ));
+        }
+        said.extend(vips_lacking(service, |id| networks.get(id)).map(|network| no_addr(network)));
+    }
+    let unplaced = networks.values().filter(|network| network.subnet.is_none());
+    said.extend(unplaced.map(|network| no_addr(network)));
+    said.into_iter().for_each(|said| draft.complain(said));
 }
 
 /// The networks with their subnets, those included that are given one now.
@@ -62,8 +210,7 @@ fn place_networks(snapshot: &Snapshot, draft: &mut Draft) -> BTreeMap<Id, Arc<Ne
         let overlaps =
             |one: &Ipv4Net, other: &Ipv4Net| one.contains(&other.network()) || other.contains(&one.network());
         let Some(subnet) = subnets.find(|subnet| !used.iter().any(|used| overlaps(used, subnet))) else {
-            tracing::warn!(network = %id, "the swarm's address pool is used up");
-            continue;
+            break;
         };
         used.push(subnet);
         if let Some(network) = networks.get_mut(&id) {
@@ -113,40 +260,58 @@ fn vip_networks(service: &Service, networks: &BTreeMap<Id, Arc<Network>>) -> BTr
     wanted
 }
 
-fn is_up_to_date(service: &Service, networks: &BTreeMap<Id, Arc<Network>>) -> bool {
-    let has: BTreeSet<Id> = service.endpoint.vips.iter().map(|vip| vip.network.clone()).collect();
-    service.endpoint.spec.as_ref() == Some(&wanted_spec(service)) && has == vip_networks(service, networks)
-}
-
-/// What others have.
-struct Taken {
-    ports: BTreeSet<(String, i64)>,
-    addrs: BTreeSet<(Id, Ipv4Addr)>,
-}
-
 fn protocol(port: &EndpointPortConfig) -> String {
     port.protocol.unwrap_or(Protocol::TCP).to_string()
 }
 
+/// What services have.
+struct Taken {
+    /// And who has it.
+    ports: BTreeMap<(String, i64), Id>,
+    addrs: BTreeMap<Id, Addrs>,
+}
+
+/// The addresses of a network.
+struct Addrs {
+    taken: BTreeSet<u32>,
+    /// None before it is free.
+    next: u32,
+    last: u32,
+}
+
+impl Addrs {
+    fn take(&mut self) -> Option<Ipv4Addr> {
+        let free = (self.next..=self.last).find(|addr| !self.taken.contains(addr))?;
+        self.taken.insert(free);
+        self.next = free;
+        Some(Ipv4Addr::from(free))
+    }
+}
+
 impl Taken {
-    fn of(snapshot: &Snapshot, open: &[&Arc<Service>]) -> Taken {
+    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>) -> Taken {
+        let addrs_of = |network: &Arc<Network>| {
+            let (next, last) = ends(network.subnet?);
+            let taken = network.gateway.map(u32::from).into_iter().collect();
+            Some((network.id.clone(), Addrs { taken, next, last }))
+        };
         let mut taken = Taken {
-            ports: BTreeSet::new(),
-            addrs: BTreeSet::new(),
+            ports: BTreeMap::new(),
+            addrs: networks.values().filter_map(addrs_of).collect(),
         };
         for service in snapshot.services() {
             let asked = ports_of(&wanted_spec(service));
-            let is_open = open.iter().any(|open| open.id == service.id);
-            // Those of a service that is given others now are free unless it keeps them.
-            let given = service.endpoint.ports.iter().filter(|_| !is_open);
-            for port in asked.iter().chain(given) {
+            for port in asked.iter().chain(&service.endpoint.ports) {
                 if let Some(published @ 1..) = port.published_port {
-                    taken.ports.insert((protocol(port), published));
+                    let key = (protocol(port), published);
+                    taken.ports.entry(key).or_insert_with(|| service.id.clone());
                 }
             }
-            taken
-                .addrs
-                .extend(service.endpoint.vips.iter().map(|vip| (vip.network.clone(), vip.addr)));
+            for vip in &service.endpoint.vips {
+                if let Some(addrs) = taken.addrs.get_mut(&vip.network) {
+                    addrs.taken.insert(u32::from(vip.addr));
+                }
+            }
         }
         taken
     }
@@ -155,6 +320,11 @@ impl Taken {
         let spec = wanted_spec(service);
         let mut ports = ports_of(&spec);
         let mut kept = service.endpoint.ports.clone();
+        // Those that it asks for by number are no longer ones that it was given.
+        let asked = ports
+            .iter()
+            .filter_map(|port| Some((protocol(port), port.published_port?)));
+        let asked: BTreeSet<(String, i64)> = asked.collect();
         for port in &mut ports {
             if port.published_port.is_some_and(|published| published > 0)
                 || port.publish_mode == Some(PublishMode::HOST)
@@ -162,20 +332,21 @@ impl Taken {
                 continue;
             }
             let before = kept.iter().position(|before| {
+                let Some(number) = before.published_port.filter(|number| PORTS.contains(number)) else {
+                    return false;
+                };
+                let key = (protocol(port), number);
                 let is_same = before.target_port == port.target_port && protocol(before) == protocol(port);
-                let is_free = before
-                    .published_port
-                    .is_some_and(|number| !self.ports.contains(&(protocol(port), number)));
-                is_same && is_free && before.published_port.is_some_and(|number| PORTS.contains(&number))
+                is_same && !asked.contains(&key) && self.ports.get(&key).is_none_or(|owner| *owner == service.id)
             });
             port.published_port = match before {
                 Some(at) => kept.remove(at).published_port,
                 None => PORTS
                     .clone()
-                    .find(|number| !self.ports.contains(&(protocol(port), *number))),
+                    .find(|number| !self.ports.contains_key(&(protocol(port), *number))),
             };
             if let Some(number) = port.published_port {
-                self.ports.insert((protocol(port), number));
+                self.ports.insert((protocol(port), number), service.id.clone());
             }
         }
         let wanted = vip_networks(service, networks);
@@ -190,21 +361,16 @@ impl Taken {
             if vips.iter().any(|vip| vip.network == id) {
                 continue;
             }
-            let network = networks
-                .get(&id)
-                .and_then(|network| Some((network.subnet?, network.gateway)));
-            let Some((subnet, gateway)) = network else { continue };
-            let is_free = |addr: &Ipv4Addr| Some(*addr) != gateway && !self.addrs.contains(&(id.clone(), *addr));
-            let Some(addr) = subnet.hosts().find(is_free) else {
-                tracing::warn!(service = service.name(), network = %id, "the network has no address left");
+            let Some(subnet) = networks.get(&id).and_then(|network| network.subnet) else {
                 continue;
             };
-            self.addrs.insert((id.clone(), addr));
-            vips.push(Vip {
-                network: id,
-                addr,
-                prefix: subnet.prefix_len(),
-            });
+            if let Some(addr) = self.addrs.get_mut(&id).and_then(Addrs::take) {
+                vips.push(Vip {
+                    network: id,
+                    addr,
+                    prefix: subnet.prefix_len(),
+                });
+            }
         }
         Endpoint {
             spec: Some(spec),
@@ -244,4 +410,144 @@ pub fn port_conflict(snapshot: &Snapshot, spec: &ServiceSpec, except: Option<&Id
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{World, network, replicated, spec};
+    use super::*;
+
+    fn with_subnet(id: &str, is_ingress: bool, subnet: &str) -> Object {
+        let mut network = network(id, is_ingress);
+        network.subnet = Some(subnet.parse().unwrap());
+        network.gateway = network.subnet.and_then(|subnet| subnet.hosts().next());
+        Object::Network(Arc::new(network))
+    }
+
+    fn has_vip(world: &World, id: &Id, network: &str) -> bool {
+        let vips = &world.service(id).endpoint.vips;
+        vips.iter().any(|vip| vip.network.as_str() == network)
+    }
+
+    #[test]
+    fn a_thousand_services_publish_and_each_has_an_address_while_there_are_any() {
+        let mut world = World::new(1, 1);
+        let ids: Vec<Id> = (0..1_000)
+            .map(|i| {
+                let mut value = replicated(&format!("s{i}"), "healthy", 0);
+                value["EndpointSpec"] = json!({ "Ports": [{ "TargetPort": 80 }] });
+                world.create(spec(value))
+            })
+            .collect();
+        world.reconcile();
+        let ports: BTreeSet<i64> = ids
+            .iter()
+            .map(|id| world.service(id).endpoint.ports[0].published_port.unwrap())
+            .collect();
+        assert_eq!(ports.len(), 1_000);
+        let with_vip = |world: &World| {
+            ids.iter()
+                .filter(|id| {
+                    world
+                        .snapshot
+                        .service(id.as_str())
+                        .is_some_and(|service| !service.endpoint.vips.is_empty())
+                })
+                .count()
+        };
+        assert_eq!(with_vip(&world), 253);
+        assert!(
+            ids.iter()
+                .all(|id| lacks(&world.snapshot, world.service(id)).is_empty()),
+            "that is no error"
+        );
+        let revision = world.snapshot.revision();
+        world.reconcile();
+        assert_eq!(world.snapshot.revision(), revision, "at rest nothing is written");
+        let gone = ids.iter().find(|id| has_vip(&world, id, "ingress")).unwrap().clone();
+        world.remove(&gone);
+        let before = world.snapshot.revision();
+        world.reconcile();
+        assert_eq!(
+            world.snapshot.revision(),
+            before + 1,
+            "one commit gives what is free again"
+        );
+        assert_eq!(with_vip(&world), 253);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_said_and_given_once_it_is_free() {
+        let mut world = World::new(1, 1);
+        world.put(with_subnet("small", false, "192.0.2.0/29"));
+        let ids: Vec<Id> = (0..7)
+            .map(|i| {
+                let mut value = replicated(&format!("s{i}"), "healthy", 1);
+                value["TaskTemplate"]["Networks"] = json!([{ "Target": "small" }]);
+                world.create(spec(value))
+            })
+            .collect();
+        world.reconcile();
+        let without = |world: &World| {
+            ids.iter()
+                .filter(|id| world.snapshot.service(id.as_str()).is_some() && !has_vip(world, id, "small"))
+                .cloned()
+                .collect::<Vec<Id>>()
+        };
+        assert_eq!(without(&world).len(), 2);
+        let said = "network small: no address of 192.0.2.0/29 is left for the service";
+        assert_eq!(lacks(&world.snapshot, world.service(&without(&world)[0])), [said]);
+        assert!(world.complaints.contains(said));
+        world.remove(&ids[0]);
+        world.reconcile();
+        assert_eq!(without(&world).len(), 1);
+        world.remove(&ids[1]);
+        world.reconcile();
+        assert!(without(&world).is_empty());
+        assert!(world.complaints.is_empty(), "{:?}", world.complaints);
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_had_is_said_and_given_once_it_is_free() {
+        let mut world = World::new(1, 1);
+        let n = PORTS.count();
+        let ports: Vec<_> = (0..n).map(|i| json!({ "TargetPort": i + 1 })).collect();
+        let mut many = replicated("many", "healthy", 0);
+        many["EndpointSpec"] = json!({ "Ports": ports });
+        let many = world.create(spec(many));
+        world.reconcile();
+        let mut late = replicated("late", "healthy", 0);
+        late["EndpointSpec"] = json!({ "Ports": [{ "TargetPort": 80 }] });
+        let late = world.create(spec(late));
+        world.reconcile();
+        let said = "port 80: none from 30000 to 32767 is left to publish it on";
+        assert_eq!(lacks(&world.snapshot, world.service(&late)), [said]);
+        assert_eq!(world.complaints.len(), 1);
+        world.remove(&many);
+        world.reconcile();
+        assert_eq!(world.service(&late).endpoint.ports[0].published_port, Some(30_000));
+    }
+
+    #[test]
+    fn a_network_without_a_subnet_is_said_and_gets_one_once_it_is_free() {
+        let mut world = World::new(1, 1);
+        let mut swarm = crate::model::swarm::Swarm::clone(world.snapshot.swarm().unwrap());
+        swarm.addr_pool = vec!["10.0.0.0/24".parse().unwrap()];
+        world.put(Object::Swarm(Arc::new(swarm)));
+        world.reconcile();
+        world.put(Object::Network(Arc::new(network("late", false))));
+        world.reconcile();
+        let said = "network late: no subnet is left in the swarm's address pool";
+        assert!(world.complaints.contains(said));
+        let revision = world.snapshot.revision();
+        world.reconcile();
+        assert_eq!(world.snapshot.revision(), revision);
+        let mut value = replicated("web", "healthy", 1);
+        value["TaskTemplate"]["Networks"] = json!([{ "Target": "late" }]);
+        let web = world.create(spec(value));
+        world.reconcile();
+        assert_eq!(lacks(&world.snapshot, world.service(&web)), [said]);
+    }
 }

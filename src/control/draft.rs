@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Plan;
-use crate::model::swarm::{Key, Kind, Object, Service, Task, TaskState, Time, Write};
+use super::bounds::PORTION;
+use crate::model::swarm::{Id, Key, Kind, Object, Service, Task, TaskSpec, TaskState, Time, Write};
 use crate::store::THIS_REVISION;
 
 pub(super) struct Draft {
     now: Time,
     writes: BTreeMap<Key, Write>,
     wake_at: Option<Time>,
+    is_cut: bool,
+    complaints: Vec<String>,
+    /// Of new tasks: one copy for all of a service.
+    specs: BTreeMap<Id, Arc<TaskSpec>>,
 }
 
 impl Draft {
@@ -19,6 +24,9 @@ impl Draft {
             now,
             writes: BTreeMap::new(),
             wake_at: None,
+            is_cut: false,
+            complaints: Vec::new(),
+            specs: BTreeMap::new(),
         }
     }
 
@@ -26,7 +34,30 @@ impl Draft {
         Plan {
             writes: self.writes.into_values().collect(),
             wake_at: self.wake_at,
+            is_cut: self.is_cut,
+            complaints: self.complaints,
         }
+    }
+
+    /// It holds as much as a plan may: whoever sees this leaves the rest to the next one.
+    pub(super) fn is_full(&mut self) -> bool {
+        let is_full = self.writes.len() >= PORTION;
+        self.is_cut |= is_full;
+        is_full
+    }
+
+    /// There is more to be done than this plan is to hold.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
+    }
+
+    pub(super) fn complain(&mut self, of: String) {
+        self.complaints.push(of);
+    }
+
+    pub(super) fn task_spec(&mut self, service: &Service) -> Arc<TaskSpec> {
+        let spec = self.specs.entry(service.id.clone());
+        spec.or_insert_with(|| Arc::new(service.task_spec())).clone()
     }
 
     pub(super) fn wake_at(&mut self, at: Time) {
@@ -48,7 +79,7 @@ impl Draft {
         });
     }
 
-    /// Changes a task, as this draft has it by now. One that was removed stays removed.
+    /// Changes a task, as this draft has it by now. One that was removed stays removed; what is so already is not written.
     pub(super) fn change_task(&mut self, task: &Arc<Task>, change: impl FnOnce(&mut Task)) {
         let key = Key {
             kind: Kind::Task,
@@ -60,6 +91,9 @@ impl Draft {
             None => Task::clone(task),
         };
         change(&mut next);
+        if next == **task && !self.writes.contains_key(&key) {
+            return;
+        }
         next.meta.version = THIS_REVISION;
         next.meta.updated_at = self.now;
         self.put(Object::Task(Arc::new(next)));
@@ -82,6 +116,9 @@ impl Draft {
             _ => Service::clone(service),
         };
         change(&mut next);
+        if next == **service && !self.writes.contains_key(&key) {
+            return;
+        }
         next.meta.updated_at = self.now;
         self.put(Object::Service(Arc::new(next)));
     }

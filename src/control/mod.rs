@@ -3,17 +3,22 @@
 //!
 //! Each reconciler is a pure function from a snapshot and a time to writes and the next time to look. They never call each
 //! other: state moves through the store. Every timer comes from times in the objects, so that a crash at any point loses
-//! none. Not here: sockets, containers, the API.
+//! none. At rest nothing moves: a plan of what is so already is empty, what cannot be had is no reason to write, and one plan
+//! holds a bounded number of writes (`bounds`). Not here: sockets, containers, the API.
 
 mod allocator;
+mod bounds;
 mod constraint;
 mod draft;
 mod driver;
+#[cfg(test)]
+mod law;
 mod orchestrator;
 #[cfg(test)]
 mod promises;
 mod reaper;
 mod scheduler;
+mod shortcomings;
 #[cfg(test)]
 mod simulation;
 mod slots;
@@ -25,14 +30,20 @@ use crate::model::swarm::{Id, Task, Time, Write};
 use crate::store::Snapshot;
 
 pub use allocator::port_conflict;
+pub use bounds::{REPLICAS_MAX, TASKS_MAX, tasks_asked_for};
 pub use constraint::{Constraint, ConstraintError};
 pub use driver::run;
+pub use shortcomings::shortcomings;
 
 /// What a reconciler wants to be done, and when it wants to look again at the latest.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub writes: Vec<Write>,
     pub wake_at: Option<Time>,
+    /// More was to be done than one plan may hold: the next one goes on.
+    pub is_cut: bool,
+    /// What cannot be had as things are. Said once, by the driver.
+    pub complaints: Vec<String>,
 }
 
 /// What a reconciler decides by.

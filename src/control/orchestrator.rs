@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bounds::{FOLLOW_LEAST, PORTION_OF_SERVICE, Wishes};
 use super::draft::Draft;
+use super::shortcomings;
 use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
@@ -16,10 +18,17 @@ use crate::store::{Snapshot, THIS_REVISION};
 
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
+    let wishes = Wishes::of(context.snapshot);
+    for said in shortcomings::of_replicas(context.snapshot) {
+        draft.complain(said);
+    }
     for service in context.snapshot.services() {
+        if draft.is_full() {
+            break;
+        }
         let slots = slots::of_service(context.snapshot, service.id.as_str());
         follow_ended(context, &mut draft, service, &slots);
-        match service.replicas() {
+        match wishes.replicas(service) {
             Some(replicas) => replicate(context, &mut draft, service, replicas, slots),
             None => spread(context, &mut draft, service, &slots),
         }
@@ -32,6 +41,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
 /// A task of `service` as it is declared now.
 pub(super) fn new_task(
     context: &mut Context<'_>,
+    draft: &mut Draft,
     service: &Service,
     slot: &Slot,
     cause: Cause,
@@ -53,7 +63,7 @@ pub(super) fn new_task(
         service_name: service.name().into(),
         slot,
         node,
-        spec: Arc::new(service.task_spec()),
+        spec: draft.task_spec(service),
         template: service.template,
         spec_version: service.spec_version,
         cause,
@@ -74,7 +84,9 @@ pub(super) fn new_task(
     })
 }
 
-/// Tasks that ended although they were wanted, or whose node is to have none: others follow them, if they should.
+/// Tasks that ended although they were wanted, or whose node is to have none: others follow them, if they should. One that
+/// ended by itself is followed no sooner than the restart delay after the last task of its slot was made, whatever it was
+/// that ended it: one that cannot even be prepared may end long before its hold does.
 fn follow_ended(
     context: &mut Context<'_>,
     draft: &mut Draft,
@@ -84,6 +96,10 @@ fn follow_ended(
     let update = service.update.as_ref().map(|update| update.state);
     let is_paused = matches!(update, Some(UpdateState::Paused | UpdateState::RollbackPaused));
     for (slot, tasks) in slots {
+        if draft.is_full() {
+            return;
+        }
+        let mut is_followed = false;
         for task in tasks.iter().filter(|task| task.is_wanted()) {
             let node = task.node.as_ref().map(|node| context.snapshot.node(node.as_str()));
             let end = match node {
@@ -94,7 +110,6 @@ fn follow_ended(
                 Some(Some(node)) if node.availability() == Availability::Drain => End::Drained,
                 _ => continue,
             };
-            draft.wish(task, TaskState::Shutdown);
             // Of two in a slot, as in an update that starts first, the other is enough, unless it is the older and the update
             // goes on.
             let is_dirty = |task: &Task| slots::is_dirty(context.snapshot, service, task);
@@ -102,31 +117,51 @@ fn follow_ended(
                 let is_good = is_paused || is_dirty(task) || !is_dirty(other);
                 other.id != task.id && other.is_live() && is_good
             };
-            let has_other = tasks.iter().any(|other| is_enough(&other));
+            let has_other = is_followed || tasks.iter().any(|other| is_enough(&other));
             if has_other || service.is_global() && end != End::Itself || !should_follow(service, task, tasks) {
+                draft.wish(task, TaskState::Shutdown);
                 continue;
             }
-            let delay = match end {
-                End::Drained => Duration::ZERO,
-                End::Itself | End::NodeIsGone => restart_policy(&service.task_spec()).delay,
+            // It stays wanted meanwhile: by that it is known that it is still to be followed.
+            if end == End::Itself
+                && let Some(at) = waits_until(service, tasks, context.now)
+            {
+                draft.wake_at(at);
+                continue;
+            }
+            draft.wish(task, TaskState::Shutdown);
+            is_followed = true;
+            let delay = restart_policy(&service.task_spec()).delay;
+            let until = match end {
+                End::Itself => task.status.at + delay,
+                End::NodeIsGone => context.now + delay,
+                End::Drained => task
+                    .hold
+                    .as_ref()
+                    .map_or(context.now, |hold| hold.until.max(context.now)),
             };
-            let since = match end {
-                End::Itself => task.status.at,
-                End::Drained | End::NodeIsGone => context.now,
-            };
-            let until = since + delay;
+            // What it waited for itself may still stop.
+            let mut stopped = task.hold.as_ref().map_or_else(Vec::new, |hold| hold.stopped.clone());
+            if end == End::Drained {
+                stopped.push(task.id.clone());
+            }
             let hold = Hold {
                 until,
-                stopped: match end {
-                    End::Drained => vec![task.id.clone()],
-                    End::Itself | End::NodeIsGone => Vec::new(),
-                },
+                stopped,
                 patience: until + STOP_PATIENCE,
             };
-            let next = new_task(context, service, slot, Cause::Restart, Some(hold));
+            let next = new_task(context, draft, service, slot, Cause::Restart, Some(hold));
             draft.put(Object::Task(next));
         }
     }
+}
+
+/// Until when a slot whose task ended by itself has no other: the restart delay after its last task was made. `None`: it may
+/// have one. A clock that was set back is no reason to wait.
+pub(super) fn waits_until(service: &Service, tasks: &Tasks<'_>, now: Time) -> Option<Time> {
+    let made_at = tasks.iter().map(|task| task.meta.created_at).max()?;
+    let at = made_at + restart_policy(&service.task_spec()).delay.max(FOLLOW_LEAST);
+    (made_at <= now && now < at).then_some(at)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,14 +204,23 @@ fn replicate(
         let taken: BTreeSet<&Slot> = slots.keys().collect();
         let free = (1..).map(Slot::Number).filter(|slot| !taken.contains(slot));
         let missing = usize::try_from(replicas - n_slots).unwrap_or(usize::MAX);
-        for slot in free.take(missing).collect::<Vec<_>>() {
-            let task = new_task(context, service, &slot, Cause::Scale, None);
+        if missing > PORTION_OF_SERVICE {
+            draft.cut();
+        }
+        for slot in free.take(missing.min(PORTION_OF_SERVICE)).collect::<Vec<_>>() {
+            let task = new_task(context, draft, service, &slot, Cause::Scale, None);
             draft.put(Object::Task(task));
         }
         return;
     }
     let n_over = usize::try_from(n_slots - replicas).unwrap_or(usize::MAX);
+    if n_over == 0 {
+        return;
+    }
     for tasks in in_order_of_removal(slots).into_iter().take(n_over) {
+        if draft.is_full() {
+            return;
+        }
         tasks.iter().for_each(|task| draft.wish(task, TaskState::Remove));
     }
 }
@@ -220,7 +264,7 @@ fn spread(context: &mut Context<'_>, draft: &mut Draft, service: &Arc<Service>, 
                 || tasks.last().is_some_and(|last| is_left_alone(service, last, tasks))
         });
         if !is_there {
-            let task = new_task(context, service, &slot, Cause::Scale, None);
+            let task = new_task(context, draft, service, &slot, Cause::Scale, None);
             draft.put(Object::Task(task));
         }
     }
@@ -245,11 +289,18 @@ fn is_left_alone(service: &Service, last: &Task, tasks: &Tasks<'_>) -> bool {
 fn clear(snapshot: &Snapshot, draft: &mut Draft) {
     for service in snapshot.services_with_tasks() {
         if snapshot.service(service.as_str()).is_none() {
-            let tasks = snapshot.tasks_of_service(service.as_str());
-            tasks.for_each(|task| draft.wish(task, TaskState::Remove));
+            for task in snapshot.tasks_of_service(service.as_str()) {
+                if draft.is_full() {
+                    return;
+                }
+                draft.wish(task, TaskState::Remove);
+            }
         }
     }
     for task in snapshot.tasks() {
+        if draft.is_full() {
+            return;
+        }
         let is_beyond_reach = || {
             let node = task.node.as_ref().and_then(|node| snapshot.node(node.as_str()));
             node.is_none()
@@ -275,7 +326,11 @@ fn clear(snapshot: &Snapshot, draft: &mut Draft) {
 
 /// Tasks that wait in `Ready` go on when their time has come and what they wait for has stopped.
 fn let_go(snapshot: &Snapshot, now: Time, draft: &mut Draft) {
-    for task in snapshot.tasks().filter(|task| task.desired == TaskState::Ready) {
+    let waits = |task: &&Arc<Task>| task.desired == TaskState::Ready && !task.status.state.is_terminal();
+    for task in snapshot.tasks().filter(waits) {
+        if draft.is_full() {
+            return;
+        }
         let Some(hold) = &task.hold else {
             draft.wish(task, TaskState::Running);
             continue;
@@ -336,6 +391,70 @@ mod tests {
             1,
             "an update replaces what has ended for good"
         );
+    }
+
+    #[test]
+    fn what_is_rejected_waits_for_the_delay_like_what_fails() {
+        let mut world = World::new(1, 1);
+        let id = world.create(spec(replicated("web", "rejected", 2)));
+        let mut made: BTreeMap<(u64, Id), Time> = BTreeMap::new();
+        let until = world.now + seconds(60);
+        while world.now < until {
+            world.advance(until);
+            for task in world.tasks(&id) {
+                made.insert((task.slot, task.id.clone()), task.meta.created_at);
+            }
+        }
+        for slot in 1..=2 {
+            let mut made: Vec<Time> = made
+                .iter()
+                .filter(|((of, _), _)| *of == slot)
+                .map(|(_, at)| *at)
+                .collect();
+            made.sort_unstable();
+            assert!((11..=13).contains(&made.len()), "{} in a minute", made.len());
+            assert!(
+                made.windows(2).all(|pair| pair[1].since(pair[0]) >= seconds(5)),
+                "{made:?}"
+            );
+        }
+        // An update does not wait for what waits.
+        let asked = world.now;
+        world.image(&id, "healthy");
+        world.run_for(seconds(4));
+        let serving = world.serving(&id);
+        assert!(!serving.is_empty() && serving[0].meta.created_at.since(asked) < seconds(1));
+    }
+
+    #[test]
+    fn more_than_can_be_planned_at_once_is_planned_in_portions() {
+        let mut world = World::new(1, 1);
+        let one = world.create(spec(replicated("one", "healthy", 1_000_000_000)));
+        let other = world.create(spec(replicated("other", "healthy", 3)));
+        let snapshot = world.snapshot.clone();
+        let mut n_ids = 0;
+        let made = plan(&mut Context {
+            snapshot: &snapshot,
+            now: world.now,
+            ids: &mut || {
+                n_ids += 1;
+                Id::from_bits(n_ids)
+            },
+        });
+        assert!(made.is_cut);
+        let of = |id: &Id| {
+            let tasks = made.writes.iter().filter(|write| match write {
+                crate::model::swarm::Write::Put(Object::Task(task)) => task.service == *id,
+                _ => false,
+            });
+            tasks.count()
+        };
+        assert_eq!(
+            (of(&one), of(&other)),
+            (PORTION_OF_SERVICE, 3),
+            "others have their share at once"
+        );
+        assert_eq!(made.complaints.len(), 1);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{Context, PLANNERS};
 use crate::model::swarm::{Id, Node, Order, Service, Task, TaskState, UpdateState, rollback_config, update_config};
 use crate::store::Snapshot;
 
-const SEEDS: std::ops::Range<u64> = 11..15;
+const SEEDS: std::ops::Range<u64> = 12..16;
 const COMMANDS: usize = 40;
 const STEPS_MAX: usize = 600_000;
 

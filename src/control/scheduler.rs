@@ -22,7 +22,12 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     }
     open.sort_by_key(|task| (task.meta.created_at, task.slot, task.id.clone()));
     let mut nodes = Load::of_all(context.snapshot);
+    // Nodes only take on more here: where one did not fit, none of the same kind does.
+    let mut unfit: BTreeMap<(Id, u64, u64, Option<Id>), String> = BTreeMap::new();
     for task in open {
+        if draft.is_full() {
+            break;
+        }
         let Some(service) = context.snapshot.service(task.service.as_str()) else {
             continue;
         };
@@ -30,7 +35,17 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
         if service.endpoint.spec.is_none() {
             continue;
         }
-        match place(task, service, &nodes) {
+        let kind = (
+            task.service.clone(),
+            task.template,
+            task.spec_version,
+            task.node.clone(),
+        );
+        let placed = match unfit.get(&kind) {
+            Some(reason) => Err(reason.clone()),
+            None => place(task, service, &nodes),
+        };
+        match placed {
             Ok((node, ports)) => {
                 if let Some(load) = nodes.iter_mut().find(|load| load.node.id == node) {
                     load.add(task, &ports);
@@ -49,6 +64,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
                 });
             }
             Err(reason) => {
+                unfit.entry(kind).or_insert_with(|| reason.clone());
                 if task.status.state == TaskState::Pending && task.status.error.as_deref() == Some(&reason) {
                     continue;
                 }
@@ -290,6 +306,9 @@ fn enforce(context: &Context<'_>, draft: &mut Draft) {
     };
     let is_placed = |task: &&Arc<Task>| task.is_live() && task.status.state >= TaskState::Assigned;
     for task in context.snapshot.tasks().filter(is_placed).filter(has_constraints) {
+        if draft.is_full() {
+            return;
+        }
         let node = task.node.as_ref().and_then(|node| context.snapshot.node(node.as_str()));
         if node.is_some_and(|node| node.is_available() && !slots::meets(&task.spec, node)) {
             draft.change_task(task, |task| {

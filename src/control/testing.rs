@@ -1,7 +1,7 @@
 //! A swarm without sockets or processes for the tests of this room: a store in memory, a clock that is moved by hand, and an
 //! agent that only says what tasks would do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,18 @@ use bollard_stubs::models::{NodeSpec, NodeSpecAvailabilityEnum, NodeSpecRoleEnum
 use serde_json::{Value, json};
 
 use super::{Context, PLANNERS, Plan};
-pub(super) enum Step {
-    Commit(Vec<Write>),
-    Sleep(Option<Time>),
-}
 use crate::model::swarm::{
     Id, Key, Kind, Meta, Network, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, UpdateState, Write,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
 pub(super) const BEGINNING: Time = Time(1_800_000_000_000_000_000);
+
+/// What one plan, or all of them, come to.
+enum Step {
+    Commit(Vec<Write>),
+    Sleep(Option<Time>, BTreeSet<String>),
+}
 
 /// All a test moves by hand.
 pub(super) struct World {
@@ -36,6 +38,13 @@ pub(super) struct World {
     pub(super) is_shuffled: bool,
     /// Between a plan and its commit so many times of a hundred something else is written.
     pub(super) conflicts: u8,
+    /// Commits that are refused, of a hundred.
+    pub(super) refusals: u8,
+    /// What was wanted in vain when the reconcilers last came to rest.
+    pub(super) complaints: BTreeSet<String>,
+    /// Commits and writes of the reconcilers since somebody last set these to nought.
+    pub(super) n_commits: usize,
+    pub(super) n_writes: usize,
     n_ids: u64,
     /// Is told of each step of the store.
     pub(super) checks: Vec<Check>,
@@ -136,6 +145,10 @@ impl World {
             longest_stop: Duration::from_millis(500),
             is_shuffled: false,
             conflicts: 0,
+            refusals: 0,
+            complaints: BTreeSet::new(),
+            n_commits: 0,
+            n_writes: 0,
             n_ids: 0,
             checks: Vec::new(),
         };
@@ -287,11 +300,20 @@ impl World {
             };
             self.n_ids = n_ids;
             match step {
-                Step::Sleep(wake_at) => {
+                Step::Sleep(wake_at, complaints) => {
+                    assert!(wake_at.is_none_or(|at| at > now), "woken in the past");
                     self.wake_at = wake_at;
+                    self.complaints = complaints;
                     return;
                 }
                 Step::Commit(writes) => {
+                    let keys: BTreeSet<Key> = writes.iter().map(Write::key).collect();
+                    assert_eq!(keys.len(), writes.len(), "an object is written twice in one plan");
+                    if self.refusals > 0 && self.rng.u8(..100) < self.refusals {
+                        continue;
+                    }
+                    self.n_commits += 1;
+                    self.n_writes += writes.len();
                     if self.rng.u8(..100) < self.conflicts {
                         self.act_any();
                     }
@@ -412,18 +434,28 @@ fn in_order(base: &Snapshot, now: Time, ids: &mut dyn FnMut() -> Id) -> Step {
 }
 fn each(all: &[(&str, super::Planner)], base: &Snapshot, now: Time, ids: &mut dyn FnMut() -> Id) -> Step {
     let mut wake_at: Option<Time> = None;
-    for (_, plan) in all {
+    let mut complaints = BTreeSet::new();
+    for (name, plan) in all {
         let plan: Plan = plan(&mut Context {
             snapshot: base,
             now,
             ids,
         });
         if !plan.writes.is_empty() {
+            assert!(
+                plan.writes.len() < 2 * super::bounds::PORTION,
+                "the {name} plans too much at once"
+            );
             return Step::Commit(plan.writes);
         }
+        assert!(
+            !plan.is_cut,
+            "the {name} leaves something to a plan that nobody asks for"
+        );
+        complaints.extend(plan.complaints);
         wake_at = wake_at.into_iter().chain(plan.wake_at).min();
     }
-    Step::Sleep(wake_at)
+    Step::Sleep(wake_at, complaints)
 }
 fn shuffled(rng: &mut fastrand::Rng, base: &Snapshot, now: Time, ids: &mut dyn FnMut() -> Id) -> Step {
     let mut all = PLANNERS.to_vec();

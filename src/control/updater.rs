@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::draft::Draft;
-use super::orchestrator::{STOP_PATIENCE, new_task};
+use super::orchestrator::{STOP_PATIENCE, new_task, waits_until};
 use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
@@ -19,6 +19,9 @@ use crate::store::THIS_REVISION;
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
     for service in context.snapshot.services() {
+        if draft.is_full() {
+            break;
+        }
         if service.update.is_none() && !may_be_dirty(context, service) {
             continue;
         }
@@ -203,11 +206,14 @@ impl<'a> Update<'a> {
             self.end(draft, update, last_done, now);
             return;
         }
-        // One that is new already needs no other; one whose task has just ended is the orchestrator's first.
+        // One that is new already needs no other; one whose task has just ended is the orchestrator's first, unless that
+        // waits.
         let is_open = |slot: &&Slot| {
             self.slots.get(slot).is_some_and(|tasks| {
+                let is_followed = waits_until(self.service, tasks, now).is_none();
                 let is_done = |task: &&Arc<Task>| {
-                    task.is_wanted() && (task.status.state.is_terminal() || self.is_clean(context, task))
+                    let has_ended = task.status.state.is_terminal() && is_followed;
+                    task.is_wanted() && (has_ended || self.is_clean(context, task))
                 };
                 !tasks.iter().any(is_done) && !is_tried(slot)
             })
@@ -218,6 +224,9 @@ impl<'a> Update<'a> {
             n => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(n_busy),
         };
         for slot in waiting.take(n_free).cloned().collect::<Vec<_>>() {
+            if draft.is_full() {
+                return;
+            }
             self.replace_slot(context, draft, &slot);
         }
     }
@@ -251,7 +260,7 @@ impl<'a> Update<'a> {
                 None
             }
         };
-        let task = new_task(context, self.service, slot, Cause::Update, hold);
+        let task = new_task(context, draft, self.service, slot, Cause::Update, hold);
         draft.put(Object::Task(task));
     }
 

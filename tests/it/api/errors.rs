@@ -346,6 +346,13 @@ fn of_services() {
             (
                 "POST",
                 create,
+                with(&["Mode"], json!({ "Replicated": { "Replicas": 10_001 } })),
+                400,
+                "Mode.Replicated.Replicas 10001: expected at most 10000",
+            ),
+            (
+                "POST",
+                create,
                 container("Image", json!("")),
                 400,
                 "image reference must be provided",

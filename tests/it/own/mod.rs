@@ -5,6 +5,7 @@ mod declared;
 mod engine;
 mod inside;
 mod names;
+mod rest;
 pub mod rig;
 mod soak;
 mod survival;
