@@ -1,6 +1,6 @@
 //! The law of the control plane: nothing spins. For any state and any failure (tasks that are rejected, fail, crash or exit, no
 //! address, no port, no node that fits, nodes that come and go, a store that refuses) a plan leads to a state whose plan is
-//! empty or waits for a time; a slot gets at most one new task per restart delay, but for what a user or a node does; at rest
+//! empty or waits for a time; a slot gets at most one new task per restart delay, but for what a user, a node or a new spec does; at rest
 //! nothing is written; and the writes that follow one event are bounded.
 //!
 //! `ANYNODE_HISTORIES=100000` runs so many random histories; `ANYNODE_SEED` begins with another.
@@ -376,12 +376,15 @@ impl Law {
             }
             let slots = slots::of_service(before, task.service.as_str());
             let Some(tasks) = slots.get(&slot) else { continue };
-            // What a user or a node did since is a reason of its own.
-            let made_at = tasks.iter().map(|task| task.meta.created_at).max().unwrap_or_default();
+            // What a user or a node did since is a reason of its own, and so is another spec: an update that failed goes back to
+            // the one before, once.
+            let newest = tasks.iter().max_by_key(|task| task.meta.created_at);
+            let made_at = newest.map(|task| task.meta.created_at).unwrap_or_default();
+            let is_of_another_spec = newest.is_some_and(|newest| newest.spec_version != task.spec_version);
             let have_ended = tasks
                 .iter()
                 .all(|task| !task.is_wanted() || task.status.state.is_terminal());
-            if !have_ended || self.event_at.get() >= made_at {
+            if !have_ended || is_of_another_spec || self.event_at.get() >= made_at {
                 continue;
             }
             self.followed.set(self.followed.get() + 1);
