@@ -14,6 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
+use crate::agent::process::UserRange;
 use crate::model::parse_duration;
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
@@ -56,6 +57,8 @@ pub struct OwnConfig {
     pub images: BTreeMap<String, Vec<String>>,
     /// Where such tasks' addresses are from, if each has a network of its own.
     pub process_addresses: Option<Ipv4Net>,
+    /// Whom they run as where nobody is named, if this program is root.
+    pub process_users: UserRange,
 }
 
 /// Which Docker Engine runs the tasks.
@@ -255,11 +258,18 @@ impl Config {
             },
         );
         let process_addresses = has_own_network.then_some(addresses);
+        let process_users = s.value(
+            "process.users",
+            "two numbers from 1000 on, the lower one first, such as \"2000000000-2000065535\"",
+            UserRange::DEFAULT,
+            |value| UserRange::parse(value.as_str()?),
+        );
         let own = api.map(|api| OwnConfig {
             api,
             engine,
             images,
             process_addresses,
+            process_users,
         });
         let config = Config {
             services: path(text(s, "services")),

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::config::{EngineChoice, OwnConfig};
 use crate::agent::containers::{Containers, EngineError};
-use crate::agent::process::{ProcessSettings, Processes};
+use crate::agent::process::{ProcessSettings, Processes, UserRange};
 use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
 use crate::api::{self, Api, Host, Outside};
 use crate::control;
@@ -52,6 +52,39 @@ pub enum OwnError {
     InUse,
     #[error("this program's own path")]
     Program(#[source] io::Error),
+    #[error("process.users = {range}: {reason}")]
+    Users { range: UserRange, reason: String },
+}
+
+/// Where this program has what is its own, and where others listen who do what root asks.
+fn hidden_from_tasks(data_dir: &Path) -> Vec<PathBuf> {
+    const OBEY_ROOT: [&str; 8] = [
+        "/run/docker.sock",
+        "/var/run/docker.sock",
+        "/run/docker",
+        "/run/containerd",
+        "/run/podman",
+        "/run/crio",
+        "/run/dbus",
+        "/run/systemd/private",
+    ];
+    let mut hidden = vec![data_dir.to_owned()];
+    hidden.extend(OBEY_ROOT.map(PathBuf::from));
+    hidden
+}
+
+/// The directory of a socket, unless it is one of many. Others than root may not use the socket anyway.
+fn own_dir(socket: &Path) -> Option<PathBuf> {
+    const SHARED: [&str; 7] = ["", "/", "/run", "/var/run", "/tmp", "/var/tmp", "/dev/shm"];
+    let dir = socket.parent()?;
+    let is_shared = SHARED.iter().any(|shared| dir.as_os_str() == *shared);
+    if is_shared && rustix::process::geteuid().is_root() {
+        tracing::warn!(
+            socket = %socket.display(),
+            "api.socket: expected a path in a directory of its own, so that tasks of root do not find it"
+        );
+    }
+    (!is_shared).then(|| dir.to_owned())
 }
 
 /// The parts of a node that is a swarm by itself.
@@ -93,15 +126,25 @@ impl OwnSwarm {
                 let owner = data_dir.display().to_string();
                 Arc::new(Containers::connect(path, owner, plane.networks.clone()).await?)
             }
-            None => Arc::new(Processes::new(
-                ProcessSettings {
-                    dir: data_dir.join("tasks"),
-                    program: std::env::current_exe().map_err(OwnError::Program)?,
-                    images: config.images,
-                    addresses: config.process_addresses,
-                },
-                plane.networks.clone(),
-            )),
+            None => {
+                if rustix::process::geteuid().is_root() {
+                    let range = config.process_users;
+                    range.is_nobodys().map_err(|reason| OwnError::Users { range, reason })?;
+                }
+                Arc::new(Processes::new(
+                    ProcessSettings {
+                        dir: data_dir.join("tasks"),
+                        program: std::env::current_exe().map_err(OwnError::Program)?,
+                        images: config.images,
+                        addresses: config.process_addresses,
+                        users: config.process_users,
+                        hidden: hidden_from_tasks(data_dir),
+                        // A socket is made anew with each run: what is mounted over the old one does not hide the new one.
+                        hidden_from_root: own_dir(&config.api).into_iter().collect(),
+                    },
+                    plane.networks.clone(),
+                ))
+            }
         };
         let own = OwnSwarm::assemble(Arc::new(store), runtime, engine, config.api, plane).await?;
         Ok(OwnSwarm { store_health, ..own })

@@ -23,4 +23,5 @@ pub mod socket;
 pub mod splice;
 pub mod transparent;
 pub mod tree;
+pub mod view;
 pub mod vips;

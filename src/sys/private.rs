@@ -13,30 +13,64 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::entrances;
 use super::rtnetlink::RtNetlink;
+use super::view::mount;
 
 /// The names of those capabilities that this thread does not have, of the ones that it takes to give processes a view of their
 /// own, to enter it (mounts: CAP_SYS_CHROOT), and to serve in it.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let mut missing = entrances::missing_capabilities();
-    let may_enter = rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_CHROOT));
-    if !may_enter {
+    if !has(CapabilitySet::SYS_CHROOT) {
         missing.push("CAP_SYS_CHROOT");
     }
     missing
 }
 
-/// Gives this process, which must have one thread, a network with nothing in it but loopback, which is up and has `address`,
-/// and mounts of its own. Any user may bind any port there. Errors: the privilege is missing (CAP_SYS_ADMIN).
-pub fn leave_network(address: IpAddr) -> io::Result<()> {
+/// The same of those that it takes to give processes a view of files of their own, and to enter it.
+pub fn missing_for_views() -> Vec<&'static str> {
+    missing(&[
+        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN),
+        ("CAP_SYS_CHROOT", CapabilitySet::SYS_CHROOT),
+    ])
+}
+
+/// The same of those that it takes to run programs as other users, which cannot gain more than they are to.
+pub fn missing_for_users() -> Vec<&'static str> {
+    missing(&[
+        ("CAP_SETUID", CapabilitySet::SETUID),
+        ("CAP_SETGID", CapabilitySet::SETGID),
+        ("CAP_SETPCAP", CapabilitySet::SETPCAP),
+        ("CAP_CHOWN", CapabilitySet::CHOWN),
+        ("CAP_FOWNER", CapabilitySet::FOWNER),
+        ("CAP_DAC_OVERRIDE", CapabilitySet::DAC_OVERRIDE),
+    ])
+}
+
+fn missing(wanted: &[(&'static str, CapabilitySet)]) -> Vec<&'static str> {
+    let absent = wanted.iter().filter(|(_, capability)| !has(*capability));
+    absent.map(|(name, _)| *name).collect()
+}
+
+fn has(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// Gives this process, which must have one thread, mounts of its own: what is mounted here is nobody else's, what others mount
+/// is seen here. Errors: the privilege is missing (CAP_SYS_ADMIN).
+pub fn leave_mounts() -> io::Result<()> {
     // SAFETY: this process has one thread, as the caller says, and shares its descriptors with nobody.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS)? };
-    // What is mounted here is nobody else's; what others mount is seen here.
-    mount(None, "/".as_ref(), libc::MS_REC | libc::MS_SLAVE)?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount(None, "/".as_ref(), None, libc::MS_REC | libc::MS_SLAVE, "")
+}
+
+/// Gives this process, which must have one thread, a network with nothing in it but loopback, which is up and has `address`.
+/// Any user may bind any port there. Errors: the privilege is missing (CAP_SYS_ADMIN).
+pub fn leave_network(address: IpAddr) -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
     let mut routing = RtNetlink::open()?;
     routing.loopback_up()?;
     routing.add_loopback_address(address)?;
@@ -47,20 +81,7 @@ pub fn leave_network(address: IpAddr) -> io::Result<()> {
 
 /// Has `at`, which must be there, read as `file` in the mounts of this process. A link is followed.
 pub fn show_instead(file: &Path, at: &Path) -> io::Result<()> {
-    mount(Some(file), &std::fs::canonicalize(at)?, libc::MS_BIND)
-}
-
-fn mount(source: Option<&Path>, target: &Path, flags: libc::c_ulong) -> io::Result<()> {
-    let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
-    let source = source.map(text).transpose()?;
-    let target = text(target)?;
-    let source = source.as_ref().map_or(std::ptr::null(), |source| source.as_ptr());
-    // SAFETY: the texts end with a zero and live until the call has returned; the other pointers may be null.
-    let result = unsafe { libc::mount(source, target.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    mount(Some(file), &std::fs::canonicalize(at)?, None, libc::MS_BIND, "")
 }
 
 /// Has the program that `command` starts run with the network and the mounts of process `pid`, in the directory `dir` there.
@@ -85,6 +106,6 @@ pub fn enter(command: &mut Command, pid: i32, dir: &Path) -> io::Result<()> {
 pub(super) fn mount_in_this_thread(dir: &Path, at: &Path) -> io::Result<()> {
     // SAFETY: only the view of files of this thread changes, and descriptors are shared as before.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
-    mount(None, "/".as_ref(), libc::MS_REC | libc::MS_SLAVE)?;
-    mount(Some(dir), at, libc::MS_BIND)
+    mount(None, "/".as_ref(), None, libc::MS_REC | libc::MS_SLAVE, "")?;
+    mount(Some(dir), at, None, libc::MS_BIND, "")
 }

@@ -3,14 +3,19 @@
 #![allow(unsafe_code, reason = "what runs between fork and exec is unsafe to say")]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{
     Gid, PidfdFlags, Signal, Uid, getpid, getppid, pidfd_open, pidfd_send_signal, set_child_subreaper,
     set_parent_process_death_signal, setsid,
 };
-use rustix::thread::{set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid,
+};
 
 /// Has the program that `command` starts be killed when the thread that starts it ends. To be said after `become_user`,
 /// which would undo it.
@@ -87,11 +92,58 @@ pub fn pass_nothing_on(command: &mut Command) {
     }
 }
 
+/// Whatever `command` starts has these capabilities at most, however it gains them: by being root's, or by what it executes.
+/// Which it has is another question. To be said before `become_user`.
+pub fn keep_at_most(command: &mut Command, kept: CapabilitySet) {
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe {
+        command.pre_exec(move || {
+            for n in 0..u64::BITS {
+                let number = libc::c_ulong::from(n);
+                // SAFETY: no pointers are passed.
+                match libc::prctl(libc::PR_CAPBSET_READ, number) {
+                    // The kernel knows no more of them.
+                    ..0 => break,
+                    0 => continue,
+                    _ => {}
+                }
+                // SAFETY: no pointers are passed.
+                if kept.bits() >> n & 1 == 0 && libc::prctl(libc::PR_CAPBSET_DROP, number) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            let sets = rustix::thread::capabilities(None)?;
+            let inherits_none = CapabilitySets {
+                inheritable: CapabilitySet::empty(),
+                ..sets
+            };
+            Ok(rustix::thread::set_capabilities(None, inherits_none)?)
+        });
+    }
+}
+
 /// Marks all but the standard descriptors; `false`: the kernel cannot.
 fn close_at_exec() -> bool {
     let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);
     // SAFETY: it takes three integers, and closes nothing now.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) == 0 }
+}
+
+/// A command that runs the program `path`, also where the way to it is closed to whom it will run as; not a script. Errors:
+/// there is none.
+pub fn by_descriptor(path: &Path) -> io::Result<Command> {
+    let held = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    command.arg0(path);
+    // It is open until the program is started.
+    // SAFETY: between fork and exec nothing is done.
+    unsafe {
+        command.pre_exec(move || {
+            let _ = &held;
+            Ok(())
+        });
+    }
+    Ok(command)
 }
 
 /// Processes that lose their parent below this one become its children.

@@ -8,23 +8,28 @@ use std::path::Path;
 use super::job::{Dir, User};
 use crate::agent::files::TaskFile;
 
-/// Writes all of them. Only root gives files away.
-pub(super) fn write_all(dir: &Dir, files: &[TaskFile], user: Option<&User>) -> io::Result<()> {
+/// Writes all of them. Only root gives files away. `is_all_its`: the user is one that was given to the service, which knows no
+/// other: all files are its own, as they are root's to read in a container.
+pub(super) fn write_all(dir: &Dir, files: &[TaskFile], user: Option<&User>, is_all_its: bool) -> io::Result<()> {
     let root = dir.root();
     for file in files {
         let path = root.join(&file.path);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("/{}: {error}", file.path.display()));
         make_parents(&root, &path, user).map_err(named)?;
-        write(&path, file).map_err(named)?;
+        let owner = match user.filter(|_| is_all_its) {
+            Some(user) => (user.uid, user.gid),
+            None => (file.uid, file.gid),
+        };
+        write(&path, file, owner).map_err(named)?;
     }
     Ok(())
 }
 
-fn write(path: &Path, asked: &TaskFile) -> io::Result<()> {
+fn write(path: &Path, asked: &TaskFile, (uid, gid): (u32, u32)) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(&asked.data)?;
     if rustix::process::geteuid().is_root() {
-        fchown(&file, Some(asked.uid), Some(asked.gid))?;
+        fchown(&file, Some(uid), Some(gid))?;
     }
     file.set_permissions(fs::Permissions::from_mode(asked.mode))
 }
@@ -60,15 +65,19 @@ mod tests {
             mode,
             data: b"held".to_vec(),
         };
-        write_all(&dir, &[file("a", 0o444), file("etc/deep/b", 0o640)], None).unwrap();
+        write_all(&dir, &[file("a", 0o444), file("etc/deep/b", 0o640)], None, false).unwrap();
         for (path, mode) in [("a", 0o444), ("etc/deep/b", 0o640)] {
             let path = dir.root().join(path);
             assert_eq!(fs::read(&path).unwrap(), b"held");
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
         }
-        let error = write_all(&dir, &[file("a", 0o444)], None).unwrap_err().to_string();
+        let error = write_all(&dir, &[file("a", 0o444)], None, false)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("/a: "), "{error}");
-        let error = write_all(&dir, &[file("a/b", 0o444)], None).unwrap_err().to_string();
+        let error = write_all(&dir, &[file("a/b", 0o444)], None, false)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("/a/b: "), "{error}");
     }
 }

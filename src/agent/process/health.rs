@@ -71,13 +71,13 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
         })
         .await;
         let Ok(job) = dir.read_job() else { continue };
-        let beside = match &job.network {
-            Some(_) => match dir.running().and_then(|running| running.keeper) {
+        let beside = match job.has_own_view() {
+            true => match dir.running().and_then(|running| running.keeper) {
                 Some(keeper) => Some(keeper),
                 // It has not begun.
                 None => continue,
             },
-            None => None,
+            false => None,
         };
         match passes(&check, &job, beside).await {
             true if before != HealthState::Healthy => return HealthState::Healthy,

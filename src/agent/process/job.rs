@@ -11,12 +11,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::found::{self, Process, Running};
 use crate::sys::cgroup::Group;
 use crate::sys::private::enter;
-use crate::sys::process::{become_user, gain_nothing, pass_nothing_on, signal_if};
+use crate::sys::process::{become_user, by_descriptor, gain_nothing, keep_at_most, pass_nothing_on, signal_if};
 
 /// What a keeper is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,15 @@ pub(super) struct Job {
     /// The control group that it is in, if it is in one of its own: a directory in each tree.
     #[serde(default)]
     pub(super) group: Vec<PathBuf>,
+    /// Whose task it is. `None`: of an earlier version.
+    #[serde(default)]
+    pub(super) service: Option<String>,
+    /// Directories and files of this host that it does not see, nor other users' processes. `None`: it sees all there is.
+    #[serde(default)]
+    pub(super) hidden: Option<Vec<PathBuf>>,
+    /// It has `CAPABILITIES` at most.
+    #[serde(default)]
+    pub(super) is_bounded: bool,
 }
 
 /// The network of a task that has one of its own.
@@ -72,7 +82,7 @@ impl Job {
         let Some((program, args)) = words.split_first() else {
             return Ok(None);
         };
-        let mut command = Command::new(program);
+        let mut command = self.start_of(program)?;
         if let Some(process) = beside {
             enter(&mut command, process.pid, &self.dir)?;
             // What was opened is its own, and not of another that has its number by now.
@@ -87,6 +97,9 @@ impl Job {
             .current_dir(&self.dir)
             .stdin(Stdio::null());
         self.group().hold(&mut command)?;
+        if self.is_bounded {
+            keep_at_most(&mut command, CAPABILITIES);
+        }
         if let Some(user) = &self.user {
             become_user(&mut command, user.uid, user.gid, &user.groups);
         }
@@ -95,6 +108,24 @@ impl Job {
         }
         pass_nothing_on(&mut command);
         Ok(Some(command))
+    }
+
+    /// A program that the configuration names is run, also where the way to it is closed to the task's user.
+    fn start_of(&self, program: &str) -> io::Result<Command> {
+        let named = Path::new(program);
+        let is_closed = |path: &Path| {
+            let user = self.user.as_ref().filter(|_| self.is_bounded);
+            user.is_some_and(|user| user.closed_on_the_way(path).is_some())
+        };
+        match named.is_absolute() && is_closed(named) {
+            true => by_descriptor(named),
+            false => Ok(Command::new(program)),
+        }
+    }
+
+    /// Its program sees other mounts than this one.
+    pub(super) fn has_own_view(&self) -> bool {
+        self.network.is_some() || self.hidden.is_some()
     }
 
     pub(super) fn group(&self) -> Group {
@@ -347,6 +378,22 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("VTALRM", Signal::VTALARM),
     ("WINCH", Signal::WINCH),
 ];
+
+/// What tasks may do at most that are root's, or become so: Docker's set without CAP_MKNOD, since no control group keeps
+/// devices from them here.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::AUDIT_WRITE)
+    .union(CapabilitySet::SETFCAP);
 
 /// Where a task finds what its own `/` would be.
 pub(super) const TASK_DIR: &str = "ANYNODE_TASK_DIR";

@@ -6,28 +6,34 @@
 
 use std::fs::File;
 use std::fs::Permissions;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Signal, WaitOptions};
 
 use super::found::{Process, Running};
-use super::job::{Dir, Job, OwnNetwork};
+use super::job::{Dir, Job, OwnNetwork, User};
 use crate::model::swarm::Time;
 use crate::sys::cgroup::Group;
-use crate::sys::private::{leave_network, show_instead};
+use crate::sys::private::{leave_mounts, leave_network, show_instead};
 use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
+use crate::sys::view::narrow;
 
 /// Keeps the task in `path` until it has ended. Says `ready` on the standard output, which is a socket, where the task has a
 /// network of its own, and goes on when `go` comes from there; then `pid N` or `error WHY`, and closes it. Returns the exit
 /// code.
 pub fn run(path: PathBuf) -> i32 {
-    let dir = Dir::new(path);
-    match start(&dir) {
+    // From here on it is where this process is, whatever is hidden later.
+    let dir = Dir::new(PathBuf::from("."));
+    let started = rustix::process::chdir(&path).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    });
+    match started.and_then(|()| start(&dir, &Dir::new(path).root())) {
         Ok(kept) => {
             say(&format!("pid {}", kept.child.id()));
             kept.wait(&dir);
@@ -51,6 +57,7 @@ fn say(line: &str) {
 
 struct Kept {
     child: Child,
+    output: [PipeReader; 2],
     log: Arc<Mutex<Log>>,
     group: Group,
     _pins: Vec<OwnedFd>,
@@ -59,7 +66,8 @@ struct Kept {
     _alive: File,
 }
 
-fn start(dir: &Dir) -> io::Result<Kept> {
+/// `root`: the directory of the task's own, by the path that it knows.
+fn start(dir: &Dir, root: &Path) -> io::Result<Kept> {
     do_not_listen()?;
     let lock = dir.adopt_lock()?;
     let mut job = dir.read_job()?;
@@ -68,8 +76,21 @@ fn start(dir: &Dir) -> io::Result<Kept> {
     // For reading too: it is to be opened whether or not anybody reads.
     let alive = File::options().read(true).write(true).open(dir.alive())?;
     adopt_orphans()?;
+    if job.has_own_view() {
+        leave_mounts().map_err(failed("mounts of its own"))?;
+    }
     if let Some(network) = &job.network {
         make_network(dir, network)?;
+    }
+    // What starts the program is opened before the way there is hidden.
+    let mut command = job
+        .command(&job.words, None)?
+        .ok_or_else(|| io::Error::other("its command has no words"))?;
+    if let Some(hidden) = &job.hidden {
+        let is_root = job.user.as_ref().is_none_or(|user| user.uid == 0);
+        narrow(hidden, root, is_root).map_err(failed("what it is to see"))?;
+    }
+    if job.network.is_some() {
         wait_for_go()?;
     }
     let log = Arc::new(Mutex::new(Log::open(dir.clone(), &job)?));
@@ -77,16 +98,21 @@ fn start(dir: &Dir) -> io::Result<Kept> {
         let reason = format!("{}: expected a directory to work in", job.dir.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, reason));
     }
-    let mut command = job
-        .command(&job.words, None)?
-        .ok_or_else(|| io::Error::other("its command has no words"))?;
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (stdout, stdout_of_program) = pipe(job.user.as_ref())?;
+    let (stderr, stderr_of_program) = pipe(job.user.as_ref())?;
+    command.stdout(stdout_of_program).stderr(stderr_of_program);
     lead_session(&mut command);
     die_with_parent(&mut command);
-    let program = command.get_program().to_owned();
-    let child = command
-        .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("exec: {program:?}: {error}")))?;
+    let program = job.words.first().cloned().unwrap_or_default();
+    let child = command.spawn().map_err(|error| {
+        let user = job
+            .user
+            .as_ref()
+            .map_or(String::new(), |user| format!(" (as user {})", user.uid));
+        io::Error::new(error.kind(), format!("exec: {program:?}: {error}{user}"))
+    })?;
+    // With it, this process's ends of the pipes that the program writes to.
+    drop(command);
     let process = |pid: u32| i32::try_from(pid).ok().and_then(Process::of);
     dir.write_running(Running {
         program: process(child.id()).ok_or_else(|| io::Error::other("it ended at once"))?,
@@ -94,6 +120,7 @@ fn start(dir: &Dir) -> io::Result<Kept> {
     })?;
     Ok(Kept {
         child,
+        output: [stdout, stderr],
         log,
         group,
         _pins: pins,
@@ -105,8 +132,20 @@ fn start(dir: &Dir) -> io::Result<Kept> {
 /// What is asked for names elsewhere, past /etc/resolv.conf, is not there.
 const OTHER_RESOLVERS: [&str; 2] = ["/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"];
 
+fn failed(what: &'static str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// What the program writes to is its user's, so that it may be opened again as /dev/stdout.
+fn pipe(user: Option<&User>) -> io::Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    if let Some(user) = user {
+        fchown(&writer, Some(user.uid), Some(user.gid))?;
+    }
+    Ok((reader, writer))
+}
+
 fn make_network(dir: &Dir, network: &OwnNetwork) -> io::Result<()> {
-    let failed = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     leave_network(network.address.into()).map_err(failed("a network of its own"))?;
     std::fs::write(dir.resolv_conf(), &network.resolv_conf)?;
     std::fs::set_permissions(dir.resolv_conf(), Permissions::from_mode(0o644))?;
@@ -137,13 +176,13 @@ fn wait_for_go() -> io::Result<()> {
 }
 
 impl Kept {
-    fn wait(mut self, dir: &Dir) {
-        let stdout = self.child.stdout.take().map(|pipe| copy(pipe, 1, self.log.clone()));
-        let stderr = self.child.stderr.take().map(|pipe| copy(pipe, 2, self.log.clone()));
+    fn wait(self, dir: &Dir) {
+        let [stdout, stderr] = self.output;
+        let copying = [copy(stdout, 1, self.log.clone()), copy(stderr, 2, self.log)];
         let code = wait_for(&self.child);
         end_orphans();
         // The pipes end with the last who held them.
-        for copying in [stdout, stderr].into_iter().flatten() {
+        for copying in copying {
             let _ = copying.join();
         }
         if self.group.is_out_of_memory() {

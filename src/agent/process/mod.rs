@@ -11,6 +11,7 @@ mod logs;
 mod port;
 mod removal;
 mod user;
+mod users;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,9 +29,10 @@ use tokio::net::unix::pipe;
 
 use self::address::{AddressGiver, Given};
 use self::found::Running;
-use self::job::{Dir, Job, OwnNetwork, TASK_DIR};
+use self::job::{Dir, Job, OwnNetwork, TASK_DIR, User};
 use self::port::PortGiver;
 use self::removal::Remover;
+use self::users::Users;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::template;
 use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
@@ -39,6 +41,8 @@ use crate::model::{Reach, TaskPlace};
 use crate::sys::cgroup::{self, Group};
 use crate::sys::private;
 use crate::sys::process::{lead_session, pass_nothing_on};
+
+pub use self::users::UserRange;
 
 /// What tasks are made of.
 #[derive(Debug, Clone)]
@@ -51,6 +55,12 @@ pub struct ProcessSettings {
     pub images: BTreeMap<String, Vec<String>>,
     /// Each task has a network of its own, with an address from here; `None`: all have this host's.
     pub addresses: Option<Ipv4Net>,
+    /// Where this program is root: the users of services that name none.
+    pub users: UserRange,
+    /// Directories and files that tasks do not see, besides `dir`: what is this program's own, and sockets that obey root.
+    pub hidden: Vec<PathBuf>,
+    /// And what tasks of root do not see besides.
+    pub hidden_from_root: Vec<PathBuf>,
 }
 
 /// The runtime.
@@ -62,6 +72,10 @@ pub struct Processes {
     addresses: Option<AddressGiver>,
     remover: Remover,
     trees: cgroup::Trees,
+    /// `None`: this program is not root, and all that it starts is its own user's.
+    users: Option<Users>,
+    /// Tasks see less than this program does.
+    has_views: bool,
 }
 
 /// An image that needs no entry: this program's own.
@@ -83,7 +97,16 @@ impl Processes {
             }
             missing.is_empty()
         });
+        let missing = private::missing_for_views();
+        let users = rustix::process::geteuid()
+            .is_root()
+            .then(|| Users::new(settings.users, &settings.dir));
+        if users.is_some() && !missing.is_empty() {
+            tracing::warn!(?missing, "tasks see other users' processes; those of root are refused");
+        }
         Processes {
+            has_views: users.is_some() && missing.is_empty(),
+            users,
             addresses: addresses.map(AddressGiver::new),
             remover: Remover::new(&settings.dir),
             trees: cgroup::Trees::seen(),
@@ -164,6 +187,7 @@ impl Processes {
         let privileges = container.privileges.unwrap_or_default();
         let groups = container.groups.unwrap_or_default();
         let (log_bytes_max, log_files) = log_limits(&assignment.task.spec)?;
+        let user = self.user_of(assignment, container.user.as_deref().unwrap_or_default(), &groups)?;
         Ok(Job {
             words,
             env,
@@ -173,10 +197,66 @@ impl Processes {
             network,
             log_bytes_max,
             log_files,
-            user: user::of(&container.user.unwrap_or_default(), &groups).map_err(Failure)?,
+            hidden: self.hidden_from(&dir, user.as_ref())?,
+            user,
+            service: Some(assignment.task.service.to_string()),
+            is_bounded: self.users.is_some(),
             gains_nothing: privileges.no_new_privileges.unwrap_or(false),
             group: Vec::new(),
         })
+    }
+
+    /// Whom a task runs as: whom its service names, or else the service's own user, or, if this program is not root, its user.
+    fn user_of(&self, assignment: &Assignment, named: &str, groups: &[String]) -> Result<Option<User>, Failure> {
+        let Some(users) = &self.users else {
+            return user::of(named, groups).map_err(Failure);
+        };
+        let missing = private::missing_for_users();
+        if !missing.is_empty() {
+            return Err(Failure(format!(
+                "User {named:?}: expected this node to have {}, to run tasks as users of their own",
+                missing.join(", ")
+            )));
+        }
+        let user = match named {
+            "" => {
+                let uid = users.of(assignment.task.service.as_str());
+                let uid = uid.map_err(|error| Failure(format!("a user for the service: {error}")))?;
+                let groups = user::groups(groups).map_err(Failure)?;
+                Some(User { uid, gid: uid, groups })
+            }
+            named => user::of(named, groups).map_err(Failure)?,
+        };
+        match user.as_ref().is_none_or(|user| user.uid == 0) && !self.has_views {
+            true => Err(Failure(format!(
+                "User {named:?}: expected this node to have {}, to hide from root what is not its tasks', or another user",
+                private::missing_for_views().join(", ")
+            ))),
+            false => Ok(user),
+        }
+    }
+
+    /// What a task is not to see. A directory that is closed to its user is hidden whole, with a way to the task's own.
+    fn hidden_from(&self, dir: &Dir, user: Option<&User>) -> Result<Option<Vec<PathBuf>>, Failure> {
+        let tasks = &self.settings.dir;
+        // It is made with the first task.
+        let there = tasks.ancestors().find(|dir| dir.exists()).unwrap_or(tasks);
+        let closed = user.filter(|_| self.users.is_some());
+        let closed = closed.and_then(|user| user.closed_on_the_way(&there.join("task")));
+        match (self.has_views, closed) {
+            (true, closed) => {
+                let is_root = user.is_none_or(|user| user.uid == 0);
+                let from_root = self.settings.hidden_from_root.iter().filter(|_| is_root);
+                let hidden = self.settings.hidden.iter().chain(from_root).chain([tasks]);
+                Ok(Some(hidden.cloned().chain(closed).collect()))
+            }
+            (false, Some(closed)) => Err(Failure(format!(
+                "{}: {} is closed to the task's user: expected a data directory that all may pass through (mode 711)",
+                dir.path().display(),
+                closed.display()
+            ))),
+            (false, None) => Ok(None),
+        }
     }
 
     /// The network that a task is to have, and its address until it is written; `None` for this host's.
@@ -473,9 +553,16 @@ impl Runtime for Processes {
             self.remove(&assignment.task.id).await;
             job.group = self.group_of(assignment)?.dirs;
             let user = job.user.as_ref();
+            let named = assignment
+                .task
+                .spec
+                .container_spec
+                .as_ref()
+                .and_then(|spec| spec.user.as_deref());
+            let is_all_its = self.users.is_some() && named.unwrap_or_default().is_empty();
             let write = || {
                 dir.make(user)?;
-                files::write_all(&dir, &files, user)?;
+                files::write_all(&dir, &files, user, is_all_its)?;
                 dir.write_job(&job)
             };
             write().map_err(failed)

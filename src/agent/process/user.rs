@@ -1,6 +1,8 @@
 //! Whom a task that is a process runs as: names of users and groups to numbers, by this host's own lists.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::job::User;
 
@@ -26,6 +28,38 @@ pub(super) fn of(user: &str, groups: &[String]) -> Result<Option<User>, String> 
             own_uid.as_raw(),
             own_gid.as_raw()
         )),
+    }
+}
+
+/// The numbers of groups. Errors: in words, a name that nobody has.
+pub(super) fn groups(names: &[String]) -> Result<Vec<u32>, String> {
+    let lists = Lists {
+        passwd: String::new(),
+        group: fs::read_to_string("/etc/group").unwrap_or_default(),
+    };
+    let mut groups: Vec<u32> = names.iter().map(|name| lists.group(name)).collect::<Result<_, _>>()?;
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(groups)
+}
+
+impl User {
+    /// The first directory on the way to `path`, which need not be there, that this user may not pass; `None` if there is none,
+    /// and for root.
+    pub(super) fn closed_on_the_way(&self, path: &Path) -> Option<PathBuf> {
+        let parent = fs::canonicalize(path.parent()?).ok().filter(|_| self.uid != 0)?;
+        let mut dirs: Vec<&Path> = parent.ancestors().collect();
+        dirs.reverse();
+        let may_pass = |dir: &Path| {
+            let Ok(found) = fs::metadata(dir) else { return false };
+            let bit = match () {
+                () if found.uid() == self.uid => 0o100,
+                () if found.gid() == self.gid || self.groups.contains(&found.gid()) => 0o010,
+                () => 0o001,
+            };
+            found.mode() & bit != 0
+        };
+        dirs.into_iter().find(|dir| !may_pass(dir)).map(Path::to_owned)
     }
 }
 

@@ -5,3 +5,4 @@ mod limits;
 mod networks;
 mod processes;
 pub mod rig;
+mod users;

@@ -164,16 +164,14 @@ async fn a_check_runs_in_its_tasks_network_and_in_no_other() {
         world.wait(id, TaskState::Running).await;
     }
     // A keeper that is killed takes its program along: nothing is entered, and nothing passes.
-    let marks = networks.place.of_task(&ids[0]);
     let mut container = sh(WAITS);
-    let script = format!("readlink /proc/self/ns/net >> {}", marks.join("root/seen").display());
-    container["HealthCheck"] = check(&script, json!({}));
+    container["HealthCheck"] = check("readlink /proc/self/ns/net >> seen", json!({}));
     let watched = world.task(container, on_net());
     world.wait(&watched, TaskState::Running).await;
     let netns = inode(world.reach(&watched).unwrap().netns.as_deref().unwrap());
     signal(networks.place.keeper(&watched), Signal::KILL);
     world.wait(&watched, TaskState::Failed).await;
-    let seen = std::fs::read_to_string(marks.join("root/seen")).unwrap();
+    let seen = std::fs::read_to_string(networks.place.of_task(&watched).join("root/seen")).unwrap();
     assert!(seen.lines().count() > 0);
     assert!(seen.lines().all(|line| line == format!("net:[{netns}]")), "{seen}");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anynode::agent::process::{ProcessSettings, Processes};
+use anynode::agent::process::{ProcessSettings, Processes, UserRange};
 use anynode::agent::{LogQuery, NoNetworks, TaskNetworks};
 use anynode::model::swarm::{Id, TaskState};
 use ipnet::Ipv4Net;
@@ -45,6 +45,9 @@ impl Place {
                     ("missing:1".to_owned(), words(&["/nonexistent/program"])),
                 ]),
                 addresses,
+                users: UserRange::DEFAULT,
+                hidden: vec![self.dir.path().to_owned()],
+                hidden_from_root: Vec::new(),
             },
             networks,
         ))
@@ -52,6 +55,10 @@ impl Place {
 
     fn world(&self) -> World {
         World::start(self.runtime())
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     pub(super) fn of_task(&self, id: &Id) -> PathBuf {

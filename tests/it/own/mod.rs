@@ -9,4 +9,5 @@ mod rest;
 pub mod rig;
 mod soak;
 mod survival;
+mod trees;
 mod walkthrough;

@@ -656,6 +656,23 @@ fn an_ordinary_user_has_a_swarm_too() {
     assert!(own.docker(&["service", "ls"]).contains("3/3"));
     own.docker(&["service", "scale", "my-web=5"]);
     own.docker(&["service", "rm", "my-web"]);
+    // What cannot be kept is not promised.
+    let limited = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "limited",
+        "--limit-pids",
+        "5",
+        "anynode/whoami",
+    ];
+    own.docker(&limited);
+    own.wait_for("the reason", LONG, || {
+        own.docker(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "limited"])
+            .contains("Resources.Limits: no control group for pids can be made")
+    });
+    own.docker(&["service", "rm", "limited"]);
     own.wait_for("nothing to be left", LONG, || {
         std::fs::read_dir(own.data_dir().join("tasks")).map_or(true, |tasks| tasks.count() == 0)
     });
