@@ -843,7 +843,7 @@ fn write_endpoints(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_
             load(&one.state.stats.ejections),
         );
     }
-    let more: [(&str, &str, fn(&ServiceStats) -> &AtomicU64); 3] = [
+    let more: [(&str, &str, CountOf); 3] = [
         (
             "anynode_endpoint_returns",
             "Times that an endpoint that rested was back.",
@@ -929,6 +929,9 @@ fn write_detail(all: &[Counted], now: Instant, out: &mut DescriptorEncoder<'_>) 
 }
 
 /// Series of a closed set that never counted are left out: most services never see most reasons.
+/// One of a service's counts.
+type CountOf = fn(&ServiceStats) -> &AtomicU64;
+
 fn sample_if_any(family: &mut Family<'_>, labels: &[(&str, &str)], count: u64) {
     if count > 0 {
         family.sample(labels, count);

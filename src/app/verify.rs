@@ -3,7 +3,7 @@
 //! found. A node of no cluster looks at itself.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ async fn alone(table: &TableHandle) -> Value {
     let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let at = |listen: &Listen| {
         let ip = listen.ip.filter(|ip| !ip.is_unspecified());
-        SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), listen.port)
+        SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), listen.port)
     };
     let doors = published(&now).map(|listen| (node.clone(), at(listen)));
     let found = look(&now, doors.collect()).await;

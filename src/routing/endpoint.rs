@@ -83,7 +83,7 @@ impl Asker {
     /// On the machine's own loopback each connection counts as a client of its own.
     pub fn of(peer: SocketAddr) -> Asker {
         let bits = match peer.ip().to_canonical() {
-            std::net::IpAddr::V4(ip) => u128::from(ip.to_ipv6_mapped().to_bits()),
+            std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
             std::net::IpAddr::V6(ip) if ip.is_loopback() => ip.to_bits(),
             std::net::IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
         };
