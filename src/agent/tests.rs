@@ -52,6 +52,7 @@ pub(super) fn assignment(spec: Value) -> Assignment {
             ran_at: None,
         },
         host_ports: Vec::new(),
+        addresses: Vec::new(),
     };
     let node = Node {
         id: Id::from("node"),

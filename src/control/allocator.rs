@@ -12,6 +12,7 @@ use bollard_stubs::models::{
 };
 use ipnet::Ipv4Net;
 
+use super::addresses;
 use super::draft::Draft;
 use super::{Context, Plan};
 use crate::model::swarm::{Endpoint, Id, Network, Object, Service, ServiceSpec, Vip, fill_port};
@@ -299,6 +300,10 @@ impl Taken {
             ports: BTreeMap::new(),
             addrs: networks.values().filter_map(addrs_of).collect(),
         };
+        for task in snapshot.tasks().filter(|task| addresses::holds(task)) {
+            let own = task.addresses.iter();
+            taken.addrs.extend(own.map(|own| (own.network.clone(), own.addr)));
+        }
         for service in snapshot.services() {
             let asked = ports_of(&wanted_spec(service));
             for port in asked.iter().chain(&service.endpoint.ports) {

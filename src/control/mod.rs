@@ -6,6 +6,7 @@
 //! none. At rest nothing moves: a plan of what is so already is empty, what cannot be had is no reason to write, and one plan
 //! holds a bounded number of writes (`bounds`). Not here: sockets, containers, the API.
 
+mod addresses;
 mod allocator;
 mod bounds;
 mod constraint;
@@ -62,6 +63,7 @@ pub const PLANNERS: &[(&str, Planner)] = &[
     ("orchestrator", orchestrator::plan),
     ("updater", updater::plan),
     ("allocator", allocator::plan),
+    ("addresses", addresses::plan),
     ("scheduler", scheduler::plan),
     ("reaper", reaper::plan),
 ];

@@ -81,6 +81,7 @@ pub(super) fn new_task(
             ran_at: None,
         },
         host_ports: Vec::new(),
+        addresses: Vec::new(),
     })
 }
 

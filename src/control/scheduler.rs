@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bollard_stubs::models::{EndpointPortConfig, EndpointPortConfigPublishModeEnum as PublishMode};
 
+use super::addresses;
 use super::draft::Draft;
 use super::slots;
 use super::{Context, Plan};
@@ -33,6 +34,10 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
         };
         // Its ports come first.
         if service.endpoint.spec.is_none() {
+            continue;
+        }
+        // So do its addresses; who gives them says why there is none.
+        if !addresses::is_given(task, context.snapshot) {
             continue;
         }
         let kind = (

@@ -22,7 +22,7 @@ pub use spec::{
     OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_same_template,
     restart_policy, rollback_config, stop_grace, update_config,
 };
-pub use task::{Cause, Container, Exit, Hold, Task, TaskState, TaskStatus};
+pub use task::{Cause, Container, Exit, Hold, Task, TaskAddress, TaskState, TaskStatus};
 pub use time::Time;
 
 /// On a container that only holds a task's network: the task's id.

@@ -1,5 +1,6 @@
 //! A task: one run of a service in a slot.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bollard_stubs::models::{EndpointPortConfig, TaskSpec};
@@ -101,6 +102,21 @@ pub struct Task {
     /// Its ports in host mode, as the scheduler reserved them.
     #[serde(default)]
     pub host_ports: Vec<EndpointPortConfig>,
+    /// Its address on each of its networks, in their order; given before it has a node, and its own until it has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<TaskAddress>,
+}
+
+/// An address that no other task and no service of the cluster has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAddress {
+    pub network: Id,
+    pub addr: Ipv4Addr,
+    /// The length of the network's prefix.
+    pub prefix: u8,
+    /// The network has no way out.
+    #[serde(default)]
+    pub is_internal: bool,
 }
 
 /// Why a task was made.

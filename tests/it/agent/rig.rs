@@ -267,6 +267,7 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
             ran_at: None,
         },
         host_ports: Vec::new(),
+        addresses: Vec::new(),
     };
     let node = Node {
         id: Id::from("node"),
