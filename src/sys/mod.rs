@@ -3,6 +3,7 @@
 
 mod bpf;
 pub mod cgroup;
+pub mod bridge_port;
 pub mod entrances;
 pub mod epoll;
 pub mod file;

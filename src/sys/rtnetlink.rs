@@ -112,7 +112,13 @@ impl RtNetlink {
         Ok(found)
     }
 
-    fn tell(&mut self, kind: u16, flags: u16, header: &[u8], attrs: impl FnOnce(&mut Messages)) -> io::Result<()> {
+    pub(super) fn tell(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        attrs: impl FnOnce(&mut Messages),
+    ) -> io::Result<()> {
         let seq = self.socket.seq();
         let mut message = Messages::default();
         let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
@@ -126,7 +132,7 @@ impl RtNetlink {
             })
     }
 
-    fn dump(&mut self, kind: u16, header: &[u8], take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    pub(super) fn dump(&mut self, kind: u16, header: &[u8], take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let seq = self.socket.seq();
         let mut question = Messages::default();
         question.begin(kind, (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16, seq, header);

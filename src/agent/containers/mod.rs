@@ -2,6 +2,7 @@
 //! own containers again by their labels, and touches no others.
 
 mod body;
+mod cable;
 mod files;
 mod pause;
 mod sandbox;
@@ -41,6 +42,8 @@ use crate::sys::netns;
 #[derive(Clone)]
 pub struct Containers {
     docker: Docker,
+    /// The engine's.
+    socket: PathBuf,
     /// Tells our containers from those of another anynode.
     owner: String,
     in_memory: Option<InMemory>,
@@ -89,6 +92,7 @@ impl Containers {
         match state.map(|state| state.to_string()).as_deref() {
             None | Some("" | "inactive") => Ok(Containers {
                 docker,
+                socket: path.to_owned(),
                 in_memory: InMemory::of(&owner),
                 owner,
                 networks,
@@ -310,7 +314,22 @@ impl Containers {
             )
         };
         let place = sandbox::place(sandbox).ok_or_else(unseen)?;
+        cable::shut_off(&self.socket, sandbox)
+            .await
+            .map_err(|error| Failure(format!("the task's network: {}", chain(&error))))?;
         self.networks.open(task, place).await
+    }
+
+    /// The same for a container that is on no network of the swarm, as soon as it runs. It goes on without.
+    async fn shut_off(&self, task: &Id, container: &ContainerInspectResponse) {
+        if !self.has_sandboxes {
+            return;
+        }
+        if let Err(error) = cable::shut_off(&self.socket, container).await
+            && is_running(container)
+        {
+            tracing::warn!(%task, "other containers of the engine reach it, and it them: {}", chain(&error));
+        }
     }
 
     async fn find_sandbox(&self, task: &Id) -> Result<Option<ContainerInspectResponse>, Error> {
@@ -436,6 +455,12 @@ fn credentials(registry_auth: &str) -> Option<DockerCredentials> {
     serde_json::from_slice(&STANDARD_NO_PAD.decode(text).ok()?).ok()
 }
 
+/// An error with all that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// In the engine's words, without ours.
 fn said(error: &Error) -> String {
     match error {
@@ -514,6 +539,9 @@ impl Runtime for Containers {
             });
             let result = match inspected.await {
                 Ok(Some(container)) => {
+                    if sandbox.is_none() {
+                        self.shut_off(task, &container).await;
+                    }
                     self.tie(task, sandbox.as_ref(), &container);
                     started(&container, sandbox.as_ref()).ok_or_else(gone)
                 }
@@ -542,6 +570,9 @@ impl Runtime for Containers {
                     && let Err(Failure(reason)) = self.open_network(task, sandbox).await
                 {
                     tracing::error!(%task, "services are not reached from inside: {reason}");
+                }
+                if sandbox.is_none() {
+                    self.shut_off(task, &container).await;
                 }
                 self.tie(task, sandbox.as_ref(), &container);
                 return started(&container, sandbox.as_ref()).map_or(Found::Nothing, Found::Running);

@@ -28,7 +28,7 @@ pub(super) fn is_possible() -> bool {
     if !missing.is_empty() {
         tracing::warn!(
             ?missing,
-            "services are not reached by name from inside tasks, which stay on the engine's bridge"
+            "services are not reached by name from inside tasks, which stay on the engine's bridge and reach one another there"
         );
     }
     missing.is_empty() && pause::layer().is_some()

@@ -4,6 +4,7 @@ mod api;
 mod declared;
 mod engine;
 mod inside;
+mod isolation;
 mod names;
 mod rest;
 pub mod rig;

@@ -1,0 +1,177 @@
+//! Who reaches whom from inside containers, whatever the protocol and whichever way: their networks separate them, the engine's
+//! bridge is the way out and nothing else.
+
+use std::process::{Child, Command, Stdio};
+
+use super::names::pid_of;
+use super::rig::{self, LONG, Own, Tasks};
+
+/// Prints those of its arguments (`tcp:ADDRESS:PORT`, `udp:ADDRESS:PORT`, `icmp:ADDRESS`) that answer within a second.
+const PROBE: &str = r#"
+import socket, sys, threading
+def tcp(ip, port):
+    # Accepted may be by somebody who asks then whose it is.
+    s = socket.create_connection((ip, int(port)), 1)
+    s.settimeout(1)
+    s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    return s.recv(1)
+def udp(ip, port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(1)
+    s.connect((ip, int(port)))
+    s.send(b"x")
+    return s.recv(1)
+def icmp(ip):
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    s.settimeout(1)
+    s.sendto(b"\x08\x00\xf7\xfd\x00\x01\x00\x01", (ip, 0))
+    while True:
+        packet, peer = s.recvfrom(99)
+        if peer[0] == ip and packet[20] == 0:
+            return packet
+reached = []
+def probe(target):
+    kind, *rest = target.split(":")
+    try:
+        if globals()[kind](*rest):
+            reached.append(target)
+    except OSError:
+        pass
+threads = [threading.Thread(target=probe, args=(target,)) for target in sys.argv[1:]]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(" ".join(target for target in sys.argv[1:] if target in reached))
+"#;
+
+/// Answers datagrams, and streams.
+const ECHO: &str = r#"
+import socket, threading
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(("0.0.0.0", 9))
+t = socket.socket()
+t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+t.bind(("0.0.0.0", 9))
+t.listen()
+def streams():
+    while True:
+        s, _ = t.accept()
+        s.sendall(b"hello")
+        s.close()
+threading.Thread(target=streams, daemon=True).start()
+while True:
+    data, peer = u.recvfrom(99)
+    u.sendto(data, peer)
+"#;
+
+pub(super) struct Echo(Child);
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
+    }
+}
+
+/// Answers on port 9 where the command leads.
+pub(super) fn echo(mut command: Command) -> Echo {
+    let child = command.args(["-c", ECHO]).stdin(Stdio::null()).spawn();
+    Echo(child.unwrap())
+}
+
+/// A program in the network of a process.
+pub(super) fn within(pid: u32, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid.to_string(), "-n", program]);
+    command
+}
+
+/// Those that answer.
+pub(super) fn reached(mut from: Command, targets: &[String]) -> Vec<String> {
+    let out = from.args(["-c", PROBE]).args(targets).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let said = String::from_utf8(out.stdout).unwrap();
+    said.split_whitespace().map(str::to_owned).collect()
+}
+
+/// By each protocol.
+pub(super) fn all_ways(ip: &str) -> Vec<String> {
+    vec![format!("tcp:{ip}:9"), format!("udp:{ip}:9"), format!("icmp:{ip}")]
+}
+
+/// The address on the engine's bridge.
+fn bridge_address(pid: u32) -> Option<String> {
+    let out = within(pid, "ip")
+        .args(["-4", "-o", "addr", "show", "eth0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    let net = said.split_whitespace().skip_while(|word| *word != "inet").nth(1)?;
+    Some(net.split('/').next()?.to_owned())
+}
+
+fn create(own: &Own, name: &str, more: &[&str]) {
+    let words = ["service", "create", "--detach", "-e", "PORT=80", "--name", name];
+    own.docker(&[&words[..], more, &["nginx:latest"]].concat());
+}
+
+#[test]
+fn the_engines_bridge_leads_out_and_to_no_other_task() {
+    let Some(mut own) = rig::up("isolation", Tasks::Containers) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    for network in ["one", "two"] {
+        own.docker(&["network", "create", "-d", "overlay", network]);
+    }
+    create(&own, "a", &["--network", "one"]);
+    create(&own, "b", &["--network", "two"]);
+    create(&own, "a2", &["--network", "one"]);
+    create(&own, "plain", &["--publish", "8080:80"]);
+    let names = ["a", "b", "a2", "plain"];
+    let mut echoes = vec![echo(own.client("python3")), echo(own.inside("python3"))];
+    for name in names {
+        own.wait_for(name, LONG, || pid_of(&own, name).is_some());
+        echoes.push(echo(within(pid_of(&own, name).unwrap(), "python3")));
+    }
+    let check = |own: &Own| {
+        let tasks = names.map(|name| {
+            let pid = pid_of(own, name).unwrap();
+            (pid, bridge_address(pid).unwrap())
+        });
+        let targets: Vec<String> = tasks.iter().flat_map(|(_, address)| all_ways(address)).collect();
+        // From the host, which the bridge is of, all of them answer.
+        own.wait_for("all to answer", LONG, || {
+            reached(own.inside("python3"), &targets) == targets
+        });
+        for (pid, address) in &tasks {
+            let out = [all_ways("10.213.0.100"), all_ways("10.213.0.1"), all_ways("172.17.0.1")].concat();
+            own.wait_for("the way out", LONG, || reached(within(*pid, "python3"), &out) == out);
+            let others: Vec<&String> = tasks
+                .iter()
+                .map(|(_, other)| other)
+                .filter(|other| *other != address)
+                .collect();
+            let targets: Vec<String> = others.iter().flat_map(|other| all_ways(other)).collect();
+            let none: [&str; 0] = [];
+            assert_eq!(reached(within(*pid, "python3"), &targets), none, "from {address}");
+            // Whoever may say where its packets go sends them to the host, which would forward them.
+            let routes = |change: &str| {
+                for other in &others {
+                    let route = ["route", change, &format!("{other}/32"), "via", "172.17.0.1"];
+                    assert!(within(*pid, "ip").args(route).status().unwrap().success());
+                }
+            };
+            routes("add");
+            let by_host = reached(within(*pid, "python3"), &targets);
+            assert_eq!(by_host, none, "from {address}, by way of the host");
+            routes("del");
+        }
+        assert!(own.curl("http://localhost:8080").is_some());
+    };
+    check(&own);
+    // It holds without us, and another run finds it.
+    own.kill();
+    own.start();
+    check(&own);
+    drop(echoes);
+}
