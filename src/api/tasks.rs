@@ -63,7 +63,7 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
             })
     };
     let faults = Faults::now(api, &snapshot);
-    let shown = |task: &Arc<Task>| view::task(task, faults.of(task));
+    let shown = |task: &Arc<Task>| view::task(&snapshot, task, faults.of(task));
     let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(shown).collect();
     Ok(http::json(StatusCode::OK, &tasks))
 }
@@ -77,7 +77,10 @@ pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {
     find::swarm(&snapshot)?;
     let task = find::task(&snapshot, id)?;
     let faults = Faults::now(api, &snapshot);
-    Ok(http::json(StatusCode::OK, &view::task(&task, faults.of(&task))))
+    Ok(http::json(
+        StatusCode::OK,
+        &view::task(&snapshot, &task, faults.of(&task)),
+    ))
 }
 
 /// What keeps running tasks from being reached as they were declared to be.

@@ -3,7 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::swarm::{Meta, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskSpec, TaskState};
+use crate::model::swarm::{
+    Meta, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskAddress, TaskSpec, TaskState,
+};
 use crate::store::Snapshot;
 
 /// Plain structs with string keys serialize without fail.
@@ -144,7 +146,7 @@ pub(super) fn service_status(snapshot: &Snapshot, service: &Service) -> Value {
 }
 
 /// `fault` is what is wrong besides what the task itself says.
-pub(super) fn task(task: &Task, fault: Option<String>) -> Value {
+pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> Value {
     let mut status = json!({
         "Timestamp": task.status.at.to_string(),
         "State": task.status.state.as_str(),
@@ -182,7 +184,45 @@ pub(super) fn task(task: &Task, fault: Option<String>) -> Value {
     if let Some(node) = &task.node {
         all["NodeID"] = json!(node);
     }
+    let attachment = |own: &TaskAddress| {
+        let network = snapshot.network(own.network.as_str());
+        json!({
+            "Network": network.map_or_else(|| json!({ "ID": own.network }), |network| attached_network(network)),
+            "Addresses": [format!("{}/{}", own.addr, own.prefix)],
+        })
+    };
+    if !task.addresses.is_empty() {
+        all["NetworksAttachments"] = task.addresses.iter().map(attachment).collect();
+    }
     all
+}
+
+/// A network as tasks show it, which is another shape than its own.
+fn attached_network(network: &Network) -> Value {
+    let config = match (network.subnet, network.gateway) {
+        (Some(subnet), Some(gateway)) => json!([{ "Subnet": subnet, "Gateway": gateway }]),
+        (Some(subnet), None) => json!([{ "Subnet": subnet }]),
+        (None, _) => json!([]),
+    };
+    let driver = json!({ "Name": network.driver });
+    with_meta(
+        network.id.as_str(),
+        &network.meta,
+        json!({
+            "Spec": {
+                "Name": network.name,
+                "Labels": network.labels,
+                "DriverConfiguration": driver,
+                "Internal": network.is_internal,
+                "Attachable": network.is_attachable,
+                "Ingress": network.is_ingress,
+                "IPAMOptions": { "Driver": { "Name": "default" } },
+                "Scope": "swarm",
+            },
+            "DriverState": { "Name": network.driver, "Options": network.options },
+            "IPAMOptions": { "Driver": { "Name": "default" }, "Configs": config },
+        }),
+    )
 }
 
 pub(super) fn node(node: &Node) -> Value {

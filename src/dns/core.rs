@@ -27,6 +27,8 @@ pub struct Client {
     pub(super) view: Option<View>,
     /// Who knows other names; `None`: whom everybody asks.
     pub(super) forwarder: Option<Arc<Forwarder>>,
+    /// Other names are nobody's.
+    pub(super) is_internal: bool,
 }
 
 /// Whose a place is.
@@ -117,6 +119,7 @@ impl Core {
         match response {
             Response::Ignore => Handled::Nothing,
             Response::Reply { bytes, code } => self.reply(bytes, code, Source::Local, arrived),
+            Response::Forward(request) if client.is_internal => self.refuse(&request, ResponseCode::NXDomain, arrived),
             Response::Forward(request) => {
                 let forwarder = client.forwarder.as_ref().unwrap_or(&self.forwarder);
                 if forwarder.is_own_end(from) {

@@ -113,7 +113,7 @@ impl<'a> Asked<'a> {
                 Some(vip) => ips.push(vip),
                 None => {
                     ttl = TASKS_TTL_S;
-                    ips.extend(ready(service, self.now));
+                    ips.extend(ready(service, attachment, self.now));
                 }
             }
         }
@@ -121,7 +121,9 @@ impl<'a> Asked<'a> {
     }
 
     fn tasks(&self, found: Found<'a>) -> (Vec<IpAddr>, u32) {
-        let ips = found.into_iter().flat_map(|(service, _)| ready(service, self.now));
+        let ips = found
+            .into_iter()
+            .flat_map(|(service, attachment)| ready(service, attachment, self.now));
         (ips.collect(), TASKS_TTL_S)
     }
 
@@ -129,9 +131,13 @@ impl<'a> Asked<'a> {
     fn task(&self, labels: &[&str]) -> Option<(Vec<IpAddr>, u32)> {
         let [service, _slot, _id] = labels else { return None };
         let found = self.on_networks(service, |_| true)?;
-        let mut endpoints = found.iter().flat_map(|(service, _)| service.endpoints());
-        let endpoint = endpoints.find(|endpoint| full_name(endpoint).is_some_and(|name| name == labels.join(".")))?;
-        Some((vec![endpoint.addr().ip()], TASKS_TTL_S))
+        let mut endpoints = found.iter().flat_map(|(service, attachment)| {
+            let endpoints = service.endpoints().iter();
+            endpoints.map(|endpoint| (endpoint, *attachment))
+        });
+        let is_meant = |endpoint: &Endpoint| full_name(endpoint).is_some_and(|name| name == labels.join("."));
+        let (endpoint, attachment) = endpoints.find(|(endpoint, _)| is_meant(endpoint))?;
+        Some((vec![address_on(endpoint, attachment)], TASKS_TTL_S))
     }
 
     /// Whose address it is, and on which network: only of those that the task sees.
@@ -145,14 +151,12 @@ impl<'a> Asked<'a> {
         });
         let services = reverse.services_at(ip).filter_map(|name| table.service(name));
         let of_tasks = services.flat_map(|service| {
-            let attachment = self.view.attachments(service).next();
-            let here = service
-                .endpoints()
-                .iter()
-                .filter(move |endpoint| is_here(endpoint) && endpoint.addr().ip() == ip);
+            let here = service.endpoints().iter().filter(|endpoint| is_here(endpoint));
             here.filter_map(move |endpoint| {
+                let mut attachments = self.view.attachments(service);
+                let attachment = attachments.find(|attachment| address_on(endpoint, attachment) == ip)?;
                 let name = full_name(endpoint).unwrap_or_else(|| format!("tasks.{}", service.name()));
-                Some((TASKS_TTL_S, name_on(&name, attachment?)?))
+                Some((TASKS_TTL_S, name_on(&name, attachment)?))
             })
         });
         let names: Vec<(u32, Name)> = of_vip.into_iter().chain(of_tasks).take(MAX_NAMES).collect();
@@ -165,15 +169,21 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The addresses that tasks of this node are reached at, as the balancer sees them.
-fn ready(service: &Service, now: Instant) -> Vec<IpAddr> {
+/// The addresses that tasks of this node are reached at on a network, as the balancer sees them.
+fn ready(service: &Service, attachment: &Attachment, now: Instant) -> Vec<IpAddr> {
     let picks = service.picks(now);
     let picked = (0..picks.len()).filter_map(|place| picks.at(place));
     let endpoints = picked.map(|i| &service.endpoints()[i]);
     endpoints
         .filter(|endpoint| is_here(endpoint))
-        .map(|endpoint| endpoint.addr().ip())
+        .map(|endpoint| address_on(endpoint, attachment))
         .collect()
+}
+
+/// A task has one on each of its networks; an endpoint that was declared, or whose engine gives it others, has but one.
+fn address_on(endpoint: &Endpoint, attachment: &Attachment) -> IpAddr {
+    let own = endpoint.task().and_then(|task| task.address_on(&attachment.network));
+    own.unwrap_or_else(|| endpoint.addr().ip())
 }
 
 /// The address of another node's task is that of its link.
@@ -227,6 +237,7 @@ mod tests {
                 node: "n".into(),
                 hostname: "h".into(),
                 is_remote: *ip == REMOTE,
+                addresses: Vec::new(),
             })),
             ..EndpointSpec::at((Ipv4Addr::from(*ip), 0).into())
         };

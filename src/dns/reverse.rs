@@ -40,8 +40,8 @@ impl ReverseIndex {
     }
 
     fn insert(&mut self, service: &Service) {
-        for endpoint in service.endpoints() {
-            let names = self.services.entry(endpoint.addr().ip()).or_default();
+        for ip in addresses(service) {
+            let names = self.services.entry(ip).or_default();
             if !names.contains(service.name()) {
                 names.insert(service.name().clone());
             }
@@ -49,8 +49,7 @@ impl ReverseIndex {
     }
 
     fn remove(&mut self, service: &Service) {
-        for endpoint in service.endpoints() {
-            let ip = endpoint.addr().ip();
+        for ip in addresses(service) {
             let Some(names) = self.services.get_mut(&ip) else {
                 continue;
             };
@@ -60,6 +59,14 @@ impl ReverseIndex {
             }
         }
     }
+}
+
+/// All that its endpoints are reached by, from wherever.
+fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
+    service.endpoints().iter().flat_map(|endpoint| {
+        let of_task = endpoint.task().into_iter().flat_map(|task| &task.addresses);
+        of_task.map(|(_, ip)| *ip).chain([endpoint.addr().ip()])
+    })
 }
 
 #[cfg(test)]

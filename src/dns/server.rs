@@ -202,6 +202,16 @@ impl Responder {
             task: Some(self.core.n_tasks.fetch_add(1, Ordering::Relaxed)),
             view: Some(view),
             forwarder: (!nameservers.is_empty()).then(|| Arc::new(own())),
+            is_internal: false,
+        }
+    }
+
+    /// A task that sees `view`, for which other names are nobody's.
+    pub fn internal_task(&self, view: View) -> Client {
+        Client {
+            view: Some(view),
+            forwarder: None,
+            is_internal: true,
         }
     }
 

@@ -58,6 +58,9 @@ pub struct ClusterTask {
     pub node: String,
     /// Zero for tasks of global services.
     pub slot: u64,
+    /// Its address on each of its networks, by the network's id; empty where others give them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses: BTreeMap<String, IpAddr>,
 }
 
 /// A node of the cluster.
@@ -416,6 +419,7 @@ mod tests {
             service: "s".to_owned(),
             node: node.to_owned(),
             slot: 1,
+            addresses: Default::default(),
         })
     }
 

@@ -493,8 +493,13 @@ pub struct TaskPlace {
     pub networks: Vec<Arc<str>>,
     /// The task's own address, which it calls services from; `None` for whichever its namespace has.
     pub address: Option<IpAddr>,
+    /// The task's address on each of its networks, with the network's prefix: made there, and what it calls services from.
+    /// Empty for a task that was given none.
+    pub addresses: Vec<IpNet>,
     /// The namespace has no way out of its own: every connection to anywhere else is taken, and made outside.
     pub is_closed: bool,
+    /// It is to reach its networks alone: what else would be made outside, or asked of others, is not.
+    pub is_internal: bool,
     /// Whether names are answered, at `TaskPlace::NAMESERVER`.
     pub has_dns: bool,
     /// Who is asked for names that are not the cluster's; empty: whom this node asks.
@@ -545,6 +550,15 @@ pub struct TaskRef {
     pub hostname: Arc<str>,
     /// It runs on another node, and is reached over the link.
     pub is_remote: bool,
+    /// Its address on each of its networks, by the network's id, where it has one inside.
+    pub addresses: Vec<(Arc<str>, IpAddr)>,
+}
+
+impl TaskRef {
+    pub fn address_on(&self, network: &str) -> Option<IpAddr> {
+        let mut addresses = self.addresses.iter();
+        addresses.find(|(of, _)| **of == *network).map(|(_, ip)| *ip)
+    }
 }
 
 impl EndpointSpec {

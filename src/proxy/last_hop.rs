@@ -49,7 +49,8 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     let endpoint = lease.endpoint().clone();
     let spec = service.spec();
     let client = || request.client.map(|(client, _)| client);
-    let connected = upstream::connect_here(spec, &endpoint, request.target, client, spec.timeouts.connect).await;
+    let addr = endpoint.dial_addr(request.target);
+    let connected = upstream::connect_here(spec, &endpoint, addr, client, spec.timeouts.connect).await;
     let stream = match connected {
         Ok(stream) => {
             endpoint.report(Outcome::Reached, Instant::now());

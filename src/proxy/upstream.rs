@@ -343,7 +343,7 @@ async fn reach(
 ) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
         let client = || behalf.client.and_then(|client| client.peer_addr().ok());
-        return connect_here(spec, endpoint, target, client, timeout)
+        return connect_here(spec, endpoint, endpoint.dial_addr(target), client, timeout)
             .await
             .map(Leg::Tcp);
     };
@@ -366,16 +366,15 @@ async fn reach(
     }
 }
 
-/// One attempt at an endpoint of this node. `client`: the address of the client that it is for, if it is for one alone;
+/// One attempt at an endpoint of this node, at one of its addresses. `client`: the address of the client that it is for, if it is for one alone;
 /// asked for only where it is needed.
 pub(super) async fn connect_here(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
-    target: u16,
+    addr: SocketAddr,
     client: impl FnOnce() -> Option<SocketAddr>,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    let addr = endpoint.dial_addr(target);
     match &endpoint.spec().netns {
         None => connect_once(addr, timeout).await,
         Some(netns) => {

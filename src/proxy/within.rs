@@ -44,7 +44,7 @@ pub trait Caller: Send + Sync {
 pub enum Destination {
     /// To any endpoint of a service, as one to a published port does.
     Service(Arc<Service>),
-    /// To this endpoint of a service.
+    /// To this endpoint of a service, at the address of it that was asked for.
     Endpoint(Arc<Service>, Arc<Endpoint>),
     /// To the same address as this program's own namespace knows it.
     Outside,
@@ -124,7 +124,7 @@ impl Acceptor for Within {
             Destination::Service(service) => self.to_service(stream, peer, to.port(), service, now),
             Destination::Endpoint(service, endpoint) => {
                 let connection = Connection::open(service, self.party, now);
-                tokio::spawn(to_endpoint(connection, stream, endpoint, to.port()));
+                tokio::spawn(to_endpoint(connection, stream, endpoint, to));
             }
             Destination::Outside => {
                 let connection = Connection::open(self.shared.outgoing.clone(), self.party, now);
@@ -161,8 +161,8 @@ impl Within {
 }
 
 /// One connection to one endpoint and no other, whatever the service's mode.
-async fn to_endpoint(mut connection: Connection, client: TcpStream, endpoint: Arc<Endpoint>, target: u16) {
-    let reached = Box::pin(reach(&mut connection, &client, endpoint, target)).await;
+async fn to_endpoint(mut connection: Connection, client: TcpStream, endpoint: Arc<Endpoint>, to: SocketAddr) {
+    let reached = Box::pin(reach(&mut connection, &client, endpoint, to)).await;
     let (stream, _lease) = match reached {
         Ok(reached) => reached,
         Err(reason) => {
@@ -180,7 +180,7 @@ async fn reach(
     connection: &mut Connection,
     client: &TcpStream,
     endpoint: Arc<Endpoint>,
-    target: u16,
+    to: SocketAddr,
 ) -> Result<(TcpStream, Lease), CloseReason> {
     connection.admit(&mut Patience::new(client, &|| true)).await?;
     let spec = connection.service().spec().clone();
@@ -193,7 +193,7 @@ async fn reach(
     let lease = Lease::of(endpoint);
     connection.hold(Some(lease.endpoint().id()));
     let peer = || client.peer_addr().ok();
-    let connect = upstream::connect_here(&spec, lease.endpoint(), target, peer, spec.timeouts.connect);
+    let connect = upstream::connect_here(&spec, lease.endpoint(), to, peer, spec.timeouts.connect);
     let connected = unless_ended(connection, client, connect).await?;
     let outcome = match &connected {
         Ok(_) => Outcome::Reached,

@@ -361,6 +361,7 @@ mod tests {
                 node: "node".into(),
                 hostname: "host".into(),
                 is_remote: false,
+                addresses: Vec::new(),
             }));
         }
         handle.commit(&[upsert(&declared)]).unwrap();

@@ -114,7 +114,11 @@ fn task_addrs(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
         .endpoints
         .iter()
         .filter(move |endpoint| is_on_network && endpoint.netns.is_some());
-    inside.map(|endpoint| endpoint.addr.ip()).filter(|ip| !ip.is_loopback())
+    let addrs = inside.flat_map(|endpoint| {
+        let of_task = endpoint.task.iter().flat_map(|task| &task.addresses).map(|(_, ip)| *ip);
+        of_task.chain([endpoint.addr.ip()])
+    });
+    addrs.filter(|ip| !ip.is_loopback())
 }
 
 #[cfg(test)]

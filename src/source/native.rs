@@ -127,11 +127,15 @@ fn millis(duration: Duration) -> u64 {
 
 fn task_of(task: &Task) -> Option<ClusterTask> {
     let node = task.node.as_ref().filter(|_| task.is_serving())?;
+    let addresses = task.addresses.iter();
     Some(ClusterTask {
         id: task.id.to_string(),
         service: task.service.to_string(),
         node: node.to_string(),
         slot: task.slot,
+        addresses: addresses
+            .map(|own| (own.network.to_string(), own.addr.into()))
+            .collect(),
     })
 }
 

@@ -2,8 +2,8 @@
 //! of the project lives in this room. Not here: what the bytes are for.
 
 mod bpf;
-pub mod cgroup;
 pub mod bridge_port;
+pub mod cgroup;
 pub mod entrances;
 pub mod epoll;
 pub mod file;

@@ -97,6 +97,12 @@ pub enum VipError {
         #[source]
         err: io::Error,
     },
+    #[error("the address {address} in a network namespace")]
+    Address {
+        address: IpAddr,
+        #[source]
+        err: io::Error,
+    },
     #[error("take or give back the connections to {to}")]
     Take {
         to: IpNet,
@@ -172,6 +178,20 @@ impl Vips {
         }
         Ok(())
     }
+}
+
+/// Gives loopback these addresses, in the network namespace of the calling thread: give it to `Entrances::run`. Those that it
+/// has stay.
+pub fn add_addresses(addresses: Vec<IpAddr>) -> Result<(), VipError> {
+    let mut routing = RtNetlink::open().map_err(VipError::Routes)?;
+    routing.loopback_up().map_err(VipError::Routes)?;
+    for address in addresses {
+        match routing.add_loopback_address(address) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(VipError::Address { address, err }),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Takes away all local routes that `Vips::set` made in the network namespace of the calling thread: give it to

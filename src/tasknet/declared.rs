@@ -168,7 +168,9 @@ fn places(table: &RoutingTable, served: Served) -> BTreeMap<Arc<Path>, TaskPlace
                 networks: Vec::new(),
                 // A task has one on each of its networks.
                 address: own(addr.ip()).filter(|_| served == Served::Declared),
+                addresses: Vec::new(),
                 is_closed: false,
+                is_internal: false,
                 has_dns: served == Served::Declared,
                 nameservers: Vec::new(),
             });

@@ -13,7 +13,7 @@ use super::{OpenError, Shared};
 use crate::dns::{Client, Responder, View};
 use crate::model::{ServiceSpec, TaskPlace};
 use crate::proxy::{Caller, Destination, Serving};
-use crate::routing::{RoutingTable, Service, TableHandle};
+use crate::routing::{Endpoint, RoutingTable, Service, TableHandle};
 use crate::sys::entrances::Entrances;
 use crate::sys::netns::Netns;
 use crate::sys::rtnetlink::RtNetlink;
@@ -58,6 +58,14 @@ impl Place {
         let place = Arc::new(place);
         let (vips, listener) = Vips::open(entrances, &netns, &shared.liveness).await?;
         let own = match place.address {
+            _ if !place.addresses.is_empty() => {
+                let addresses = place.addresses.iter().map(IpNet::addr).collect();
+                entrances
+                    .run(&netns, move || vips::add_addresses(addresses))
+                    .await
+                    .map_err(VipError::from)??;
+                place.addresses.clone()
+            }
             Some(address) => vec![address.into()],
             None => own_addresses(entrances, &netns).await?,
         };
@@ -170,9 +178,10 @@ fn client(place: &TaskPlace, responder: &Responder) -> Option<Client> {
     let view = || View {
         networks: place.networks.clone(),
     };
-    place
-        .has_dns
-        .then(|| responder.task(view(), nameserver(), &place.nameservers))
+    place.has_dns.then(|| match place.is_internal {
+        true => responder.internal_task(view()),
+        false => responder.task(view(), nameserver(), &place.nameservers),
+    })
 }
 
 fn nameserver() -> SocketAddr {
@@ -196,6 +205,13 @@ fn local_addresses(place: &TaskPlace, own: &[IpNet], table: &RoutingTable) -> Lo
         sources: own.to_vec(),
         ..LocalAddresses::default()
     };
+    // Who has which of these addresses is looked up when somebody asks.
+    let planned: Vec<IpNet> = place.addresses.iter().map(IpNet::trunc).collect();
+    local.taken.extend(&planned);
+    local.routed.extend(&planned);
+    local
+        .passed
+        .extend(place.addresses.iter().map(|own| IpNet::from(own.addr())));
     let inner = table.inner();
     for network in &place.networks {
         let services = inner.on_network(network).filter_map(|name| table.service(name));
@@ -214,16 +230,15 @@ fn local_addresses(place: &TaskPlace, own: &[IpNet], table: &RoutingTable) -> Lo
         // Streams; datagrams have a socket. All of 127.0.0.0/8 is local anyway.
         local.taken.push(IpAddr::from(TaskPlace::NAMESERVER).into());
     }
-    if place.is_closed {
+    if place.is_closed && !place.is_internal {
         let everything = IpNet::from(Ipv4Net::default());
         local.taken.push(everything);
         local.routed = vec![everything];
         local.passed.push(IpNet::V4(LOOPBACK));
         local.passed.extend(own.iter().map(|own| IpNet::from(own.addr())));
         let attachments = table.services().flat_map(|service| &service.spec().attachments);
-        local
-            .refused
-            .extend(attachments.filter_map(|attachment| attachment.subnet));
+        let subnets = attachments.filter_map(|attachment| attachment.subnet);
+        local.refused.extend(subnets.filter(|subnet| !planned.contains(subnet)));
     }
     local.refused.sort_unstable();
     local.refused.dedup();
@@ -243,6 +258,19 @@ impl Program {
     }
 }
 
+impl Program {
+    /// Whether an endpoint has that address on a network that is the caller's too.
+    fn reaches(&self, spec: &ServiceSpec, endpoint: &Endpoint, ip: IpAddr) -> bool {
+        let addresses = endpoint.task().map_or(&[][..], |task| &task.addresses);
+        match addresses.is_empty() {
+            true => endpoint.addr().ip() == ip && self.shares(spec, |_| true),
+            false => addresses
+                .iter()
+                .any(|(network, own)| *own == ip && self.place.networks.contains(network)),
+        }
+    }
+}
+
 impl Caller for Program {
     fn destination(&self, table: &RoutingTable, to: SocketAddr) -> Destination {
         if self.names.is_some() && to.ip() == IpAddr::from(TaskPlace::NAMESERVER) {
@@ -259,14 +287,13 @@ impl Caller for Program {
             };
         }
         if let Some(service) = inner.task_owner(to.ip()).and_then(|name| table.service(name)) {
-            let mut endpoints = service.endpoints().iter();
-            let endpoint = endpoints.find(|endpoint| endpoint.addr().ip() == to.ip());
-            return match endpoint.filter(|_| self.shares(service.spec(), |_| true)) {
+            let is_meant = |endpoint: &&Arc<Endpoint>| self.reaches(service.spec(), endpoint, to.ip());
+            return match service.endpoints().iter().find(is_meant) {
                 Some(endpoint) => Destination::Endpoint(service.clone(), endpoint.clone()),
                 None => Destination::Nobody,
             };
         }
-        match self.place.is_closed {
+        match self.place.is_closed && !self.place.is_internal {
             true => Destination::Outside,
             false => Destination::Nobody,
         }

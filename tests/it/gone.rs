@@ -143,6 +143,7 @@ fn an_upload_cut_short_leaves_a_tunnel_without_goodbye() {
         node: "other".into(),
         hostname: "host".into(),
         is_remote: true,
+        addresses: Vec::new(),
     }));
     node.apply(&web);
     let mut client = dial(door(&web));

@@ -32,6 +32,7 @@ fn as_task(spec: &mut ServiceSpec) {
             node: "node".into(),
             hostname: "host".into(),
             is_remote: false,
+            addresses: Vec::new(),
         }));
     }
 }

@@ -166,6 +166,11 @@ impl Containers {
 
     async fn create(&self, assignment: &Assignment) -> Result<(), Failure> {
         let mut body = body::of(assignment, &self.owner)?;
+        if assignment.task.is_internal() && !self.has_sandboxes {
+            let reason = "the task's network is internal, and this anynode may not keep containers from the outside: expected \
+                          CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF";
+            return Err(Failure(reason.to_owned()));
+        }
         let sandbox = match self.has_sandboxes {
             true => sandbox::split(assignment, &self.owner, &mut body),
             false => None,
@@ -317,6 +322,9 @@ impl Containers {
         cable::shut_off(&self.socket, sandbox)
             .await
             .map_err(|error| Failure(format!("the task's network: {}", chain(&error))))?;
+        if let Err(error) = sandbox::write_hosts(sandbox) {
+            tracing::warn!(%task, %error, "its /etc/hosts is the engine's");
+        }
         self.networks.open(task, place).await
     }
 

@@ -2,6 +2,8 @@
 //! ready before its program runs. Not here: what is made ready (`TaskNetworks`), and the program in it (`pause`).
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use bollard::Docker;
@@ -12,6 +14,7 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rustix::process::Signal;
 
 use super::{OWNER_LABEL, pause};
@@ -67,13 +70,22 @@ pub(super) fn split(
         .partition(|(key, _)| key.starts_with("net."));
     host.sysctls = Some(others);
     host.network_mode = Some(format!("container:{}", name(&task.name())));
-    let labels = [
+    let addresses = task.addresses.iter().map(|own| format!("{}/{}", own.addr, own.prefix));
+    let addresses = addresses.collect::<Vec<_>>().join(",");
+    let (networks, nameservers) = (networks.join(","), nameservers.join(","));
+    let mut labels = vec![
         (SANDBOX_LABEL, task.id.as_str()),
         (OWNER_LABEL, owner),
-        (NETWORKS_LABEL, &networks.join(",")),
-        (NAMESERVERS_LABEL, &nameservers.join(",")),
+        (NETWORKS_LABEL, &networks),
+        (NAMESERVERS_LABEL, &nameservers),
+        (ADDRESSES_LABEL, &addresses),
     ];
+    if task.is_internal() {
+        labels.push((INTERNAL_LABEL, "true"));
+    }
     let host_config = HostConfig {
+        // Without a cable there is no way out, whatever it may do inside.
+        network_mode: task.is_internal().then(|| "none".to_owned()),
         dns: Some(vec![TaskPlace::NAMESERVER.to_string()]),
         dns_search: host.dns_search.take(),
         dns_options: Some(options),
@@ -81,7 +93,6 @@ pub(super) fn split(
         sysctls: Some(of_network),
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
-        readonly_rootfs: Some(true),
         log_config: Some(HostConfigLogConfig {
             typ: Some("none".to_owned()),
             config: None,
@@ -91,7 +102,12 @@ pub(super) fn split(
     Some(ContainerCreateBody {
         image: Some(image()),
         hostname: body.hostname.take(),
-        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        labels: Some(
+            labels
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        ),
         // It hears nothing else.
         stop_signal: Some("SIGKILL".to_owned()),
         host_config: Some(host_config),
@@ -178,19 +194,70 @@ pub(super) fn place(sandbox: &ContainerInspectResponse) -> Option<TaskPlace> {
     Some(TaskPlace {
         netns: netns::of_container(pid)?,
         networks: listed(NETWORKS_LABEL).into_iter().map(Into::into).collect(),
-        address: address(sandbox),
+        address: bridge_address(sandbox),
+        addresses: addresses(sandbox),
         is_closed: false,
+        is_internal: labels.contains_key(INTERNAL_LABEL),
         has_dns: true,
         nameservers: listed(NAMESERVERS_LABEL).into_iter().filter_map(nameserver).collect(),
     })
 }
 
-/// The address on the engine's bridge.
+/// Where a task's program is reached: at its own first address, or at the one on the engine's bridge where it was given none.
 pub(super) fn address(container: &ContainerInspectResponse) -> Option<IpAddr> {
+    let own = addresses(container).first().map(IpNet::addr);
+    own.or_else(|| bridge_address(container))
+}
+
+fn bridge_address(container: &ContainerInspectResponse) -> Option<IpAddr> {
     let networks = container.network_settings.as_ref()?.networks.as_ref()?;
     networks
         .values()
         .find_map(|network| network.ip_address.as_deref()?.parse().ok())
+}
+
+/// The task's own addresses, with the prefixes of their networks.
+fn addresses(sandbox: &ContainerInspectResponse) -> Vec<IpNet> {
+    let labels = sandbox.config.as_ref().and_then(|config| config.labels.as_ref());
+    let listed = labels.and_then(|labels| labels.get(ADDRESSES_LABEL));
+    let each = listed.into_iter().flat_map(|text| text.split(','));
+    each.filter_map(|text| text.parse().ok()).collect()
+}
+
+/// Writes the task's own addresses to the /etc/hosts that its container shares, in place of the one on the engine's bridge.
+/// Errors: the sandbox's files are not seen from here.
+pub(super) fn write_hosts(sandbox: &ContainerInspectResponse) -> io::Result<()> {
+    let addresses = addresses(sandbox);
+    let pid = sandbox.state.as_ref().and_then(|state| state.pid).unwrap_or(0);
+    let config = sandbox.config.as_ref();
+    let name = config.and_then(|config| config.hostname.as_deref()).unwrap_or_default();
+    if addresses.is_empty() || pid <= 0 || name.is_empty() {
+        return Ok(());
+    }
+    // The engine made it, and the container has the very same file.
+    let path = format!("/proc/{pid}/root/etc/hosts");
+    let before = std::fs::read_to_string(&path)?;
+    let after = hosts(&before, name, bridge_address(sandbox), &addresses);
+    match after == before {
+        true => Ok(()),
+        false => File::options()
+            .write(true)
+            .truncate(true)
+            .open(&path)?
+            .write_all(after.as_bytes()),
+    }
+}
+
+/// The lines of a hosts file, with other addresses for a name.
+fn hosts(before: &str, name: &str, gone: Option<IpAddr>, addresses: &[IpNet]) -> String {
+    let own: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+    let is_to_go = |line: &&str| {
+        let address = line.split_whitespace().next().and_then(|word| word.parse().ok());
+        address.is_some_and(|address: IpAddr| gone == Some(address) || own.contains(&address))
+    };
+    let kept = before.lines().filter(|line| !is_to_go(line)).map(str::to_owned);
+    let lines = kept.chain(own.iter().map(|address| format!("{address}\t{name}")));
+    lines.map(|line| line + "\n").collect()
 }
 
 /// What waits for the process of a sandbox to end, and kills the program that shares its network then, at once. `None`: the
@@ -237,7 +304,25 @@ fn image() -> String {
     format!("{}:{}", pause::REPOSITORY, pause::TAG)
 }
 
+const ADDRESSES_LABEL: &str = "anynode.addresses";
+const INTERNAL_LABEL: &str = "anynode.internal";
 const NETWORKS_LABEL: &str = "anynode.networks";
 const NAMESERVERS_LABEL: &str = "anynode.nameservers";
 const SHORT_ID: usize = 12;
 const DNS_PORT: u16 = 53;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_file_says_the_tasks_own_addresses() {
+        let engines = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n192.0.2.7\tdb\n172.17.0.5\tabc\n";
+        let own = ["10.0.1.5/24".parse().unwrap(), "10.0.2.9/24".parse().unwrap()];
+        let written = hosts(engines, "abc", Some([172, 17, 0, 5].into()), &own);
+        let expected =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n192.0.2.7\tdb\n10.0.1.5\tabc\n10.0.2.9\tabc\n";
+        assert_eq!(written, expected);
+        assert_eq!(hosts(&written, "abc", Some([172, 17, 0, 5].into()), &own), expected);
+    }
+}

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
@@ -57,7 +58,17 @@ pub(super) struct Job {
 /// The network of a task that has one of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OwnNetwork {
+    /// The first of `addresses`; where there is none, what tasks know one another by.
     pub(super) address: Ipv4Addr,
+    /// On each of its networks, with the network's prefix.
+    #[serde(default)]
+    pub(super) addresses: Vec<IpNet>,
+    /// It reaches its networks alone.
+    #[serde(default)]
+    pub(super) is_internal: bool,
+    /// What the program finds in /etc/hosts; empty: this host's.
+    #[serde(default)]
+    pub(super) hosts: String,
     /// The ids of the networks that it is on.
     pub(super) networks: Vec<String>,
     /// Who is asked for names that are not the swarm's; empty: whom anynode asks.
@@ -163,6 +174,11 @@ impl Dir {
     /// What is shown as /etc/resolv.conf to a task that has a network of its own.
     pub(super) fn resolv_conf(&self) -> PathBuf {
         self.path.join("resolv.conf")
+    }
+
+    /// What is shown to it as /etc/hosts.
+    pub(super) fn hosts(&self) -> PathBuf {
+        self.path.join("hosts")
     }
 
     /// The pipe whose other end a keeper holds as long as it lives.

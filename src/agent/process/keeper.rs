@@ -157,6 +157,11 @@ fn make_network(dir: &Dir, network: &OwnNetwork) -> io::Result<()> {
         }
         shown => shown.map_err(failed("/etc/resolv.conf"))?,
     }
+    if !network.hosts.is_empty() && Path::new("/etc/hosts").exists() {
+        std::fs::write(dir.hosts(), &network.hosts)?;
+        std::fs::set_permissions(dir.hosts(), Permissions::from_mode(0o644))?;
+        show_instead(&dir.hosts(), Path::new("/etc/hosts")).map_err(failed("/etc/hosts"))?;
+    }
     for other in OTHER_RESOLVERS.map(Path::new).into_iter().filter(|path| path.exists()) {
         show_instead(Path::new("/dev/null"), other).map_err(failed("other resolvers"))?;
     }

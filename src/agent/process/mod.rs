@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard_stubs::models::{EndpointPortConfig, EndpointPortConfigProtocolEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
@@ -171,11 +171,7 @@ impl Processes {
             }
             env.insert(name.to_owned(), value.to_owned());
         }
-        let hostname = match container.hostname.as_ref().filter(|name| !name.is_empty()) {
-            Some(name) => expand(name)?,
-            None => assignment.task.id.as_str().chars().take(12).collect(),
-        };
-        env.insert("HOSTNAME".to_owned(), hostname);
+        env.insert("HOSTNAME".to_owned(), hostname(assignment)?);
         match network {
             // It may listen wherever it likes.
             Some(_) => drop(env.entry("PORT".to_owned()).or_insert_with(|| port.to_string())),
@@ -260,7 +256,7 @@ impl Processes {
     }
 
     /// The network that a task is to have, and its address until it is written; `None` for this host's.
-    fn network_of(&self, assignment: &Assignment) -> Result<Option<(OwnNetwork, Given<'_>)>, Failure> {
+    fn network_of(&self, assignment: &Assignment) -> Result<Option<(OwnNetwork, Option<Given<'_>>)>, Failure> {
         let spec = &assignment.task.spec;
         let attached = spec.networks.iter().flatten();
         let networks: Vec<String> = attached.filter_map(|network| network.target.clone()).collect();
@@ -269,7 +265,13 @@ impl Processes {
             .as_ref()
             .filter(|_| !networks.iter().any(|network| network == "host"))
         else {
-            return Ok(None);
+            return match assignment.task.is_internal() {
+                true => Err(Failure(
+                    "the task's network is internal, and tasks have this host's network here: expected anynode as root"
+                        .to_owned(),
+                )),
+                false => Ok(None),
+            };
         };
         let none = || Failure("process.addresses: all of them are given: expected a larger network".to_owned());
         let container = spec.container_spec.clone().unwrap_or_default();
@@ -280,9 +282,22 @@ impl Processes {
         };
         let nameservers: Result<_, Failure> = dns.nameservers.iter().flatten().map(nameserver).collect();
         let own = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let given = addresses.give(&self.settings.dir).ok_or_else(none)?;
+        let own_addresses = assignment.task.addresses.iter();
+        let own_addresses = own_addresses.filter_map(|own| IpNet::new(own.addr.into(), own.prefix).ok());
+        let own_addresses: Vec<IpNet> = own_addresses.collect();
+        let (address, given) = match assignment.task.addresses.first() {
+            Some(own) => (own.addr, None),
+            None => {
+                let given = addresses.give(&self.settings.dir).ok_or_else(none)?;
+                (given.address, Some(given))
+            }
+        };
+        let own_hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
         let network = OwnNetwork {
-            address: given.address,
+            address,
+            hosts: hosts(&own_hosts, &hostname(assignment)?, address, &own_addresses),
+            addresses: own_addresses,
+            is_internal: assignment.task.is_internal(),
             networks,
             nameservers: nameservers?,
             resolv_conf: resolv_conf(&own, dns.search.as_deref(), dns.options.as_deref()),
@@ -499,7 +514,9 @@ fn place(network: &OwnNetwork, keeper: u32) -> TaskPlace {
         netns: netns_of(keeper),
         networks: network.networks.iter().map(|id| id.as_str().into()).collect(),
         address: Some(network.address.into()),
+        addresses: network.addresses.clone(),
         is_closed: true,
+        is_internal: network.is_internal,
         has_dns: true,
         nameservers: nameservers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect(),
     }
@@ -515,6 +532,43 @@ fn first_target(assignment: &Assignment) -> Option<u16> {
     };
     let port = spec.ports.iter().flatten().find(is_tcp)?;
     u16::try_from(port.target_port?).ok()
+}
+
+/// What a task is called by: its service may say it.
+fn hostname(assignment: &Assignment) -> Result<String, Failure> {
+    let container = assignment.task.spec.container_spec.as_ref();
+    match container
+        .and_then(|container| container.hostname.as_ref())
+        .filter(|name| !name.is_empty())
+    {
+        Some(name) => template::expand(name, assignment).map_err(|error| Failure(error.to_string())),
+        None => Ok(assignment.task.id.as_str().chars().take(12).collect()),
+    }
+}
+
+/// What a task finds as /etc/hosts: this host's lines, and its own names for its own addresses. The kernel's name of the host
+/// is the task's too, and leads to them as well.
+fn hosts(own: &str, name: &str, address: Ipv4Addr, addresses: &[IpNet]) -> String {
+    let of_host = rustix::system::uname();
+    let of_host = of_host.nodename().to_string_lossy();
+    let names = |line: &str| {
+        line.split('#')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let is_other = |line: &&str| {
+        !names(line).iter().any(|found| *found == *of_host || found == name) || line.contains("localhost")
+    };
+    let kept = own.lines().filter(is_other).map(str::to_owned);
+    let alone = [IpAddr::from(address)];
+    let planned: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+    let all = if planned.is_empty() { &alone[..] } else { &planned };
+    let lines = kept.chain(all.iter().map(|address| format!("{address}\t{name} {of_host}")));
+    lines.map(|line| line + "\n").collect()
 }
 
 /// What a task finds as /etc/resolv.conf: the search list and options of its service, or else of this host, with anynode to

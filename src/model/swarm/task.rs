@@ -198,6 +198,11 @@ impl Task {
         self.is_wanted() && !self.status.state.is_terminal()
     }
 
+    /// It reaches the services of its networks, and nothing else.
+    pub fn is_internal(&self) -> bool {
+        !self.addresses.is_empty() && self.addresses.iter().all(|own| own.is_internal)
+    }
+
     /// It may have traffic.
     pub fn is_serving(&self) -> bool {
         self.is_wanted() && self.status.state == TaskState::Running

@@ -353,6 +353,10 @@ impl ClusterSource {
                 0 => task.node.clone(),
                 slot => slot.to_string(),
             };
+            // A task with this host's network has none.
+            let is_inside = is_remote || reach.netns.is_some();
+            let addresses = task.addresses.iter().filter(|_| is_inside);
+            let addresses = addresses.map(|(network, ip)| (network.as_str().into(), *ip)).collect();
             endpoints.push(EndpointSpec {
                 addr: reach.addr,
                 netns: reach.netns,
@@ -363,6 +367,7 @@ impl ClusterSource {
                     node: task.node.as_str().into(),
                     hostname: node.map_or("", |node| node.hostname.as_str()).into(),
                     is_remote,
+                    addresses,
                 })),
             });
         }
@@ -434,6 +439,7 @@ mod tests {
             service: service.to_owned(),
             node: node.to_owned(),
             slot,
+            addresses: Default::default(),
         })
     }
 

@@ -363,6 +363,7 @@ fn seen_task(task: bollard::models::Task) -> Seen {
                 service: task.service_id.unwrap_or_default(),
                 node: task.node_id.unwrap_or_default(),
                 slot: task.slot.and_then(|slot| u64::try_from(slot).ok()).unwrap_or(0),
+                addresses: Default::default(),
             },
         },
     }

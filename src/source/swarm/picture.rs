@@ -318,6 +318,7 @@ impl From<proto::Task> for Seen {
                     service: task.service_id,
                     node: task.node_id,
                     slot: task.slot,
+                    addresses: Default::default(),
                 },
             },
         }

@@ -17,6 +17,7 @@ fn task(n: u64, slot: u64) -> ClusterObject {
         service: "s1".to_owned(),
         node: "w1".to_owned(),
         slot,
+        addresses: Default::default(),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use super::names::pid_of;
+use super::names::{addresses_of, dig, pid_of};
 use super::rig::{self, LONG, Own, Tasks};
 
 /// Prints those of its arguments (`tcp:ADDRESS:PORT`, `udp:ADDRESS:PORT`, `icmp:ADDRESS`) that answer within a second.
@@ -92,9 +92,32 @@ pub(super) fn reached(mut from: Command, targets: &[String]) -> Vec<String> {
     said.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Waits until all of them answer.
+fn wait_reached(own: &Own, what: &str, from: impl Fn() -> Command, targets: &[String]) {
+    let started = std::time::Instant::now();
+    loop {
+        let reached = reached(from(), targets);
+        if reached == targets {
+            return;
+        }
+        assert!(
+            started.elapsed() < LONG,
+            "{what}: of {targets:?} only {reached:?}\n{}",
+            own.log_tail()
+        );
+    }
+}
+
 /// By each protocol.
 pub(super) fn all_ways(ip: &str) -> Vec<String> {
     vec![format!("tcp:{ip}:9"), format!("udp:{ip}:9"), format!("icmp:{ip}")]
+}
+
+/// What is outside, and the host. A datagram to another of the host's addresses is answered from the bridge's.
+fn way_out(bridge: &str) -> Vec<String> {
+    let mut out = [all_ways("10.213.0.100"), all_ways("10.213.0.1"), all_ways(bridge)].concat();
+    out.retain(|target| target != "udp:10.213.0.1:9");
+    out
 }
 
 /// The address on the engine's bridge.
@@ -106,6 +129,14 @@ fn bridge_address(pid: u32) -> Option<String> {
     let said = String::from_utf8(out.stdout).unwrap();
     let net = said.split_whitespace().skip_while(|word| *word != "inet").nth(1)?;
     Some(net.split('/').next()?.to_owned())
+}
+
+/// The bridge's own.
+fn bridge_of(pid: u32) -> String {
+    let out = within(pid, "ip").args(["route", "show", "default"]).output().unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    let mut words = said.split_whitespace().skip_while(|word| *word != "via");
+    words.nth(1).unwrap().to_owned()
 }
 
 fn create(own: &Own, name: &str, more: &[&str]) {
@@ -140,12 +171,11 @@ fn the_engines_bridge_leads_out_and_to_no_other_task() {
         });
         let targets: Vec<String> = tasks.iter().flat_map(|(_, address)| all_ways(address)).collect();
         // From the host, which the bridge is of, all of them answer.
-        own.wait_for("all to answer", LONG, || {
-            reached(own.inside("python3"), &targets) == targets
-        });
+        wait_reached(own, "from the host", || own.inside("python3"), &targets);
         for (pid, address) in &tasks {
-            let out = [all_ways("10.213.0.100"), all_ways("10.213.0.1"), all_ways("172.17.0.1")].concat();
-            own.wait_for("the way out", LONG, || reached(within(*pid, "python3"), &out) == out);
+            let bridge = bridge_of(*pid);
+            let out = way_out(&bridge);
+            wait_reached(own, "the way out", || within(*pid, "python3"), &out);
             let others: Vec<&String> = tasks
                 .iter()
                 .map(|(_, other)| other)
@@ -157,7 +187,7 @@ fn the_engines_bridge_leads_out_and_to_no_other_task() {
             // Whoever may say where its packets go sends them to the host, which would forward them.
             let routes = |change: &str| {
                 for other in &others {
-                    let route = ["route", change, &format!("{other}/32"), "via", "172.17.0.1"];
+                    let route = ["route", change, &format!("{other}/32"), "via", &bridge];
                     assert!(within(*pid, "ip").args(route).status().unwrap().success());
                 }
             };
@@ -169,9 +199,83 @@ fn the_engines_bridge_leads_out_and_to_no_other_task() {
         assert!(own.curl("http://localhost:8080").is_some());
     };
     check(&own);
+    // By the addresses of their networks, those meet that share one.
+    let address = |name: &str| addresses_of(&own, name).into_values().next().unwrap();
+    let tcp = |name: &str| format!("tcp:{}:9", address(name));
+    let from = |name: &str, targets: &[String]| reached(within(pid_of(&own, name).unwrap(), "python3"), targets);
+    let all = ["a", "b", "a2"].map(tcp);
+    assert_eq!(from("a", &all), [tcp("a"), tcp("a2")]);
+    assert_eq!(from("b", &all), [tcp("b")]);
+    let none: [&str; 0] = [];
+    assert_eq!(from("plain", &all), none);
+    assert_eq!(from("a", &all_ways(&address("b"))), none);
     // It holds without us, and another run finds it.
     own.kill();
     own.start();
     check(&own);
     drop(echoes);
+}
+
+/// Tasks of an internal network alone: they reach one another, and nothing else.
+fn internal(name: &str, tasks: Tasks) {
+    let Some(mut own) = rig::up(name, tasks) else { return };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.docker(&["network", "create", "-d", "overlay", "--internal", "vault"]);
+    own.docker(&["network", "create", "-d", "overlay", "open"]);
+    create(&own, "safe", &["--network", "vault", "--publish", "8080:80"]);
+    create(&own, "chest", &["--network", "vault"]);
+    create(&own, "both", &["--network", "vault", "--network", "open"]);
+    let (host, mut echoes) = match tasks {
+        Tasks::Containers => ("10.213.0.1", vec![echo(own.client("python3"))]),
+        Tasks::Processes => {
+            let add = ["addr", "add", "10.213.0.1/32", "dev", "lo"];
+            assert!(own.inside("ip").args(add).status().unwrap().success());
+            ("10.213.0.1", Vec::new())
+        }
+    };
+    echoes.push(echo(own.inside("python3")));
+    for name in ["safe", "chest", "both"] {
+        own.wait_for(name, LONG, || pid_of(&own, name).is_some());
+        echoes.push(echo(within(pid_of(&own, name).unwrap(), "python3")));
+    }
+    let pid = |name: &str| pid_of(&own, name).unwrap();
+    let from = |name: &str, targets: &[String]| reached(within(pid(name), "python3"), targets);
+    let bridge = match tasks {
+        Tasks::Containers => bridge_of(pid("both")),
+        Tasks::Processes => "172.17.0.1".to_owned(),
+    };
+    let out: Vec<String> = [host, &bridge, "10.213.0.100"].into_iter().flat_map(all_ways).collect();
+    let way_out = match tasks {
+        Tasks::Containers => way_out(&bridge),
+        Tasks::Processes => vec![format!("tcp:{host}:9")],
+    };
+    let python_of = |pid: u32| move || within(pid, "python3");
+    wait_reached(&own, "the way out", python_of(pid("both")), &way_out);
+    let none: [&str; 0] = [];
+    assert_eq!(from("safe", &out), none);
+    let vault = |name: &str| format!("tcp:{}:9", addresses_of(&own, name)["vault"]);
+    let all = ["safe", "chest", "both"].map(vault);
+    for name in ["safe", "chest", "both"] {
+        wait_reached(&own, "all of the network", python_of(pid(name)), &all);
+    }
+    let open = format!("tcp:{}:9", addresses_of(&own, "both")["open"]);
+    assert_eq!(from("both", &[open.clone()]), [open.clone()]);
+    assert_eq!(from("safe", &[open]), none);
+    assert!(!dig(pid("safe"), "chest").is_empty());
+    let asked = dig(pid("safe"), "+noshort +comments example.test");
+    assert!(asked.contains("NXDOMAIN"), "{asked}");
+    // Who is let in from outside is another matter.
+    assert!(own.curl("http://localhost:8080").is_some());
+    drop(echoes);
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_of_a_container() {
+    internal("internal-c", Tasks::Containers);
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_of_a_process() {
+    internal("internal-p", Tasks::Processes);
 }

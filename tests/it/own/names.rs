@@ -1,6 +1,7 @@
 //! From inside tasks, the services of their networks by name and by address: what `docker network create` and `--network`
 //! promise, on both runtimes.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use super::rig::{self, LONG, Own, Tasks};
@@ -32,6 +33,19 @@ pub(super) fn dig(pid: u32, words: &str) -> String {
     let mut all = vec!["dig", "@127.0.0.77", "+short", "+time=2", "+tries=1"];
     all.extend(words.split_whitespace());
     inside(pid, false, &all).1
+}
+
+/// The addresses of a service's first task, as the API says them, by the names of its networks.
+pub(super) fn addresses_of(own: &Own, service: &str) -> BTreeMap<String, String> {
+    let task = own.docker(&["service", "ps", "-q", "-f", "desired-state=running", service]);
+    let format = "{{range .NetworksAttachments}}{{.Network.Spec.Name}} {{index .Addresses 0}}\n{{end}}";
+    let task = task.lines().next().unwrap_or_default();
+    let said = own.docker(&["inspect", "--type", "task", "-f", format, task]);
+    let pairs = said.lines().filter_map(|line| line.split_once(' '));
+    let bare = |address: &str| address.split('/').next().unwrap_or_default().to_owned();
+    pairs
+        .map(|(network, address)| (network.to_owned(), bare(address)))
+        .collect()
 }
 
 /// Whether a URL answers from inside.
@@ -135,6 +149,54 @@ fn names(name: &str, tasks: Tasks) {
     for each in dig(web, "tasks.api").lines() {
         assert!(answers(web, &format!("http://{each}:80/")), "{each}");
     }
+    // A task's own address on each of its networks is what names, the API and the task itself say, and what others see.
+    let of = |service: &str| addresses_of(&own, service);
+    let (of_web, of_lone) = (of("web"), of("lone"));
+    assert_eq!(of_web.keys().collect::<Vec<_>>(), ["front"]);
+    assert_eq!(dig(web, "tasks.web"), of_web["front"]);
+    assert_eq!(dig(lone, "tasks.lone"), of_lone["back"]);
+    assert!(dig(web, &format!("-x {}", of_web["front"])).starts_with("web.1."));
+    for (pid, addresses) in [(web, of_web.clone()), (lone, of_lone.clone()), (api, of("api"))] {
+        let hosts = std::fs::read_to_string(format!("/proc/{pid}/root/etc/hosts")).unwrap();
+        for address in addresses.values() {
+            let mut lines = hosts
+                .lines()
+                .filter(|line| line.split_whitespace().next() == Some(address));
+            assert!(
+                lines
+                    .next()
+                    .is_some_and(|line| line.split_whitespace().nth(1).is_some()),
+                "{hosts}"
+            );
+        }
+        if tasks == Tasks::Containers {
+            let bridge = inside(pid, false, &["ip", "-4", "-o", "addr", "show", "eth0"]).1;
+            let bridge = bridge
+                .split_whitespace()
+                .nth(3)
+                .and_then(|net| net.split('/').next())
+                .unwrap();
+            assert!(!hosts.contains(bridge), "{hosts}");
+        }
+    }
+    assert!(dig(web, "tasks.api").contains(&of("api")["front"]));
+    assert!(dig(lone, "tasks.api").contains(&of("api")["back"]));
+    let asked = |from: u32, at: &str| {
+        let url = format!("http://{at}:80/");
+        let said = inside(from, true, &["curl", "-f", "-s", "-m", "5", &url]).1;
+        let answer: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
+        answer["peer"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(asked(web, &of("api")["front"]), of_web["front"]);
+    assert_eq!(asked(lone, &of("api")["back"]), of_lone["back"]);
+    assert_eq!(
+        asked(web, &front),
+        of_web["front"],
+        "through the service's own address too"
+    );
+    assert_eq!(asked(web, &of_web["front"]), of_web["front"], "and itself");
+    assert_eq!(asked(web, &of("api")["back"]), "", "on another network it is not there");
+    assert_eq!(asked(web, &of_lone["back"]), "");
     if tasks == Tasks::Processes {
         // The way out, which is the host's; its own loopback is not.
         assert!(answers(web, "http://10.213.0.100:8080/"));
