@@ -183,7 +183,7 @@ fn names(name: &str, tasks: Tasks) {
     assert!(dig(lone, "tasks.api").contains(&of("api")["back"]));
     let asked = |from: u32, at: &str| {
         let url = format!("http://{at}:80/");
-        let said = inside(from, true, &["curl", "-f", "-s", "-m", "5", &url]).1;
+        let said = inside(from, false, &["curl", "-f", "-s", "-m", "5", &url]).1;
         let answer: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
         answer["peer"].as_str().unwrap_or_default().to_owned()
     };
