@@ -93,6 +93,8 @@ fn bench(criterion: &mut Criterion) {
         netns: std::path::Path::new(&format!("/run/netns/{}", space.0)).into(),
         networks: vec![format!("shared-{n}").as_str().into()],
         address: Some(TASK.into()),
+        addresses: Vec::new(),
+        is_internal: false,
         is_closed: false,
         has_dns: true,
         nameservers: Vec::new(),

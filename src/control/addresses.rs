@@ -22,6 +22,9 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     open.sort_by_key(|task| (task.meta.created_at, task.slot, task.id.clone()));
     let mut free = Free::of(snapshot);
     for task in open {
+        if draft.is_full() {
+            break;
+        }
         match free.give(task, snapshot) {
             Ok(addresses) => draft.change_task(task, |task| task.addresses = addresses),
             Err(reason) => {

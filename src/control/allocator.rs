@@ -75,6 +75,10 @@ impl Supply {
         for vip in snapshot.services().flat_map(|service| &service.endpoint.vips) {
             *used.entry(&vip.network).or_default() += 1;
         }
+        let tasks = snapshot.tasks().filter(|task| addresses::holds(task));
+        for own in tasks.flat_map(|task| &task.addresses) {
+            *used.entry(&own.network).or_default() += 1;
+        }
         let has_left = |network: &&Arc<Network>| {
             let n_used = used.get(&network.id).copied().unwrap_or(0);
             network
@@ -301,8 +305,11 @@ impl Taken {
             addrs: networks.values().filter_map(addrs_of).collect(),
         };
         for task in snapshot.tasks().filter(|task| addresses::holds(task)) {
-            let own = task.addresses.iter();
-            taken.addrs.extend(own.map(|own| (own.network.clone(), own.addr)));
+            for own in &task.addresses {
+                if let Some(addrs) = taken.addrs.get_mut(&own.network) {
+                    addrs.taken.insert(u32::from(own.addr));
+                }
+            }
         }
         for service in snapshot.services() {
             let asked = ports_of(&wanted_spec(service));

@@ -368,7 +368,10 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(700), "100, 200 and 400 ms");
         let lines = lines.all();
         // Of its files the store says so itself.
-        assert!(!lines.iter().any(|line| line.contains("cannot be written")), "{lines:#?}");
+        assert!(
+            !lines.iter().any(|line| line.contains("cannot be written")),
+            "{lines:#?}"
+        );
         assert!(lines.iter().any(|line| line.contains("written again")), "{lines:#?}");
     }
 

@@ -209,6 +209,7 @@ impl Responder {
     /// A task that sees `view`, for which other names are nobody's.
     pub fn internal_task(&self, view: View) -> Client {
         Client {
+            task: Some(self.core.n_tasks.fetch_add(1, Ordering::Relaxed)),
             view: Some(view),
             forwarder: None,
             is_internal: true,

@@ -57,8 +57,13 @@ pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
 /// What is wrong with `label`, as it stands among `labels`.
 pub fn faults_of(label: &str, labels: &BTreeMap<String, String>) -> Vec<String> {
     let about = [format!("label {label}:"), format!("label {label}=")];
-    let faults = alone(labels).map(|labels| labels.faults).unwrap_or_default().into_iter();
-    faults.filter(|fault| about.iter().any(|about| fault.starts_with(about))).collect()
+    let faults = alone(labels)
+        .map(|labels| labels.faults)
+        .unwrap_or_default()
+        .into_iter();
+    faults
+        .filter(|fault| about.iter().any(|about| fault.starts_with(about)))
+        .collect()
 }
 
 /// What labels say, whatever the service.

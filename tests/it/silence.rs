@@ -193,6 +193,7 @@ fn as_remote(spec: &mut ServiceSpec) {
             node: format!("node{i}").into(),
             hostname: "host".into(),
             is_remote: true,
+            addresses: Vec::new(),
         }));
     }
 }

@@ -2,7 +2,6 @@
 //! their own addresses, those of other nodes are endpoints behind the link. Not here: where the cluster comes from
 //! (`swarm`, `link`), and who finds the addresses of local tasks.
 
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -294,10 +293,18 @@ impl ClusterSource {
         let mut spec = ServiceSpec::new(name);
         let labels = labels::apply(&service.labels, &mut spec);
         let mut faults = labels.faults;
-        faults.extend(service.refused.iter().flat_map(|(label, value)| refusal(service, label, value)));
+        faults.extend(
+            service
+                .refused
+                .iter()
+                .flat_map(|(label, value)| refusal(service, label, value)),
+        );
         if !labels.wrong.is_empty() {
             let wrong: Vec<&str> = labels.wrong.iter().map(String::as_str).collect();
-            faults.push(format!("not served before it is known what {} is to be", wrong.join(", ")));
+            faults.push(format!(
+                "not served before it is known what {} is to be",
+                wrong.join(", ")
+            ));
             self.faults.set(&service.name, faults);
             return None;
         }
@@ -392,7 +399,11 @@ const SWARM_WAITS: Duration = Duration::from_secs(2);
 fn refusal(service: &ClusterService, label: &str, value: &str) -> Vec<String> {
     let alone = BTreeMap::from([(label.to_owned(), value.to_owned())]);
     // What goes only with others is wrong beside them.
-    let beside = service.labels.iter().chain(&alone).map(|(label, value)| (label.clone(), value.clone()));
+    let beside = service
+        .labels
+        .iter()
+        .chain(&alone)
+        .map(|(label, value)| (label.clone(), value.clone()));
     let faults = labels::faults_of(label, &beside.collect());
     let holds = match service.labels.get(label) {
         Some(good) => format!("the last good value, {good}, holds"),

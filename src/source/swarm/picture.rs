@@ -598,7 +598,10 @@ mod tests {
         let anew = Picture::of([labelled(2, &slips)], Arc::new(picture.cluster().clone()));
         assert_eq!(published(&anew), kept);
         let strange = Picture::of([labelled(2, &slips)], Arc::default());
-        assert_eq!(published(&strange), own("anynode.limit.queue=many anynode.mode=htp", ""));
+        assert_eq!(
+            published(&strange),
+            own("anynode.limit.queue=many anynode.mode=htp", "")
+        );
         picture.put(labelled(3, &[("anynode.mode", "tcp")]));
         assert_eq!(published(&picture), own("anynode.mode=tcp", ""));
     }

@@ -140,8 +140,14 @@ fn labels_change_how_a_service_is_served_and_replace_no_task() {
     own.wait_for("mode http", LONG, is_http);
     // A slip is refused, and changes nothing.
     for (label, said) in [
-        ("anynode.mode=htttp", "label anynode.mode: \"htttp\" is not valid: expected tcp or http"),
-        ("anynode.moda=tcp", "label anynode.moda=tcp: no such option: expected one of anynode.mode, "),
+        (
+            "anynode.mode=htttp",
+            "label anynode.mode: \"htttp\" is not valid: expected tcp or http",
+        ),
+        (
+            "anynode.moda=tcp",
+            "label anynode.moda=tcp: no such option: expected one of anynode.mode, ",
+        ),
     ] {
         let refused = own.docker_fails(&["service", "update", "--detach", "--label-add", label, "web"]);
         assert!(refused.contains(said), "{refused}");
