@@ -573,15 +573,11 @@ fn what_a_predecessor_lent_before_it_died_is_used() {
         assert!(get(&mut early).ends_with("one"));
         assert_eq!(curl(home.door()).as_deref(), Some("one"));
         assert_eq!(home.metric("anynode_sockets_adopted_total"), 1.0);
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (code, _, stderr) = run(&mut beside(
-            &home,
-            &home.text("services.yaml"),
-            taken.local_addr().unwrap(),
-        ));
-        assert!(code == 64 && stderr.contains("admin.listen"), "{stderr}");
-        drop(taken);
-        // That one failed before it was ready, as a broken configuration would make it: nothing came of it.
+        let mut swarm = anynode(&["up", "--data-dir", &home.text("data"), "--engine", "none"]);
+        swarm.args(["--admin", "none", "--dns", "none", "--api", &home.text("docker.sock")]);
+        let (code, _, stderr) = run(&mut swarm);
+        assert_eq!(code, 64, "{stderr}");
+        // That one failed before it was ready, since a swarm takes over from nobody: nothing came of it.
         assert_eq!(curl(home.door()).as_deref(), Some("one"));
         new.signal(Signal::TERM);
         assert_eq!(ended(&mut new), Some(0));

@@ -153,6 +153,10 @@ impl ClusterSource {
         let mut nodes_differ = self.own != *own;
         self.own = own.clone();
         for diff in Cluster::diff(&before, cluster) {
+            if let (Some(ClusterObject::Service(gone)), None) = (diff.before, diff.after) {
+                // Also of one that was never served.
+                self.faults.set(&gone.name, Vec::new());
+            }
             for (object, is_after) in [(diff.before, false), (diff.after, true)] {
                 match object {
                     Some(ClusterObject::Service(service)) => drop(touched.insert(service.id.clone())),
@@ -540,23 +544,46 @@ mod tests {
         rig.cluster
             .put(service("s1", "web", 8080, &[("anynode.mode", "htttp")]));
         rig.cluster.put(service("s2", "api", 8080, &[]));
-        rig.cluster.put(service("s3", "db", 5432, &[]));
+        rig.cluster.put(service("s3", "db", 8080, &[]));
         rig.follow();
         let faults = rig.source.faults.snapshot();
         assert!(
-            faults["web"][0].starts_with("label anynode.mode: \"htttp\" is not valid"),
+            faults["web"][0].starts_with("label anynode.mode: \"htttp\" is not valid")
+                && faults["web"][1].contains("not served before it is known what anynode.mode is to be"),
             "{faults:?}"
         );
         assert!(
-            faults["api"][0].contains("already published by service web"),
+            faults["db"][0].contains("already published by service api"),
+            "{faults:?}"
+        );
+        let served = |rig: &Rig| {
+            let table = rig.source.table.load();
+            ["web", "api", "db"].map(|name| table.service_by_key(name).is_some())
+        };
+        assert_eq!(served(&rig), [false, true, false]);
+        rig.cluster.remove("service/s1");
+        rig.cluster.remove("service/s2");
+        rig.follow();
+        assert_eq!(served(&rig), [false, false, true]);
+        assert_eq!(rig.source.faults.snapshot(), BTreeMap::new());
+
+        // What managers did not take is said with what holds instead.
+        let ClusterObject::Service(mut slipped) = service("s4", "app", 9090, &[("anynode.mode", "http")]) else {
+            unreachable!("it is one");
+        };
+        slipped.refused = BTreeMap::from([("anynode.mode".to_owned(), "htp".to_owned())]);
+        rig.cluster.put(ClusterObject::Service(slipped));
+        rig.follow();
+        let faults = rig.source.faults.snapshot();
+        assert!(
+            faults["app"][0].contains("\"htp\" is not valid")
+                && faults["app"][0].ends_with("the last good value, http, holds"),
             "{faults:?}"
         );
         let table = rig.source.table.load();
-        assert!(table.service_by_key("web").is_some() && table.service_by_key("db").is_some());
-        rig.cluster.remove("service/s1");
-        rig.follow();
-        let table = rig.source.table.load();
-        assert!(table.service_by_key("web").is_none() && table.service_by_key("api").is_some());
-        assert_eq!(rig.source.faults.snapshot(), BTreeMap::new());
+        assert_eq!(
+            table.service_by_key("app").unwrap().spec().mode,
+            crate::model::Mode::Http
+        );
     }
 }

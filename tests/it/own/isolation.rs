@@ -260,7 +260,8 @@ fn internal(name: &str, tasks: Tasks) {
         wait_reached(&own, "all of the network", python_of(pid(name)), &all);
     }
     let open = format!("tcp:{}:9", addresses_of(&own, "both")["open"]);
-    assert_eq!(from("both", &[open.clone()]), [open.clone()]);
+    let only = [open.clone()];
+    assert_eq!(from("both", &only), only);
     assert_eq!(from("safe", &[open]), none);
     assert!(!dig(pid("safe"), "chest").is_empty());
     assert_eq!(dig(pid("safe"), "example.test"), "", "answered at once, by nobody");

@@ -226,38 +226,33 @@ fn an_address_that_cannot_be_had_is_shown_by_service_ps_and_given_later() {
     };
     own.start();
     own.docker(&["swarm", "init"]);
-    own.docker(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.77.0.0/30",
-        "small",
-    ]);
-    for name in ["first", "second"] {
-        own.docker(&[
-            "service",
-            "create",
-            "--detach",
-            "--name",
-            name,
-            "--network",
-            "small",
-            "nginx:latest",
-        ]);
-    }
+    let subnet = "10.77.0.0/29";
+    own.docker(&["network", "create", "-d", "overlay", "--subnet", subnet, "small"]);
+    let create = |name: &str, replicas: &str| {
+        let common = ["service", "create", "--detach", "--network", "small", "--name", name];
+        own.docker(&[&common[..], &["--replicas", replicas, "nginx:latest"]].concat());
+    };
     let errors = |service: &str| own.docker(&["service", "ps", service, "--no-trunc", "--format", "{{.Error}}"]);
-    own.wait_for("what cannot be had", LONG, || {
-        errors("second").contains("network small: no address of 10.77.0.0/30 is left")
+    // The gateway, the first service and its tasks, and the second service: all five are taken.
+    create("first", "3");
+    own.wait_for_running("first", 3);
+    create("second", "1");
+    own.wait_for("what its task cannot have", LONG, || {
+        errors("second").contains(&format!("network small: no address is left in {subnet}"))
     });
-    assert_eq!(errors("first"), "");
+    create("third", "1");
+    own.wait_for("what the service cannot have", LONG, || {
+        errors("third").contains(&format!("network small: no address of {subnet} is left"))
+    });
+    assert_eq!(errors("first").trim(), "");
     own.docker(&["service", "rm", "first"]);
-    own.wait_for("the address", LONG, || {
-        !own.docker(&["service", "inspect", "second", "--format", "{{.Endpoint.VirtualIPs}}"])
-            .contains("[]")
-            && errors("second").is_empty()
-    });
+    for name in ["second", "third"] {
+        own.wait_for_running(name, 1);
+        own.wait_for("its address", LONG, || {
+            let vips = own.docker(&["service", "inspect", name, "--format", "{{.Endpoint.VirtualIPs}}"]);
+            !vips.contains("[]") && errors(name).trim().is_empty()
+        });
+    }
 }
 
 /// The long form: `ANYNODE_REPLICAS=10000`.

@@ -29,12 +29,14 @@ const IMAGES: &[(&str, &[&str], u16)] = &[
 
 const NGINX: &str = "nginx:latest";
 
-/// As the configuration of nginx's own image, as far as it matters here; below `dir`.
+/// As the configuration of nginx's own image, as far as it matters here; below `dir`. Whoever it runs as may not write elsewhere.
 fn nginx_conf(dir: &str) -> String {
     format!(
         "user root;\nworker_processes 2;\nerror_log stderr notice;\npid {dir}run/nginx.pid;\n\
          events {{ worker_connections 1024; }}\n\
-         http {{ access_log off; include {dir}etc/nginx/conf.d/*.conf; }}\n"
+         http {{ access_log off; include {dir}etc/nginx/conf.d/*.conf;\n\
+         client_body_temp_path {dir}run/body; proxy_temp_path {dir}run/proxy; fastcgi_temp_path {dir}run/fastcgi;\n\
+         uwsgi_temp_path {dir}run/uwsgi; scgi_temp_path {dir}run/scgi; }}\n"
     )
 }
 
