@@ -41,7 +41,7 @@ impl Own {
         running.map(|(id, _)| id).collect()
     }
 
-    fn wait_for_running(&self, service: &str, n: usize) -> Vec<String> {
+    pub(super) fn wait_for_running(&self, service: &str, n: usize) -> Vec<String> {
         self.wait_for(&format!("{n} of {service}"), LONG, || self.running(service).len() == n);
         self.running(service)
     }
