@@ -16,13 +16,9 @@ use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags, print};
 
 /// Prints the status of the node that `flags` lead to. Returns the exit code.
 pub fn status(flags: Flags, is_json: bool) -> i32 {
-    let config = match Config::load_or_say(flags) {
-        Ok(config) => config,
+    let admin = match admin_of(flags) {
+        Ok(admin) => admin,
         Err(code) => return code,
-    };
-    let Some(admin) = config.admin else {
-        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
-        return EXIT_CONFIG;
     };
     block_on(async {
         let asked = tokio::time::timeout(PATIENCE, ask(admin, "/v1/status")).await;
@@ -47,13 +43,9 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
 
 /// Whether the node that `flags` lead to does its work, on one line. Returns the exit code: 0, or 69.
 pub fn health(flags: Flags) -> i32 {
-    let config = match Config::load_or_say(flags) {
-        Ok(config) => config,
+    let admin = match admin_of(flags) {
+        Ok(admin) => admin,
         Err(code) => return code,
-    };
-    let Some(admin) = config.admin else {
-        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
-        return EXIT_CONFIG;
     };
     block_on(async {
         let asked = tokio::time::timeout(PATIENCE, ask(admin, "/healthz")).await;
@@ -67,6 +59,14 @@ pub fn health(flags: Flags) -> i32 {
                 Ok(EXIT_UNAVAILABLE)
             }
         }
+    })
+}
+
+/// Where the node that `flags` lead to is asked. Errors: the exit code, what is wrong having been printed.
+pub(super) fn admin_of(flags: Flags) -> Result<SocketAddr, i32> {
+    Config::load_or_say(flags)?.admin.ok_or_else(|| {
+        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
+        EXIT_CONFIG
     })
 }
 

@@ -13,10 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::config::Config;
-use super::status::ask;
+use super::status::{admin_of, ask};
 use super::up::block_on;
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, Flags, print};
+use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, Flags, print};
 use crate::admin::SwarmView;
 use crate::model::ClusterNode;
 use crate::routing::{Endpoint, EndpointState, Listen, ListenKind, RoutingTable, Service, TableHandle};
@@ -195,13 +194,9 @@ pub(super) fn for_admin(table: Arc<TableHandle>, view: Option<Arc<SwarmView>>) -
 
 /// Prints what every node found. Returns the exit code: 0 where all agree and reach all.
 pub fn verify(flags: Flags, is_json: bool) -> i32 {
-    let config = match Config::load_or_say(flags) {
-        Ok(config) => config,
+    let admin = match admin_of(flags) {
+        Ok(admin) => admin,
         Err(code) => return code,
-    };
-    let Some(admin) = config.admin else {
-        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
-        return EXIT_CONFIG;
     };
     block_on(async {
         let asked = tokio::time::timeout(ALL_PATIENCE, ask(admin, "/v1/verify")).await;
