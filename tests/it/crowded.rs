@@ -64,7 +64,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_secs(1);
 
 /// The body of a good answer.
-fn http(mut stream: impl Read + Write, path: &str) -> std::io::Result<String> {
+pub fn http(mut stream: impl Read + Write, path: &str) -> std::io::Result<String> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -89,7 +89,7 @@ fn ping(program: &Program) -> std::io::Result<()> {
 }
 
 /// A query for the address of a name, without a prefix.
-fn query(id: u16, name: &str) -> Vec<u8> {
+pub fn query(id: u16, name: &str) -> Vec<u8> {
     let mut query = id.to_be_bytes().to_vec();
     query.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {
@@ -100,13 +100,13 @@ fn query(id: u16, name: &str) -> Vec<u8> {
     query
 }
 
-fn framed(query: &[u8]) -> Vec<u8> {
+pub fn framed(query: &[u8]) -> Vec<u8> {
     [&u16::try_from(query.len()).unwrap().to_be_bytes()[..], query].concat()
 }
 
 /// Errors: there is no answer, or one without an address.
-fn check_answer(answer: &[u8]) -> std::io::Result<()> {
-    match answer.get(3).map(|flags| flags & 15) == Some(0) && answer.get(7) == Some(&1) {
+pub fn check_answer(answer: &[u8]) -> std::io::Result<()> {
+    match answer.get(3).map(|flags| flags & 15) == Some(0) && matches!(answer.get(7), Some(1..)) {
         true => Ok(()),
         false => Err(std::io::Error::other(format!("{answer:?} has no address"))),
     }

@@ -259,6 +259,25 @@ impl Own {
         self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
     }
 
+    /// With `variables`, and no more than `n_files` descriptors.
+    pub fn start_within(&mut self, n_files: u64, variables: &[(&str, &str)]) {
+        assert!(self.anynode.is_none());
+        let plain = self.command(None);
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nofile={n_files}:{n_files}"))
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        let own = plain.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        command.envs(own).envs(variables.iter().copied());
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.path().join("log"));
+        self.anynode = Some(command.stderr(log.unwrap()).spawn().unwrap());
+        self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
+    }
+
     fn config(&self) -> PathBuf {
         let path = self.dir.path().join("anynode.toml");
         let task = task_program();
@@ -317,9 +336,16 @@ impl Own {
         }
     }
 
+    /// Where the network that it runs in is to be found.
+    pub fn netns_path(&self) -> PathBuf {
+        Path::new("/run/netns").join(self.netns())
+    }
+
     pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.netns())).arg(program);
+        command
+            .arg(format!("--net={}", self.netns_path().display()))
+            .arg(program);
         command
     }
 
