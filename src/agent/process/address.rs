@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
-use super::job::Dir;
+use super::known::KnownTasks;
 
 /// Gives addresses of one network. What a task was given is in its directory, which lives as long as it.
 #[derive(Debug)]
 pub(super) struct AddressGiver {
     network: Ipv4Net,
+    tasks: Arc<KnownTasks>,
     /// Given, and not yet written. std mutex: held for moments.
     given: Mutex<BTreeSet<Ipv4Addr>>,
 }
@@ -31,17 +31,18 @@ impl Drop for Given<'_> {
 }
 
 impl AddressGiver {
-    pub(super) fn new(network: Ipv4Net) -> AddressGiver {
+    pub(super) fn new(network: Ipv4Net, tasks: Arc<KnownTasks>) -> AddressGiver {
         AddressGiver {
             network,
+            tasks,
             given: Mutex::default(),
         }
     }
 
-    /// An address that no task has whose directory is in `tasks`. `None`: all are given.
-    pub(super) fn give(&self, tasks: &Path) -> Option<Given<'_>> {
+    /// An address that no task has. `None`: all are given.
+    pub(super) fn give(&self) -> Option<Given<'_>> {
         let mut given = self.lock();
-        let written = written(tasks);
+        let written: BTreeSet<Ipv4Addr> = self.tasks.all().iter().filter_map(|known| known.address).collect();
         // First and last of a network mean the network.
         let (first, last) = (u32::from(self.network.network()), u32::from(self.network.broadcast()));
         let n = last.saturating_sub(first).saturating_sub(1);
@@ -60,12 +61,6 @@ impl AddressGiver {
     }
 }
 
-fn written(tasks: &Path) -> BTreeSet<Ipv4Addr> {
-    let entries = std::fs::read_dir(tasks).into_iter().flatten().flatten();
-    let jobs = entries.filter_map(|entry| Dir::new(entry.path()).read_job().ok());
-    jobs.filter_map(|job| Some(job.network?.address)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,17 +68,18 @@ mod tests {
     #[test]
     fn no_address_is_given_twice() {
         let dir = tempfile::tempdir().unwrap();
-        let giver = AddressGiver::new("198.18.0.0/29".parse().unwrap());
-        let mut given: Vec<Given> = (0..6).map(|_| giver.give(dir.path()).unwrap()).collect();
+        let tasks = Arc::new(KnownTasks::new(dir.path().to_owned()));
+        let giver = AddressGiver::new("198.18.0.0/29".parse().unwrap(), tasks.clone());
+        let mut given: Vec<Given> = (0..6).map(|_| giver.give().unwrap()).collect();
         given.sort_by_key(|given| given.address);
         let expected: Vec<Ipv4Addr> = (1..=6).map(|n| [198, 18, 0, n].into()).collect();
         assert!(given.iter().map(|given| given.address).eq(expected));
-        assert!(giver.give(dir.path()).is_none());
+        assert!(giver.give().is_none());
         // One that was never written is there again.
         let last = given.pop().unwrap().address;
-        assert_eq!(giver.give(dir.path()).unwrap().address, last);
+        assert_eq!(giver.give().unwrap().address, last);
         for none in ["10.0.0.1/32", "10.0.0.0/31"] {
-            assert!(AddressGiver::new(none.parse().unwrap()).give(dir.path()).is_none());
+            assert!(AddressGiver::new(none.parse().unwrap(), tasks.clone()).give().is_none());
         }
     }
 }

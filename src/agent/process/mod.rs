@@ -7,9 +7,11 @@ mod found;
 mod health;
 mod job;
 pub mod keeper;
+mod known;
 mod logs;
 mod port;
 mod removal;
+mod turns;
 mod user;
 mod users;
 
@@ -30,8 +32,10 @@ use tokio::net::unix::pipe;
 use self::address::{AddressGiver, Given};
 use self::found::Running;
 use self::job::{Dir, Job, OwnNetwork, TASK_DIR, User};
+use self::known::KnownTasks;
 use self::port::PortGiver;
 use self::removal::Remover;
+use self::turns::Turns;
 use self::users::Users;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::template;
@@ -70,6 +74,9 @@ pub struct Processes {
     networks: Arc<dyn TaskNetworks>,
     /// `None`: tasks have this host's network.
     addresses: Option<AddressGiver>,
+    /// Who was given what.
+    known: Arc<KnownTasks>,
+    turns: Turns,
     remover: Remover,
     trees: cgroup::Trees,
     /// `None`: this program is not root, and all that it starts is its own user's.
@@ -98,16 +105,19 @@ impl Processes {
             missing.is_empty()
         });
         let missing = private::missing_for_views();
+        let known = Arc::new(KnownTasks::new(settings.dir.clone()));
         let users = rustix::process::geteuid()
             .is_root()
-            .then(|| Users::new(settings.users, &settings.dir));
+            .then(|| Users::new(settings.users, &settings.dir, known.clone()));
         if users.is_some() && !missing.is_empty() {
             tracing::warn!(?missing, "tasks see other users' processes; those of root are refused");
         }
         Processes {
             has_views: users.is_some() && missing.is_empty(),
             users,
-            addresses: addresses.map(AddressGiver::new),
+            addresses: addresses.map(|network| AddressGiver::new(network, known.clone())),
+            known,
+            turns: Turns::new(),
             remover: Remover::new(&settings.dir),
             trees: cgroup::Trees::seen(),
             settings,
@@ -288,7 +298,7 @@ impl Processes {
         let (address, given) = match assignment.task.addresses.first() {
             Some(own) => (own.addr, None),
             None => {
-                let given = addresses.give(&self.settings.dir).ok_or_else(none)?;
+                let given = addresses.give().ok_or_else(none)?;
                 (given.address, Some(given))
             }
         };
@@ -598,6 +608,7 @@ fn resolv_conf(own: &str, search: Option<&[String]>, options: Option<&[String]>)
 impl Runtime for Processes {
     fn prepare<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, Result<(), Failure>> {
         Box::pin(async move {
+            let _turn = self.turns.turn(&assignment.task.service).await;
             let dir = self.dir(&assignment.task.id);
             let failed = |error: io::Error| Failure(format!("prepare {}: {error}", dir.path().display()));
             let (network, _given) = self.network_of(assignment)?.unzip();
@@ -619,12 +630,15 @@ impl Runtime for Processes {
                 files::write_all(&dir, &files, user, is_all_its)?;
                 dir.write_job(&job)
             };
-            write().map_err(failed)
+            let written = write();
+            self.known.forget(assignment.task.id.as_str());
+            written.map_err(failed)
         })
     }
 
     fn start<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, Result<Started, Failure>> {
         Box::pin(async move {
+            let _turn = self.turns.turn(&assignment.task.service).await;
             let dir = self.dir(&assignment.task.id);
             self.start_keeper(&assignment.task.id, &dir)
                 .await

@@ -7,11 +7,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::job::{Dir, Job};
+use super::known::KnownTasks;
 
 /// The numbers that users may be given, both ends among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub(super) struct Users {
     range: UserRange,
     /// Beside the tasks' directories.
     file: PathBuf,
-    tasks: PathBuf,
+    tasks: Arc<KnownTasks>,
     /// std mutex: held while a number is found and written.
     kept: Mutex<Option<Kept>>,
 }
@@ -117,11 +117,12 @@ struct Kept {
 }
 
 impl Users {
-    pub(super) fn new(range: UserRange, tasks: &Path) -> Users {
+    /// `dir`: of the tasks.
+    pub(super) fn new(range: UserRange, dir: &Path, tasks: Arc<KnownTasks>) -> Users {
         Users {
             range,
-            file: tasks.with_file_name("users"),
-            tasks: tasks.to_owned(),
+            file: dir.with_file_name("users"),
+            tasks,
             kept: Mutex::default(),
         }
     }
@@ -168,8 +169,10 @@ impl Users {
     }
 
     fn of_tasks(&self) -> Kept {
-        let by_service: BTreeMap<String, u32> = jobs(&self.tasks)
-            .filter_map(|job| Some((job.service?, job.user?.uid)))
+        let tasks = self.tasks.all();
+        let by_service: BTreeMap<String, u32> = tasks
+            .iter()
+            .filter_map(|known| Some((known.service.clone()?, known.uid?)))
             .filter(|(_, uid)| self.range.contains(*uid))
             .collect();
         // Hardly where others were given theirs before.
@@ -196,14 +199,10 @@ impl Users {
     }
 }
 
-fn jobs(tasks: &Path) -> impl Iterator<Item = Job> {
-    let entries = fs::read_dir(tasks).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Dir::new(entry.path()).read_job().ok())
-}
-
 /// Who has a task, a process, or a file where everybody may leave some.
-fn in_use(tasks: &Path) -> BTreeSet<u32> {
-    let of_tasks = jobs(tasks).filter_map(|job| Some(job.user?.uid));
+fn in_use(tasks: &KnownTasks) -> BTreeSet<u32> {
+    let tasks = tasks.all();
+    let of_tasks = tasks.iter().filter_map(|known| known.uid);
     let entries = SHARED
         .iter()
         .filter_map(|dir| fs::read_dir(dir).ok())
@@ -253,21 +252,22 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let tasks = parent.path().join("tasks");
         let range = UserRange::parse("5000-5003").unwrap();
-        let users = Users::new(range, &tasks);
+        let new = || Users::new(range, &tasks, Arc::new(KnownTasks::new(tasks.clone())));
+        let users = new();
         let mut given: Vec<u32> = ["a", "b", "c", "d"]
             .iter()
             .map(|name| users.of(name).unwrap())
             .collect();
         assert_eq!(users.of("c").unwrap(), given[2]);
         // Of another run.
-        let users = Users::new(range, &tasks);
+        let users = new();
         assert_eq!(users.of("b").unwrap(), given[1]);
         // The first that was given, since none of them is used.
         assert_eq!(users.of("e").unwrap(), given[0]);
         given.sort_unstable();
         assert_eq!(given, [5000, 5001, 5002, 5003]);
         fs::write(parent.path().join("users"), "{ damaged").unwrap();
-        assert!(range.contains(Users::new(range, &tasks).of("b").unwrap()));
+        assert!(range.contains(new().of("b").unwrap()));
         assert!(parent.path().join("users.damaged").exists());
     }
 }

@@ -120,6 +120,42 @@ fn rejected(own: &Own, args: &[&str], error: &str) {
     own.docker(&["service", "rm", "none"]);
 }
 
+/// What a node has read and asked its kernel to read.
+fn n_reads(own: &Own) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", own.pid())).unwrap();
+    let reads = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+    reads.unwrap().parse().unwrap()
+}
+
+/// Each task costs what the first one did: nobody reads through all that are there for each that comes.
+#[test]
+fn many_tasks_that_start_together_cost_each_what_one_does() {
+    let Some(mut own) = rig::up("together", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    let n = number("ANYNODE_TOGETHER_TASKS", 60);
+    let before = n_reads(&own);
+    let replicas = n.to_string();
+    let create = [
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+        "many",
+        "--replicas",
+    ];
+    own.docker(&[&create[..], &[&replicas, "anynode/whoami"]].concat());
+    own.wait_for("all of them", LONG * 3, || {
+        own.docker(&["service", "ls", "--format", "{{.Replicas}}"]).trim() == format!("{n}/{n}")
+    });
+    let each = (n_reads(&own) - before) / n;
+    // A dozen; with what is read of each other task, a hundred.
+    assert!(each < 40, "{each} reads for each of {n} tasks");
+}
+
 #[test]
 fn rejected_tasks_wait_for_the_restart_delay_as_processes() {
     let Some(mut own) = rig::up("rejected", Tasks::Processes) else {
