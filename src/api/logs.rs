@@ -216,4 +216,5 @@ impl Form {
     }
 }
 
-const FRAMES_AHEAD: usize = 256;
+/// Each may be 16 KiB long.
+const FRAMES_AHEAD: usize = 16;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::job::Dir;
 use crate::agent::{LogLine, LogQuery, LogStream};
 use crate::model::swarm::Time;
 
-/// Errors: there is no output, since there is no such task.
+/// However long it is, little of it is in memory at a time. Errors: there is no output, since there is no such task.
 pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {
     let Some(oldest) = oldest(&dir) else {
         // It was never started.
@@ -23,21 +23,19 @@ pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {
         };
     };
     let reader = Reader {
+        n_bytes_left: length(&dir),
         dir,
         query,
         file: BufReader::new(oldest),
         ready: VecDeque::new(),
+        is_behind: true,
     };
     let lines = async move {
         // What was written until now may be long, and is read from disk.
-        match tokio::task::spawn_blocking(move || reader.caught_up()).await {
-            Ok(reader) => stream::unfold(reader, |mut reader| async move {
-                let line = reader.next().await?;
-                Some((line, reader))
-            })
-            .boxed(),
-            // This program ends.
-            Err(_) => stream::empty().boxed(),
+        match tokio::task::spawn_blocking(move || reader.at_tail()).await {
+            Ok(Ok(reader)) => stream::unfold(reader, Reader::next).boxed(),
+            // It cannot be read, or this program ends.
+            _ => stream::empty().boxed(),
         }
     };
     Ok(stream::once(lines).flatten().boxed())
@@ -48,41 +46,95 @@ struct Reader {
     query: LogQuery,
     /// Read up to the last whole line.
     file: BufReader<File>,
+    /// So much of what was written when the reading began, or a little more.
+    n_bytes_left: u64,
     ready: VecDeque<LogLine>,
+    /// There is more than was read last.
+    is_behind: bool,
+}
+
+/// What reading a portion came to.
+#[derive(PartialEq, Eq)]
+enum Portion {
+    /// There may be more.
+    Full,
+    /// All that was written.
+    Last,
 }
 
 impl Reader {
-    /// With all that was written until now.
-    fn caught_up(mut self) -> Reader {
+    /// Before the first of the last lines that are asked for.
+    fn at_tail(mut self) -> io::Result<Reader> {
+        let Some(tail) = self.query.tail else {
+            return Ok(self);
+        };
+        self.n_bytes_left = 0;
+        let (mut n_lines, mut n, mut file) = (0, 0, File::open(self.dir.log(0))?);
         loop {
-            self.take_lines();
-            if !self.goes_on() {
-                break self;
+            let metadata = file.metadata()?;
+            let mut end = end_of_last_line(&file, metadata.len())?;
+            let mut found = None;
+            while end > 0 && found.is_none() {
+                let (begin, lines) = block_before(&file, end)?;
+                let wanted = lines
+                    .iter()
+                    .filter(|(_, line)| line.as_ref().is_some_and(|line| self.query.wants(line)));
+                let wanted: Vec<u64> = wanted.map(|(at, _)| *at).collect();
+                let missing = tail - n_lines;
+                n_lines += wanted.len().min(missing);
+                // With nothing asked for: what comes after the last line.
+                found = (n_lines == tail).then(|| wanted.get(wanted.len() - missing).copied().unwrap_or(end));
+                self.n_bytes_left += end - found.unwrap_or(begin);
+                end = begin;
+            }
+            // Put aside meanwhile, perhaps.
+            let this = (n..)
+                .map_while(|n| Some((n, inode(&self.dir, n)?)))
+                .find(|(_, ino)| *ino == metadata.ino());
+            let older = this.and_then(|(n, _)| Some((n + 1, File::open(self.dir.log(n + 1)).ok()?)));
+            match older {
+                Some(older) if found.is_none() => (n, file) = older,
+                _ => {
+                    self.file = BufReader::new(file);
+                    self.file.seek(io::SeekFrom::Start(found.unwrap_or(0)))?;
+                    return Ok(self);
+                }
             }
         }
     }
 
-    fn take_lines(&mut self) {
-        // What cannot be read is as good as not there.
-        while let Ok(Some(line)) = next_line(&mut self.file) {
-            if !self.query.wants(&line) {
-                continue;
+    fn take_portion(&mut self) -> Portion {
+        let mut n_bytes = 0;
+        loop {
+            // What cannot be read is as good as not there.
+            let Ok(Some((line, n_read))) = next_line(&mut self.file) else {
+                match self.goes_on() {
+                    true => continue,
+                    false => return Portion::Last,
+                }
+            };
+            n_bytes += n_read;
+            self.n_bytes_left = self.n_bytes_left.saturating_sub(n_read);
+            if line.as_ref().is_some_and(|line| self.query.wants(line)) {
+                self.ready.extend(line);
             }
-            self.ready.push_back(line);
-            if self.query.tail.is_some_and(|tail| self.ready.len() > tail) {
-                self.ready.pop_front();
+            let is_asked_for = self.query.follow || self.n_bytes_left > 0;
+            if n_bytes >= PORTION_BYTES || !is_asked_for {
+                return Portion::Full;
             }
         }
     }
 
-    /// Whether there is a file after this one; then it is the one that is read.
+    /// Whether there is a file after this one, which has been read to its end; then it is the one that is read.
     fn goes_on(&mut self) -> bool {
         let this = self.file.get_ref().metadata().map(|metadata| metadata.ino()).ok();
         if this == inode(&self.dir, 0) {
             return false;
         }
-        // It was put aside, and nothing is written to it any more.
-        self.take_lines();
+        // It was put aside, and nothing is written to it any more; something may have been before that.
+        if is_there_more(&mut self.file) {
+            return true;
+        }
         let next = match (1..)
             .map_while(|n| Some((n, inode(&self.dir, n)?)))
             .find(|(_, ino)| Some(*ino) == this)
@@ -101,20 +153,32 @@ impl Reader {
         }
     }
 
-    async fn next(&mut self) -> Option<LogLine> {
+    async fn next(mut self) -> Option<(LogLine, Reader)> {
         loop {
-            // From here on all that comes is wanted.
-            self.query.tail = None;
             if let Some(line) = self.ready.pop_front() {
-                return Some(line);
+                return Some((line, self));
             }
-            if !self.query.follow {
+            // Who only asks for what is there has had it.
+            if !self.query.follow && (self.n_bytes_left == 0 || !self.is_behind) {
                 return None;
             }
             // Asked before it is read: what is said last is read then.
             let is_over = self.dir.exit_code().is_some() || !self.dir.has_keeper();
-            self.take_lines();
-            if self.ready.is_empty() && !self.goes_on() {
+            let portion = match self.is_behind {
+                false => self.take_portion(),
+                // An error says that this program ends.
+                true => {
+                    let reading = tokio::task::spawn_blocking(move || {
+                        let portion = self.take_portion();
+                        (self, portion)
+                    });
+                    let (reader, portion) = reading.await.ok()?;
+                    self = reader;
+                    portion
+                }
+            };
+            self.is_behind = portion == Portion::Full;
+            if self.ready.is_empty() && !self.is_behind && self.query.follow {
                 if is_over {
                     return None;
                 }
@@ -122,6 +186,52 @@ impl Reader {
             }
         }
     }
+}
+
+fn end_of_last_line(file: &File, length: u64) -> io::Result<u64> {
+    let begin = length.saturating_sub(BLOCK_BYTES);
+    let mut block = vec![0; usize::try_from(length - begin).map_err(io::Error::other)?];
+    file.read_exact_at(&mut block, begin)?;
+    let last = block.iter().rposition(|byte| *byte == b'\n');
+    Ok(begin + last.map_or(0, |at| at + 1) as u64)
+}
+
+/// The last whole lines before `end`, as many as are in a block, each with where it begins, and where the first of them does.
+fn block_before(file: &File, end: u64) -> io::Result<(u64, Vec<(u64, Option<LogLine>)>)> {
+    let begin = end.saturating_sub(BLOCK_BYTES);
+    let mut block = vec![0; usize::try_from(end - begin).map_err(io::Error::other)?];
+    file.read_exact_at(&mut block, begin)?;
+    // What it begins with is the rest of a line, and belongs to the block before, unless there is none.
+    let skipped = match begin {
+        0 => 0,
+        _ => block.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1),
+    };
+    let first = begin + skipped as u64;
+    let mut at = first;
+    let mut lines = Vec::new();
+    for record in block[skipped..].split_inclusive(|byte| *byte == b'\n') {
+        if record.ends_with(b"\n") {
+            lines.push((at, parse(record)));
+        }
+        at += record.len() as u64;
+    }
+    // A line that is longer than a block is none of ours: it is passed over.
+    let first = if first < end { first } else { begin };
+    Ok((first, lines))
+}
+
+/// Of all files, in bytes.
+fn length(dir: &Dir) -> u64 {
+    let all = (0..).map_while(|n| std::fs::metadata(dir.log(n)).ok());
+    all.map(|metadata| metadata.len()).sum()
+}
+
+fn is_there_more(file: &mut BufReader<File>) -> bool {
+    // Less than a line is left for good where a keeper was killed at its word.
+    let at = file.stream_position();
+    let is_whole = matches!(next_line(file), Ok(Some(_)));
+    let back = at.and_then(|at| file.seek(io::SeekFrom::Start(at)));
+    is_whole && back.is_ok()
 }
 
 fn inode(dir: &Dir, n: u32) -> Option<u64> {
@@ -133,21 +243,16 @@ fn oldest(dir: &Dir) -> Option<File> {
     all.last()
 }
 
-/// The next whole line; one that is still being written is left for later.
-fn next_line(file: &mut BufReader<File>) -> io::Result<Option<LogLine>> {
-    loop {
-        let mut record = Vec::new();
-        let n = file.read_until(b'\n', &mut record)?;
-        if record.last() != Some(&b'\n') {
-            let n = i64::try_from(n).map_err(io::Error::other)?;
-            file.seek(io::SeekFrom::Current(-n))?;
-            return Ok(None);
-        }
-        // What cannot be read is passed over.
-        if let Some(line) = parse(&record) {
-            return Ok(Some(line));
-        }
+/// The next whole line and how many bytes it takes; one that is still being written is left for later. What means nothing is no
+/// line.
+fn next_line(file: &mut BufReader<File>) -> io::Result<Option<(Option<LogLine>, u64)>> {
+    let mut record = Vec::new();
+    let n = file.read_until(b'\n', &mut record)? as u64;
+    if record.last() != Some(&b'\n') {
+        file.seek_relative(-i64::try_from(n).map_err(io::Error::other)?)?;
+        return Ok(None);
     }
+    Ok(Some((parse(&record), n)))
 }
 
 fn parse(record: &[u8]) -> Option<LogLine> {
@@ -163,6 +268,10 @@ fn parse(record: &[u8]) -> Option<LogLine> {
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// In memory at a time, for each who reads.
+const PORTION_BYTES: u64 = 64 << 10;
+/// More than a line has.
+const BLOCK_BYTES: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -256,6 +365,60 @@ mod tests {
         ] {
             assert_eq!(written.read(query).await, expected, "{query:?}");
         }
+    }
+
+    /// Longer than a block, in several files, half a line at its end.
+    #[tokio::test]
+    async fn the_last_lines_of_many() {
+        let written = Written::new();
+        let all: Vec<String> = (0..9_000).map(|n| format!("{n} {}", "x".repeat(n % 300))).collect();
+        for (n, lines) in all.chunks(3_000).enumerate() {
+            let lines = lines
+                .iter()
+                .map(|line| format!("2026-01-01T00:00:01.000000000Z 1 {line}\n"));
+            written.write(&lines.collect::<String>());
+            if n < 2 {
+                written.put_aside();
+            }
+        }
+        written.write("2026-01-01T00:00:02.000000000Z 1 half");
+        for tail in [0, 1, 2, 299, 2_999, 3_000, 3_001, 6_500, 8_999, 9_000, 20_000] {
+            let query = LogQuery {
+                tail: Some(tail),
+                ..ALL
+            };
+            let expected = &all[all.len().saturating_sub(tail)..];
+            assert!(written.read(query).await == expected, "{tail}");
+        }
+        assert!(written.read(ALL).await == all);
+    }
+
+    /// However long the output is, whoever reads has little of it in memory.
+    #[tokio::test]
+    async fn portions_are_small_and_end_where_it_ended_when_it_was_asked_for() {
+        let written = Written::new();
+        let line = format!("2026-01-01T00:00:01.000000000Z 1 {}\n", "x".repeat(100));
+        written.write(&line.repeat(10_000));
+        let mut lines = read(written.dir.clone(), ALL).unwrap();
+        let mut n_lines = 0;
+        // Its task says more and more meanwhile.
+        while lines.next().await.is_some() {
+            n_lines += 1;
+            if n_lines % 100 == 1 {
+                written.write(&line.repeat(1_000));
+            }
+        }
+        assert_eq!(n_lines, 10_000);
+        let mut reader = Reader {
+            n_bytes_left: length(&written.dir),
+            dir: written.dir.clone(),
+            query: ALL,
+            file: BufReader::new(oldest(&written.dir).unwrap()),
+            ready: VecDeque::new(),
+            is_behind: true,
+        };
+        assert!(reader.take_portion() == Portion::Full);
+        assert!(reader.ready.len() < 1_000, "{}", reader.ready.len());
     }
 
     #[tokio::test]
