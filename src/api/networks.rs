@@ -32,6 +32,10 @@ pub(super) async fn dispatch(
                 Ok(network) if asked.query("scope") != Some("local") => {
                     Ok(http::json(StatusCode::OK, &view::network(&network)))
                 }
+                // The command line asks for it so, before it makes a service with `--network host`.
+                _ if *id == "host" && (asked.query("scope") == Some("swarm") || api.outside.engine().is_none()) => {
+                    Ok(http::json(StatusCode::OK, &view::host_network()))
+                }
                 found => match engine::get(api, &format!("/networks/{}", http::encode(id))).await {
                     Ok(network) if asked.query("scope") != Some("swarm") => Ok(http::json(StatusCode::OK, &network)),
                     _ => Err(found

@@ -279,6 +279,28 @@ pub(super) fn network(network: &Network) -> Value {
     })
 }
 
+/// The node's own network, which is there without being made, and has its name for an id.
+pub(super) fn host_network() -> Value {
+    json!({
+        "Name": "host",
+        "Id": "host",
+        "Created": "0001-01-01T00:00:00Z",
+        "Scope": "swarm",
+        "Driver": "host",
+        "EnableIPv4": true,
+        "EnableIPv6": false,
+        "IPAM": { "Driver": "default", "Options": {}, "Config": [] },
+        "Internal": false,
+        "Attachable": false,
+        "Ingress": false,
+        "ConfigFrom": { "Network": "" },
+        "ConfigOnly": false,
+        "Containers": null,
+        "Options": {},
+        "Labels": {},
+    })
+}
+
 /// `data`: only configs ever show theirs.
 pub(super) fn payload(payload: &Payload, data: Option<String>) -> Value {
     let mut spec = json!({ "Name": payload.name, "Labels": payload.labels });

@@ -17,8 +17,8 @@ use super::status::{admin_of, ask};
 use super::up::block_on;
 use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, Flags, print};
 use crate::admin::SwarmView;
-use crate::model::ClusterNode;
-use crate::routing::{Endpoint, EndpointState, Listen, ListenKind, RoutingTable, Service, TableHandle};
+use crate::model::{ClusterNode, Mode};
+use crate::routing::{EndpointState, Listen, ListenKind, RoutingTable, Service, TableHandle};
 
 /// What one node found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ struct Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Behind {
     n_ready: usize,
+    /// Nothing is known of them, and they get traffic: nothing has come to them yet.
+    #[serde(default)]
+    n_untried: usize,
     n_endpoints: usize,
 }
 
@@ -90,23 +93,13 @@ async fn alone(table: &TableHandle) -> Value {
 
 /// Opens each of `waiting`, the doors of nodes, and counts who is behind the published ports.
 async fn look(table: &RoutingTable, mut waiting: Vec<(String, SocketAddr)>) -> Found {
-    let now = Instant::now();
-    let is_published = |service: &&Arc<Service>| !service.spec().publish.is_empty();
-    let services = table.services().filter(is_published).map(|service| {
-        let is_ready = |endpoint: &&Arc<Endpoint>| endpoint.state(now) == EndpointState::Ready;
-        let behind = Behind {
-            n_ready: service.endpoints().iter().filter(is_ready).count(),
-            n_endpoints: service.endpoints().len(),
-        };
-        (service.name().to_string(), behind)
-    });
     let mut found = Found {
         revision: 0,
         digest: String::new(),
         unreached: BTreeMap::new(),
         n_tried: waiting.len(),
         slowest_us: 0,
-        services: services.collect(),
+        services: BTreeMap::new(),
     };
     let mut tries = FuturesUnordered::new();
     loop {
@@ -134,7 +127,38 @@ async fn look(table: &RoutingTable, mut waiting: Vec<(String, SocketAddr)>) -> F
             Err(error) => drop(found.unreached.entry(node).or_default().insert(port, error)),
         }
     }
+    found.services = behind(table).await;
     found
+}
+
+/// Who is behind the published ports, once what was opened in tcp mode has come to an endpoint.
+async fn behind(table: &RoutingTable) -> BTreeMap<String, Behind> {
+    let published = || table.services().filter(|service| !service.spec().publish.is_empty());
+    let is_on_its_way = |service: &Arc<Service>| {
+        let behind = Behind::of(service);
+        service.spec().mode == Mode::Tcp && behind.n_ready == 0 && behind.n_untried > 0
+    };
+    for _ in 0..ARRIVAL_LOOKS {
+        if !published().any(is_on_its_way) {
+            break;
+        }
+        tokio::time::sleep(ARRIVAL_LOOK_EVERY).await;
+    }
+    published()
+        .map(|service| (service.name().to_string(), Behind::of(service)))
+        .collect()
+}
+
+impl Behind {
+    fn of(service: &Service) -> Behind {
+        let now = Instant::now();
+        let n = |state: EndpointState| service.endpoints().iter().filter(|one| one.state(now) == state).count();
+        Behind {
+            n_ready: n(EndpointState::Ready),
+            n_untried: n(EndpointState::Untried),
+            n_endpoints: service.endpoints().len(),
+        }
+    }
 }
 
 /// What every node found, for the admin server.
@@ -282,6 +306,7 @@ fn describe(answer: &Value) -> (String, bool) {
     if found.iter().any(|(_, one)| one.digest != found[0].1.digest) {
         faults.push("the tables differ".to_owned());
     }
+    let unknown = untried(&found);
     faults.extend(nobody_behind(&found, name));
     if nodes.is_empty() {
         faults.push("no node of the cluster is known".to_owned());
@@ -293,14 +318,21 @@ fn describe(answer: &Value) -> (String, bool) {
         out.push_str(&format!("node {} is left out: {why}\n", name(id)));
     }
     faults.iter().for_each(|fault| out.push_str(&format!("! {fault}\n")));
+    unknown.iter().for_each(|(service, n)| {
+        out.push_str(&format!(
+            "service {service}: nothing has come to its endpoints yet ({n}), so that nothing is known of them\n"
+        ));
+    });
+    let somebody = match unknown.is_empty() {
+        true => "somebody is ready behind each",
+        false => "somebody is ready behind each, as far as it is known",
+    };
     let verdict = match (faults.len(), ids.len(), n_ports) {
         (0, 1, 0) => "well, as far as there is anything: no port is published".to_owned(),
-        (0, 1, _) => "this node reaches every published port of its own, and somebody is ready behind each".to_owned(),
+        (0, 1, _) => format!("this node reaches every published port of its own, and {somebody}"),
         (0, _, 0) => "all nodes hold the same table; no port is published".to_owned(),
         (0, _, _) => {
-            "all nodes hold the same table and reach every published port of every node, and somebody is ready behind \
-                      each"
-                .to_owned()
+            format!("all nodes hold the same table and reach every published port of every node, and {somebody}")
         }
         (1, ..) => "not well: 1 fault".to_owned(),
         (n, ..) => format!("not well: {n} faults"),
@@ -310,11 +342,23 @@ fn describe(answer: &Value) -> (String, bool) {
     (out, faults.is_empty())
 }
 
+/// Services that have published ports, nobody of whom any node knows that he is ready, and somebody who may be, and how many.
+fn untried<'a>(found: &'a [(&String, Found)]) -> BTreeMap<&'a String, usize> {
+    let all = || found.iter().flat_map(|(_, one)| &one.services);
+    let is_ready = |service: &String| all().any(|(name, behind)| name == service && behind.n_ready > 0);
+    let untried = all().filter(|(service, behind)| behind.n_untried > 0 && !is_ready(service));
+    untried.map(|(service, behind)| (service, behind.n_untried)).collect()
+}
+
 /// Services that have published ports and nobody who is ready, and who sees them so.
 fn nobody_behind(found: &[(&String, Found)], name: impl Fn(&str) -> String) -> Vec<String> {
     let mut seen_by: BTreeMap<&String, (usize, Vec<String>)> = BTreeMap::new();
     for (id, one) in found {
-        for (service, behind) in one.services.iter().filter(|(_, behind)| behind.n_ready == 0) {
+        for (service, behind) in one
+            .services
+            .iter()
+            .filter(|(_, behind)| behind.n_ready + behind.n_untried == 0)
+        {
             let (n_endpoints, seen) = seen_by.entry(service).or_default();
             *n_endpoints = behind.n_endpoints;
             seen.push(name(id));
@@ -347,6 +391,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const CALL_PATIENCE: Duration = Duration::from_secs(20);
 const ALL_PATIENCE: Duration = Duration::from_secs(30);
 const TRIES_AT_ONCE: usize = 64;
+/// Together longer than one attempt at an endpoint has.
+const ARRIVAL_LOOKS: usize = 60;
+const ARRIVAL_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -396,6 +443,14 @@ mod tests {
         let nobody = json!({ "hostname": "b", "found": found("d", &json!({}), 0) });
         let line = "! service web: none of its 3 endpoints is ready, as seen from b";
         check(&json!({ "1": well, "2": nobody }), false, &[line]);
+        let mut unasked = found("d", &json!({}), 0);
+        unasked["services"]["web"]["n_untried"] = 3.into();
+        let unasked = json!({ "hostname": "a", "found": unasked });
+        let line = "service web: nothing has come to its endpoints yet (3), so that nothing is known of them";
+        let verdict = "this node reaches every published port of its own, and somebody is ready behind each, as far as it is known";
+        check(&json!({ "1": unasked }), true, &[line, verdict]);
+        // Another knows.
+        check(&json!({ "1": unasked, "2": well }), true, &all);
         check(&json!({}), false, &["! no node of the cluster is known"]);
         // Drained on purpose: neither asked nor missed.
         let drained = json!({ "hostname": "c", "left_out": "it is drained, and no anynode answers there" });

@@ -292,6 +292,46 @@ fn a_port_of_one_task_is_served_as_containers() {
     host_ports(Tasks::Containers);
 }
 
+/// README's words: `--network host`.
+fn on_the_hosts_network(tasks: Tasks) {
+    let Some(mut own) = rig::up("host-network", tasks) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.create(
+        "web",
+        &[
+            "--network",
+            "host",
+            "--label",
+            "anynode.mode=http",
+            "--publish",
+            "8080:80",
+        ],
+    );
+    own.wait_for("the task", LONG, || own.living_tasks().len() == 1);
+    let network = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(network(own.living_tasks()[0]), network(own.pid()));
+    // Nobody has asked it for anything yet: that is no fault.
+    own.wait_for("an endpoint", LONG, || own.anynode(&["status"]).contains("untried"));
+    let said = own.anynode(&["verify"]);
+    assert!(
+        said.contains("service web: nothing has come to its endpoints yet (1)"),
+        "{said}"
+    );
+    assert!(own.curl("http://localhost:8080/").is_some());
+    own.wait_for("a service that is ready", LONG, || {
+        own.anynode(&["verify"])
+            .ends_with("and somebody is ready behind each\n")
+    });
+}
+
+#[test]
+fn on_the_hosts_network_as_processes() {
+    on_the_hosts_network(Tasks::Processes);
+}
+
 fn files(tasks: Tasks) {
     let Some(mut own) = rig::up("files", tasks) else {
         return;

@@ -156,6 +156,64 @@ fn many_tasks_that_start_together_cost_each_what_one_does() {
     assert!(each < 40, "{each} reads for each of {n} tasks");
 }
 
+/// Of a node, in kB: the most memory that it ever had.
+fn most_memory(own: &Own) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", own.pid())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    most.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// A task says as much as it can, and nobody who asked for it reads.
+#[test]
+fn output_that_nobody_reads_is_not_in_memory() {
+    let Some(mut own) = rig::up("unread", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    let create = [
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+        "loud",
+        "--entrypoint",
+        "yes",
+    ];
+    own.docker(&[&create[..], &["anynode/whoami"]].concat());
+    // So much is kept of it at most, and all of it is asked for.
+    own.wait_for("three files", LONG * 2, || {
+        let tasks = std::fs::read_dir(own.data_dir().join("tasks")).into_iter().flatten();
+        let n_bytes = |path: std::path::PathBuf| {
+            let files = std::fs::read_dir(path).into_iter().flatten().flatten();
+            files.filter_map(|file| Some(file.metadata().ok()?.len())).sum::<u64>()
+        };
+        tasks.flatten().any(|task| n_bytes(task.path()) > 20_000_000)
+    });
+    let before = most_memory(&own);
+    let clients: Vec<UnixStream> = (0..60)
+        .map(|n| {
+            let mut client = UnixStream::connect(own.socket()).unwrap();
+            let tail = if n % 2 == 0 { "all" } else { "1000" };
+            let path = format!("/v1.41/services/loud/logs?stdout=1&stderr=1&follow=1&tail={tail}");
+            write!(client, "GET {path} HTTP/1.1\r\nHost: docker\r\n\r\n").unwrap();
+            // It has begun.
+            client.set_read_timeout(Some(LONG)).unwrap();
+            client.read_exact(&mut [0; 1_000]).unwrap();
+            client
+        })
+        .collect();
+    let mut door = Door::open(&own);
+    for _ in 0..20 {
+        assert_eq!(door.ask("GET", "/_ping", "").0, 200);
+    }
+    let more = most_memory(&own) - before;
+    // 60 kB for each; it was 60 MB for each.
+    assert!(more < 100_000, "{more} kB for {} clients", clients.len());
+    own.docker(&["service", "rm", "loud"]);
+}
+
 #[test]
 fn rejected_tasks_wait_for_the_restart_delay_as_processes() {
     let Some(mut own) = rig::up("rejected", Tasks::Processes) else {
