@@ -55,6 +55,7 @@ impl Embedded {
             error,
         })?;
         let is_new = !path.exists();
+        refuse_to_begin_anew(&path, dir)?;
         let database = disk::open(&path, true)?;
         let reopen = {
             let path = path.clone();
@@ -131,6 +132,20 @@ impl Embedded {
             requests: Some(requests),
             writer: Some(spawned.map_err(failed)?),
         })
+    }
+}
+
+/// A file that is gone or empty would be made anew, and all that it declared would be ended as nobody's.
+fn refuse_to_begin_anew(path: &Path, dir: &Path) -> Result<(), OpenError> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0) {
+        return Ok(());
+    }
+    match Acknowledged::open(dir) {
+        (_, Some(last)) if last > 0 => Err(OpenError::Damaged {
+            path: path.to_owned(),
+            reason: format!("it is empty or gone, and held revision {last}"),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -471,6 +471,14 @@ async fn a_second_process_a_lost_key_a_newer_format_and_damage_are_told_apart() 
         matches!(none, Err(OpenError::Damaged { .. } | OpenError::Io { .. })),
         "{none:?}"
     );
+    // Nobody begins with nothing where there was something: all that runs here would be ended as nobody's.
+    std::fs::write(&file, b"").unwrap();
+    let empty = Embedded::open(dir.path()).unwrap_err().to_string();
+    assert!(empty.contains("it is empty or gone, and held revision 1"), "{empty}");
+    std::fs::remove_file(&file).unwrap();
+    let gone = Embedded::open(dir.path());
+    assert!(matches!(gone, Err(OpenError::Damaged { .. })), "{gone:?}");
+    assert!(!file.exists());
     std::fs::write(&file, &whole).unwrap();
     let store = Embedded::open(dir.path()).unwrap();
     assert!(store.snapshot().secret("s").is_some());

@@ -196,8 +196,11 @@ fn end_of_last_line(file: &File, length: u64) -> io::Result<u64> {
     Ok(begin + last.map_or(0, |at| at + 1) as u64)
 }
 
+/// Where it begins, and its lines with where they begin.
+type Block = (u64, Vec<(u64, Option<LogLine>)>);
+
 /// The last whole lines before `end`, as many as are in a block, each with where it begins, and where the first of them does.
-fn block_before(file: &File, end: u64) -> io::Result<(u64, Vec<(u64, Option<LogLine>)>)> {
+fn block_before(file: &File, end: u64) -> io::Result<Block> {
     let begin = end.saturating_sub(BLOCK_BYTES);
     let mut block = vec![0; usize::try_from(end - begin).map_err(io::Error::other)?];
     file.read_exact_at(&mut block, begin)?;
