@@ -525,9 +525,22 @@ async fn a_full_disk_is_an_error_and_nothing_is_lost() {
         return;
     };
     let dir = disk.path().join("store");
+    let filler = disk.path().join("filler");
+    // At the first start: no damage.
+    drop(std::fs::write(&filler, vec![1; 8 << 20]));
+    let file = std::fs::File::options().write(true).open(&filler).unwrap();
+    // Room for a key, and not for a store.
+    file.set_len(file.metadata().unwrap().len() - 16_384).unwrap();
+    drop(file);
+    let full = Embedded::open(&dir);
+    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    assert!(
+        matches!(&full, Err(OpenError::Io { error, .. }) if is_full(error)),
+        "{full:?}"
+    );
+    std::fs::remove_file(&filler).unwrap();
     let store = Embedded::open(&dir).unwrap();
     put(&store, network("n", "first")).await.unwrap();
-    let filler = disk.path().join("filler");
     drop(std::fs::write(&filler, vec![1; 8 << 20]));
     let mut n_kept = 0;
     let refused = loop {
