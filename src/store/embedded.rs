@@ -13,6 +13,7 @@ use super::acknowledged::{self, Acknowledged};
 use super::disk::{self, FILE};
 use super::health::StoreHealth;
 use super::record::FORMAT;
+use super::reserve::Reserve;
 use super::seal::Seal;
 use super::writer::{Log, Reopen, Request, Writer};
 use super::{CommitError, Later, OpenError, Snapshot, Store};
@@ -101,11 +102,7 @@ impl Embedded {
         let seal =
             Seal::open(&key, is_new || has_objects.is_none()).map_err(|error| OpenError::Key { path: key, error })?;
         if has_objects.is_none() {
-            // A disk that is full is no damage, and what was made there is no store yet.
-            disk::write_format(&database).map_err(|error| match error {
-                redb::Error::Io(error) => failed(error),
-                error => damaged(error.to_string()),
-            })?;
+            disk::write_format(&database).map_err(|error| damaged(error.to_string()))?;
         }
         let mut snapshot = disk::read_all(&database, &seal).map_err(damaged)?;
         let health = Arc::new(StoreHealth::default());
@@ -123,6 +120,8 @@ impl Embedded {
             changed: changed.clone(),
             health: health.clone(),
             acknowledged,
+            reserve: Reserve::new(path),
+            is_short: false,
             log: Log::default(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();

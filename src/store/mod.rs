@@ -8,6 +8,7 @@ mod disk;
 mod embedded;
 mod health;
 mod record;
+mod reserve;
 mod seal;
 mod snapshot;
 mod writer;

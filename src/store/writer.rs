@@ -1,6 +1,6 @@
 //! The thread that writes a store: commits that wait at the same time are written together. When the file cannot be written
 //! (a full disk, a device's error, a file system that is read-only) commits are refused, and the file is opened again by
-//! itself until it can be. Not here: what is in the file (`disk`).
+//! itself until it can be. While it only lacks room for more, what is there can be changed and removed. Not here: what is in the file (`disk`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::acknowledged::Acknowledged;
 use super::health::{Failing, StoreHealth};
+use super::reserve::Reserve;
 use super::seal::Seal;
 use super::{CommitError, OpenError, Snapshot, disk};
 use crate::model::swarm::Write;
@@ -53,6 +54,9 @@ pub(super) struct Writer {
     pub(super) changed: watch::Sender<u64>,
     pub(super) health: Arc<StoreHealth>,
     pub(super) acknowledged: Acknowledged,
+    pub(super) reserve: Reserve,
+    /// There is no room for the reserve: nothing new is taken.
+    pub(super) is_short: bool,
     pub(super) log: Log,
 }
 
@@ -106,12 +110,12 @@ impl Writer {
         let mut try_at = Instant::now();
         loop {
             let n = match &self.database {
-                Some(_) => requests.recv_many(&mut together, TOGETHER).await,
-                None if try_at <= Instant::now() => {
+                Some(_) if !self.is_short => requests.recv_many(&mut together, TOGETHER).await,
+                _ if try_at <= Instant::now() => {
                     try_at = self.try_again();
                     continue;
                 }
-                None => {
+                _ => {
                     let asked = requests.recv_many(&mut together, TOGETHER);
                     match tokio::time::timeout_at(try_at.into(), asked).await {
                         Ok(n) => n,
@@ -122,20 +126,34 @@ impl Writer {
             if n == 0 {
                 break;
             }
-            let could_be_written = self.database.is_some();
+            let was_well = self.is_well();
             self.write(&mut together);
-            if could_be_written && self.database.is_none() {
+            if was_well && !self.is_well() {
                 try_at = Instant::now() + TRY_AGAIN;
             }
         }
     }
 
+    fn is_well(&self) -> bool {
+        self.database.is_some() && !self.is_short
+    }
+
     /// Writes what waits in one transaction, and answers.
     fn write(&mut self, together: &mut Vec<Request>) {
+        if self.is_well() {
+            self.look_at_room();
+        }
         let mut now = Snapshot::clone(&self.snapshot.load());
         let mut made = Vec::new();
         let mut written = Vec::new();
         for request in together.drain(..) {
+            let is_new = |write: &Write| matches!(write, Write::Put(_)) && now.revision_of(&write.key()).is_none();
+            if self.is_short && request.writes.iter().any(is_new) {
+                self.health.write_failures_total.fetch_add(1, Relaxed);
+                let reason = self.health.failing().map(|failing| failing.reason).unwrap_or_default();
+                drop(request.answer.send(Err(CommitError::Io { reason })));
+                continue;
+            }
             match now.next(&request.base, request.writes) {
                 Ok((next, writes)) => {
                     now = next;
@@ -168,6 +186,20 @@ impl Writer {
                     drop(answer.send(Err(CommitError::Io { reason })));
                 }
             }
+        }
+    }
+
+    /// Whether there is room for more than there is.
+    fn look_at_room(&mut self) {
+        let Err(error) = self.reserve.hold() else {
+            self.is_short = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.is_short, true) {
+            let reason = format!("{error}; what is there can be changed and removed");
+            self.log.cannot_be_written(&reason);
+            let since = Instant::now();
+            self.health.set_failing(Some(Failing { since, reason }));
         }
     }
 
@@ -205,9 +237,17 @@ impl Writer {
             return Instant::now();
         };
         let started = Instant::now();
-        match self.opened_again() {
+        let opened = match self.database.take() {
+            Some(database) => Ok(database),
+            None => self.opened_again(),
+        };
+        match opened {
             Ok(database) => {
                 self.database = Some(database);
+                self.look_at_room();
+                if self.is_short {
+                    return Instant::now() + TRY_AGAIN;
+                }
                 // Whoever has something to write that was refused looks again.
                 self.changed.send_replace(self.snapshot.load().revision());
                 self.health.set_failing(None);
