@@ -133,6 +133,7 @@ impl Node {
         });
         let own = match config.own.clone() {
             Some(own) => {
+                proxy.handle().sweep_outside();
                 let plane = Plane {
                     table: table.clone(),
                     status: status.clone(),

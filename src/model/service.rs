@@ -491,7 +491,8 @@ pub struct TaskPlace {
     pub netns: Arc<Path>,
     /// The ids of the networks that the task is on.
     pub networks: Vec<Arc<str>>,
-    /// The task's own address, which it calls services from; `None` for whichever its namespace has.
+    /// The task's own address, which it calls services from where `addresses` is empty, and this machine where `is_closed` is
+    /// set; `None` for whichever its namespace has.
     pub address: Option<IpAddr>,
     /// The task's address on each of its networks, with the network's prefix: made there, and what it calls services from.
     /// Empty for a task that was given none.

@@ -174,7 +174,7 @@ async fn ready(
 }
 
 /// The error with its sources.
-fn why(error: &dyn std::error::Error) -> String {
+pub(super) fn why(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(Some(error), |error| error.source());
     sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

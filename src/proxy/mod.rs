@@ -11,6 +11,7 @@ mod last_hop;
 mod lending;
 mod listener;
 mod manager;
+mod outside;
 mod park;
 mod patience;
 mod ports;
@@ -41,6 +42,7 @@ pub use within::{Caller, Destination, Serving};
 use self::core::OpenConnections;
 use self::lending::Lending;
 use self::manager::Manager;
+use self::outside::Outside;
 use self::worker::{Command, Workers};
 use crate::routing::{EndpointId, Listen, Service, ServiceStats, TableHandle};
 use crate::takeover::Takeover;
@@ -54,6 +56,7 @@ struct Shared {
     dialer: Option<Arc<dyn Dialer>>,
     takeover: Option<Arc<Takeover>>,
     lending: Lending,
+    outside: Arc<Outside>,
     /// What goes from inside namespaces to no service of ours is counted by it.
     outgoing: Arc<Service>,
 }
@@ -110,6 +113,11 @@ impl ProxyHandle {
     /// listener must not wait in `accept`. One worker has them all.
     pub fn serve_within(&self, listener: std::net::TcpListener, caller: Arc<dyn Caller>) -> Serving {
         within::serve(self, listener, caller)
+    }
+
+    /// Clears away what a killed run has left of the way from inside namespaces to this machine's own addresses.
+    pub fn sweep_outside(&self) {
+        self.spawn(Box::new(|| Box::pin(outside::sweep())));
     }
 
     /// The nodes of these endpoints do not answer any more: HTTP requests that wait for them go elsewhere, if they may be sent
@@ -169,11 +177,13 @@ pub struct Proxy {
 impl Proxy {
     /// Starts the workers. Errors: a thread or its runtime cannot be made.
     pub fn start(config: ProxyConfig, table: Arc<TableHandle>, beside: Beside) -> std::io::Result<Proxy> {
+        let open: Arc<OpenConnections> = Arc::default();
         let shared = Arc::new(Shared {
             config,
             table,
             ports: Arc::new(Ports::new(beside.are_vips_off)),
-            open: Arc::default(),
+            outside: Arc::new(Outside::new(open.clone())),
+            open,
             dialer: beside.dialer,
             takeover: beside.takeover,
             lending: Lending::default(),
@@ -282,6 +292,7 @@ impl Proxy {
         let workers = self.manager.into_workers();
         // Joining blocks, but nothing else of this runtime matters any more, and workers end within a turn.
         workers.stop();
+        self.shared.outside.end();
         n_left
     }
 

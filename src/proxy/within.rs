@@ -2,7 +2,7 @@
 //! how they come to that listener (`sys::vips`), and who may reach what (`Caller`, which others implement).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use super::core::{Connection, OpenConnections};
 use super::crowd::Party;
 use super::h1;
 use super::listener::{self, Acceptor};
+use super::outside::Sender;
 use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::tcp::{self, Accepted};
@@ -35,6 +36,9 @@ pub trait Caller: Send + Sync {
     /// By which of its networks it reaches a service (the network's id).
     fn network_of(&self, service: &Service) -> Option<Arc<str>>;
 
+    /// Whom it is known as to this machine. A program inside may bind to any address that it likes.
+    fn address(&self) -> Option<Ipv4Addr>;
+
     /// Serves a connection to `Destination::Caller` to its end.
     fn serve(&self, stream: TcpStream, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
@@ -46,7 +50,7 @@ pub enum Destination {
     Service(Arc<Service>),
     /// To this endpoint of a service, at the address of it that was asked for.
     Endpoint(Arc<Service>, Arc<Endpoint>),
-    /// To the same address as this program's own namespace knows it.
+    /// To the same address as this program's own namespace knows it; if it is of this machine itself, from the caller's.
     Outside,
     /// To what the caller has for it.
     Caller,
@@ -87,6 +91,7 @@ pub(super) fn serve(proxy: &ProxyHandle, listener: std::net::TcpListener, caller
         Box::pin(async move {
             let acceptor = Within {
                 party,
+                sender: Sender::new(shared.outside.clone(), caller.address()),
                 caller,
                 shared: shared.clone(),
             };
@@ -110,6 +115,8 @@ pub(super) fn outgoing() -> Service {
 struct Within {
     party: Party,
     caller: Arc<dyn Caller>,
+    /// What the caller sends outside.
+    sender: Arc<Sender>,
     shared: Arc<Shared>,
 }
 
@@ -128,7 +135,7 @@ impl Acceptor for Within {
             }
             Destination::Outside => {
                 let connection = Connection::open(self.shared.outgoing.clone(), self.party, now);
-                tokio::spawn(to_outside(connection, stream, to));
+                tokio::spawn(to_outside(connection, stream, self.sender.clone(), to));
             }
             Destination::Caller => drop(tokio::spawn(self.caller.serve(stream, peer))),
             Destination::Nobody => socket::reset_on_close(&stream),
@@ -203,8 +210,8 @@ async fn reach(
     connected.map(|stream| (stream, lease)).map_err(reason_of)
 }
 
-async fn to_outside(connection: Connection, client: TcpStream, to: SocketAddr) {
-    let connect = upstream::connect_once(to, connection.service().spec().timeouts.connect);
+async fn to_outside(connection: Connection, client: TcpStream, sender: Arc<Sender>, to: SocketAddr) {
+    let connect = sender.connect(to, connection.service().spec().timeouts.connect);
     let connected = Box::pin(unless_ended(&connection, &client, connect)).await;
     let reason = match connected.and_then(|connected| connected.map_err(reason_of)) {
         Ok(stream) => {

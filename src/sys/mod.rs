@@ -22,6 +22,7 @@ pub mod rtnetlink;
 pub mod sk_lookup;
 pub mod socket;
 pub mod splice;
+pub mod transit;
 pub mod transparent;
 pub mod tree;
 pub mod view;

@@ -64,6 +64,13 @@ impl Messages {
         self.attr(kind, &bytes)
     }
 
+    /// A header within an attribute: what is nested follows it.
+    pub(super) fn header(&mut self, bytes: &[u8]) -> &mut Messages {
+        self.bytes.extend_from_slice(bytes);
+        self.align();
+        self
+    }
+
     /// An attribute made of those that `inside` adds; they must stay below 64 KiB together.
     pub(super) fn nest(&mut self, kind: u16, inside: impl FnOnce(&mut Messages)) -> &mut Messages {
         let start = self.bytes.len();

@@ -1,5 +1,5 @@
 //! Addresses, routes and rules of a network namespace, asked and told over netlink. Not here: what they are for
-//! (`transparent`, `vips`).
+//! (`transparent`, `vips`, `transit`).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -132,6 +132,20 @@ impl RtNetlink {
             })
     }
 
+    /// Asks one question, and hands the body of its answer to `take`. Errors: what the kernel says instead.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        attrs: impl FnOnce(&mut Messages),
+        mut take: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let seq = self.socket.seq();
+        let mut question = Messages::default();
+        attrs(question.begin(kind, libc::NLM_F_REQUEST as u16, seq, header));
+        self.socket.ask(&question, seq, |message| take(message.body))
+    }
+
     pub(super) fn dump(&mut self, kind: u16, header: &[u8], take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let seq = self.socket.seq();
         let mut question = Messages::default();
@@ -217,14 +231,14 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 
-fn family_byte(is_ipv6: bool) -> u8 {
+pub(super) fn family_byte(is_ipv6: bool) -> u8 {
     match is_ipv6 {
         true => libc::AF_INET6 as u8,
         false => libc::AF_INET as u8,
@@ -232,7 +246,7 @@ fn family_byte(is_ipv6: bool) -> u8 {
 }
 
 /// Whether something was done; that there was nothing to do is no error, but `nothing`.
-fn found_before(result: io::Result<()>, nothing: libc::c_int) -> io::Result<bool> {
+pub(super) fn found_before(result: io::Result<()>, nothing: libc::c_int) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(nothing) => Ok(false),
@@ -245,16 +259,16 @@ pub const LOCAL_TABLE: u32 = 255;
 /// In every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 /// Routes and rules bear it as their origin, which `ip route` shows as `proto 97`. Given to nobody.
-const PROTOCOL: u8 = 97;
-const ONLY_NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+pub(super) const PROTOCOL: u8 = 97;
+pub(super) const ONLY_NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 
 // From the uapi header `linux/fib_rules.h`.
-const FR_ACT_TO_TBL: u8 = 1;
-const FRA_PRIORITY: u16 = 6;
+pub(super) const FR_ACT_TO_TBL: u8 = 1;
+pub(super) const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
+pub(super) const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
-const FRA_PROTOCOL: u16 = 21;
+pub(super) const FRA_PROTOCOL: u16 = 21;
 
 #[cfg(test)]
 mod tests {

@@ -204,6 +204,11 @@ pub async fn connect_by(
     }
 }
 
+/// Begins to connect a socket that was made before, from this address and any port. Errors: as `connect`.
+pub fn connect_from(socket: Inside, from: IpAddr, target: SocketAddr) -> Result<Connecting, ConnectError> {
+    attempt(socket, Some(SocketAddr::new(from, 0)), Shown::Address, target)
+}
+
 /// Whether the program has a connection with the same client, port and all, that came another way, over the client's own
 /// wire. It takes ours for that one and answers over the wire, so that ours would wait for ever.
 async fn is_taken_for_another(

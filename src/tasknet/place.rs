@@ -305,6 +305,13 @@ impl Caller for Program {
         shared.map(|attachment| attachment.network.clone())
     }
 
+    fn address(&self) -> Option<Ipv4Addr> {
+        match self.place.address {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        }
+    }
+
     fn serve(&self, stream: TcpStream, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let names = self.names.clone();
         Box::pin(async move {

@@ -63,6 +63,9 @@ pub(super) struct OwnNetwork {
     /// On each of its networks, with the network's prefix.
     #[serde(default)]
     pub(super) addresses: Vec<IpNet>,
+    /// Of `addresses`, the first on a network that has a way out; `None`: `address`.
+    #[serde(default)]
+    pub(super) way_out: Option<Ipv4Addr>,
     /// It reaches its networks alone.
     #[serde(default)]
     pub(super) is_internal: bool,

@@ -302,11 +302,13 @@ impl Processes {
                 (given.address, Some(given))
             }
         };
+        let mut ways_out = assignment.task.addresses.iter().filter(|own| !own.is_internal);
         let own_hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
         let network = OwnNetwork {
             address,
             hosts: hosts(&own_hosts, &hostname(assignment)?, address, &own_addresses),
             addresses: own_addresses,
+            way_out: ways_out.next().map(|own| own.addr),
             is_internal: assignment.task.is_internal(),
             networks,
             nameservers: nameservers?,
@@ -523,7 +525,7 @@ fn place(network: &OwnNetwork, keeper: u32) -> TaskPlace {
     TaskPlace {
         netns: netns_of(keeper),
         networks: network.networks.iter().map(|id| id.as_str().into()).collect(),
-        address: Some(network.address.into()),
+        address: Some(network.way_out.unwrap_or(network.address).into()),
         addresses: network.addresses.clone(),
         is_closed: true,
         is_internal: network.is_internal,

@@ -2,6 +2,7 @@
 
 mod away;
 mod entrances;
+mod transit;
 mod transparent;
 mod vips;
 

@@ -3,6 +3,7 @@
 mod api;
 mod declared;
 mod engine;
+mod host;
 mod hour;
 mod inside;
 mod isolation;
