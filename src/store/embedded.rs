@@ -102,7 +102,11 @@ impl Embedded {
         let seal =
             Seal::open(&key, is_new || has_objects.is_none()).map_err(|error| OpenError::Key { path: key, error })?;
         if has_objects.is_none() {
-            disk::write_format(&database).map_err(|error| damaged(error.to_string()))?;
+            // A disk that is full is no damage, and what was made there is no store yet.
+            disk::write_format(&database).map_err(|error| match error {
+                redb::Error::Io(error) => failed(error),
+                error => damaged(error.to_string()),
+            })?;
         }
         let mut snapshot = disk::read_all(&database, &seal).map_err(damaged)?;
         let health = Arc::new(StoreHealth::default());
