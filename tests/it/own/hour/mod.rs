@@ -152,10 +152,10 @@ fn is_back(stage: &Stage, before: [Holds; 2]) -> [Holds; 2] {
             && now.n_mounts == before.n_mounts
     };
     at_rest(stage);
-    // Threads that are idle end after a while, if nobody asks anything meanwhile.
+    // A connection whose peer left no word is found out by probes, 90 s later. Threads that are idle end after a while, if nobody asks anything meanwhile.
     stage
         .own
-        .wait_for(&format!("no more to be held than {before:?}"), LONG, || {
+        .wait_for(&format!("no more to be held than {before:?}"), LONG * 4, || {
             let last = now;
             now = holds(stage);
             let is_so = before.iter().zip(&now).all(|(before, now)| is_so(before, now));
