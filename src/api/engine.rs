@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,11 +17,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::Api;
-use super::error::ApiError;
-use super::http::{self, Answer, NEWEST, Version};
+use super::outside::Outside;
+use super::wire::{self, Answer, ApiError, Caller, NEWEST, Version};
 use crate::model::swarm::SANDBOX_LABEL;
-use crate::places::Cut;
+use crate::places::{Cut, Places};
 
 fn none_here() -> ApiError {
     ApiError::not_implemented(
@@ -29,60 +28,169 @@ fn none_here() -> ApiError {
     )
 }
 
-/// Passes a request on.
-pub(super) async fn pass(
-    api: &Api,
-    request: Request<Incoming>,
-    version: Version,
-    path: &str,
-) -> Result<Answer, ApiError> {
-    let socket = api.outside.engine().ok_or_else(none_here)?;
-    let query = request
-        .uri()
-        .query()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
-    // Whoever asks for them sees them.
-    let is_list = path == "/containers/json" && request.method() == Method::GET && !query.contains(SANDBOX_LABEL);
-    let path = format!("/v{}{path}{query}", spoken(api, &socket, version).await);
-    let caller = http::caller_of(&request);
-    let (mut parts, body) = request.into_parts();
-    parts.uri = path
-        .parse::<Uri>()
-        .map_err(|error| ApiError::bad(format!("{path}: {error}")))?;
-    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let answer = exchange(&socket, Request::from_parts(parts, body)).await?;
-    let (mut head, body) = answer.into_parts();
-    if head.status == StatusCode::SWITCHING_PROTOCOLS
-        && let (Some(ours), Some(theirs)) = (upgrade, head.extensions.remove::<hyper::upgrade::OnUpgrade>())
-    {
-        let place = api.streams.take(caller);
-        tokio::spawn(async move {
-            let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else {
-                return;
-            };
-            let (mut ours, mut theirs) = (place.watch(TokioIo::new(ours)), TokioIo::new(theirs));
-            tokio::select! {
-                // Either side may end its half; an error ends both.
-                _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
-                () = place.told_to_leave() => {}
+/// The engine beside this program, if there is one.
+pub(super) struct Engine {
+    outside: Arc<dyn Outside>,
+    /// The newest version that it was last heard to speak.
+    known: Mutex<Option<Version>>,
+    /// For each connection that became its own.
+    streams: Arc<Places<Caller>>,
+}
+
+impl Engine {
+    pub(super) fn new(outside: Arc<dyn Outside>, streams: Arc<Places<Caller>>) -> Engine {
+        Engine {
+            outside,
+            known: Mutex::default(),
+            streams,
+        }
+    }
+
+    /// std mutex: nothing awaits under it.
+    fn known(&self) -> MutexGuard<'_, Option<Version>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes a request on.
+    pub(super) async fn pass(
+        &self,
+        request: Request<Incoming>,
+        version: Version,
+        path: &str,
+    ) -> Result<Answer, ApiError> {
+        let socket = self.outside.engine().ok_or_else(none_here)?;
+        let query = request
+            .uri()
+            .query()
+            .map(|query| format!("?{query}"))
+            .unwrap_or_default();
+        // Whoever asks for them sees them.
+        let is_list = path == "/containers/json" && request.method() == Method::GET && !query.contains(SANDBOX_LABEL);
+        let path = format!("/v{}{path}{query}", self.spoken(&socket, version).await);
+        let caller = Caller::of(&request);
+        let (mut parts, body) = request.into_parts();
+        parts.uri = path
+            .parse::<Uri>()
+            .map_err(|error| ApiError::bad(format!("{path}: {error}")))?;
+        let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let answer = exchange(&socket, Request::from_parts(parts, body)).await?;
+        let (mut head, body) = answer.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS
+            && let (Some(ours), Some(theirs)) = (upgrade, head.extensions.remove::<hyper::upgrade::OnUpgrade>())
+        {
+            let place = self.streams.take(caller);
+            tokio::spawn(async move {
+                let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else {
+                    return;
+                };
+                let (mut ours, mut theirs) = (place.watch(TokioIo::new(ours)), TokioIo::new(theirs));
+                tokio::select! {
+                    // Either side may end its half; an error ends both.
+                    _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
+                    () = place.told_to_leave() => {}
+                }
+            });
+            let mut answer = wire::empty(StatusCode::SWITCHING_PROTOCOLS);
+            *answer.headers_mut() = head.headers;
+            return Ok(answer);
+        }
+        if is_list && head.status.is_success() {
+            let bytes = body.collect().await;
+            let bytes = bytes.map_err(|error| ApiError::gateway(error.to_string()))?.to_bytes();
+            let bytes = without_sandboxes(&bytes).map_or(bytes, Bytes::from);
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+            head.headers.remove(TRANSFER_ENCODING);
+            let body = Full::new(bytes).map_err(io::Error::other).boxed_unsync();
+            return Ok(hyper::Response::from_parts(head, body));
+        }
+        let body = body.map_err(io::Error::other).boxed_unsync();
+        Ok(hyper::Response::from_parts(head, body))
+    }
+
+    /// Sends a request of ours, and passes the answer back.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        version: Version,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Answer, ApiError> {
+        let socket = self.outside.engine().ok_or_else(none_here)?;
+        let path = format!("/v{}{path}", self.spoken(&socket, version).await);
+        let answer = exchange(&socket, request(method, &path, body)?).await?;
+        let (head, body) = answer.into_parts();
+        Ok(hyper::Response::from_parts(
+            head,
+            body.map_err(io::Error::other).boxed_unsync(),
+        ))
+    }
+
+    /// What the engine says for as long as it likes. Errors: there is none, or it refuses.
+    pub(super) async fn open(&self, version: Version, path: &str) -> Result<Incoming, ApiError> {
+        let socket = self.outside.engine().ok_or_else(none_here)?;
+        let asked = async {
+            let path = format!("/v{}{path}", self.spoken(&socket, version).await);
+            let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
+            match answer.status().is_success() {
+                true => Ok(answer.into_body()),
+                false => Err(ApiError::gateway(format!(
+                    "the Docker Engine answers {}",
+                    answer.status()
+                ))),
             }
-        });
-        let mut answer = http::empty(StatusCode::SWITCHING_PROTOCOLS);
-        *answer.headers_mut() = head.headers;
-        return Ok(answer);
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
+        }
     }
-    if is_list && head.status.is_success() {
-        let bytes = body.collect().await;
-        let bytes = bytes.map_err(|error| ApiError::gateway(error.to_string()))?.to_bytes();
-        let bytes = without_sandboxes(&bytes).map_or(bytes, Bytes::from);
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-        head.headers.remove(TRANSFER_ENCODING);
-        let body = Full::new(bytes).map_err(io::Error::other).boxed_unsync();
-        return Ok(hyper::Response::from_parts(head, body));
+
+    /// What the engine says, as JSON. Errors: there is none, or it says that something is wrong.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ApiError> {
+        let socket = self.outside.engine().ok_or_else(none_here)?;
+        let asked = async {
+            let path = format!("/v{}{path}", self.spoken(&socket, NEWEST).await);
+            let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
+            let is_good = answer.status().is_success();
+            let bytes = answer
+                .into_body()
+                .collect()
+                .await
+                .map_err(|error| ApiError::gateway(error.to_string()))?;
+            let value: Value =
+                serde_json::from_slice(&bytes.to_bytes()).map_err(|error| ApiError::gateway(error.to_string()))?;
+            match is_good {
+                true => Ok(value),
+                false => Err(ApiError::gateway(value["message"].as_str().unwrap_or_default())),
+            }
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
+        }
     }
-    let body = body.map_err(io::Error::other).boxed_unsync();
-    Ok(hyper::Response::from_parts(head, body))
+
+    /// The newest version that clients may speak: ours, or the engine's if that is older, since they speak to both at once.
+    pub(super) async fn newest(&self) -> Version {
+        let Some(socket) = self.outside.engine() else {
+            return NEWEST;
+        };
+        if let Some(version) = ask_version(&socket).await {
+            *self.known() = Some(version);
+        }
+        self.known().map_or(NEWEST, |version| version.min(NEWEST))
+    }
+
+    /// The newest version up to `wanted` that the engine speaks.
+    async fn spoken(&self, socket: &Path, wanted: Version) -> Version {
+        let known = *self.known();
+        let known = match known {
+            Some(version) => Some(version),
+            None => ask_version(socket).await,
+        };
+        *self.known() = known;
+        known.map_or(wanted, |newest| newest.min(wanted))
+    }
 }
 
 impl Cut for TokioIo<Upgraded> {
@@ -95,69 +203,6 @@ fn without_sandboxes(list: &[u8]) -> Option<Vec<u8>> {
     let mut containers: Vec<Value> = serde_json::from_slice(list).ok()?;
     containers.retain(|container| container["Labels"].get(SANDBOX_LABEL).is_none());
     serde_json::to_vec(&containers).ok()
-}
-
-/// Sends a request of ours, and passes the answer back.
-pub(super) async fn send(
-    api: &Api,
-    method: Method,
-    version: Version,
-    path: &str,
-    body: Vec<u8>,
-) -> Result<Answer, ApiError> {
-    let socket = api.outside.engine().ok_or_else(none_here)?;
-    let path = format!("/v{}{path}", spoken(api, &socket, version).await);
-    let answer = exchange(&socket, request(method, &path, body)?).await?;
-    let (head, body) = answer.into_parts();
-    Ok(hyper::Response::from_parts(
-        head,
-        body.map_err(io::Error::other).boxed_unsync(),
-    ))
-}
-
-/// What the engine says for as long as it likes. Errors: there is none, or it refuses.
-pub(super) async fn open(api: &Api, version: Version, path: &str) -> Result<Incoming, ApiError> {
-    let socket = api.outside.engine().ok_or_else(none_here)?;
-    let asked = async {
-        let path = format!("/v{}{path}", spoken(api, &socket, version).await);
-        let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
-        match answer.status().is_success() {
-            true => Ok(answer.into_body()),
-            false => Err(ApiError::gateway(format!(
-                "the Docker Engine answers {}",
-                answer.status()
-            ))),
-        }
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => answer,
-        Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
-    }
-}
-
-/// What the engine says, as JSON. Errors: there is none, or it says that something is wrong.
-pub(super) async fn get(api: &Api, path: &str) -> Result<Value, ApiError> {
-    let socket = api.outside.engine().ok_or_else(none_here)?;
-    let asked = async {
-        let path = format!("/v{}{path}", spoken(api, &socket, NEWEST).await);
-        let answer = exchange(&socket, request(Method::GET, &path, Vec::new())?).await?;
-        let is_good = answer.status().is_success();
-        let bytes = answer
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| ApiError::gateway(error.to_string()))?;
-        let value: Value =
-            serde_json::from_slice(&bytes.to_bytes()).map_err(|error| ApiError::gateway(error.to_string()))?;
-        match is_good {
-            true => Ok(value),
-            false => Err(ApiError::gateway(value["message"].as_str().unwrap_or_default())),
-        }
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => answer,
-        Err(_) => Err(ApiError::gateway("the Docker Engine does not answer")),
-    }
 }
 
 fn request(method: Method, path: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>, ApiError> {
@@ -193,39 +238,6 @@ where
         }
     });
     sender.send_request(request).await.map_err(|error| gone(&error))
-}
-
-/// The newest version that the engine was last heard to speak.
-#[derive(Debug, Default)]
-pub(super) struct Known(Mutex<Option<Version>>);
-
-impl Known {
-    /// std mutex: nothing awaits under it.
-    fn version(&self) -> MutexGuard<'_, Option<Version>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The newest version that clients may speak: ours, or the engine's if that is older, since they speak to both at once.
-pub(super) async fn newest(api: &Api) -> Version {
-    let Some(socket) = api.outside.engine() else {
-        return NEWEST;
-    };
-    if let Some(version) = ask_version(&socket).await {
-        *api.engine.version() = Some(version);
-    }
-    api.engine.version().map_or(NEWEST, |version| version.min(NEWEST))
-}
-
-/// The newest version up to `wanted` that the engine speaks.
-async fn spoken(api: &Api, socket: &Path, wanted: Version) -> Version {
-    let known = *api.engine.version();
-    let known = match known {
-        Some(version) => Some(version),
-        None => ask_version(socket).await,
-    };
-    *api.engine.version() = known;
-    known.map_or(wanted, |newest| newest.min(wanted))
 }
 
 async fn ask_version(socket: &Path) -> Option<Version> {

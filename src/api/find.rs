@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::error::ApiError;
+use super::wire::ApiError;
 use crate::model::swarm::{Network, Node, Payload, Service, Swarm, Task};
 use crate::store::Snapshot;
 

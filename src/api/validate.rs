@@ -7,7 +7,7 @@ use bollard_stubs::models::{
     TaskSpecContainerSpec,
 };
 
-use super::error::ApiError;
+use super::wire::ApiError;
 use crate::control::{Constraint, REPLICAS_MAX, TASKS_MAX, tasks_asked_for};
 use crate::model::swarm::{ServiceSpec, fill_port};
 use crate::store::Snapshot;

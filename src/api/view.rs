@@ -8,6 +8,9 @@ use crate::model::swarm::{
 };
 use crate::store::Snapshot;
 
+/// Where other nodes will find this one.
+pub(super) const SWARM_PORT: u16 = 2377;
+
 /// Plain structs with string keys serialize without fail.
 fn value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_default()
@@ -247,7 +250,7 @@ pub(super) fn node(node: &Node) -> Value {
         all["ManagerStatus"] = json!({
             "Leader": true,
             "Reachability": "reachable",
-            "Addr": std::net::SocketAddr::new(node.addr, super::swarm::PORT).to_string(),
+            "Addr": std::net::SocketAddr::new(node.addr, SWARM_PORT).to_string(),
         });
     }
     all

@@ -96,6 +96,12 @@ pub struct Key {
     pub id: Id,
 }
 
+impl Key {
+    pub fn new(kind: Kind, id: &Id) -> Key {
+        Key { kind, id: id.clone() }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.kind.as_str(), self.id)

@@ -14,15 +14,13 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
 use tokio::sync::{broadcast, mpsc};
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked, Version};
-use super::{Api, engine, logs};
-use crate::model::swarm::{Id, Kind, Node, Object, Service, Time};
+use crate::api::backend::Backend;
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::model::swarm::{Id, Key, Kind, Node, Object, Service, Time};
 use crate::store::{Snapshot, Store};
 
 /// What changed lately, and who wants to hear of what changes next.
-pub(super) struct Events {
+pub(in crate::api) struct Events {
     past: Mutex<Past>,
     live: broadcast::Sender<Arc<Value>>,
 }
@@ -34,7 +32,7 @@ struct Past {
 }
 
 impl Events {
-    pub(super) fn new(store: &dyn Store) -> Events {
+    pub(in crate::api) fn new(store: &dyn Store) -> Events {
         let past = Past {
             until: store.snapshot(),
             events: VecDeque::new(),
@@ -69,22 +67,27 @@ impl Events {
         }
         past
     }
-}
 
-/// Makes events as things change, for ever.
-pub(super) async fn follow(api: &Api) {
-    let mut changed = api.store.changed();
-    while changed.changed().await.is_ok() {
-        drop(api.events.catch_up(&*api.store));
+    /// Makes events as things change, for ever.
+    pub(in crate::api) async fn follow(&self, store: &dyn Store) {
+        let mut changed = store.changed();
+        while changed.changed().await.is_ok() {
+            drop(self.catch_up(store));
+        }
     }
 }
 
-pub(super) async fn stream(api: &Arc<Api>, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+pub(in crate::api) async fn stream(
+    known: &Events,
+    backend: &Arc<Backend>,
+    asked: &Asked,
+    version: Version,
+) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &[&ENGINES_KEYS[..], &["task"]].concat())?;
-    let (since, until) = (logs::time(asked, "since")?, logs::time(asked, "until")?);
+    let (since, until) = (asked.time("since")?, asked.time("until")?);
     let (past, live) = {
-        let past = api.events.catch_up(&*api.store);
-        (past.events.clone(), api.events.live.subscribe())
+        let past = known.catch_up(&*backend.store);
+        (past.events.clone(), known.live.subscribe())
     };
     let (lines, received) = mpsc::channel(LINES_AHEAD);
     // Without either only what comes is told.
@@ -95,8 +98,8 @@ pub(super) async fn stream(api: &Arc<Api>, asked: &Asked, version: Version) -> R
         .filter(|(at, event)| is_past_wanted && is_wanted(*at) && wants(&filters, event))
         .map(|(_, event)| line(&event))
         .collect();
-    tokio::spawn(tell(api.clone(), past, live, filters.clone(), until, lines.clone()));
-    if let Some(said) = of_engine(api, asked, &filters, version).await {
+    tokio::spawn(tell(backend.clone(), past, live, filters.clone(), until, lines.clone()));
+    if let Some(said) = of_engine(backend, asked, &filters, version).await {
         tokio::spawn(pass(said, lines));
     }
     let received = stream::unfold(received, |mut received| async move {
@@ -116,7 +119,7 @@ fn line(event: &Value) -> Bytes {
 
 /// Tells of the past and then of what comes, until `until`, or until nobody listens any more.
 async fn tell(
-    api: Arc<Api>,
+    backend: Arc<Backend>,
     past: Vec<Bytes>,
     mut live: broadcast::Receiver<Arc<Value>>,
     filters: Filters,
@@ -128,7 +131,7 @@ async fn tell(
             return;
         }
     }
-    let mut stopping = api.stopping.subscribe();
+    let mut stopping = backend.stopping.subscribe();
     let is_over = async {
         match until {
             Some(until) => tokio::time::sleep(until.since(Time::now())).await,
@@ -158,16 +161,19 @@ async fn tell(
 }
 
 /// What the engine says, if there is one and it may have something to say.
-async fn of_engine(api: &Api, asked: &Asked, filters: &Filters, version: Version) -> Option<Incoming> {
+async fn of_engine(backend: &Backend, asked: &Asked, filters: &Filters, version: Version) -> Option<Incoming> {
     let is_only_ours = !filters.values("task").is_empty() || !filters.any("scope", |scope| scope != "swarm");
-    if is_only_ours || api.outside.engine().is_none() {
+    if is_only_ours || backend.outside.engine().is_none() {
         return None;
     }
     let query: Vec<String> = ["since", "until", "filters"]
         .into_iter()
-        .filter_map(|key| Some(format!("{key}={}", http::encode(asked.query(key)?))))
+        .filter_map(|key| Some(format!("{key}={}", wire::encode(asked.query(key)?))))
         .collect();
-    let opened = engine::open(api, version, &format!("/events?{}", query.join("&"))).await;
+    let opened = backend
+        .engine
+        .open(version, &format!("/events?{}", query.join("&")))
+        .await;
     opened
         .inspect_err(|error| tracing::debug!(error.message, "the engine's events"))
         .ok()
@@ -225,7 +231,7 @@ fn events(before: &Snapshot, now: &Snapshot, at: Time) -> Vec<Value> {
             if was == is {
                 continue;
             }
-            let key = super::swarm::key(kind, id);
+            let key = Key::new(kind, id);
             let (old, new) = (before.object(&key), now.object(&key));
             let mut attributes = Map::new();
             let name = match new.as_ref().or(old.as_ref()) {
@@ -281,7 +287,7 @@ fn ids(snapshot: &Snapshot, kind: Kind) -> Box<dyn Iterator<Item = &Id> + '_> {
 }
 
 fn revision(snapshot: &Snapshot, kind: Kind, id: &Id) -> Option<u64> {
-    snapshot.revision_of(&super::swarm::key(kind, id))
+    snapshot.revision_of(&Key::new(kind, id))
 }
 
 /// What of a service is told with its old and its new value.

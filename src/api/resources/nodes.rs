@@ -5,15 +5,14 @@ use std::sync::Arc;
 use bollard_stubs::models::{NodeSpec, NodeSpecAvailabilityEnum, NodeSpecRoleEnum};
 use hyper::StatusCode;
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked};
-use super::{Api, find, services, view};
+use crate::api::backend::Backend;
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters};
+use crate::api::{find, view};
 use crate::model::swarm::{Node, Object, Time, Write};
 use crate::store::THIS_REVISION;
 
-pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let known = ["id", "name", "label", "node.label", "role", "membership"];
     let filters = Filters::read(asked.query("filters"), &known)?;
@@ -41,18 +40,18 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
             && filters.any("membership", |wanted| wanted == "accepted")
     };
     let nodes: Vec<_> = snapshot.nodes().filter(matches).map(|node| view::node(node)).collect();
-    Ok(http::json(StatusCode::OK, &nodes))
+    Ok(wire::json(StatusCode::OK, &nodes))
 }
 
-pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn inspect(backend: &Backend, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let node = find::node(&snapshot, id)?;
-    Ok(http::json(StatusCode::OK, &view::node(&node)))
+    Ok(wire::json(StatusCode::OK, &view::node(&node)))
 }
 
-pub(super) fn remove(api: &Api, id: &str) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn remove(backend: &Backend, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let node = find::node(&snapshot, id)?;
     Err(ApiError::precondition(format!(
@@ -61,10 +60,10 @@ pub(super) fn remove(api: &Api, id: &str) -> Result<Answer, ApiError> {
     )))
 }
 
-pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
-    let version = services::version(&asked, "node")?;
-    find::swarm(&api.store.snapshot())?;
-    let spec: NodeSpec = asked.json(api).await?;
+pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
+    let version = asked.version("node")?;
+    find::swarm(&backend.store.snapshot())?;
+    let spec: NodeSpec = asked.json().await?;
     if matches!(spec.availability, None | Some(NodeSpecAvailabilityEnum::EMPTY)) {
         return Err(ApiError::bad("invalid Availability: expected active, pause or drain"));
     }
@@ -77,18 +76,19 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         }
         _ => return Err(ApiError::bad("invalid Role: expected worker or manager")),
     }
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let node = find::node(snapshot, id)?;
-        if node.meta.version != version {
-            return Err(ApiError::unknown("update out of sequence"));
-        }
-        let mut next = Node::clone(&node);
-        next.spec = spec.clone();
-        next.meta.version = THIS_REVISION;
-        next.meta.updated_at = Time::now();
-        Ok((vec![Write::Put(Object::Node(Arc::new(next)))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::OK))
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let node = find::node(snapshot, id)?;
+            if node.meta.version != version {
+                return Err(ApiError::unknown("update out of sequence"));
+            }
+            let mut next = Node::clone(&node);
+            next.spec = spec.clone();
+            next.meta.version = THIS_REVISION;
+            next.meta.updated_at = Time::now();
+            Ok((vec![Write::Put(Object::Node(Arc::new(next)))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::OK))
 }

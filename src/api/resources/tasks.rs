@@ -6,16 +6,15 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde_json::Value;
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked};
-use super::{Api, find, view};
+use crate::api::backend::Backend;
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters};
+use crate::api::{find, view};
 use crate::control::{is_up_to_date, shortcomings};
 use crate::model::swarm::{Id, Task, TaskState};
 use crate::store::Snapshot;
 
-pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let known = [
         "id",
@@ -62,22 +61,22 @@ pub(super) fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
                 matches!(is.as_str(), "true" | "1") == is_wanted_up_to_date()
             })
     };
-    let faults = Faults::now(api, &snapshot);
+    let faults = Faults::now(backend, &snapshot);
     let shown = |task: &Arc<Task>| view::task(&snapshot, task, faults.of(task));
     let tasks: Vec<Value> = snapshot.tasks().filter(matches).map(shown).collect();
-    Ok(http::json(StatusCode::OK, &tasks))
+    Ok(wire::json(StatusCode::OK, &tasks))
 }
 
 fn is_state(text: &str, state: TaskState) -> bool {
     text.eq_ignore_ascii_case(state.as_str())
 }
 
-pub(super) fn inspect(api: &Api, id: &str) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn inspect(backend: &Backend, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let task = find::task(&snapshot, id)?;
-    let faults = Faults::now(api, &snapshot);
-    Ok(http::json(
+    let faults = Faults::now(backend, &snapshot);
+    Ok(wire::json(
         StatusCode::OK,
         &view::task(&snapshot, &task, faults.of(&task)),
     ))
@@ -93,15 +92,15 @@ struct Faults<'a> {
 }
 
 impl<'a> Faults<'a> {
-    fn now(api: &Api, snapshot: &'a Snapshot) -> Faults<'a> {
+    fn now(backend: &Backend, snapshot: &'a Snapshot) -> Faults<'a> {
         let lacking = snapshot.services().filter_map(|service| {
             let lacks = shortcomings(snapshot, service);
             (!lacks.is_empty()).then(|| (service.id.clone(), lacks))
         });
         Faults {
             snapshot,
-            by_service: api.outside.faults(),
-            by_port: api.outside.ports_not_served(),
+            by_service: backend.outside.faults(),
+            by_port: backend.outside.ports_not_served(),
             lacking: lacking.collect(),
         }
     }

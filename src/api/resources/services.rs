@@ -7,28 +7,16 @@ use bollard_stubs::models::{EndpointSpecModeEnum, ServiceSpecMode, ServiceSpecMo
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked, Version};
-use super::swarm::{key, new_id};
-use super::{Api, find, validate, view};
+use crate::api::backend::{Backend, new_id};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::api::{find, validate, view};
 use crate::control::port_conflict;
 use crate::model::labels;
-use crate::model::swarm::{Kind, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port};
+use crate::model::swarm::{Key, Kind, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port};
 use crate::store::{Snapshot, THIS_REVISION};
 
-/// `version` of an update.
-pub(super) fn version(asked: &Asked, what: &str) -> Result<u64, ApiError> {
-    let text = asked.query("version").unwrap_or_default();
-    text.parse().map_err(|_| {
-        ApiError::bad(format!(
-            "invalid {what} version '{text}': expected the object's Version.Index"
-        ))
-    })
-}
-
-pub(super) fn list(api: &Api, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let filters = Filters::read(asked.query("filters"), &["id", "name", "label", "mode", "runtime"])?;
     let has_status = version >= Version(1, 41) && asked.truth("status")?;
@@ -49,20 +37,20 @@ pub(super) fn list(api: &Api, asked: &Asked, version: Version) -> Result<Answer,
         }
         shown
     });
-    Ok(http::json(StatusCode::OK, &services.collect::<Vec<Value>>()))
+    Ok(wire::json(StatusCode::OK, &services.collect::<Vec<Value>>()))
 }
 
-pub(super) fn inspect(api: &Api, asked: &Asked, id: &str) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn inspect(backend: &Backend, asked: &Asked, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let has_defaults = asked.truth("insertDefaults")?;
     let service = find::service(&snapshot, id)?;
-    Ok(http::json(StatusCode::OK, &view::service(&service, has_defaults)))
+    Ok(wire::json(StatusCode::OK, &view::service(&service, has_defaults)))
 }
 
 /// The spec that a body holds. What Docker and its clients call `Healthcheck` has another spelling in our types.
-async fn spec_of(api: &Api, asked: Asked) -> Result<ServiceSpec, ApiError> {
-    let mut body: Value = asked.json(api).await?;
+async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
+    let mut body: Value = asked.json().await?;
     if let Some(container) = body
         .pointer_mut("/TaskTemplate/ContainerSpec")
         .and_then(Value::as_object_mut)
@@ -70,7 +58,7 @@ async fn spec_of(api: &Api, asked: Asked) -> Result<ServiceSpec, ApiError> {
     {
         container.insert("HealthCheck".to_owned(), check);
     }
-    http::typed(body)
+    wire::typed(body)
 }
 
 /// The spec with what is meant where nothing is said, and networks by id. Errors: in Docker's words.
@@ -109,28 +97,29 @@ fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec,
     Ok(spec)
 }
 
-pub(super) async fn create(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
-    find::swarm(&api.store.snapshot())?;
+pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
+    find::swarm(&backend.store.snapshot())?;
     let registry_auth = registry_auth(&asked)?;
-    let mut spec = spec_of(api, asked).await?;
+    let mut spec = spec_of(asked).await?;
     if spec.name.as_deref().unwrap_or_default().is_empty() {
         spec.name = Some(random_name());
     }
     let id = new_id();
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let spec = normalized(snapshot, spec.clone())?;
-        refuse_labels(&spec, None)?;
-        if let Some(conflict) = port_conflict(snapshot, &spec, None) {
-            return Err(ApiError::invalid(conflict));
-        }
-        let service = Service::new(id.clone(), spec, registry_auth.clone(), Time::now(), THIS_REVISION);
-        Ok((vec![Write::Put(Object::Service(Arc::new(service)))], ()))
-    })
-    .await?;
-    Ok(http::json(
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let spec = normalized(snapshot, spec.clone())?;
+            refuse_labels(&spec, None)?;
+            if let Some(conflict) = port_conflict(snapshot, &spec, None) {
+                return Err(ApiError::invalid(conflict));
+            }
+            let service = Service::new(id.clone(), spec, registry_auth.clone(), Time::now(), THIS_REVISION);
+            Ok((vec![Write::Put(Object::Service(Arc::new(service)))], ()))
+        })
+        .await?;
+    Ok(wire::json(
         StatusCode::CREATED,
-        &json!({ "ID": id, "Warnings": warnings(api, &spec) }),
+        &json!({ "ID": id, "Warnings": warnings(backend, &spec) }),
     ))
 }
 
@@ -151,7 +140,7 @@ fn refuse_labels(spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(),
 }
 
 /// What a user should know although it is no error; null when there is nothing.
-fn warnings(api: &Api, spec: &ServiceSpec) -> Value {
+fn warnings(backend: &Backend, spec: &ServiceSpec) -> Value {
     let mut said = Vec::new();
     let ports = spec.endpoint_spec.as_ref().and_then(|endpoint| endpoint.ports.as_ref());
     for port in ports.into_iter().flatten() {
@@ -167,7 +156,7 @@ fn warnings(api: &Api, spec: &ServiceSpec) -> Value {
             None | Some("tcp") => {
                 if let Some(holder) = Some(number)
                     .filter(|number| *number > 0)
-                    .and_then(|number| api.outside.port_holder(number))
+                    .and_then(|number| backend.outside.port_holder(number))
                 {
                     said.push(format!(
                         "port {number} is held by {holder}: it is not served until that lets go of it"
@@ -197,8 +186,8 @@ fn random_name() -> String {
     format!("{}_{}{}", pick(&FIRST), pick(&SECOND), fastrand::u32(..10_000))
 }
 
-pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
-    let version = version(&asked, "service")?;
+pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
+    let version = asked.version("service")?;
     let is_rollback = match asked.query("rollback") {
         None | Some("") => false,
         Some("previous") => true,
@@ -214,50 +203,54 @@ pub(super) async fn update(api: &Arc<Api>, asked: Asked, id: &str) -> Result<Ans
         }
     };
     let registry_auth = registry_auth(&asked)?;
-    find::swarm(&api.store.snapshot())?;
-    let spec = spec_of(api, asked).await?;
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let service = find::service(snapshot, id)?;
-        let now = Time::now();
-        if is_rollback {
+    find::swarm(&backend.store.snapshot())?;
+    let spec = spec_of(asked).await?;
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let service = find::service(snapshot, id)?;
+            let now = Time::now();
+            if is_rollback {
+                if service.meta.version != version {
+                    return Err(ApiError::unknown("update out of sequence"));
+                }
+                let next = service.rolled_back(now, THIS_REVISION);
+                let next = next.ok_or_else(|| {
+                    ApiError::precondition(format!("service {} does not have a previous spec", service.id))
+                })?;
+                validate::replicas(snapshot, &next.spec)?;
+                return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
+            }
+            let spec = normalized(snapshot, spec.clone())?;
+            refuse_labels(&spec, Some(&service.spec))?;
+            if spec.name.as_deref() != Some(service.name()) {
+                return Err(not_supported("renaming services is not supported"));
+            }
+            let is_global = spec.mode.as_ref().is_some_and(|mode| mode.global.is_some());
+            if is_global != service.is_global() {
+                return Err(not_supported("service mode change is not allowed"));
+            }
+            if spec.endpoint_spec != service.spec.endpoint_spec
+                && let Some(conflict) = port_conflict(snapshot, &spec, Some(&service.id))
+            {
+                return Err(ApiError::invalid(conflict));
+            }
             if service.meta.version != version {
                 return Err(ApiError::unknown("update out of sequence"));
             }
-            let next = service.rolled_back(now, THIS_REVISION);
-            let next = next.ok_or_else(|| {
-                ApiError::precondition(format!("service {} does not have a previous spec", service.id))
-            })?;
-            validate::replicas(snapshot, &next.spec)?;
-            return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
-        }
-        let spec = normalized(snapshot, spec.clone())?;
-        refuse_labels(&spec, Some(&service.spec))?;
-        if spec.name.as_deref() != Some(service.name()) {
-            return Err(not_supported("renaming services is not supported"));
-        }
-        let is_global = spec.mode.as_ref().is_some_and(|mode| mode.global.is_some());
-        if is_global != service.is_global() {
-            return Err(not_supported("service mode change is not allowed"));
-        }
-        if spec.endpoint_spec != service.spec.endpoint_spec
-            && let Some(conflict) = port_conflict(snapshot, &spec, Some(&service.id))
-        {
-            return Err(ApiError::invalid(conflict));
-        }
-        if service.meta.version != version {
-            return Err(ApiError::unknown("update out of sequence"));
-        }
-        let known_auth = match (&service.previous, is_previous_auth) {
-            (Some(previous), true) => &previous.registry_auth,
-            _ => &service.registry_auth,
-        };
-        let registry_auth = registry_auth.clone().or_else(|| known_auth.clone());
-        let next = service.declared(spec, registry_auth, now, THIS_REVISION);
-        Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()))
-    })
-    .await?;
-    Ok(http::json(StatusCode::OK, &json!({ "Warnings": warnings(api, &spec) })))
+            let known_auth = match (&service.previous, is_previous_auth) {
+                (Some(previous), true) => &previous.registry_auth,
+                _ => &service.registry_auth,
+            };
+            let registry_auth = registry_auth.clone().or_else(|| known_auth.clone());
+            let next = service.declared(spec, registry_auth, now, THIS_REVISION);
+            Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()))
+        })
+        .await?;
+    Ok(wire::json(
+        StatusCode::OK,
+        &json!({ "Warnings": warnings(backend, &spec) }),
+    ))
 }
 
 /// What clients send with `--with-registry-auth`.
@@ -276,13 +269,14 @@ fn not_supported(message: &str) -> ApiError {
     ApiError::not_implemented(format!("rpc error: code = Unimplemented desc = {message}"))
 }
 
-pub(super) async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let service = find::service(snapshot, id)?;
-        // Its tasks follow: no list shows them from this moment on.
-        Ok::<_, ApiError>((vec![Write::Remove(key(Kind::Service, &service.id))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::OK))
+pub(in crate::api) async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let service = find::service(snapshot, id)?;
+            // Its tasks follow: no list shows them from this moment on.
+            Ok::<_, ApiError>((vec![Write::Remove(Key::new(Kind::Service, &service.id))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::OK))
 }

@@ -13,33 +13,30 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::error::ApiError;
-use super::http::{self, Answer, Asked};
-use super::{Api, find, view};
-use crate::model::swarm::{Id, Key, Kind, Meta, Network, Node, Object, Swarm, Time, Write};
+use crate::api::backend::{Backend, new_id};
+use crate::api::wire::{self, Answer, ApiError, Asked};
+use crate::api::{find, view};
+use crate::model::swarm::{Meta, Network, Node, Object, Swarm, Time, Write};
 use crate::store::THIS_REVISION;
 
-/// Where other nodes will find this one.
-pub(super) const PORT: u16 = 2377;
-
-pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
+pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     match rest {
         [] if get => {
-            let snapshot = api.store.snapshot();
+            let snapshot = backend.store.snapshot();
             let swarm = find::swarm(&snapshot)?;
-            Ok(http::json(StatusCode::OK, &view::swarm(&swarm, true)))
+            Ok(wire::json(StatusCode::OK, &view::swarm(&swarm, true)))
         }
-        ["init"] if post => init(api, asked).await,
-        ["leave"] if post => leave(api, asked).await,
-        ["update"] if post => update(api, asked).await,
+        ["init"] if post => init(backend, asked).await,
+        ["leave"] if post => leave(backend, asked).await,
+        ["update"] if post => update(backend, asked).await,
         ["unlockkey"] if get => {
-            find::swarm(&api.store.snapshot())?;
-            Ok(http::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
+            find::swarm(&backend.store.snapshot())?;
+            Ok(wire::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
         }
         ["join"] if post => {
-            asked.no_body(api).await?;
-            match api.store.snapshot().swarm() {
+            asked.no_body().await?;
+            match backend.store.snapshot().swarm() {
                 Some(_) => Err(part_of_a_swarm()),
                 None => Err(ApiError::not_implemented(
                     "joining a swarm of several nodes does not work yet: \"docker swarm init\" makes one of this node",
@@ -47,8 +44,8 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Res
             }
         }
         ["unlock"] if post => {
-            asked.no_body(api).await?;
-            match api.store.snapshot().swarm() {
+            asked.no_body().await?;
+            match backend.store.snapshot().swarm() {
                 Some(_) => Err(ApiError::conflict("swarm is not locked")),
                 None => Err(no_part_of_a_swarm()),
             }
@@ -80,9 +77,9 @@ struct Init {
     spec: SwarmSpec,
 }
 
-async fn init(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
-    let init: Init = asked.json(api).await?;
-    let host = api.outside.host();
+async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
+    let init: Init = asked.json().await?;
+    let host = backend.outside.host();
     if init.auto_lock_managers {
         return Err(ApiError::not_implemented(
             "locked swarms do not work yet: expected no --autolock",
@@ -134,70 +131,71 @@ async fn init(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     let digest = random_text(50)?;
     let token = || Ok::<_, ApiError>(format!("SWMTKN-1-{digest}-{}", random_text(25)?));
     let (worker, manager) = (token()?, token()?);
-    api.update(|snapshot| {
-        if snapshot.swarm().is_some() {
-            return Err(part_of_a_swarm());
-        }
-        let now = Time::now();
-        let meta = Meta {
-            version: THIS_REVISION,
-            created_at: now,
-            updated_at: now,
-        };
-        let swarm = Swarm {
-            id: swarm_id.clone(),
-            meta: meta.clone(),
-            spec: spec.clone(),
-            node: node_id.clone(),
-            join_token_worker: worker.clone(),
-            join_token_manager: manager.clone(),
-            addr_pool: addr_pool.clone(),
-            subnet_size,
-            data_path_port,
-        };
-        let node = Node {
-            id: node_id.clone(),
-            meta: meta.clone(),
-            spec: NodeSpec {
-                name: None,
-                labels: None,
-                role: Some(NodeSpecRoleEnum::MANAGER),
-                availability: Some(availability),
-            },
-            hostname: host.hostname.clone(),
-            architecture: host.architecture.clone(),
-            os: "linux".to_owned(),
-            nano_cpus: host.nano_cpus,
-            memory: host.memory,
-            engine_version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine_labels: BTreeMap::new(),
-            is_manager: true,
-            is_up: true,
-            addr,
-        };
-        let ingress = Network {
-            id: network_id.clone(),
-            meta,
-            name: "ingress".to_owned(),
-            labels: BTreeMap::new(),
-            driver: "overlay".to_owned(),
-            options: BTreeMap::new(),
-            is_internal: false,
-            is_attachable: false,
-            is_ingress: true,
-            ipv6: false,
-            subnet: None,
-            gateway: None,
-        };
-        let writes = vec![
-            Write::Put(Object::Swarm(Arc::new(swarm))),
-            Write::Put(Object::Node(Arc::new(node))),
-            Write::Put(Object::Network(Arc::new(ingress))),
-        ];
-        Ok((writes, ()))
-    })
-    .await?;
-    Ok(http::json(StatusCode::OK, &node_id))
+    backend
+        .update(|snapshot| {
+            if snapshot.swarm().is_some() {
+                return Err(part_of_a_swarm());
+            }
+            let now = Time::now();
+            let meta = Meta {
+                version: THIS_REVISION,
+                created_at: now,
+                updated_at: now,
+            };
+            let swarm = Swarm {
+                id: swarm_id.clone(),
+                meta: meta.clone(),
+                spec: spec.clone(),
+                node: node_id.clone(),
+                join_token_worker: worker.clone(),
+                join_token_manager: manager.clone(),
+                addr_pool: addr_pool.clone(),
+                subnet_size,
+                data_path_port,
+            };
+            let node = Node {
+                id: node_id.clone(),
+                meta: meta.clone(),
+                spec: NodeSpec {
+                    name: None,
+                    labels: None,
+                    role: Some(NodeSpecRoleEnum::MANAGER),
+                    availability: Some(availability),
+                },
+                hostname: host.hostname.clone(),
+                architecture: host.architecture.clone(),
+                os: "linux".to_owned(),
+                nano_cpus: host.nano_cpus,
+                memory: host.memory,
+                engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+                engine_labels: BTreeMap::new(),
+                is_manager: true,
+                is_up: true,
+                addr,
+            };
+            let ingress = Network {
+                id: network_id.clone(),
+                meta,
+                name: "ingress".to_owned(),
+                labels: BTreeMap::new(),
+                driver: "overlay".to_owned(),
+                options: BTreeMap::new(),
+                is_internal: false,
+                is_attachable: false,
+                is_ingress: true,
+                ipv6: false,
+                subnet: None,
+                gateway: None,
+            };
+            let writes = vec![
+                Write::Put(Object::Swarm(Arc::new(swarm))),
+                Write::Put(Object::Node(Arc::new(node))),
+                Write::Put(Object::Network(Arc::new(ingress))),
+            ];
+            Ok((writes, ()))
+        })
+        .await?;
+    Ok(wire::json(StatusCode::OK, &node_id))
 }
 
 /// `1.2.3.4`, with or without a port.
@@ -251,10 +249,10 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
     })
 }
 
-async fn leave(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
+async fn leave(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
     let is_forced = asked.is_on("force");
-    asked.no_body(api).await?;
-    api.update(|snapshot| {
+    asked.no_body().await?;
+    backend.update(|snapshot| {
         if snapshot.swarm().is_none() {
             return Err(no_part_of_a_swarm());
         }
@@ -268,19 +266,19 @@ async fn leave(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
         Ok((writes, ()))
     })
     .await?;
-    Ok(http::empty(StatusCode::OK))
+    Ok(wire::empty(StatusCode::OK))
 }
 
-async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
-    let version = super::services::version(&asked, "swarm")?;
+async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
+    let version = asked.version("swarm")?;
     let (worker, manager) = (asked.truth("rotateWorkerToken")?, asked.truth("rotateManagerToken")?);
     if asked.truth("rotateManagerUnlockKey")? {
         return Err(ApiError::not_implemented(
             "locked swarms do not work yet: expected no rotateManagerUnlockKey",
         ));
     }
-    find::swarm(&api.store.snapshot())?;
-    let spec: SwarmSpec = asked.json(api).await?;
+    find::swarm(&backend.store.snapshot())?;
+    let spec: SwarmSpec = asked.json().await?;
     if spec
         .encryption_config
         .as_ref()
@@ -292,31 +290,28 @@ async fn update(api: &Arc<Api>, asked: Asked) -> Result<Answer, ApiError> {
     }
     let spec = with_defaults(spec)?;
     let (worker_secret, manager_secret) = (random_text(25)?, random_text(25)?);
-    api.update(|snapshot| {
-        let swarm = find::swarm(snapshot)?;
-        if swarm.meta.version != version {
-            return Err(ApiError::unknown("update out of sequence"));
-        }
-        let mut next = Swarm::clone(&swarm);
-        next.spec = spec.clone();
-        next.meta.version = THIS_REVISION;
-        next.meta.updated_at = Time::now();
-        for (is_rotated, secret, token) in [
-            (worker, &worker_secret, &mut next.join_token_worker),
-            (manager, &manager_secret, &mut next.join_token_manager),
-        ] {
-            if let (true, Some((digest, _))) = (is_rotated, token.rsplit_once('-')) {
-                *token = format!("{digest}-{secret}");
+    backend
+        .update(|snapshot| {
+            let swarm = find::swarm(snapshot)?;
+            if swarm.meta.version != version {
+                return Err(ApiError::unknown("update out of sequence"));
             }
-        }
-        Ok((vec![Write::Put(Object::Swarm(Arc::new(next)))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::OK))
-}
-
-pub(super) fn new_id() -> Id {
-    Id::from_bits(fastrand::u128(..))
+            let mut next = Swarm::clone(&swarm);
+            next.spec = spec.clone();
+            next.meta.version = THIS_REVISION;
+            next.meta.updated_at = Time::now();
+            for (is_rotated, secret, token) in [
+                (worker, &worker_secret, &mut next.join_token_worker),
+                (manager, &manager_secret, &mut next.join_token_manager),
+            ] {
+                if let (true, Some((digest, _))) = (is_rotated, token.rsplit_once('-')) {
+                    *token = format!("{digest}-{secret}");
+                }
+            }
+            Ok((vec![Write::Put(Object::Swarm(Arc::new(next)))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::OK))
 }
 
 /// Letters and digits that nobody can guess. Errors: the system has no random bytes.
@@ -335,9 +330,4 @@ fn random_text(length: usize) -> Result<String, ApiError> {
         text.extend(digits.take(length - text.len()));
     }
     Ok(text)
-}
-
-/// Where an object stands.
-pub(super) fn key(kind: Kind, id: &Id) -> Key {
-    Key { kind, id: id.clone() }
 }

@@ -10,12 +10,10 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked};
-use super::swarm::{key, new_id};
-use super::{Api, find, services, view};
-use crate::model::swarm::{Kind, Meta, Object, Payload, Service, Time, Write};
+use crate::api::backend::{Backend, new_id};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters};
+use crate::api::{find, view};
+use crate::model::swarm::{Key, Kind, Meta, Object, Payload, Service, Time, Write};
 use crate::store::{Snapshot, THIS_REVISION};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +96,12 @@ impl Of {
     }
 }
 
-pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
+pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
     let of = match asked.path.first().map(String::as_str) {
         Some("configs") => CONFIGS,
         _ => SECRETS,
     };
-    let snapshot = api.store.snapshot();
+    let snapshot = backend.store.snapshot();
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     match rest {
         [] if get => {
@@ -127,15 +125,15 @@ pub(super) async fn dispatch(api: &Arc<Api>, asked: Asked, rest: &[&str]) -> Res
                     .map(|payload| of.view(payload))
                     .collect(),
             };
-            Ok(http::json(StatusCode::OK, &all))
+            Ok(wire::json(StatusCode::OK, &all))
         }
-        ["create"] if post => create(api, asked, of).await,
+        ["create"] if post => create(backend, asked, of).await,
         [id] if get => {
             find::swarm(&snapshot)?;
-            Ok(http::json(StatusCode::OK, &of.view(&*of.find(&snapshot, id)?)))
+            Ok(wire::json(StatusCode::OK, &of.view(&*of.find(&snapshot, id)?)))
         }
-        [id] if asked.method == Method::DELETE => remove(api, of, id).await,
-        [id, "update"] if post => update(api, asked, of, id).await,
+        [id] if asked.method == Method::DELETE => remove(backend, of, id).await,
+        [id, "update"] if post => update(backend, asked, of, id).await,
         _ => Err(ApiError::page_not_found()),
     }
 }
@@ -174,9 +172,9 @@ fn check_name(name: &str, of: Of) -> Result<(), ApiError> {
     }
 }
 
-async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
-    find::swarm(&api.store.snapshot())?;
-    let spec: Spec = asked.json(api).await?;
+async fn create(backend: &Arc<Backend>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
+    find::swarm(&backend.store.snapshot())?;
+    let spec: Spec = asked.json().await?;
     check_name(&spec.name, of)?;
     if spec.driver.is_some_and(|driver| !driver.name.is_empty()) {
         return Err(ApiError::not_implemented(
@@ -204,71 +202,74 @@ async fn create(api: &Arc<Api>, asked: Asked, of: Of) -> Result<Answer, ApiError
         .map(|driver| driver.name)
         .filter(|name| !name.is_empty());
     let id = new_id();
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let now = Time::now();
-        let payload = Payload {
-            id: id.clone(),
-            meta: Meta {
-                version: THIS_REVISION,
-                created_at: now,
-                updated_at: now,
-            },
-            name: spec.name.clone(),
-            labels: labels.clone(),
-            data: data.clone(),
-            templating: templating.clone(),
-        };
-        Ok::<_, ApiError>((vec![Write::Put(of.object(payload))], ()))
-    })
-    .await?;
-    Ok(http::json(StatusCode::CREATED, &json!({ "ID": id })))
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let now = Time::now();
+            let payload = Payload {
+                id: id.clone(),
+                meta: Meta {
+                    version: THIS_REVISION,
+                    created_at: now,
+                    updated_at: now,
+                },
+                name: spec.name.clone(),
+                labels: labels.clone(),
+                data: data.clone(),
+                templating: templating.clone(),
+            };
+            Ok::<_, ApiError>((vec![Write::Put(of.object(payload))], ()))
+        })
+        .await?;
+    Ok(wire::json(StatusCode::CREATED, &json!({ "ID": id })))
 }
 
-async fn remove(api: &Arc<Api>, of: Of, id: &str) -> Result<Answer, ApiError> {
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let payload = of.find(snapshot, id)?;
-        let users = of.users(snapshot, &payload);
-        if !users.is_empty() {
-            let services = if users.len() == 1 { "service" } else { "services" };
-            return Err(ApiError::invalid(format!(
-                "{} '{}' is in use by the following {services}: {}",
-                of.word(),
-                payload.name,
-                users.join(", ")
-            )));
-        }
-        Ok((vec![Write::Remove(key(of.kind, &payload.id))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::NO_CONTENT))
+async fn remove(backend: &Arc<Backend>, of: Of, id: &str) -> Result<Answer, ApiError> {
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let payload = of.find(snapshot, id)?;
+            let users = of.users(snapshot, &payload);
+            if !users.is_empty() {
+                let services = if users.len() == 1 { "service" } else { "services" };
+                return Err(ApiError::invalid(format!(
+                    "{} '{}' is in use by the following {services}: {}",
+                    of.word(),
+                    payload.name,
+                    users.join(", ")
+                )));
+            }
+            Ok((vec![Write::Remove(Key::new(of.kind, &payload.id))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::NO_CONTENT))
 }
 
-async fn update(api: &Arc<Api>, asked: Asked, of: Of, id: &str) -> Result<Answer, ApiError> {
-    let version = services::version(&asked, of.word())?;
-    let spec: Spec = asked.json(api).await?;
+async fn update(backend: &Arc<Backend>, asked: Asked, of: Of, id: &str) -> Result<Answer, ApiError> {
+    let version = asked.version(of.word())?;
+    let spec: Spec = asked.json().await?;
     let only_labels = || ApiError::invalid("only updates to Labels are allowed");
     let data = spec.data.filter(|data| !data.is_empty());
     let data = data
         .map(|data| BASE64.decode(data).map_err(|_| only_labels()))
         .transpose()?;
     let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let payload = of.find(snapshot, id)?;
-        if payload.meta.version != version {
-            return Err(ApiError::unknown("update out of sequence"));
-        }
-        if payload.name != spec.name || data.as_ref().is_some_and(|data| **data != *payload.data) {
-            return Err(only_labels());
-        }
-        let mut next = Payload::clone(&payload);
-        next.labels = labels.clone();
-        next.meta.version = THIS_REVISION;
-        next.meta.updated_at = Time::now();
-        Ok((vec![Write::Put(of.object(next))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::OK))
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let payload = of.find(snapshot, id)?;
+            if payload.meta.version != version {
+                return Err(ApiError::unknown("update out of sequence"));
+            }
+            if payload.name != spec.name || data.as_ref().is_some_and(|data| **data != *payload.data) {
+                return Err(only_labels());
+            }
+            let mut next = Payload::clone(&payload);
+            next.labels = labels.clone();
+            next.meta.version = THIS_REVISION;
+            next.meta.updated_at = Time::now();
+            Ok((vec![Write::Put(of.object(next))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::OK))
 }

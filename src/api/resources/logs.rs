@@ -13,13 +13,19 @@ use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use tokio::sync::mpsc;
 
-use super::error::ApiError;
-use super::http::{Answer, Asked, Version};
-use super::{Api, LogLine, LogQuery, find};
-use crate::model::swarm::{Id, Task, Time};
+use crate::api::backend::Backend;
+use crate::api::find;
+use crate::api::outside::{LogLine, LogQuery};
+use crate::api::wire::{Answer, ApiError, Asked, Version};
+use crate::model::swarm::{Id, Task};
 
-pub(super) fn of_service(api: &Arc<Api>, asked: &Asked, id: &str, version: Version) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn of_service(
+    backend: &Arc<Backend>,
+    asked: &Asked,
+    id: &str,
+    version: Version,
+) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let service = find::service(&snapshot, id)?;
     let is_tty = {
@@ -27,11 +33,16 @@ pub(super) fn of_service(api: &Arc<Api>, asked: &Asked, id: &str, version: Versi
         let container = template.and_then(|template| template.container_spec.as_ref());
         container.is_some_and(|container| container.tty == Some(true))
     };
-    answer(api, asked, Of::Service(service.id.clone()), is_tty, version)
+    answer(backend, asked, Of::Service(service.id.clone()), is_tty, version)
 }
 
-pub(super) fn of_task(api: &Arc<Api>, asked: &Asked, id: &str, version: Version) -> Result<Answer, ApiError> {
-    let snapshot = api.store.snapshot();
+pub(in crate::api) fn of_task(
+    backend: &Arc<Backend>,
+    asked: &Asked,
+    id: &str,
+    version: Version,
+) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let task = find::task(&snapshot, id)?;
     let is_tty = task
@@ -39,7 +50,7 @@ pub(super) fn of_task(api: &Arc<Api>, asked: &Asked, id: &str, version: Version)
         .container_spec
         .as_ref()
         .is_some_and(|container| container.tty == Some(true));
-    answer(api, asked, Of::Task(task.id.clone()), is_tty, version)
+    answer(backend, asked, Of::Task(task.id.clone()), is_tty, version)
 }
 
 enum Of {
@@ -48,7 +59,7 @@ enum Of {
     Task(Id),
 }
 
-fn answer(api: &Arc<Api>, asked: &Asked, of: Of, is_tty: bool, version: Version) -> Result<Answer, ApiError> {
+fn answer(backend: &Arc<Backend>, asked: &Asked, of: Of, is_tty: bool, version: Version) -> Result<Answer, ApiError> {
     let query = query(asked)?;
     let form = Form {
         has_details: asked.is_on("details"),
@@ -56,7 +67,7 @@ fn answer(api: &Arc<Api>, asked: &Asked, of: Of, is_tty: bool, version: Version)
         is_framed: !is_tty,
     };
     let (frames, received) = mpsc::channel(FRAMES_AHEAD);
-    tokio::spawn(pump(api.clone(), of, query, form, frames));
+    tokio::spawn(pump(backend.clone(), of, query, form, frames));
     let received = stream::unfold(received, |mut received| async move {
         let bytes: Bytes = received.recv().await?;
         Some((Ok::<_, io::Error>(Frame::data(bytes)), received))
@@ -73,12 +84,12 @@ fn answer(api: &Arc<Api>, asked: &Asked, of: Of, is_tty: bool, version: Version)
 }
 
 /// Passes on what the tasks say, until they have said all or nobody listens any more.
-async fn pump(api: Arc<Api>, of: Of, query: LogQuery, form: Form, frames: mpsc::Sender<Bytes>) {
-    let mut changed = api.store.changed();
-    let mut stopping = api.stopping.subscribe();
+async fn pump(backend: Arc<Backend>, of: Of, query: LogQuery, form: Form, frames: mpsc::Sender<Bytes>) {
+    let mut changed = backend.store.changed();
+    let mut stopping = backend.stopping.subscribe();
     let mut known: HashSet<Id> = HashSet::new();
     loop {
-        let snapshot = api.store.snapshot();
+        let snapshot = backend.store.snapshot();
         let tasks: Vec<Arc<Task>> = match &of {
             Of::Service(id) => snapshot.tasks_of_service(id.as_str()).cloned().collect(),
             Of::Task(id) => snapshot.task(id.as_str()).cloned().into_iter().collect(),
@@ -95,7 +106,7 @@ async fn pump(api: Arc<Api>, of: Of, query: LogQuery, form: Form, frames: mpsc::
             if known.contains(&task.id) {
                 continue;
             }
-            let Ok(lines) = api.outside.logs(&task.id, query) else {
+            let Ok(lines) = backend.outside.logs(&task.id, query) else {
                 continue;
             };
             known.insert(task.id.clone());
@@ -148,36 +159,11 @@ fn query(asked: &Asked) -> Result<LogQuery, ApiError> {
     Ok(LogQuery {
         follow: asked.is_on("follow"),
         tail,
-        since: time(asked, "since")?,
-        until: time(asked, "until")?,
+        since: asked.time("since")?,
+        until: asked.time("until")?,
         stdout,
         stderr,
     })
-}
-
-/// Seconds since 1970, with or without a fraction, or RFC 3339.
-pub(super) fn time(asked: &Asked, key: &str) -> Result<Option<Time>, ApiError> {
-    let Some(text) = asked.query(key).filter(|text| !text.is_empty() && *text != "0") else {
-        return Ok(None);
-    };
-    let wrong = || {
-        ApiError::bad(format!(
-            "invalid {key} \"{text}\": expected seconds since 1970 or a time as RFC 3339 has it"
-        ))
-    };
-    if let Ok(at) = humantime::parse_rfc3339_weak(text) {
-        return Ok(Some(at.into()));
-    }
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
-    let nanos: u64 = match fraction {
-        "" => 0,
-        fraction => format!("{fraction:0<9}")
-            .get(..9)
-            .and_then(|digits| digits.parse().ok())
-            .ok_or_else(wrong)?,
-    };
-    Ok(Some(Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))))
 }
 
 /// How lines are written.

@@ -6,9 +6,9 @@ use crate::store::CommitError;
 
 /// Why a request is not done, in Docker's words where Docker has some.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ApiError {
-    pub(super) status: StatusCode,
-    pub(super) message: String,
+pub(in crate::api) struct ApiError {
+    pub(in crate::api) status: StatusCode,
+    pub(in crate::api) message: String,
 }
 
 impl ApiError {
@@ -19,68 +19,68 @@ impl ApiError {
         }
     }
 
-    pub(super) fn bad(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn bad(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// What dockerd gets from the managers over gRPC, with the prefix that its texts have then.
-    pub(super) fn invalid(message: impl AsRef<str>) -> ApiError {
+    pub(in crate::api) fn invalid(message: impl AsRef<str>) -> ApiError {
         let text = format!("rpc error: code = InvalidArgument desc = {}", message.as_ref());
         ApiError::new(StatusCode::BAD_REQUEST, text)
     }
 
-    pub(super) fn precondition(message: impl AsRef<str>) -> ApiError {
+    pub(in crate::api) fn precondition(message: impl AsRef<str>) -> ApiError {
         let text = format!("rpc error: code = FailedPrecondition desc = {}", message.as_ref());
         ApiError::new(StatusCode::BAD_REQUEST, text)
     }
 
-    pub(super) fn exists(message: impl AsRef<str>) -> ApiError {
+    pub(in crate::api) fn exists(message: impl AsRef<str>) -> ApiError {
         let text = format!("rpc error: code = AlreadyExists desc = {}", message.as_ref());
         ApiError::new(StatusCode::CONFLICT, text)
     }
 
-    pub(super) fn unknown(message: impl AsRef<str>) -> ApiError {
+    pub(in crate::api) fn unknown(message: impl AsRef<str>) -> ApiError {
         let text = format!("rpc error: code = Unknown desc = {}", message.as_ref());
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
-    pub(super) fn conflict(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn conflict(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::CONFLICT, message)
     }
 
-    pub(super) fn not_found(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn not_found(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, message)
     }
 
-    pub(super) fn forbidden(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn forbidden(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, message)
     }
 
-    pub(super) fn not_implemented(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn not_implemented(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
     }
 
-    pub(super) fn unavailable(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn unavailable(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    pub(super) fn too_large(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn too_large(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 
-    pub(super) fn timed_out(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn timed_out(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
     }
 
-    pub(super) fn gateway(message: impl Into<String>) -> ApiError {
+    pub(in crate::api) fn gateway(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_GATEWAY, message)
     }
 
-    pub(super) fn page_not_found() -> ApiError {
+    pub(in crate::api) fn page_not_found() -> ApiError {
         ApiError::not_found("page not found")
     }
 
-    pub(super) fn no_swarm() -> ApiError {
+    pub(in crate::api) fn no_swarm() -> ApiError {
         ApiError::unavailable(
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
              swarm and try again.",

@@ -8,36 +8,34 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::error::ApiError;
-use super::filters::Filters;
-use super::http::{self, Answer, Asked, Version};
-use super::swarm::{key, new_id};
-use super::{Api, engine, find, validate, view};
-use crate::model::swarm::{Kind, Meta, Network, Object, Time, Write};
+use crate::api::backend::{Backend, new_id};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::api::{find, validate, view};
+use crate::model::swarm::{Key, Kind, Meta, Network, Object, Time, Write};
 use crate::store::THIS_REVISION;
 
-pub(super) async fn dispatch(
-    api: &Arc<Api>,
+pub(in crate::api) async fn dispatch(
+    backend: &Arc<Backend>,
     asked: Asked,
     rest: &[&str],
     version: Version,
 ) -> Result<Answer, ApiError> {
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     match rest {
-        [] if get => list(api, &asked).await,
-        ["create"] if post => create(api, asked, version).await,
+        [] if get => list(backend, &asked).await,
+        ["create"] if post => create(backend, asked, version).await,
         [id] if get => {
-            let snapshot = api.store.snapshot();
+            let snapshot = backend.store.snapshot();
             match find::network(&snapshot, id) {
                 Ok(network) if asked.query("scope") != Some("local") => {
-                    Ok(http::json(StatusCode::OK, &view::network(&network)))
+                    Ok(wire::json(StatusCode::OK, &view::network(&network)))
                 }
                 // The command line asks for it so, before it makes a service with `--network host`.
-                _ if *id == "host" && (asked.query("scope") == Some("swarm") || api.outside.engine().is_none()) => {
-                    Ok(http::json(StatusCode::OK, &view::host_network()))
+                _ if *id == "host" && (asked.query("scope") == Some("swarm") || backend.outside.engine().is_none()) => {
+                    Ok(wire::json(StatusCode::OK, &view::host_network()))
                 }
-                found => match engine::get(api, &format!("/networks/{}", http::encode(id))).await {
-                    Ok(network) if asked.query("scope") != Some("swarm") => Ok(http::json(StatusCode::OK, &network)),
+                found => match backend.engine.get(&format!("/networks/{}", wire::encode(id))).await {
+                    Ok(network) if asked.query("scope") != Some("swarm") => Ok(wire::json(StatusCode::OK, &network)),
                     _ => Err(found
                         .err()
                         .unwrap_or_else(|| ApiError::not_found(format!("network {id} not found")))),
@@ -46,12 +44,12 @@ pub(super) async fn dispatch(
         }
         [id] if asked.method == Method::DELETE => {
             let id = (*id).to_owned();
-            match find::network(&api.store.snapshot(), &id) {
-                Ok(_) => remove(api, &id).await,
-                Err(error) => match api.outside.engine() {
+            match find::network(&backend.store.snapshot(), &id) {
+                Ok(_) => remove(backend, &id).await,
+                Err(error) => match backend.outside.engine() {
                     Some(_) => {
-                        let path = format!("/networks/{}", http::encode(&id));
-                        engine::send(api, Method::DELETE, version, &path, Vec::new()).await
+                        let path = format!("/networks/{}", wire::encode(&id));
+                        backend.engine.send(Method::DELETE, version, &path, Vec::new()).await
                     }
                     None => Err(error),
                 },
@@ -61,11 +59,11 @@ pub(super) async fn dispatch(
     }
 }
 
-async fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
+async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
     let known = ["driver", "id", "label", "name", "scope", "type", "dangling"];
     let text = asked.query("filters");
     let filters = Filters::read(text, &known)?;
-    let snapshot = api.store.snapshot();
+    let snapshot = backend.store.snapshot();
     let is_used = |network: &Network| {
         let id = Some(network.id.as_str());
         snapshot.services().any(|service| {
@@ -92,12 +90,12 @@ async fn list(api: &Api, asked: &Asked) -> Result<Answer, ApiError> {
         .map(|network| view::network(network))
         .collect();
     let query = text
-        .map(|text| format!("?filters={}", http::encode(text)))
+        .map(|text| format!("?filters={}", wire::encode(text)))
         .unwrap_or_default();
-    if let Ok(Value::Array(others)) = engine::get(api, &format!("/networks{query}")).await {
+    if let Ok(Value::Array(others)) = backend.engine.get(&format!("/networks{query}")).await {
         networks.extend(others);
     }
-    Ok(http::json(StatusCode::OK, &networks))
+    Ok(wire::json(StatusCode::OK, &networks))
 }
 
 #[derive(Deserialize, Default)]
@@ -138,15 +136,18 @@ struct IpamConfig {
     gateway: Option<String>,
 }
 
-async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
-    let body: Value = asked.json(api).await?;
-    let wanted: Create = http::typed(body.clone())?;
+async fn create(backend: &Arc<Backend>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
+    let body: Value = asked.json().await?;
+    let wanted: Create = wire::typed(body.clone())?;
     let is_swarms = wanted.driver.as_deref() == Some("overlay") || wanted.scope.as_deref() == Some("swarm");
     if !is_swarms {
         let body = serde_json::to_vec(&body).unwrap_or_default();
-        return engine::send(api, Method::POST, version, "/networks/create", body).await;
+        return backend
+            .engine
+            .send(Method::POST, version, "/networks/create", body)
+            .await;
     }
-    if api.store.snapshot().swarm().is_none() {
+    if backend.store.snapshot().swarm().is_none() {
         return Err(ApiError::forbidden(ApiError::no_swarm().message));
     }
     validate::name(&wanted.name)?;
@@ -189,66 +190,68 @@ async fn create(api: &Arc<Api>, asked: Asked, version: Version) -> Result<Answer
     let sorted = |map: Option<HashMap<String, String>>| map.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
     let (labels, options) = (sorted(wanted.labels), sorted(wanted.options));
     let id = new_id();
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let overlaps = |other: &ipnet::Ipv4Net| {
-            subnet.is_some_and(|subnet| subnet.contains(&other.network()) || other.contains(&subnet.network()))
-        };
-        if let Some(other) = snapshot
-            .networks()
-            .find(|network| network.subnet.as_ref().is_some_and(overlaps))
-        {
-            return Err(ApiError::invalid(format!(
-                "Pool overlaps with other one on this address space: network {}",
-                other.name
-            )));
-        }
-        let now = Time::now();
-        let network = Network {
-            id: id.clone(),
-            meta: Meta {
-                version: THIS_REVISION,
-                created_at: now,
-                updated_at: now,
-            },
-            name: wanted.name.clone(),
-            labels: labels.clone(),
-            driver: "overlay".to_owned(),
-            options: options.clone(),
-            is_internal: wanted.internal,
-            is_attachable: wanted.attachable,
-            is_ingress: false,
-            ipv6: wanted.enable_ipv6.unwrap_or(false),
-            subnet,
-            gateway,
-        };
-        Ok((vec![Write::Put(Object::Network(Arc::new(network)))], ()))
-    })
-    .await?;
-    Ok(http::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let overlaps = |other: &ipnet::Ipv4Net| {
+                subnet.is_some_and(|subnet| subnet.contains(&other.network()) || other.contains(&subnet.network()))
+            };
+            if let Some(other) = snapshot
+                .networks()
+                .find(|network| network.subnet.as_ref().is_some_and(overlaps))
+            {
+                return Err(ApiError::invalid(format!(
+                    "Pool overlaps with other one on this address space: network {}",
+                    other.name
+                )));
+            }
+            let now = Time::now();
+            let network = Network {
+                id: id.clone(),
+                meta: Meta {
+                    version: THIS_REVISION,
+                    created_at: now,
+                    updated_at: now,
+                },
+                name: wanted.name.clone(),
+                labels: labels.clone(),
+                driver: "overlay".to_owned(),
+                options: options.clone(),
+                is_internal: wanted.internal,
+                is_attachable: wanted.attachable,
+                is_ingress: false,
+                ipv6: wanted.enable_ipv6.unwrap_or(false),
+                subnet,
+                gateway,
+            };
+            Ok((vec![Write::Put(Object::Network(Arc::new(network)))], ()))
+        })
+        .await?;
+    Ok(wire::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
 }
 
-async fn remove(api: &Arc<Api>, id: &str) -> Result<Answer, ApiError> {
-    api.update(|snapshot| {
-        find::swarm(snapshot)?;
-        let network = find::network(snapshot, id)?;
-        if network.is_ingress {
-            return Err(ApiError::precondition(format!(
-                "ingress network {} cannot be removed: it does not work without one yet",
-                network.id
-            )));
-        }
-        let uses = |attachment: &bollard_stubs::models::NetworkAttachmentConfig| {
-            attachment.target.as_deref() == Some(network.id.as_str())
-        };
-        if let Some(service) = snapshot.services().find(|service| service.networks().iter().any(uses)) {
-            return Err(ApiError::precondition(format!(
-                "network {} is in use by service {}",
-                network.id, service.id
-            )));
-        }
-        Ok((vec![Write::Remove(key(Kind::Network, &network.id))], ()))
-    })
-    .await?;
-    Ok(http::empty(StatusCode::NO_CONTENT))
+async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
+    backend
+        .update(|snapshot| {
+            find::swarm(snapshot)?;
+            let network = find::network(snapshot, id)?;
+            if network.is_ingress {
+                return Err(ApiError::precondition(format!(
+                    "ingress network {} cannot be removed: it does not work without one yet",
+                    network.id
+                )));
+            }
+            let uses = |attachment: &bollard_stubs::models::NetworkAttachmentConfig| {
+                attachment.target.as_deref() == Some(network.id.as_str())
+            };
+            if let Some(service) = snapshot.services().find(|service| service.networks().iter().any(uses)) {
+                return Err(ApiError::precondition(format!(
+                    "network {} is in use by service {}",
+                    network.id, service.id
+                )));
+            }
+            Ok((vec![Write::Remove(Key::new(Kind::Network, &network.id))], ()))
+        })
+        .await?;
+    Ok(wire::empty(StatusCode::NO_CONTENT))
 }

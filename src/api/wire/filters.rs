@@ -8,13 +8,13 @@ use super::error::ApiError;
 
 /// What a list is cut down to: by key, of several values one is enough.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Filters {
+pub(in crate::api) struct Filters {
     by_key: BTreeMap<String, Vec<String>>,
 }
 
 impl Filters {
     /// Errors: it is no such JSON, or has a key other than `known`.
-    pub(super) fn read(text: Option<&str>, known: &[&str]) -> Result<Filters, ApiError> {
+    pub(in crate::api) fn read(text: Option<&str>, known: &[&str]) -> Result<Filters, ApiError> {
         let mut filters = Filters::default();
         let text = text.unwrap_or_default();
         if text.is_empty() {
@@ -47,24 +47,24 @@ impl Filters {
         Ok(filters)
     }
 
-    pub(super) fn values(&self, key: &str) -> &[String] {
+    pub(in crate::api) fn values(&self, key: &str) -> &[String] {
         self.by_key.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// No value was named for `key`, or one that `is_so`.
-    pub(super) fn any(&self, key: &str, is_so: impl FnMut(&String) -> bool) -> bool {
+    pub(in crate::api) fn any(&self, key: &str, is_so: impl FnMut(&String) -> bool) -> bool {
         let values = self.values(key);
         values.is_empty() || values.iter().any(is_so)
     }
 
     /// One of the values begins the name, whatever the case of letters.
-    pub(super) fn prefix(&self, key: &str, name: &str) -> bool {
+    pub(in crate::api) fn prefix(&self, key: &str, name: &str) -> bool {
         let name = name.to_lowercase();
         self.any(key, |value| name.starts_with(&value.to_lowercase()))
     }
 
     /// All labels that were named are there: `key`, or `key=value`.
-    pub(super) fn labels<'a>(&self, key: &str, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+    pub(in crate::api) fn labels<'a>(&self, key: &str, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.values(key).iter().all(|wanted| {
             let (name, value) = wanted.split_once('=').unwrap_or((wanted, ""));
             label(name).is_some_and(|found| value.is_empty() || found == value)

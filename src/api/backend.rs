@@ -1,0 +1,49 @@
+//! What all resources stand on: the store, what others know, and one decision at a time.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::engine::Engine;
+use super::outside::Outside;
+use super::wire::ApiError;
+use crate::model::swarm::{Id, Write};
+use crate::store::{self, Snapshot, Store};
+
+/// The store and its surroundings, as resources see them.
+pub(super) struct Backend {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) outside: Arc<dyn Outside>,
+    pub(super) engine: Engine,
+    /// Held while it is decided about a request that changes something: a decision may hang on other objects than it writes,
+    /// such as whose a port is, and only those written are watched by the store.
+    deciding: Mutex<()>,
+    /// Ends streams that would go on for ever.
+    pub(super) stopping: tokio::sync::watch::Sender<bool>,
+}
+
+impl Backend {
+    pub(super) fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>, engine: Engine) -> Backend {
+        Backend {
+            store,
+            outside,
+            engine,
+            deciding: Mutex::new(()),
+            stopping: tokio::sync::watch::Sender::new(false),
+        }
+    }
+
+    /// Decides by a snapshot and commits, one request at a time.
+    pub(super) async fn update<T>(
+        &self,
+        decide: impl FnMut(&Snapshot) -> Result<(Vec<Write>, T), ApiError>,
+    ) -> Result<(Arc<Snapshot>, T), ApiError> {
+        let _turn = self.deciding.lock().await;
+        store::update(&*self.store, decide).await
+    }
+}
+
+/// The id of an object that is made now.
+pub(super) fn new_id() -> Id {
+    Id::from_bits(fastrand::u128(..))
+}

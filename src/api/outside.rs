@@ -1,0 +1,68 @@
+//! What the API needs of others: this machine, tasks' output, the engine's socket. `app` joins it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+use crate::model::swarm::{Id, Time};
+
+/// The lines of a task's output.
+pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
+
+/// Which lines of a task's output are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    pub follow: bool,
+    /// Only so many of the last lines; `None` for all.
+    pub tail: Option<usize>,
+    pub since: Option<Time>,
+    pub until: Option<Time>,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// A line of a task's output, without its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    pub at: Time,
+    pub is_stderr: bool,
+    pub bytes: Bytes,
+}
+
+/// This machine, as a node of a swarm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    pub hostname: String,
+    /// As `uname -m` says.
+    pub architecture: String,
+    pub kernel: String,
+    pub nano_cpus: i64,
+    /// In bytes.
+    pub memory: i64,
+    /// Its addresses other than loopback ones, the best first.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// What the API needs of others.
+pub trait Outside: Send + Sync {
+    /// The output of a task of this node. Errors: why there is none.
+    fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, String>;
+
+    fn host(&self) -> Host;
+
+    /// Who holds a TCP port of this host, if it is not anynode.
+    fn port_holder(&self, port: u16) -> Option<String>;
+
+    /// What is wrong with services' labels and ports, by service name.
+    fn faults(&self) -> BTreeMap<String, Vec<String>>;
+
+    /// The published ports that this node cannot listen on, each with why.
+    fn ports_not_served(&self) -> BTreeMap<u16, String>;
+
+    /// The socket of the engine beside this one.
+    fn engine(&self) -> Option<PathBuf>;
+}

@@ -1,0 +1,11 @@
+//! What may be asked for, one file for each kind. Not here: sockets, and which path leads where (`router`).
+
+pub(super) mod events;
+pub(super) mod logs;
+pub(super) mod networks;
+pub(super) mod nodes;
+pub(super) mod payloads;
+pub(super) mod services;
+pub(super) mod swarm;
+pub(super) mod system;
+pub(super) mod tasks;

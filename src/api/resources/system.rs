@@ -1,0 +1,130 @@
+//! The answers about the whole: ping, version, info.
+
+use crate::api::backend::Backend;
+use crate::api::wire::{self, Answer, OLDEST};
+use crate::api::{find, view};
+use hyper::StatusCode;
+use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use serde_json::{Value, json};
+
+pub(in crate::api) async fn ping(backend: &Backend, has_body: bool) -> Answer {
+    let newest = backend.engine.newest().await;
+    let state = match backend.store.snapshot().swarm() {
+        Some(_) => "active/manager",
+        None => "inactive",
+    };
+    let mut answer = wire::empty(StatusCode::OK);
+    let headers = answer.headers_mut();
+    // To HEAD it is not said by itself.
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(if has_body { 2 } else { 0 }));
+    if let Ok(version) = HeaderValue::from_str(&newest.to_string()) {
+        headers.insert("Api-Version", version);
+    }
+    headers.insert("Swarm", HeaderValue::from_static(state));
+    headers.insert(
+        "Builder-Version",
+        HeaderValue::from_static(if backend.outside.engine().is_some() { "2" } else { "1" }),
+    );
+    headers.insert(
+        "Cache-Control",
+        HeaderValue::from_static("no-cache, no-store, must-revalidate"),
+    );
+    headers.insert("Pragma", HeaderValue::from_static("no-cache"));
+    if has_body {
+        *answer.body_mut() = wire::whole("OK");
+    }
+    answer
+}
+
+pub(in crate::api) async fn version(backend: &Backend) -> Value {
+    let host = backend.outside.host();
+    let (newest, oldest) = (backend.engine.newest().await.to_string(), OLDEST.to_string());
+    let mut answer = json!({
+        "Platform": { "Name": "anynode" },
+        "Components": [{
+            "Name": "Engine",
+            "Version": env!("CARGO_PKG_VERSION"),
+            "Details": { "ApiVersion": newest, "MinAPIVersion": oldest, "Os": "linux", "Arch": go_arch(&host.architecture) },
+        }],
+        "Version": env!("CARGO_PKG_VERSION"),
+        "ApiVersion": newest,
+        "MinAPIVersion": oldest,
+        "Os": "linux",
+        "Arch": go_arch(&host.architecture),
+        "KernelVersion": host.kernel,
+        "GitCommit": "",
+        "GoVersion": "",
+        "BuildTime": "",
+    });
+    // The engine beside it is a component.
+    if let Ok(Value::Object(engine)) = backend.engine.get("/version").await {
+        let component = json!({
+            "Name": "Docker Engine",
+            "Version": engine.get("Version").cloned().unwrap_or_default(),
+            "Details": { "ApiVersion": engine.get("ApiVersion").cloned().unwrap_or_default() },
+        });
+        if let Some(components) = answer["Components"].as_array_mut() {
+            components.push(component);
+        }
+    }
+    answer
+}
+
+/// Architectures have other names there.
+fn go_arch(architecture: &str) -> &str {
+    match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+pub(in crate::api) async fn info(backend: &Backend) -> Value {
+    let host = backend.outside.host();
+    let mut info = match backend.engine.get("/info").await {
+        Ok(info @ Value::Object(_)) => info,
+        _ => json!({
+            "ID": "",
+            "Containers": 0, "ContainersRunning": 0, "ContainersPaused": 0, "ContainersStopped": 0, "Images": 0,
+            "Driver": "none",
+            "Plugins": { "Volume": [], "Network": ["overlay"], "Authorization": null, "Log": [] },
+            "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
+            "PidsLimit": true, "IPv4Forwarding": true,
+            "OSType": "linux",
+            "Architecture": host.architecture,
+            "KernelVersion": host.kernel,
+            "NCPU": host.nano_cpus / 1_000_000_000,
+            "MemTotal": host.memory,
+            "Name": host.hostname,
+            "ServerVersion": env!("CARGO_PKG_VERSION"),
+            "LoggingDriver": "json-file",
+            "CgroupDriver": "none",
+            "SecurityOptions": [],
+            "Warnings": [],
+        }),
+    };
+    let snapshot = backend.store.snapshot();
+    info["Swarm"] = match snapshot.swarm() {
+        None => json!({
+            "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
+            "RemoteManagers": null,
+        }),
+        Some(swarm) => {
+            let node = find::node(&snapshot, "self").ok();
+            let addr = node.as_ref().map(|node| node.addr.to_string()).unwrap_or_default();
+            let manager = node.map(|node| std::net::SocketAddr::new(node.addr, view::SWARM_PORT).to_string());
+            json!({
+                "NodeID": swarm.node,
+                "NodeAddr": addr,
+                "LocalNodeState": "active",
+                "ControlAvailable": true,
+                "Error": "",
+                "RemoteManagers": [{ "NodeID": swarm.node, "Addr": manager.unwrap_or_default() }],
+                "Nodes": snapshot.nodes().count(),
+                "Managers": 1,
+                "Cluster": view::swarm(swarm, false),
+            })
+        }
+    };
+    info
+}

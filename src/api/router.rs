@@ -1,0 +1,190 @@
+//! What there is, by path: the swarm's is answered by the resources, everything else by the engine.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue, SERVER};
+use hyper::{Method, Request, StatusCode};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::backend::Backend;
+use super::resources::{events, logs, networks, nodes, payloads, services, swarm, system, tasks};
+use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, Version};
+
+/// Leads requests to whoever answers them.
+pub(super) struct Router {
+    pub(super) backend: Arc<Backend>,
+    events: Arc<events::Events>,
+    bodies: Arc<Bodies>,
+}
+
+impl Router {
+    pub(super) fn new(backend: Backend) -> Router {
+        Router {
+            events: Arc::new(events::Events::new(&*backend.store)),
+            bodies: Arc::default(),
+            backend: Arc::new(backend),
+        }
+    }
+
+    /// Keeps what changes for those who ask later, for ever.
+    pub(super) async fn follow_events(&self) {
+        self.events.follow(&*self.backend.store).await;
+    }
+
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let mut answer = match self.route(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%method, path, status = error.status.as_u16(), error.message, "API");
+                failed(&error)
+            }
+        };
+        stamp(answer.headers_mut());
+        answer
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
+        let (version, rest) = wire::split_version(request.uri().path())?;
+        if let Some(version) = version {
+            if version < OLDEST {
+                return Err(ApiError::bad(format!(
+                    "client version {version} is too old. Minimum supported API version is {OLDEST}, please upgrade your client \
+                 to a newer version"
+                )));
+            }
+            if version > NEWEST {
+                return Err(ApiError::bad(format!(
+                    "client version {version} is too new. Maximum supported API version is {NEWEST}"
+                )));
+            }
+        }
+        let version = version.unwrap_or(NEWEST);
+        let path: Vec<String> = rest.split('/').skip(1).map(wire::decode).collect();
+        let words: Vec<&str> = path.iter().map(String::as_str).collect();
+        if !is_ours(request.method(), &words) {
+            return match self.backend.outside.engine() {
+                None if !is_an_engines(&words) => Err(ApiError::page_not_found()),
+                _ => self.backend.engine.pass(request, version, &rest).await,
+            };
+        }
+        let query = wire::parse_query(request.uri().query().unwrap_or_default());
+        let caller = Caller::of(&request);
+        let (parts, body) = request.into_parts();
+        let asked = Asked {
+            caller,
+            method: parts.method,
+            query,
+            path: words.iter().map(|word| (*word).to_owned()).collect(),
+            headers: parts.headers,
+            body,
+            bodies: self.bodies.clone(),
+        };
+        self.dispatch(asked, version).await
+    }
+
+    async fn dispatch(&self, asked: Asked, version: Version) -> Result<Answer, ApiError> {
+        let backend = &self.backend;
+        let path = asked.path.clone();
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let method = asked.method.clone();
+        let (get, post, delete) = (method == Method::GET, method == Method::POST, method == Method::DELETE);
+        match path.as_slice() {
+            ["_ping"] if get || method == Method::HEAD => Ok(system::ping(backend, get).await),
+            ["version"] if get => Ok(wire::json(StatusCode::OK, &system::version(backend).await)),
+            ["info"] if get => Ok(wire::json(StatusCode::OK, &system::info(backend).await)),
+            ["events"] if get => events::stream(&self.events, backend, &asked, version).await,
+            ["swarm", rest @ ..] => swarm::dispatch(backend, asked, rest).await,
+            ["services"] if get => {
+                beside(backend, asked, move |backend, asked| {
+                    services::list(backend, asked, version)
+                })
+                .await
+            }
+            ["services", "create"] if post => services::create(backend, asked).await,
+            ["services", id] if get => services::inspect(backend, &asked, id),
+            ["services", id] if delete => services::remove(backend, id).await,
+            ["services", id, "update"] if post => services::update(backend, asked, id).await,
+            ["services", id, "logs"] if get => logs::of_service(backend, &asked, id, version),
+            ["tasks"] if get => beside(backend, asked, tasks::list).await,
+            ["tasks", id] if get => tasks::inspect(backend, id),
+            ["tasks", id, "logs"] if get => logs::of_task(backend, &asked, id, version),
+            ["nodes"] if get => nodes::list(backend, &asked),
+            ["nodes", id] if get => nodes::inspect(backend, id),
+            ["nodes", id] if delete => nodes::remove(backend, id),
+            ["nodes", id, "update"] if post => nodes::update(backend, asked, id).await,
+            ["configs" | "secrets", rest @ ..] => payloads::dispatch(backend, asked, rest).await,
+            ["networks", rest @ ..] => networks::dispatch(backend, asked, rest, version).await,
+            _ => Err(ApiError::page_not_found()),
+        }
+    }
+}
+
+/// Whether a path is the swarm's, or belongs to the engine.
+fn is_ours(method: &Method, path: &[&str]) -> bool {
+    match path {
+        ["_ping" | "version" | "info" | "events"] => true,
+        ["swarm" | "services" | "tasks" | "nodes" | "configs" | "secrets", ..] => true,
+        // Containers join and leave networks of the engine.
+        ["networks", _, "connect" | "disconnect"] | ["networks", "prune"] => false,
+        ["networks", ..] => matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE),
+        _ => false,
+    }
+}
+
+/// Whether an engine has such a path; where there is none, others lead nowhere.
+fn is_an_engines(path: &[&str]) -> bool {
+    const FIRST: [&str; 14] = [
+        "auth",
+        "build",
+        "commit",
+        "containers",
+        "debug",
+        "distribution",
+        "exec",
+        "grpc",
+        "images",
+        "networks",
+        "plugins",
+        "session",
+        "system",
+        "volumes",
+    ];
+    path.first().is_some_and(|first| FIRST.contains(first))
+}
+
+/// Answers on a thread beside: a long list is no reason for others to wait. A few at a time.
+async fn beside(
+    backend: &Arc<Backend>,
+    asked: Asked,
+    answer: impl FnOnce(&Backend, &Asked) -> Result<Answer, ApiError> + Send + 'static,
+) -> Result<Answer, ApiError> {
+    static PLACES: Semaphore = Semaphore::const_new(4);
+    // An error would say that it is closed, which it never is.
+    let _place = PLACES.acquire().await;
+    let backend = backend.clone();
+    let answered = tokio::task::spawn_blocking(move || answer(&backend, &asked)).await;
+    answered.unwrap_or_else(|error| Err(ApiError::unknown(error.to_string())))
+}
+
+/// What each answer has in its head.
+fn stamp(headers: &mut HeaderMap) {
+    let version = HeaderValue::from_str(&NEWEST.to_string());
+    // What the engine beside it answered says so of itself.
+    if let Ok(version) = version {
+        headers.entry("Api-Version").or_insert(version);
+    }
+    headers.insert("Ostype", HeaderValue::from_static("linux"));
+    headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
+    headers.entry(SERVER).or_insert(HeaderValue::from_static(concat!(
+        "anynode/",
+        env!("CARGO_PKG_VERSION"),
+        " (linux)"
+    )));
+}
+
+fn failed(error: &ApiError) -> Answer {
+    wire::json(error.status, &json!({ "message": error.message }))
+}

@@ -1,0 +1,127 @@
+//! One request for the swarm part, with what it says in its query and its body.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::{Method, Request};
+use serde::de::DeserializeOwned;
+
+use super::body::{Bodies, typed};
+use super::error::ApiError;
+use crate::model::swarm::Time;
+
+/// A request for the swarm part, its body still to be read.
+pub(in crate::api) struct Asked {
+    pub(in crate::api) method: Method,
+    /// Without the version, split at slashes, decoded.
+    pub(in crate::api) path: Vec<String>,
+    pub(in crate::api) query: BTreeMap<String, String>,
+    pub(in crate::api) headers: HeaderMap,
+    pub(in crate::api) body: Incoming,
+    pub(in crate::api) caller: Caller,
+    pub(in crate::api) bodies: Arc<Bodies>,
+}
+
+impl Asked {
+    pub(in crate::api) fn query(&self, key: &str) -> Option<&str> {
+        self.query.get(key).map(String::as_str)
+    }
+
+    /// A switch as most of them are: on unless it says no.
+    pub(in crate::api) fn is_on(&self, key: &str) -> bool {
+        let value = self.query(key).unwrap_or_default().to_ascii_lowercase();
+        !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
+    }
+
+    /// A switch of the stricter kind. Errors: it is neither on nor off.
+    pub(in crate::api) fn truth(&self, key: &str) -> Result<bool, ApiError> {
+        match self.query(key).unwrap_or_default() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            other => Err(ApiError::bad(format!(
+                "invalid value for {key}: {other}: expected true or false"
+            ))),
+        }
+    }
+
+    /// `version` of an update of `what`. Errors: it is no number.
+    pub(in crate::api) fn version(&self, what: &str) -> Result<u64, ApiError> {
+        let text = self.query("version").unwrap_or_default();
+        text.parse().map_err(|_| {
+            ApiError::bad(format!(
+                "invalid {what} version '{text}': expected the object's Version.Index"
+            ))
+        })
+    }
+
+    /// Seconds since 1970, with or without a fraction, or RFC 3339.
+    pub(in crate::api) fn time(&self, key: &str) -> Result<Option<Time>, ApiError> {
+        let Some(text) = self.query(key).filter(|text| !text.is_empty() && *text != "0") else {
+            return Ok(None);
+        };
+        let wrong = || {
+            ApiError::bad(format!(
+                "invalid {key} \"{text}\": expected seconds since 1970 or a time as RFC 3339 has it"
+            ))
+        };
+        if let Ok(at) = humantime::parse_rfc3339_weak(text) {
+            return Ok(Some(at.into()));
+        }
+        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
+        let nanos: u64 = match fraction {
+            "" => 0,
+            fraction => format!("{fraction:0<9}")
+                .get(..9)
+                .and_then(|digits| digits.parse().ok())
+                .ok_or_else(wrong)?,
+        };
+        Ok(Some(Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))))
+    }
+
+    /// The body as JSON. Errors: it is too long, too slow, or no such JSON.
+    pub(in crate::api) async fn json<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        let kind = self
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or_default();
+        let is_json = kind
+            .split(';')
+            .next()
+            .is_none_or(|kind| matches!(kind.trim(), "" | "application/json"));
+        if !is_json {
+            return Err(ApiError::bad(format!(
+                "unsupported Content-Type header ({kind}): must be 'application/json'"
+            )));
+        }
+        let (bytes, _place) = self.bodies.read(self.caller, self.body).await?;
+        if bytes.is_empty() {
+            return Err(ApiError::bad("got EOF while reading request body"));
+        }
+        let mut reader = serde_json::Deserializer::from_slice(&bytes);
+        let value = typed(&mut reader)?;
+        reader
+            .end()
+            .map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
+        Ok(value)
+    }
+
+    /// Reads a body that says nothing here.
+    pub(in crate::api) async fn no_body(self) -> Result<(), ApiError> {
+        self.bodies.read(self.caller, self.body).await.map(drop)
+    }
+}
+
+/// The user whose program asks, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::api) struct Caller(pub(in crate::api) u32);
+
+impl Caller {
+    /// Who asks, as the door has noted it.
+    pub(in crate::api) fn of<B>(request: &Request<B>) -> Caller {
+        request.extensions().get().copied().unwrap_or(Caller(u32::MAX))
+    }
+}
