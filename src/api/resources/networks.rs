@@ -137,14 +137,13 @@ struct IpamConfig {
 }
 
 async fn create(backend: &Arc<Backend>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
-    let body: Value = asked.json().await?;
-    let wanted: Create = wire::typed(body.clone())?;
+    let (body, json) = asked.json_and_bytes().await?;
+    let wanted: Create = wire::typed(&json)?;
     let is_swarms = wanted.driver.as_deref() == Some("overlay") || wanted.scope.as_deref() == Some("swarm");
     if !is_swarms {
-        let body = serde_json::to_vec(&body).unwrap_or_default();
         return backend
             .engine
-            .send(Method::POST, version, "/networks/create", body)
+            .send(Method::POST, version, "/networks/create", body.to_vec())
             .await;
     }
     if backend.store.snapshot().swarm().is_none() {

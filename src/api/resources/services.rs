@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use crate::api::backend::{Backend, new_id};
-use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json, Version};
 use crate::api::{find, validate, view};
 use crate::control::port_conflict;
 use crate::model::labels;
@@ -48,17 +48,27 @@ pub(in crate::api) fn inspect(backend: &Backend, asked: &Asked, id: &str) -> Res
     Ok(wire::json(StatusCode::OK, &view::service(&service, has_defaults)))
 }
 
-/// The spec that a body holds. What Docker and its clients call `Healthcheck` has another spelling in our types.
+/// The spec that a body holds. Errors: also where a mode is named that there is none of, which would become another.
 async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
-    let mut body: Value = asked.json().await?;
-    if let Some(container) = body
-        .pointer_mut("/TaskTemplate/ContainerSpec")
-        .and_then(Value::as_object_mut)
-        && let Some(check) = container.remove("Healthcheck")
-    {
-        container.insert("HealthCheck".to_owned(), check);
+    let (_, body) = asked.json_and_bytes().await?;
+    let spec: ServiceSpec = wire::typed(&body)?;
+    const MODES: [&str; 4] = ["Replicated", "Global", "ReplicatedJob", "GlobalJob"];
+    let is_unsaid = spec
+        .mode
+        .as_ref()
+        .is_some_and(|mode| *mode == ServiceSpecMode::default());
+    let named = match body.member("Mode") {
+        Some(Json::Object(members)) if is_unsaid => members.iter().map(|(name, _)| name),
+        _ => return Ok(spec),
+    };
+    let mut unknown = named.filter(|name| !MODES.iter().any(|mode| mode.eq_ignore_ascii_case(name)));
+    match unknown.next() {
+        Some(name) => Err(ApiError::bad(format!(
+            "invalid Mode: \"{name}\" is none: expected one of {}",
+            MODES.join(", ")
+        ))),
+        None => Ok(spec),
     }
-    wire::typed(body)
 }
 
 /// The spec with what is meant where nothing is said, and networks by id. Errors: in Docker's words.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request};
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::body::{Bodies, typed};
 use super::error::ApiError;
+use super::json::Json;
 use crate::model::swarm::Time;
 
 /// A request for the swarm part, its body still to be read.
@@ -83,6 +85,12 @@ impl Asked {
 
     /// The body as JSON. Errors: it is too long, too slow, or no such JSON.
     pub(in crate::api) async fn json<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        let (_, json) = self.json_and_bytes().await?;
+        typed(&json)
+    }
+
+    /// The body as it came, and as JSON of whatever kind. Errors: as of `json`.
+    pub(in crate::api) async fn json_and_bytes(self) -> Result<(Bytes, Json), ApiError> {
         let kind = self
             .headers
             .get(CONTENT_TYPE)
@@ -101,12 +109,12 @@ impl Asked {
         if bytes.is_empty() {
             return Err(ApiError::bad("got EOF while reading request body"));
         }
-        let mut reader = serde_json::Deserializer::from_slice(&bytes);
-        let value = typed(&mut reader)?;
-        reader
-            .end()
-            .map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))?;
-        Ok(value)
+        match Json::parse(&bytes) {
+            // Of the whole that would be: begin anew.
+            Ok(Json::Null) => Err(ApiError::bad("invalid JSON: null: expected an object")),
+            Ok(json) => Ok((bytes, json)),
+            Err(error) => Err(ApiError::bad(format!("invalid JSON: {error}"))),
+        }
     }
 
     /// Reads a body that says nothing here.

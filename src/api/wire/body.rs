@@ -5,16 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use serde::de::{DeserializeOwned, Deserializer};
+use serde::de::DeserializeOwned;
 
 use super::asked::Caller;
 use super::error::ApiError;
+use super::json::Json;
 use crate::places::{Place, Places, Table};
 
 /// What JSON says. Errors: at which member it says something else.
-pub(in crate::api) fn typed<'de, T: DeserializeOwned>(
-    json: impl Deserializer<'de, Error = serde_json::Error>,
-) -> Result<T, ApiError> {
+pub(in crate::api) fn typed<T: DeserializeOwned>(json: &Json) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
         let place = if path == "." {

@@ -4,6 +4,7 @@ mod asked;
 mod body;
 mod error;
 mod filters;
+mod json;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,6 +21,7 @@ pub(super) use asked::{Asked, Caller};
 pub(super) use body::{Bodies, typed};
 pub(super) use error::ApiError;
 pub(super) use filters::Filters;
+pub(super) use json::Json;
 
 /// What is sent.
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;

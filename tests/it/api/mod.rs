@@ -9,4 +9,5 @@ mod events;
 mod logs;
 mod rig;
 mod shapes;
+mod spelling;
 mod stacks;
