@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::outside::Outside;
-use super::wire::{self, Answer, ApiError, Caller, NEWEST, Version};
+use super::wire::{self, Answer, ApiError, Caller, NEWEST, RequestBody, Version};
 use crate::model::swarm::SANDBOX_LABEL;
 use crate::places::{Cut, Places};
 
@@ -54,7 +54,7 @@ impl Engine {
     /// Passes a request on.
     pub(super) async fn pass(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         version: Version,
         path: &str,
     ) -> Result<Answer, ApiError> {

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::backend::Backend;
 use super::resources::{events, logs, networks, nodes, payloads, services, swarm, system, tasks};
-use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, Version};
+use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, RequestBody, Version};
 
 /// Leads requests to whoever answers them.
 pub(super) struct Router {
@@ -35,7 +35,7 @@ impl Router {
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let mut answer = match self.route(request).await {
+        let mut answer = match self.route(request.map(RequestBody::new)).await {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(%method, path, status = error.status.as_u16(), error.message, "API");
@@ -46,7 +46,7 @@ impl Router {
         answer
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    async fn route(&self, request: Request<RequestBody>) -> Result<Answer, ApiError> {
         let (version, rest) = wire::split_version(request.uri().path())?;
         if let Some(version) = version {
             if version < OLDEST {

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request};
 use serde::de::DeserializeOwned;
 
-use super::body::{Bodies, typed};
+use super::body::{Bodies, RequestBody, typed};
 use super::error::ApiError;
 use super::json::Json;
 use crate::model::swarm::Time;
@@ -21,7 +20,7 @@ pub(in crate::api) struct Asked {
     pub(in crate::api) path: Vec<String>,
     pub(in crate::api) query: BTreeMap<String, String>,
     pub(in crate::api) headers: HeaderMap,
-    pub(in crate::api) body: Incoming,
+    pub(in crate::api) body: RequestBody,
     pub(in crate::api) caller: Caller,
     pub(in crate::api) bodies: Arc<Bodies>,
 }

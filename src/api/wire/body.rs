@@ -1,10 +1,12 @@
 //! Bodies of requests, bounded in size, in time, and in how many are read at once.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use serde::de::DeserializeOwned;
 
 use super::asked::Caller;
@@ -25,6 +27,57 @@ pub(in crate::api) fn typed<T: DeserializeOwned>(json: &Json) -> Result<T, ApiEr
     })
 }
 
+/// A request's body. What of it is unread when nobody wants it any more is read and thrown away, within bounds: a client that
+/// still sends would find its connection closed, and never read the answer.
+pub(in crate::api) struct RequestBody(Option<Incoming>);
+
+impl RequestBody {
+    pub(in crate::api) fn new(body: Incoming) -> RequestBody {
+        RequestBody(Some(body))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let unread = self.0.take().filter(|body| !body.is_end_stream());
+        // Outside of a runtime the connection is gone as well.
+        if let (Some(body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(tokio::time::timeout(REST_PATIENCE, throw_away(body)));
+        }
+    }
+}
+
+async fn throw_away(mut body: Incoming) {
+    let mut left = REST_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(length) {
+            Some(less) => left = less,
+            None => return,
+        }
+    }
+}
+
 /// Reads bodies, few long ones at a time.
 pub(in crate::api) struct Bodies {
     long: std::sync::Arc<Places<Caller>>,
@@ -43,7 +96,7 @@ impl Bodies {
     pub(super) async fn read(
         &self,
         caller: Caller,
-        body: Incoming,
+        body: RequestBody,
     ) -> Result<(Bytes, Option<Place<Caller>>), ApiError> {
         let too_large = || {
             ApiError::too_large(format!(
@@ -95,3 +148,6 @@ const SHORT_BODY_BYTES: u64 = 64 << 10;
 const LONG_BODIES_MAX: usize = 4;
 /// How long they have to end by themselves while another long one waits.
 const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
+/// So much of what nobody wants is read for the client's sake, and for so long.
+const REST_BYTES_MAX: usize = 16 << 20;
+const REST_PATIENCE: Duration = Duration::from_secs(10);

@@ -18,7 +18,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 pub(super) use asked::{Asked, Caller};
-pub(super) use body::{Bodies, typed};
+pub(super) use body::{Bodies, RequestBody, typed};
 pub(super) use error::ApiError;
 pub(super) use filters::Filters;
 pub(super) use json::Json;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::rig::{Reply, Rig, service};
+use super::rig::{LONG, Reply, Rig, service};
 
 fn post(kind: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
@@ -196,4 +196,42 @@ fn one_connection_serves_many_requests() {
         .collect();
     assert_eq!(statuses, ["200 OK", "201 Created", "404 Not Found", "200 OK"]);
     assert_eq!(rig.get("/services").json(), json!([]));
+}
+
+/// Most clients send all that they have before they read a word: an error that is known before is no reason to break that off.
+#[test]
+fn who_sends_all_before_reading_reads_why_it_was_refused() {
+    let rig = Rig::up();
+    let long = vec![b' '; 3 << 20];
+    let too_long = vec![b' '; 8 << 20];
+    for (path, body, status) in [
+        ("/services/create", &long, 503),
+        ("/v1.10/services/create", &long, 400),
+        ("/v1.40/nothing", &long, 404),
+        ("/v1.40/containers/create", &long, 501),
+        ("/networks/create", &too_long, 413),
+    ] {
+        for coding in ["length", "chunked"] {
+            let mut stream = rig.connect();
+            stream.set_write_timeout(Some(LONG)).unwrap();
+            let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
+            let sent = match coding {
+                "length" => {
+                    let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+                    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body))
+                }
+                _ => {
+                    let head = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+                    let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+                    sent.and_then(|()| stream.write_all(b"\r\n0\r\n\r\n"))
+                }
+            };
+            sent.unwrap_or_else(|error| panic!("{path} {coding}: {error}"));
+            // Clients keep their connection for another request: it does not end here.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let reply = Reply::read(&mut stream);
+            assert_eq!(reply.status, status, "{path} {coding}: {reply:?}");
+            assert!(!reply.message().is_empty(), "{path} {coding}");
+        }
+    }
 }
