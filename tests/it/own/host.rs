@@ -280,6 +280,9 @@ fn nothing_of_the_way_to_the_host_outlives_a_kill() {
     });
     stage.own.kill();
     stage.own.start();
+    stage
+        .own
+        .wait_for("nothing to be left", LONG, || traces(&stage.own) == traced);
     stage.own.stop();
     assert_eq!(traces(&stage.own), traced);
     assert_same(&host(&stage.own), &stage.before);
