@@ -77,7 +77,7 @@ impl Router {
             caller,
             method: parts.method,
             query,
-            path: words.iter().map(|word| (*word).to_owned()).collect(),
+            path,
             headers: parts.headers,
             body,
             bodies: self.bodies.clone(),

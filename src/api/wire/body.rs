@@ -1,6 +1,7 @@
 //! Bodies of requests, bounded in size, in time, and in how many are read at once.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ async fn throw_away(mut body: Incoming) {
 
 /// Reads bodies, few long ones at a time.
 pub(in crate::api) struct Bodies {
-    long: std::sync::Arc<Places<Caller>>,
+    long: Arc<Places<Caller>>,
 }
 
 impl Default for Bodies {

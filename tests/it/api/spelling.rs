@@ -41,7 +41,7 @@ fn a_mode_that_there_is_none_of_is_no_other() {
     body["Mode"] = json!({ "Replicatd": { "Replicas": 3 } });
     let reply = rig.post("/services/create", &body);
     assert_eq!(reply.status, 400);
-    let message = reply.json()["message"].as_str().unwrap().to_owned();
+    let message = reply.message();
     assert_eq!(
         message,
         "invalid Mode: \"Replicatd\" is none: expected one of Replicated, Global, ReplicatedJob, GlobalJob"
@@ -105,7 +105,7 @@ fn words_in_capitals_and_a_rollback_of_rollbacks_are_taken() {
     body["RollbackConfig"] = json!({ "FailureAction": "explode" });
     let reply = rig.post("/services/create", &body);
     assert_eq!(reply.status, 400);
-    let message = reply.json()["message"].as_str().unwrap().to_owned();
+    let message = reply.message();
     assert!(
         message.ends_with("unrecognized update failure action explode: expected one of continue, pause"),
         "{message}"
