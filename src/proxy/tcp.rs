@@ -12,7 +12,7 @@ use super::core::Connection;
 use super::park;
 use super::patience::Patience;
 use super::relay::{self, Relay};
-use super::rounds;
+use super::rounds::Rounds;
 use super::upstream::{self, Behalf, Upstream};
 use super::wire::{Leg, Wire};
 use crate::model::Passive;
@@ -45,6 +45,7 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
         let behalf = Behalf {
             client: Some(&client),
             network: network.as_ref(),
+            rounds: None,
         };
         let result = connect(&mut connection, &client, target, &table, behalf).await;
         (connection, client, result)
@@ -118,7 +119,11 @@ async fn connect(
     table: &TableHandle,
     behalf: Behalf<'_>,
 ) -> Result<Upstream, CloseReason> {
-    let n_rounds = rounds::of_client(client)?;
+    let rounds = Rounds::of_client(client, table)?;
+    let behalf = Behalf {
+        rounds: Some(&rounds),
+        ..behalf
+    };
     // Whatever it has sent may be all that it has to say.
     let mut patience = Patience::new(client, &|| true);
     connection.admit(&mut patience).await?;
@@ -133,11 +138,6 @@ async fn connect(
         // A client that waits may lose patience; one that has only ended its half has not.
         _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
     }?;
-    let endpoint = upstream.lease.endpoint();
-    if endpoint.spec().netns.is_none() {
-        let port = endpoint.dial_addr(target).port();
-        let round = rounds::remember(table, &upstream.stream, port, n_rounds);
-        upstream.lease.keep(round);
-    }
+    upstream.lease.keep(rounds.into_round_of(&upstream.stream));
     Ok(upstream)
 }

@@ -16,6 +16,7 @@ use super::balancer::{self, Lease, NoPick};
 use super::core;
 use super::inside;
 use super::patience::Patience;
+use super::rounds::Rounds;
 use super::wire::{Leg, TunnelFor, TunnelLeg};
 use crate::model::{ClientAddress, Limits, Mode, ServiceSpec, proxy_protocol};
 use crate::routing::{
@@ -34,12 +35,14 @@ pub(super) struct Upstream {
 }
 
 /// On whose behalf an endpoint is connected to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct Behalf<'a> {
     /// Whose address the endpoint's node is told, where the connection is for one client alone.
     pub(super) client: Option<&'a TcpStream>,
     /// The network by which a task asks from inside; `None`: a client of a port.
     pub(super) network: Option<&'a Arc<str>>,
+    /// Remembers connections that may come round; `None` where that is told in another way.
+    pub(super) rounds: Option<&'a Rounds<'a>>,
 }
 
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
@@ -342,10 +345,12 @@ async fn reach(
     timeout: Duration,
 ) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
+        let addr = endpoint.dial_addr(target);
+        if let Some(rounds) = behalf.rounds.filter(|_| endpoint.spec().netns.is_none()) {
+            return stand(rounds.connect(addr)?, timeout).await.map(Leg::Tcp);
+        }
         let client = || behalf.client.and_then(|client| client.peer_addr().ok());
-        return connect_here(spec, endpoint, endpoint.dial_addr(target), client, timeout)
-            .await
-            .map(Leg::Tcp);
+        return connect_here(spec, endpoint, addr, client, timeout).await.map(Leg::Tcp);
     };
     let Some(dialer) = core::dialer() else {
         return Err(io::ErrorKind::NetworkUnreachable.into());
@@ -387,7 +392,11 @@ pub(super) async fn connect_here(
 
 /// One attempt at an address. Errors: `TimedOut` after `timeout`, else what the kernel says.
 pub(super) async fn connect_once(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let (stream, is_connected) = socket::connect(addr)?;
+    stand(socket::connect(addr)?, timeout).await
+}
+
+/// Waits until what was begun stands. Errors as `connect_once`.
+async fn stand((stream, is_connected): (std::net::TcpStream, bool), timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(stream)?;
     if !is_connected {
         match tokio::time::timeout(timeout, socket::established(&stream)).await {

@@ -495,6 +495,7 @@ impl Server<'_> {
                 Entry::Inside(network) => network.as_ref(),
                 Entry::Listener(_) => None,
             },
+            rounds: None,
         };
         tokio::select! {
             biased;
