@@ -25,7 +25,10 @@ static CONNECTING: RwLock<()> = RwLock::new(());
 
 /// A connection to a port of our own, remembered while this lives.
 #[derive(Debug)]
-pub(super) struct Round(SocketAddr);
+pub(super) struct Round {
+    from: SocketAddr,
+    _counted: Counted,
+}
 
 /// What a client's connections to endpoints are remembered with.
 pub(super) struct Rounds<'a> {
@@ -62,12 +65,12 @@ impl<'a> Rounds<'a> {
         if let Ok(from) = from
             && is_of_this_machine(from, to.ip().to_canonical())
         {
-            counted.keep();
-            let round = Box::new(Round(from));
-            if lock().insert(from, self.n + 1).is_some() {
-                N_OPEN.fetch_sub(1, Ordering::SeqCst);
-            }
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(round);
+            lock().insert(from, self.n + 1);
+            let round = Round {
+                from,
+                _counted: counted,
+            };
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(round));
         }
         Ok(made)
     }
@@ -76,7 +79,7 @@ impl<'a> Rounds<'a> {
     pub(super) fn into_round_of(self, upstream: &Leg) -> Option<Box<Round>> {
         let last = self.last.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let from = upstream.tcp()?.local_addr().map(canonical);
-        from.is_ok_and(|from| from == last.0).then_some(last)
+        from.is_ok_and(|from| from == last.from).then_some(last)
     }
 }
 
@@ -104,17 +107,14 @@ fn is_of_this_machine(from: SocketAddr, to: IpAddr) -> bool {
     from.ip() == to || to.is_loopback()
 }
 
-/// Counted in `N_OPEN` until it is dropped, or for as long as a round.
+/// Counted in `N_OPEN` until it is dropped.
+#[derive(Debug)]
 struct Counted;
 
 impl Counted {
     fn begin() -> Counted {
         N_OPEN.fetch_add(1, Ordering::SeqCst);
         Counted
-    }
-
-    fn keep(self) {
-        std::mem::forget(self);
     }
 }
 
@@ -126,9 +126,7 @@ impl Drop for Counted {
 
 impl Drop for Round {
     fn drop(&mut self) {
-        if lock().remove(&self.0).is_some() {
-            N_OPEN.fetch_sub(1, Ordering::SeqCst);
-        }
+        lock().remove(&self.from);
     }
 }
 
