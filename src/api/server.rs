@@ -22,6 +22,7 @@ use super::router::Router;
 use super::wire::{Answer, Caller};
 use crate::places::{Busy, Crowd, Place, Places, Table};
 use crate::store::Store;
+use crate::sys::limits;
 
 /// The API.
 pub struct Api {
@@ -32,7 +33,7 @@ pub struct Api {
 
 impl Api {
     pub fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>) -> Arc<Api> {
-        let streams = Places::new(Table::ApiStreams, STREAMS_MAX);
+        let streams = Places::new(Table::ApiStreams, limits::share(STREAMS_MAX, 16));
         let engine = Engine::new(outside.clone(), streams.clone());
         Arc::new(Api {
             router: Router::new(Backend::new(store, outside, engine)),
@@ -54,7 +55,7 @@ impl Api {
 /// Accepts and serves for ever, whoever has how many connections: when there are too many, the user who has most loses the
 /// silent oldest one.
 async fn serve(api: Arc<Api>, listener: UnixListener) {
-    let places = Places::new(Table::Api, CONNECTIONS_MAX);
+    let places = Places::new(Table::Api, limits::share(CONNECTIONS_MAX, 8));
     let mut crowd = Crowd::default();
     loop {
         let stream = match listener.accept().await {

@@ -22,6 +22,7 @@ use super::stats::DnsStats;
 use super::{tcp, udp};
 use crate::places::{Places, Table};
 use crate::routing::TableHandle;
+use crate::sys::limits;
 use crate::sys::pktinfo;
 
 #[derive(Debug, Clone)]
@@ -181,8 +182,8 @@ impl Responder {
             are_vips_off: config.are_vips_off,
             forwarder: Arc::new(Forwarder::new(upstreams, config.upstream_timeout, stats.clone())),
             stats,
-            streams: Places::new(Table::DnsStreams, MAX_STREAMS),
-            waiting: Places::new(Table::DnsUpstream, MAX_WAITING),
+            streams: Places::new(Table::DnsStreams, limits::share(MAX_STREAMS, 16)),
+            waiting: Places::new(Table::DnsUpstream, limits::share(MAX_WAITING, 8)),
             n_tasks: AtomicU64::new(0),
         };
         Responder { core: Arc::new(core) }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use super::files::{self, Spare};
 use crate::routing::{Endpoint, EndpointId};
 use crate::sys::entrances::Entrances;
 use crate::sys::netns::Netns;
@@ -24,7 +25,7 @@ thread_local! {
 /// What is kept for one endpoint.
 #[derive(Default)]
 struct Kept {
-    sockets: Vec<Inside>,
+    sockets: Vec<(Inside, Spare)>,
     /// So often some were opened since the last tick.
     n_openings: u32,
     /// How many were opened at once the last time.
@@ -47,7 +48,7 @@ impl Kept {
             return None;
         }
         Some(Ready {
-            socket: self.sockets.pop()?,
+            socket: self.sockets.pop()?.0,
             may_be_transparent: self.is_set_up == Some(true),
         })
     }
@@ -58,6 +59,8 @@ impl Kept {
             0 => self.batch.max(AT_ONCE),
             _ => (self.batch * 2).clamp(AT_ONCE, AT_ONCE_MAX),
         }
+        // One is used at once.
+        .min(files::n_spare_left() + 1)
     }
 }
 
@@ -71,7 +74,8 @@ pub(super) fn tick() {
         ready.borrow_mut().retain(|_, kept| {
             let is_busy = std::mem::take(&mut kept.n_openings) > 0;
             if !is_busy {
-                kept.sockets.truncate(AT_ONCE - 1);
+                let most = if files::is_scarce() { 0 } else { AT_ONCE - 1 };
+                kept.sockets.truncate(most);
                 kept.batch = AT_ONCE;
             }
             // Of an endpoint that is gone a last attempt may have left this.
@@ -164,7 +168,9 @@ async fn ready(
             kept.n_openings += 1;
             kept.batch = n;
             kept.is_set_up = is_set_up;
-            kept.sockets.append(&mut sockets);
+            // What is too many is closed.
+            kept.sockets
+                .extend(sockets.into_iter().map_while(|socket| Some((socket, Spare::take()?))));
         });
     }
     Ok(Ready {

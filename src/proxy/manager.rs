@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use super::files;
 use super::ports::PortState;
 use super::vips::{self, VipMode, VipState, Vips};
 use super::worker::{Command, Workers};
@@ -192,7 +193,7 @@ impl Manager {
     /// Whether the sockets of one more port leave enough for everything else. Errors: in words.
     fn may_listen(&self) -> Result<(), String> {
         let files_max = self.shared.config.files_max;
-        let most = (files_max - kept_of(files_max)) / 2;
+        let most = files_max.saturating_sub(files::n_kept(&self.shared.config)) / 2;
         match self.n_listeners() + self.workers.len() <= most {
             true => Ok(()),
             false => Err(format!(
@@ -208,7 +209,7 @@ impl Manager {
         let n_kept = self.shared.open.n_kept.load(Ordering::Relaxed);
         let n_left = config
             .files_max
-            .saturating_sub(n_listeners + n_kept + kept_of(config.files_max));
+            .saturating_sub(n_listeners + n_kept + files::n_kept(config));
         self.shared.open.set_most(config.connections_max.min(n_left / 2));
     }
 
@@ -510,11 +511,4 @@ fn explain(error: &io::Error, holder: Option<String>) -> String {
         _ => error.to_string(),
     }
 }
-
-/// Of so many descriptors, those that neither connections nor their listeners take.
-fn kept_of(files_max: usize) -> usize {
-    FILES_KEPT.min(files_max / 2)
-}
-
-const FILES_KEPT: usize = 768;
 const RETRY_EVERY: Duration = Duration::from_secs(1);

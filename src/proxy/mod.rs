@@ -4,6 +4,7 @@ mod balancer;
 mod config;
 mod core;
 mod crowd;
+mod files;
 mod h1;
 pub mod http;
 mod inside;

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core;
 use super::crowd::{Census, Party};
+use super::files;
 use super::h1;
 use super::inside;
 use super::listener;
@@ -74,7 +75,8 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let shared = shared.clone();
             let run = move || {
-                let pipes = PipePool::new(shared.config.splice_pipes, shared.config.splice_pipe_bytes);
+                let pipes = PipePool::new(files::n_pipes(&shared.config), shared.config.splice_pipe_bytes);
+                files::set_up(&shared.config);
                 core::set_up(
                     pipes,
                     shared.open.clone(),

@@ -22,6 +22,12 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
+/// `most`, or less where that is more than one in `part` of the descriptors that this process may have.
+pub fn share(most: usize, part: u64) -> usize {
+    let of_all = usize::try_from(open_files() / part).unwrap_or(usize::MAX);
+    most.min(of_all).max(1)
+}
+
 /// How many descriptors this process may have.
 pub fn open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)

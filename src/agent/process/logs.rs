@@ -1,7 +1,7 @@
 //! Reads what a keeper wrote of its task's output, and goes on with what it writes.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use crate::model::swarm::Time;
 
 /// However long it is, little of it is in memory at a time. Errors: there is no output, since there is no such task.
 pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {
-    let Some(oldest) = oldest(&dir) else {
+    let Some(oldest) = oldest(&dir).and_then(|file| At::beginning_of(&file)) else {
         // It was never started.
         return match dir.path().exists() {
             true => Ok(stream::empty().boxed()),
@@ -26,9 +26,10 @@ pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {
         n_bytes_left: length(&dir),
         dir,
         query,
-        file: BufReader::new(oldest),
+        at: oldest,
         ready: VecDeque::new(),
         is_behind: true,
+        n_failures: 0,
     };
     let lines = async move {
         // What was written until now may be long, and is read from disk.
@@ -41,16 +42,70 @@ pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {
     Ok(stream::once(lines).flatten().boxed())
 }
 
+/// It holds no file open: who follows mostly waits, and may be many.
 struct Reader {
     dir: Dir,
     query: LogQuery,
-    /// Read up to the last whole line.
-    file: BufReader<File>,
+    /// After the last whole line that was read.
+    at: At,
     /// So much of what was written when the reading began, or a little more.
     n_bytes_left: u64,
     ready: VecDeque<LogLine>,
     /// There is more than was read last.
     is_behind: bool,
+    /// In a row.
+    n_failures: u32,
+}
+
+/// A place in one of the files.
+#[derive(Clone, Copy)]
+struct At {
+    file: FileId,
+    offset: u64,
+}
+
+/// A file, whatever its name is by now. An inode number alone may be another file's later.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    inode: u64,
+    made_at: Option<SystemTime>,
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> FileId {
+        FileId {
+            inode: metadata.ino(),
+            made_at: metadata.created().ok(),
+        }
+    }
+
+    fn named(dir: &Dir, n: u32) -> Option<FileId> {
+        std::fs::metadata(dir.log(n)).map(|metadata| FileId::of(&metadata)).ok()
+    }
+}
+
+impl At {
+    fn beginning_of(file: &File) -> Option<At> {
+        Some(At {
+            file: FileId::of(&file.metadata().ok()?),
+            offset: 0,
+        })
+    }
+
+    /// The file, at this place. `None`: it was removed. Errors: it may be there in a moment.
+    fn open(self, dir: &Dir) -> io::Result<Option<BufReader<File>>> {
+        let mut all = (0..).map_while(|n| Some((n, FileId::named(dir, n)?)));
+        let Some((n, _)) = all.find(|(_, id)| *id == self.file) else {
+            return Ok(None);
+        };
+        let mut file = File::open(dir.log(n))?;
+        if FileId::of(&file.metadata()?) != self.file {
+            // It was put aside between the two looks.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        file.seek(io::SeekFrom::Start(self.offset))?;
+        Ok(Some(BufReader::new(file)))
+    }
 }
 
 /// What reading a portion came to.
@@ -60,6 +115,8 @@ enum Portion {
     Full,
     /// All that was written.
     Last,
+    /// It could not be read just now.
+    None,
 }
 
 impl Reader {
@@ -89,14 +146,16 @@ impl Reader {
             }
             // Put aside meanwhile, perhaps.
             let this = (n..)
-                .map_while(|n| Some((n, inode(&self.dir, n)?)))
-                .find(|(_, ino)| *ino == metadata.ino());
+                .map_while(|n| Some((n, FileId::named(&self.dir, n)?)))
+                .find(|(_, id)| *id == FileId::of(&metadata));
             let older = this.and_then(|(n, _)| Some((n + 1, File::open(self.dir.log(n + 1)).ok()?)));
             match older {
                 Some(older) if found.is_none() => (n, file) = older,
                 _ => {
-                    self.file = BufReader::new(file);
-                    self.file.seek(io::SeekFrom::Start(found.unwrap_or(0)))?;
+                    self.at = At {
+                        file: FileId::of(&metadata),
+                        offset: found.unwrap_or(0),
+                    };
                     return Ok(self);
                 }
             }
@@ -104,11 +163,41 @@ impl Reader {
     }
 
     fn take_portion(&mut self) -> Portion {
+        if self.is_at_end() {
+            return Portion::Last;
+        }
+        let found = match self.at.open(&self.dir) {
+            // It was removed, having been the oldest.
+            Ok(None) => oldest(&self.dir).map(BufReader::new),
+            Ok(found) => found,
+            Err(_) => return Portion::None,
+        };
+        let Some(mut file) = found else {
+            return Portion::Last;
+        };
+        let portion = self.read_portion(&mut file);
+        // An error leaves the place: the same again rather than nothing.
+        if let (Ok(metadata), Ok(offset)) = (file.get_ref().metadata(), file.stream_position()) {
+            self.at = At {
+                file: FileId::of(&metadata),
+                offset,
+            };
+        }
+        portion
+    }
+
+    /// Whether nothing was written since.
+    fn is_at_end(&self) -> bool {
+        let metadata = std::fs::metadata(self.dir.log(0));
+        metadata.is_ok_and(|metadata| FileId::of(&metadata) == self.at.file && metadata.len() == self.at.offset)
+    }
+
+    fn read_portion(&mut self, file: &mut BufReader<File>) -> Portion {
         let mut n_bytes = 0;
         loop {
             // What cannot be read is as good as not there.
-            let Ok(Some((line, n_read))) = next_line(&mut self.file) else {
-                match self.goes_on() {
+            let Ok(Some((line, n_read))) = next_line(file) else {
+                match self.goes_on(file) {
                     true => continue,
                     false => return Portion::Last,
                 }
@@ -126,18 +215,19 @@ impl Reader {
     }
 
     /// Whether there is a file after this one, which has been read to its end; then it is the one that is read.
-    fn goes_on(&mut self) -> bool {
-        let this = self.file.get_ref().metadata().map(|metadata| metadata.ino()).ok();
-        if this == inode(&self.dir, 0) {
+    fn goes_on(&self, file: &mut BufReader<File>) -> bool {
+        let id_of = |file: &File| file.metadata().map(|metadata| FileId::of(&metadata)).ok();
+        let this = id_of(file.get_ref());
+        if this == FileId::named(&self.dir, 0) {
             return false;
         }
         // It was put aside, and nothing is written to it any more; something may have been before that.
-        if is_there_more(&mut self.file) {
+        if is_there_more(file) {
             return true;
         }
         let next = match (1..)
-            .map_while(|n| Some((n, inode(&self.dir, n)?)))
-            .find(|(_, ino)| Some(*ino) == this)
+            .map_while(|n| Some((n, FileId::named(&self.dir, n)?)))
+            .find(|(_, id)| Some(*id) == this)
         {
             Some((n, _)) => File::open(self.dir.log(n - 1)).ok(),
             // It was removed, having been the oldest.
@@ -145,8 +235,8 @@ impl Reader {
         };
         match next {
             // Put aside once more between two looks: the next look finds out.
-            Some(next) if next.metadata().map(|metadata| metadata.ino()).ok() != this => {
-                self.file = BufReader::new(next);
+            Some(next) if id_of(&next) != this => {
+                *file = BufReader::new(next);
                 true
             }
             _ => false,
@@ -177,6 +267,15 @@ impl Reader {
                     portion
                 }
             };
+            if portion == Portion::None {
+                self.n_failures += 1;
+                if self.n_failures > FAILURES_MAX {
+                    return None;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            self.n_failures = 0;
             self.is_behind = portion == Portion::Full;
             if self.ready.is_empty() && !self.is_behind && self.query.follow {
                 if is_over {
@@ -237,10 +336,6 @@ fn is_there_more(file: &mut BufReader<File>) -> bool {
     is_whole && back.is_ok()
 }
 
-fn inode(dir: &Dir, n: u32) -> Option<u64> {
-    std::fs::metadata(dir.log(n)).map(|metadata| metadata.ino()).ok()
-}
-
 fn oldest(dir: &Dir) -> Option<File> {
     let all = (0..).map_while(|n| File::open(dir.log(n)).ok());
     all.last()
@@ -270,6 +365,8 @@ fn parse(record: &[u8]) -> Option<LogLine> {
     })
 }
 
+/// Then it is as good as over: some seconds.
+const FAILURES_MAX: u32 = 100;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// In memory at a time, for each who reads.
 const PORTION_BYTES: u64 = 64 << 10;
@@ -416,9 +513,10 @@ mod tests {
             n_bytes_left: length(&written.dir),
             dir: written.dir.clone(),
             query: ALL,
-            file: BufReader::new(oldest(&written.dir).unwrap()),
+            at: At::beginning_of(&oldest(&written.dir).unwrap()).unwrap(),
             ready: VecDeque::new(),
             is_behind: true,
+            n_failures: 0,
         };
         assert!(reader.take_portion() == Portion::Full);
         assert!(reader.ready.len() < 1_000, "{}", reader.ready.len());
@@ -459,5 +557,34 @@ mod tests {
         written.line(5, 2, "last");
         drop(lock);
         assert_eq!(texts(reading.await.unwrap()), ["a", "b", "cd", "last"]);
+    }
+
+    /// Of those who follow without a word, or do not read, there may be many.
+    #[tokio::test]
+    async fn who_waits_holds_no_file_open() {
+        let written = Written::new();
+        let lock = written.dir.lock().unwrap().unwrap();
+        written.line(1, 1, "before");
+        let query = LogQuery { follow: true, ..ALL };
+        let mut followers: Vec<_> = (0..20).map(|_| read(written.dir.clone(), query).unwrap()).collect();
+        for follower in &mut followers {
+            assert_eq!(follower.next().await.unwrap().bytes, "before");
+        }
+        let log = written.dir.log(0);
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let n_open = open
+            .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == log))
+            .count();
+        assert_eq!(n_open, 0);
+        // Removed while it was not looked at: what is left is read.
+        written.line(2, 1, "lost");
+        for n in 0..4 {
+            written.put_aside();
+            written.line(3, 1, &n.to_string());
+        }
+        drop(lock);
+        for follower in followers {
+            assert_eq!(texts(follower.collect().await), ["0", "1", "2", "3"]);
+        }
     }
 }

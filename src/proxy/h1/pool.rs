@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::proxy::files::Spare;
 use crate::proxy::wire::Leg;
 use crate::routing::EndpointId;
 
@@ -15,6 +16,7 @@ thread_local! {
 struct Idle {
     stream: Leg,
     since: Instant,
+    _spare: Spare,
 }
 
 /// An idle connection to `target` of `endpoint` that its peer has neither ended nor written to, as far as is known.
@@ -32,13 +34,19 @@ pub(super) fn take(endpoint: EndpointId, target: u16) -> Option<Leg> {
     })
 }
 
-/// Keeps a connection for the next request, unless `most` are kept already.
+/// Keeps a connection for the next request, unless `most` are kept already or this worker keeps as much as it may.
 pub(super) fn put(endpoint: EndpointId, target: u16, stream: Leg, now: Instant, most: usize) {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
         let idle = pool.entry((endpoint, target)).or_default();
-        if idle.len() < most {
-            idle.push(Idle { stream, since: now });
+        if idle.len() < most
+            && let Some(spare) = Spare::take()
+        {
+            idle.push(Idle {
+                stream,
+                since: now,
+                _spare: spare,
+            });
         }
     });
 }

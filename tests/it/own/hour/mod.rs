@@ -202,7 +202,6 @@ fn judge(heard: &[Heard], log: &str) {
 }
 
 #[test]
-#[ignore = "finds a fault that stands, in one short run of four: under its limit the node runs out of descriptors for a second"]
 fn an_hour_of_hostile_parties_costs_those_who_behave_well_nothing() {
     let Some(mut stage) = Stage::set_up("hour") else {
         return;
