@@ -187,8 +187,11 @@ impl Reader<'_> {
                 *to = number;
                 Ok(())
             }
-            _ if least > 0 => Err(InvalidValue::new(text, "a whole number of at least 1")),
-            _ => Err(InvalidValue::new(text, "a whole number; 0 means no limit")),
+            _ if least > 0 => Err(InvalidValue::new(text, "a whole number from 1 to 4294967295")),
+            _ => Err(InvalidValue::new(
+                text,
+                "a whole number up to 4294967295; 0 means no limit",
+            )),
         });
     }
 

@@ -293,7 +293,9 @@ impl Caller for Program {
                 None => Destination::Nobody,
             };
         }
-        match self.place.is_closed && !self.place.is_internal {
+        // On a network of its own the machine has nobody, whatever the same addresses are outside.
+        let is_on_its_networks = self.place.addresses.iter().any(|own| own.contains(&to.ip()));
+        match self.place.is_closed && !self.place.is_internal && !is_on_its_networks {
             true => Destination::Outside,
             false => Destination::Nobody,
         }

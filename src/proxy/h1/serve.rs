@@ -167,10 +167,13 @@ impl Server<'_> {
 
     /// Parses the head at the front of what was received. `None`: more bytes are needed.
     /// `seen`: bytes of it that were looked at in vain before.
-    fn begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
-        match self.try_begin(seen) {
-            Err(Refusal::Version) if lower_request(self.from_client.rest_mut()) => self.try_begin(0),
-            result => result,
+    fn begin(&mut self, mut seen: usize) -> Result<Option<Begun>, Refusal> {
+        // Called at one place only, so that it is inlined.
+        loop {
+            match self.try_begin(seen) {
+                Err(Refusal::Version) if lower_request(self.from_client.rest_mut()) => seen = 0,
+                result => return result,
+            }
         }
     }
 

@@ -16,6 +16,8 @@ use super::{Framing, Method, Refusal, Version};
 /// `seen` is how many bytes of `buf` an earlier call has looked at in vain (0 at first); the head is parsed again only
 /// when a line was completed since, so that a head that trickles in costs a hundred parses at most. `bytes_max` limits
 /// the head, the empty lines before it included. O(length of the head); nothing is allocated.
+// Its result is large: copied once for each call that is not inlined, 2 % of a small request's instructions.
+#[inline(always)]
 pub fn parse_request<'h, 'b>(
     buf: &'b [u8],
     seen: usize,

@@ -12,8 +12,8 @@ pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
         "expected string scalar" => "one value, not a list or further keys",
         "invalid boolean" => "true or false",
         _ if message.starts_with("invalid u") => match last {
-            "rise" | "fall" => "a whole number of at least 1",
-            _ => "a whole number; 0 means no limit",
+            "rise" | "fall" => "a whole number from 1 to 4294967295",
+            _ => "a whole number up to 4294967295; 0 means no limit",
         },
         _ if message.starts_with("budget breached: Anchors") || message.starts_with("budget breached: Aliases") => {
             return "anchors and aliases (& and *) are not taken: expected everything written out".to_owned();

@@ -246,6 +246,13 @@ fn what_a_task_sends_to_its_host_comes_from_the_task() {
     );
     assert_eq!(stage.ask(HOST), address);
     stage.host(&format!("ip route del {address}/32"));
+    // Who has another address of the task's network out there is nobody to it.
+    let other = format!("{}.250", address.rsplit_once('.').unwrap().0);
+    sh(stage.neighbour.command("sh"), &format!("ip addr add {other}/32 dev lo"));
+    stage.host(&format!("ip route add {other}/32 via {NEIGHBOUR}"));
+    assert_eq!(ask_from(stage.own.inside("python3"), &other, 7000, "", 1), HOST);
+    assert_eq!(stage.ask(&other), "ConnectionResetError");
+    stage.host(&format!("ip route del {other}/32"));
     // Who flushes rules and links does no lasting harm.
     stage.host("ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default");
     stage.wait_ask(HOST, &address);
