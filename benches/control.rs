@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anynode::agent::{
     Assignment, Failure, Found, HealthState, Later, LogQuery, LogStream, NoNetworks, Runtime, Started,
 };
-use anynode::app::{OwnSwarm, Plane};
+use anynode::app::{ApiSocket, OwnSwarm, Plane};
 use anynode::control::{Context, PLANNERS};
 use anynode::model::swarm::{
     Container, Exit, Id, Meta, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, Write,
@@ -267,8 +267,9 @@ impl Whole {
                     ports: Arc::default(),
                     networks: Arc::new(NoNetworks),
                 };
-                let swarm = OwnSwarm::assemble(for_thread, words, None, api, plane);
-                swarm.await.unwrap().run(async { drop(stopped.await) }).await;
+                let api = ApiSocket::open(&api, api.parent().unwrap(), None).unwrap();
+                let swarm = OwnSwarm::assemble(for_thread, words, None, Arc::new(api), plane);
+                swarm.unwrap().run(async { drop(stopped.await) }).await;
             });
         });
         Whole {

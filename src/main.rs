@@ -82,6 +82,9 @@ enum Command {
     /// Keeps one task that is a process; started by anynode itself
     #[command(hide = true)]
     Keep { dir: PathBuf },
+    /// Keeps the API's socket for the next run; started by anynode itself
+    #[command(hide = true)]
+    Hold { door: PathBuf, socket: PathBuf },
     /// Tells whether a configuration and its services file can be used
     Check {
         /// The services file, as --services
@@ -146,6 +149,7 @@ fn main() -> ExitCode {
         }
         Command::Up { stray: None, up } => app::up(up.into()),
         Command::Keep { dir } => anynode::agent::process::keeper::run(dir),
+        Command::Hold { door, socket } => app::hold(&door, &socket),
         Command::Demo { port } => app::demo(DemoArgs { port }),
         Command::Whoami {
             listen,

@@ -29,7 +29,7 @@ use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 
 pub use log::{LogLine, LogQuery, LogStream};
 pub use network::{NoNetworks, TaskNetworks};
-pub use runtime::{Failure, Found, HealthState, Runtime, Started};
+pub use runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
 pub use template::TemplateError;
 
 /// What is answered later.

@@ -36,6 +36,15 @@ pub trait Runtime: Send + Sync {
     fn logs(&self, task: &Id, query: LogQuery) -> std::io::Result<LogStream>;
 }
 
+/// The socket of the Docker API that anynode serves, for tasks that mount one.
+pub trait PinnedSocket: Send + Sync {
+    fn path(&self) -> &std::path::Path;
+
+    /// Has the socket itself outlive this program: what is mounted is not looked up by its path again. It may block. Errors: it
+    /// ends with this program.
+    fn pin(&self) -> std::io::Result<()>;
+}
+
 /// Why a task does not come to run, in the words that `docker service ps` shows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -1,6 +1,7 @@
 //! What joins the rooms: the commands of the program. Everything that a user may type ends in one function here; `main`
 //! only parses arguments.
 
+mod api_socket;
 mod check;
 mod config;
 mod datadir;
@@ -19,6 +20,7 @@ mod verify;
 
 use std::io::Write;
 
+pub use api_socket::{ApiSocket, ApiSocketError, hold};
 pub use check::check;
 pub use config::{Config, DEFAULTS, EngineChoice, Flags, OwnConfig};
 pub use datadir::DataDirError;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::api_socket::{ApiSocket, ApiSocketError};
 use super::config::{EngineChoice, OwnConfig};
 use crate::agent::containers::{Containers, EngineError};
 use crate::agent::process::{ProcessSettings, Processes, UserRange};
@@ -36,14 +36,8 @@ use crate::sys::inet_diag::Holders;
 pub enum OwnError {
     #[error(transparent)]
     Store(#[from] OpenError),
-    #[error("api.socket = {path}: another program answers there: expected a path that is free")]
-    ApiInUse { path: PathBuf },
-    #[error("api.socket = {path}: expected a path where a socket can be made")]
-    Api {
-        path: PathBuf,
-        #[source]
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Api(#[from] ApiSocketError),
     #[error("api.engine")]
     Engine(#[from] EngineError),
     #[error(
@@ -99,7 +93,7 @@ pub struct OwnSwarm {
     reporter: Reporter,
     api: Arc<Api>,
     listener: UnixListener,
-    socket: PathBuf,
+    socket: Arc<ApiSocket>,
 }
 
 /// The data plane that a swarm's services are served by.
@@ -120,11 +114,13 @@ impl OwnSwarm {
             EngineChoice::Socket(path) => Some(path),
             EngineChoice::Usual => Some(PathBuf::from(USUAL_ENGINE)).filter(|path| path.exists()),
         };
+        let api = Arc::new(ApiSocket::open(&config.api, data_dir, engine.as_deref())?);
         let runtime: Arc<dyn Runtime> = match &engine {
             // Another anynode has another directory.
             Some(path) => {
                 let owner = data_dir.display().to_string();
-                Arc::new(Containers::connect(path, owner, plane.networks.clone()).await?)
+                let containers = Containers::connect(path, owner, plane.networks.clone()).await?;
+                Arc::new(containers.with_api(api.clone()))
             }
             None => {
                 if rustix::process::geteuid().is_root() {
@@ -146,17 +142,17 @@ impl OwnSwarm {
                 ))
             }
         };
-        let own = OwnSwarm::assemble(Arc::new(store), runtime, engine, config.api, plane).await?;
+        let own = OwnSwarm::assemble(Arc::new(store), runtime, engine, api, plane)?;
         Ok(OwnSwarm { store_health, ..own })
     }
 
     /// Joins them. `engine` is the socket of the engine that gets what is not the swarm's, `api` where the API is to be
     /// served. Errors: it cannot be.
-    pub async fn assemble(
+    pub fn assemble(
         store: Arc<dyn Store>,
         runtime: Arc<dyn Runtime>,
         engine: Option<PathBuf>,
-        api: PathBuf,
+        api: Arc<ApiSocket>,
         plane: Plane,
     ) -> Result<OwnSwarm, OwnError> {
         let Plane {
@@ -165,7 +161,7 @@ impl OwnSwarm {
             ports,
             networks,
         } = plane;
-        let listener = listen(&api).await?;
+        let listener = api.listener()?;
         let (reports, received) = mpsc::unbounded_channel();
         let reporter = Reporter {
             store: store.clone(),
@@ -218,7 +214,7 @@ impl OwnSwarm {
         parts.spawn(self.reporter.run(stopped()));
         parts.spawn(control::run(self.store.clone(), stopped()));
         parts.spawn(self.api.serve(self.listener, stopped()));
-        tracing::info!(socket = %self.socket.display(), "the Docker API is served");
+        tracing::info!(socket = %self.socket.path().display(), "the Docker API is served");
         shutdown.await;
         stopping.send_replace(true);
         while let Some(ended) = parts.join_next().await {
@@ -227,42 +223,16 @@ impl OwnSwarm {
             }
         }
         let is_left = |task: &&Arc<Task>| task.status.state == TaskState::Running;
-        match self.store.snapshot().tasks().filter(is_left).count() {
+        let n_left = self.store.snapshot().tasks().filter(is_left).count();
+        match n_left {
             0 => {}
             n => tracing::info!(
                 tasks = n,
                 "tasks go on running, and the next start finds them; to end them all, `docker swarm leave --force` before this"
             ),
         }
-        // An error says that it is gone already.
-        let _ = std::fs::remove_file(&self.socket);
+        self.socket.close(n_left > 0);
     }
-}
-
-/// A socket that its owner and group may use. One that nobody answers on is of a run that was killed.
-async fn listen(path: &Path) -> Result<UnixListener, OwnError> {
-    let failed = |error: io::Error| OwnError::Api {
-        path: path.to_owned(),
-        error,
-    };
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(failed)?;
-    }
-    if path.exists() {
-        if tokio::net::UnixStream::connect(path).await.is_ok() {
-            return Err(OwnError::ApiInUse { path: path.to_owned() });
-        }
-        use std::os::unix::fs::FileTypeExt;
-        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-        if !is_socket {
-            let error = io::Error::new(io::ErrorKind::AlreadyExists, "there is something else");
-            return Err(failed(error));
-        }
-        std::fs::remove_file(path).map_err(failed)?;
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(listener)
 }
 
 /// The tasks of this node, with what they need.

@@ -22,7 +22,7 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 24] = [
+pub const KNOWN: [&str; 25] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
@@ -47,7 +47,11 @@ pub const KNOWN: [&str; 24] = [
     "anynode.limit.hold-timeout",
     "anynode.client-address",
     "anynode.abort-on-client-close",
+    DOCKER_SOCKET,
 ];
+
+/// Whose socket tasks get that mount the engine's. It says nothing of connections to the service.
+pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
 
 /// The labels of ours whose values mean nothing. Names that are no options are none of them.
 pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
@@ -120,6 +124,10 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.span("anynode.limit.queue-timeout", Duration::ZERO, &mut limits.queue_timeout);
     reader.number("anynode.limit.hold", 0, &mut limits.hold);
     reader.span("anynode.limit.hold-timeout", Duration::ZERO, &mut limits.hold_timeout);
+    reader.read(DOCKER_SOCKET, |text| match text {
+        "swarm" | "engine" => Ok(()),
+        _ => Err(InvalidValue::new(text, "swarm or engine")),
+    });
     if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
         let fault =
             "label anynode.proxy-protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For";

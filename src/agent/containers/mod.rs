@@ -3,6 +3,7 @@
 
 mod body;
 mod cable;
+mod engine_socket;
 mod files;
 mod pause;
 mod sandbox;
@@ -32,7 +33,7 @@ use tokio::task::AbortHandle;
 
 use self::files::{InMemory, archive};
 use super::files::TaskFile;
-use super::runtime::{Failure, Found, HealthState, Runtime, Started};
+use super::runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
 use super::{Assignment, Later, LogLine, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::Reach;
 use crate::model::swarm::{Container, Exit, Id, SANDBOX_LABEL, Time};
@@ -48,6 +49,8 @@ pub struct Containers {
     owner: String,
     in_memory: Option<InMemory>,
     networks: Arc<dyn TaskNetworks>,
+    /// What tasks get that mount the engine's socket.
+    api: Option<Arc<dyn PinnedSocket>>,
     /// Whether tasks' networks can be made ready.
     has_sandboxes: bool,
     /// Held while the engine makes the container of a task, also when nobody waits for that any more. std mutex: held for
@@ -96,11 +99,35 @@ impl Containers {
                 in_memory: InMemory::of(&owner),
                 owner,
                 networks,
+                api: None,
                 has_sandboxes: sandbox::is_possible(),
                 making: Arc::default(),
                 tied: Arc::default(),
             }),
             Some(_) => Err(EngineError::InSwarm { path: path.to_owned() }),
+        }
+    }
+
+    /// Tasks that mount the engine's socket get this one, unless their service says otherwise.
+    #[must_use]
+    pub fn with_api(self, api: Arc<dyn PinnedSocket>) -> Containers {
+        Containers { api: Some(api), ..self }
+    }
+
+    /// Has a task that mounts the engine's socket mount the swarm's.
+    async fn lead_to_api(&self, assignment: &Assignment, body: &mut ContainerCreateBody) {
+        let mounts = body.host_config.as_mut().and_then(|host| host.mounts.as_mut());
+        let (Some(api), Some(mounts)) = (&self.api, mounts) else {
+            return;
+        };
+        if engine_socket::is_to_be_the_engines(assignment) || !engine_socket::lead_to(mounts, &self.socket, api.path())
+        {
+            return;
+        }
+        let pinning = api.clone();
+        let pinned = tokio::task::spawn_blocking(move || pinning.pin()).await;
+        if let Ok(Err(error)) = pinned {
+            tracing::warn!(task = %assignment.task.id, %error, "the API's socket, which it mounts, will not outlive this run");
         }
     }
 
@@ -166,6 +193,7 @@ impl Containers {
 
     async fn create(&self, assignment: &Assignment) -> Result<(), Failure> {
         let mut body = body::of(assignment, &self.owner)?;
+        self.lead_to_api(assignment, &mut body).await;
         if assignment.task.is_internal() && !self.has_sandboxes {
             let reason = "the task's network is internal, and this anynode may not keep containers from the outside: expected \
                           CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF";

@@ -1,9 +1,10 @@
 //! The Docker Engine beside anynode: what is not the swarm's goes to it, and one in Swarm mode itself is refused.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use super::rig::{self, LONG, Tasks};
+use super::rig::{self, LONG, Own, Tasks};
 
 #[test]
 fn all_else_goes_to_the_engine() {
@@ -82,4 +83,120 @@ fn an_engine_in_swarm_mode_is_refused() {
         said.contains("this engine is in Swarm mode itself") && said.contains("--swarm"),
         "{said}"
     );
+}
+
+/// What a container hears at `/_ping` and `/services` of the socket that it sees at `path`.
+fn heard_inside(own: &Own, service: &str, path: &str) -> Option<String> {
+    let name = format!("name={service}");
+    let id = own.docker(&["ps", "-q", "--no-trunc", "--filter", &name]);
+    let pid = own.docker(&["inspect", "-f", "{{.State.Pid}}", id.lines().next()?]);
+    // By the mounts that it sees.
+    let socket = PathBuf::from(format!("/proc/{}/root", pid.trim())).join(path.trim_start_matches('/'));
+    let ask = |what: &str| {
+        let url = format!("http://docker{what}");
+        let out = Command::new("curl")
+            .args(["-s", "-m", "5", "--unix-socket"])
+            .arg(&socket)
+            .arg(url)
+            .output();
+        String::from_utf8(out.unwrap().stdout).unwrap()
+    };
+    (ask("/_ping") == "OK").then(|| ask("/services"))
+}
+
+#[test]
+fn a_container_that_mounts_the_docker_socket_sees_the_swarm_also_after_a_kill() {
+    let Some(mut own) = rig::up("sockets", Tasks::Containers) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    let engine = own.engine_socket();
+    let link = own.dir().join("linked.sock");
+    std::os::unix::fs::symlink(&engine, &link).unwrap();
+    let dir = engine.parent().unwrap().display().to_string();
+    let name = engine.file_name().unwrap().to_str().unwrap().to_owned();
+    let engine = engine.display().to_string();
+    let in_dir = format!("/host/{name}");
+    let cases = [
+        (
+            "direct",
+            engine.as_str(),
+            "/var/run/docker.sock",
+            "/var/run/docker.sock",
+            "swarm",
+        ),
+        (
+            "linked",
+            link.to_str().unwrap(),
+            "/docker.sock",
+            "/docker.sock",
+            "swarm",
+        ),
+        ("within", dir.as_str(), "/host", in_dir.as_str(), "swarm"),
+        (
+            "theirs",
+            engine.as_str(),
+            "/var/run/docker.sock",
+            "/var/run/docker.sock",
+            "engine",
+        ),
+    ];
+    for (service, source, target, _, whose) in cases {
+        let mount = format!("type=bind,source={source},target={target},readonly");
+        let label = format!("anynode.docker-socket={whose}");
+        let create = ["service", "create", "--detach", "--name", service, "--label", &label];
+        own.docker(&[&create[..], &["--mount", &mount, "nginx:latest"]].concat());
+        let shown = own.docker(&[
+            "service",
+            "inspect",
+            "-f",
+            "{{(index .Spec.TaskTemplate.ContainerSpec.Mounts 0).Source}}",
+            service,
+        ]);
+        assert_eq!(shown.trim(), source);
+    }
+    let is_as_it_should = |own: &Own| {
+        cases.iter().all(|(service, _, _, path, whose)| {
+            let heard = heard_inside(own, service, path);
+            match *whose {
+                "swarm" => heard.is_some_and(|heard| heard.contains("\"direct\"") && heard.contains("\"theirs\"")),
+                _ => heard.is_some_and(|heard| heard.contains("This node is not a swarm manager")),
+            }
+        })
+    };
+    own.wait_for("each to see its own", LONG, || is_as_it_should(&own));
+    let ids = own.docker(&["ps", "-q", "--no-trunc"]);
+    for is_kill in [true, false, true] {
+        match is_kill {
+            true => own.kill(),
+            false => own.stop(),
+        }
+        own.start();
+        own.wait_for("each to see its own again", LONG, || is_as_it_should(&own));
+        assert_eq!(own.docker(&["ps", "-q", "--no-trunc"]), ids, "{}", own.log_tail());
+    }
+    // Nobody is there: that is said.
+    own.stop();
+    let asked = Command::new("curl")
+        .args(["-s", "-m", "60", "--unix-socket"])
+        .arg(own.socket())
+        .arg("http://docker/_ping")
+        .output();
+    let said = String::from_utf8(asked.unwrap().stdout).unwrap();
+    assert!(
+        said.is_empty() || said.contains("anynode does not run on this node"),
+        "{said}"
+    );
+    own.start();
+    assert!(is_as_it_should(&own));
+    // Whoever has taken the file away has taken nothing else away.
+    own.stop();
+    std::fs::remove_file(own.socket()).unwrap();
+    own.start();
+    own.docker(&["service", "ls"]);
+    own.docker(&["swarm", "leave", "--force"]);
+    own.wait_for("the tasks to end", LONG, || own.docker(&["ps", "-q"]).is_empty());
+    own.stop();
+    assert!(!own.socket().exists());
 }

