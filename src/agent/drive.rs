@@ -138,7 +138,7 @@ impl Driven {
             }
             // It had run, and nothing of it is there.
             Found::Nothing | Found::Prepared
-                if self.state >= TaskState::Starting && self.desired() <= TaskState::Running =>
+                if self.state >= TaskState::Starting && self.desired() < TaskState::Shutdown =>
             {
                 self.report(
                     TaskState::Failed,

@@ -40,6 +40,7 @@ pub(super) fn assignment(spec: Value) -> Assignment {
         spec: Arc::new(service.task_spec()),
         template: 1,
         spec_version: 1,
+        job: None,
         cause: Cause::Scale,
         desired: TaskState::Running,
         hold: None,

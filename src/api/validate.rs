@@ -9,7 +9,7 @@ use bollard_stubs::models::{
 
 use super::wire::ApiError;
 use crate::control::{Constraint, REPLICAS_MAX, TASKS_MAX, tasks_asked_for};
-use crate::model::swarm::{ServiceSpec, fill_port};
+use crate::model::swarm::{Mode, ServiceSpec, fill_port, mode as mode_of};
 use crate::store::Snapshot;
 
 pub(super) fn service(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
@@ -48,28 +48,39 @@ fn mode(spec: &ServiceSpec) -> Result<(), ApiError> {
     if n > 1 {
         return Err(ApiError::bad("must specify only one service mode"));
     }
-    if jobs > 0 {
-        return Err(ApiError::not_implemented(
-            "jobs do not work yet: expected mode replicated or global",
-        ));
+    if jobs > 0 && spec.update_config.is_some() {
+        return Err(ApiError::invalid("Jobs may not have an update config"));
     }
-    match mode.replicated.as_ref().and_then(|replicated| replicated.replicas) {
-        Some(replicas @ ..0) => Err(ApiError::invalid(format!(
-            "Mode.Replicated.Replicas {replicas}: expected 0 or more"
-        ))),
-        _ => Ok(()),
+    let job = mode.replicated_job.as_ref();
+    let counts = [
+        (
+            "Replicated.Replicas",
+            mode.replicated.as_ref().and_then(|replicated| replicated.replicas),
+        ),
+        ("ReplicatedJob.MaxConcurrent", job.and_then(|job| job.max_concurrent)),
+        (
+            "ReplicatedJob.TotalCompletions",
+            job.and_then(|job| job.total_completions),
+        ),
+    ];
+    for (key, count) in counts {
+        if let Some(count @ ..0) = count {
+            return Err(ApiError::invalid(format!("Mode.{key} {count}: expected 0 or more")));
+        }
     }
+    Ok(())
 }
 
 /// A service asks for no more tasks than one may, nor than others have left.
 pub(super) fn replicas(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
-    let replicated = spec.mode.as_ref().and_then(|mode| mode.replicated.as_ref());
-    let Some(asked) = replicated.and_then(|replicated| u64::try_from(replicated.replicas?).ok()) else {
-        return Ok(());
+    let (key, asked) = match mode_of(spec) {
+        Mode::Replicated { replicas } => ("Replicated.Replicas", replicas),
+        Mode::ReplicatedJob { total_completions, .. } => ("ReplicatedJob.TotalCompletions", total_completions),
+        Mode::Global | Mode::GlobalJob => return Ok(()),
     };
     if asked > REPLICAS_MAX {
         return Err(ApiError::invalid(format!(
-            "Mode.Replicated.Replicas {asked}: expected at most {REPLICAS_MAX}"
+            "Mode.{key} {asked}: expected at most {REPLICAS_MAX}"
         )));
     }
     let left = TASKS_MAX.saturating_sub(tasks_asked_for(snapshot, spec.name.as_deref()));
@@ -77,7 +88,7 @@ pub(super) fn replicas(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), Ap
     let has = spec.name.as_deref().and_then(|name| snapshot.service_named(name));
     if asked > left && has.is_none_or(|service| service.replicas() < Some(asked)) {
         return Err(ApiError::invalid(format!(
-            "Mode.Replicated.Replicas {asked}: expected at most {left}: all services together may have {TASKS_MAX} tasks"
+            "Mode.{key} {asked}: expected at most {left}: all services together may have {TASKS_MAX} tasks"
         )));
     }
     Ok(())

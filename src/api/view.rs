@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::swarm::{
-    Meta, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskAddress, TaskSpec, TaskState,
+    Meta, Mode, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskAddress, TaskSpec, TaskState,
 };
 use crate::store::Snapshot;
 
@@ -134,18 +134,43 @@ pub(super) fn service(service: &Service, has_defaults: bool) -> Value {
         }
         all["UpdateStatus"] = status;
     }
+    if let Some(job) = &service.job {
+        all["JobStatus"] = json!({
+            "JobIteration": iteration(job.iteration),
+            "LastExecution": job.last_execution.to_string(),
+        });
+    }
     all
 }
 
-/// How many of its tasks run and are wished for.
+/// A version, as which Docker has them.
+fn iteration(n: u64) -> Value {
+    match n {
+        0 => json!({}),
+        n => json!({ "Index": n }),
+    }
+}
+
+/// How many of its tasks run, are wished for, and have completed in a job's present run.
 pub(super) fn service_status(snapshot: &Snapshot, service: &Service) -> Value {
     let tasks = || snapshot.tasks_of_service(service.id.as_str());
-    let running = tasks().filter(|task| task.status.state == TaskState::Running).count();
-    let desired = match service.replicas() {
-        Some(replicas) => replicas,
-        None => tasks().filter(|task| task.desired == TaskState::Running).count() as u64,
+    let is_present = |task: &Task| match (&service.job, &task.job) {
+        (Some(status), Some(run)) => status.iteration == run.iteration,
+        _ => false,
     };
-    json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0 })
+    let is_completed = |task: &Task| task.status.state == TaskState::Complete;
+    let running = tasks().filter(|task| task.status.state == TaskState::Running).count();
+    let desired = match service.mode() {
+        Mode::Replicated { replicas } => replicas,
+        Mode::ReplicatedJob { max_concurrent, .. } => max_concurrent,
+        Mode::Global => tasks().filter(|task| task.desired == TaskState::Running).count() as u64,
+        Mode::GlobalJob => {
+            let is_to_complete = |task: &Task| task.desired == TaskState::Complete && !is_completed(task);
+            tasks().filter(|task| is_present(task) && is_to_complete(task)).count() as u64
+        }
+    };
+    let completed = tasks().filter(|task| is_present(task) && is_completed(task)).count();
+    json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed })
 }
 
 /// `fault` is what is wrong besides what the task itself says.
@@ -186,6 +211,9 @@ pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> V
     }
     if let Some(node) = &task.node {
         all["NodeID"] = json!(node);
+    }
+    if let Some(run) = &task.job {
+        all["JobIteration"] = iteration(run.iteration);
     }
     let attachment = |own: &TaskAddress| {
         let network = snapshot.network(own.network.as_str());

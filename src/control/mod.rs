@@ -12,6 +12,7 @@ mod bounds;
 mod constraint;
 mod draft;
 mod driver;
+mod jobs;
 #[cfg(test)]
 mod law;
 mod orchestrator;
@@ -62,6 +63,7 @@ pub type Planner = fn(&mut Context<'_>) -> Plan;
 pub const PLANNERS: &[(&str, Planner)] = &[
     ("orchestrator", orchestrator::plan),
     ("updater", updater::plan),
+    ("jobs", jobs::plan),
     ("allocator", allocator::plan),
     ("addresses", addresses::plan),
     ("scheduler", scheduler::plan),

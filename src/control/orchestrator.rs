@@ -1,5 +1,6 @@
 //! As many tasks as are wished for: makes and takes away tasks, has those that ended followed by others, lets go those that
-//! waited, and deletes what is over. Not here: replacing tasks by those of a newer spec (`updater`).
+//! waited, and deletes what is over. Not here: replacing tasks by those of a newer spec (`updater`), and how many tasks a job
+//! has (`jobs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use super::shortcomings;
 use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
-    Availability, Cause, Hold, Id, Meta, Node, Object, RestartCondition, Service, Task, TaskState, TaskStatus, Time,
-    UpdateState, restart_policy,
+    Availability, Cause, Hold, Id, JobRun, Meta, Node, Object, RestartCondition, Service, Task, TaskState, TaskStatus,
+    Time, UpdateState, restart_policy,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -22,7 +23,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     for said in shortcomings::of_replicas(context.snapshot) {
         draft.complain(said);
     }
-    for service in context.snapshot.services() {
+    for service in context.snapshot.services().filter(|service| !service.is_job()) {
         if draft.is_full() {
             break;
         }
@@ -48,11 +49,16 @@ pub(super) fn new_task(
     hold: Option<Hold>,
 ) -> Arc<Task> {
     let now = context.now;
+    let job = service.job.as_ref().map(|status| JobRun {
+        iteration: status.iteration,
+        is_global: matches!(slot, Slot::Node(_)),
+    });
     let (slot, node) = match slot {
         Slot::Number(slot) => (*slot, None),
         Slot::Node(node) => (0, Some(node.clone())),
     };
     Arc::new(Task {
+        job,
         id: (context.ids)(),
         meta: Meta {
             version: THIS_REVISION,
@@ -67,9 +73,10 @@ pub(super) fn new_task(
         template: service.template,
         spec_version: service.spec_version,
         cause,
-        desired: match hold {
-            Some(_) => TaskState::Ready,
-            None => TaskState::Running,
+        desired: match (&hold, job) {
+            (Some(_), _) => TaskState::Ready,
+            (None, Some(_)) => TaskState::Complete,
+            (None, None) => TaskState::Running,
         },
         hold,
         status: TaskStatus {
@@ -173,7 +180,7 @@ enum End {
 }
 
 /// Whether the restart policy has another follow the last task of a slot.
-fn should_follow(service: &Service, task: &Task, tasks: &Tasks<'_>) -> bool {
+pub(super) fn should_follow(service: &Service, task: &Task, tasks: &Tasks<'_>) -> bool {
     let policy = restart_policy(&service.task_spec());
     let is_good_end = task.status.state == TaskState::Complete;
     match policy.condition {
@@ -333,7 +340,7 @@ fn let_go(snapshot: &Snapshot, now: Time, draft: &mut Draft) {
             return;
         }
         let Some(hold) = &task.hold else {
-            draft.wish(task, TaskState::Running);
+            draft.wish(task, task.goal());
             continue;
         };
         let has_stopped = |id: &Id| {
@@ -347,7 +354,7 @@ fn let_go(snapshot: &Snapshot, now: Time, draft: &mut Draft) {
             draft.wake_at(hold.until);
         } else if are_stopped || now >= hold.patience {
             draft.change_task(task, |task| {
-                task.desired = task.desired.max(TaskState::Running);
+                task.desired = task.desired.max(task.goal());
                 task.hold = None;
             });
         } else {

@@ -31,11 +31,17 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
             let older = tasks.split_last().map_or(&[][..], |(_, older)| older);
             let ended = older
                 .iter()
-                .filter(|task| !task.is_wanted() && task.has_stopped() && !counts(service, task));
+                .filter(|task| is_over(task) && task.has_stopped() && !counts(service, task));
             ended.take(n_over).for_each(|task| draft.remove_task(task));
         }
     }
     draft.into_plan()
+}
+
+/// Nothing is wished of it any more. A job's task that has completed is as it was wished to be, but others of its slot have
+/// come after it.
+fn is_over(task: &Task) -> bool {
+    !task.is_wanted() || task.job.is_some()
 }
 
 /// An update that goes on still counts by it.

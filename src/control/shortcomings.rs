@@ -18,7 +18,7 @@ pub fn shortcomings(snapshot: &Snapshot, service: &Service) -> Vec<String> {
 pub(super) fn of_replicas(snapshot: &Snapshot) -> Vec<String> {
     let beyond = snapshot
         .services()
-        .filter(|service| service.replicas() > Some(REPLICAS_MAX));
+        .filter(|service| service.replicas() > Some(REPLICAS_MAX) && !service.is_job());
     beyond
         .filter_map(|service| {
             Some(format!(

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Context, PLANNERS};
 use crate::model::swarm::{
-    Cause, Id, Key, Kind, Meta, Network, Node, Object, Order, Service, ServiceSpec, Swarm, Task, TaskState, Time,
+    Cause, Id, Key, Kind, Meta, Mode, Network, Node, Object, Order, Service, ServiceSpec, Swarm, Task, TaskState, Time,
     UpdateState, Write, update_config,
 };
 use crate::store::{Snapshot, THIS_REVISION};
@@ -116,6 +116,9 @@ impl World {
     /// What holds between any two commits.
     fn check_step(&self, before: &Snapshot) {
         for (id, task) in self.snapshot.tasks_since(before) {
+            if let (None, Some(new)) = (before.task(id.as_str()), task) {
+                self.check_not_done(before, new);
+            }
             let (Some(was), Some(is)) = (before.task(id.as_str()), task) else {
                 continue;
             };
@@ -126,7 +129,52 @@ impl World {
             // Of the two of an update that starts first, another update may find both.
             let n = self.most_in_a_slot(service.id.as_str());
             assert!(n <= 2, "{n} tasks in one slot of {}", service.name());
+            self.check_concurrency(service);
         }
+    }
+
+    /// What a run of a job has completed is not run again.
+    fn check_not_done(&self, before: &Snapshot, new: &Task) {
+        let Some(run) = new.job else { return };
+        let is_same = |task: &&Arc<Task>| {
+            task.job == Some(run) && task.slot == new.slot && (!run.is_global || task.node == new.node)
+        };
+        let mut same = before.tasks_of_service(new.service.as_str()).filter(is_same);
+        let done = same.find(|task| task.status.state == TaskState::Complete);
+        assert!(done.is_none(), "{new:?} is made although {done:?} has completed");
+    }
+
+    /// No more of a job's tasks are on their way than may be.
+    fn check_concurrency(&self, service: &Service) {
+        let (Mode::ReplicatedJob { max_concurrent, .. }, Some(status)) = (service.mode(), &service.job) else {
+            return;
+        };
+        let is_going =
+            |task: &&Arc<Task>| task.is_live() && task.job.is_some_and(|run| run.iteration == status.iteration);
+        let n = self
+            .snapshot
+            .tasks_of_service(service.id.as_str())
+            .filter(is_going)
+            .count() as u64;
+        assert!(
+            n <= max_concurrent,
+            "{n} tasks of {max_concurrent} of {}",
+            service.name()
+        );
+    }
+
+    /// At the end of all of a job's present run: each slot has completed once, and nothing else goes on.
+    fn check_job_is_done(&self, service: &Service) {
+        let n_wished = service.replicas().unwrap_or(3);
+        let tasks = self.tasks_in_short(service.id.as_str()).join("\n");
+        let all = || self.snapshot.tasks_of_service(service.id.as_str());
+        assert!(all().all(|task| task.status.state.is_terminal()), "{tasks}");
+        let iteration = service.job.as_ref().map(|status| status.iteration);
+        let is_done = |task: &&Arc<Task>| {
+            task.job.map(|run| run.iteration) == iteration && task.status.state == TaskState::Complete
+        };
+        assert_eq!(all().filter(is_done).count() as u64, n_wished, "{tasks}");
+        assert_eq!(service.update, None);
     }
 
     fn most_in_a_slot(&self, service: &str) -> usize {
@@ -216,7 +264,8 @@ impl World {
             .container_spec
             .as_ref()
             .and_then(|container| container.image.clone());
-        let is_bad = image.is_some_and(|image| image.starts_with("bad"));
+        let is = |what: &str| image.as_ref().is_some_and(|image| image.starts_with(what));
+        let (is_bad, is_once) = (is("bad"), is("once"));
         match state {
             TaskState::Assigned => Some(TaskState::Accepted),
             TaskState::Accepted => Some(TaskState::Preparing),
@@ -225,6 +274,8 @@ impl World {
             TaskState::Ready => Some(TaskState::Starting),
             TaskState::Starting if is_bad => Some(TaskState::Failed),
             TaskState::Starting => Some(TaskState::Running),
+            TaskState::Running if is_once && self.is_chaotic && self.random.u8(..10) == 0 => Some(TaskState::Failed),
+            TaskState::Running if is_once => Some(TaskState::Complete),
             TaskState::Running if self.is_chaotic && self.random.u8(..200) == 0 => {
                 Some([TaskState::Failed, TaskState::Complete][self.random.usize(..2)])
             }
@@ -345,7 +396,11 @@ fn spec(image: &str, replicas: u64, more: serde_json::Value) -> ServiceSpec {
 fn random_spec(random: &mut fastrand::Rng, name: &str) -> ServiceSpec {
     let image = format!(
         "{}:{}",
-        if random.u8(..6) == 0 { "bad" } else { "good" },
+        match name.starts_with("job") || name.starts_with("once") {
+            _ if random.u8(..6) == 0 => "bad",
+            true => "once",
+            false => "good",
+        },
         random.u8(..3)
     );
     let order = |random: &mut fastrand::Rng| ["stop-first", "start-first"][random.usize(..2)];
@@ -374,8 +429,15 @@ fn random_spec(random: &mut fastrand::Rng, name: &str) -> ServiceSpec {
     });
     value["Mode"] = match random.u8(..5) {
         _ if name.starts_with("global") => json!({ "Global": {} }),
+        _ if name.starts_with("once") => json!({ "GlobalJob": {} }),
+        n if name.starts_with("job") => json!({
+            "ReplicatedJob": { "MaxConcurrent": n.max(1), "TotalCompletions": random.u8(..8) }
+        }),
         _ => json!({ "Replicated": { "Replicas": random.u8(..6) } }),
     };
+    if name.starts_with("job") || name.starts_with("once") {
+        value["UpdateConfig"] = serde_json::Value::Null;
+    }
     serde_json::from_value(value).unwrap()
 }
 
@@ -386,9 +448,9 @@ fn whatever_happens_it_ends_as_it_was_wished() {
     for run in 0..n_runs {
         let mut world = World::new(seed + run, &["n1", "n2", "n3"]);
         world.is_chaotic = true;
-        let names = ["web", "api", "global"];
+        let names = ["web", "api", "global", "job", "once"];
         for _ in 0..world.random.usize(50..300) {
-            let name = names[world.random.usize(..3)];
+            let name = names[world.random.usize(..names.len())];
             match world.random.u8(..40) {
                 0..3 => {
                     let spec = random_spec(&mut world.random, name);
@@ -413,7 +475,8 @@ fn whatever_happens_it_ends_as_it_was_wished() {
             };
             let mut spec = ServiceSpec::clone(&service.spec);
             let template = spec.task_template.as_mut().unwrap();
-            template.container_spec.as_mut().unwrap().image = Some("good:9".to_owned());
+            let image = if service.is_job() { "once:9" } else { "good:9" };
+            template.container_spec.as_mut().unwrap().image = Some(image.to_owned());
             template.restart_policy = None;
             world.put_service(name, spec);
         }
@@ -422,6 +485,14 @@ fn whatever_happens_it_ends_as_it_was_wished() {
         }
         world.settle();
         for service in world.snapshot.services() {
+            if service.is_job() {
+                world.check_job_is_done(service);
+            }
+            for tasks in super::slots::of_service(&world.snapshot, service.id.as_str()).values() {
+                assert!(tasks.len() <= 5, "run {run}: a history of {}", tasks.len());
+            }
+        }
+        for service in world.snapshot.services().filter(|service| !service.is_job()) {
             let wished = service.replicas().unwrap_or(3);
             let serving = world.serving(service.id.as_str());
             let tasks = world.tasks_in_short(service.id.as_str()).join("\n");
@@ -436,9 +507,6 @@ fn whatever_happens_it_ends_as_it_was_wished() {
                 matches!(state, None | Some(UpdateState::Completed)),
                 "run {run}: {state:?}"
             );
-            for tasks in super::slots::of_service(&world.snapshot, service.id.as_str()).values() {
-                assert!(tasks.len() <= 5, "run {run}: a history of {}", tasks.len());
-            }
         }
         for task in world.snapshot.tasks() {
             assert!(

@@ -7,7 +7,7 @@ use super::constraint::Constraint;
 use crate::model::swarm::{Id, Node, Service, Task, TaskSpec};
 use crate::store::Snapshot;
 
-/// A slot: a number for a replicated service, a node for a global one.
+/// A slot: a number for a replicated service or job, a node for a global one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Slot {
     Number(u64),
@@ -16,9 +16,11 @@ pub(super) enum Slot {
 
 impl Slot {
     pub(super) fn of(task: &Task) -> Slot {
-        match (&task.node, task.slot) {
-            (Some(node), 0) => Slot::Node(node.clone()),
-            (_, slot) => Slot::Number(slot),
+        // Slots of a job are counted from 0.
+        let is_global = task.job.map_or(task.slot == 0, |job| job.is_global);
+        match &task.node {
+            Some(node) if is_global => Slot::Node(node.clone()),
+            _ => Slot::Number(task.slot),
         }
     }
 }
@@ -40,8 +42,11 @@ pub(super) fn of_service<'a>(snapshot: &'a Snapshot, service: &str) -> BTreeMap<
     slots
 }
 
-/// The task is of another template than its service's, or stands where it may not.
+/// The task is of another template than its service's, of an earlier run of a job, or stands where it may not.
 pub(super) fn is_dirty(snapshot: &Snapshot, service: &Service, task: &Task) -> bool {
+    if let (Some(status), Some(run)) = (&service.job, &task.job) {
+        return status.iteration != run.iteration;
+    }
     task.template != service.template || !may_stay(snapshot, service, task)
 }
 

@@ -18,7 +18,7 @@ use crate::store::THIS_REVISION;
 
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
-    for service in context.snapshot.services() {
+    for service in context.snapshot.services().filter(|service| !service.is_job()) {
         if draft.is_full() {
             break;
         }

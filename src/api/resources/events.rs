@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::api::backend::Backend;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
-use crate::model::swarm::{Id, Key, Kind, Node, Object, Service, Time};
+use crate::model::swarm::{Id, Key, Kind, Mode, Node, Object, Service, Time};
 use crate::store::{Snapshot, Store};
 
 /// What changed lately, and who wants to hear of what changes next.
@@ -300,7 +300,10 @@ fn about_service(service: &Service) -> [(&'static str, String); 3] {
         ("image", image.unwrap_or_default()),
         (
             "replicas",
-            service.replicas().map(|n| n.to_string()).unwrap_or_default(),
+            match service.mode() {
+                Mode::Replicated { replicas } => replicas.to_string(),
+                _ => String::new(),
+            },
         ),
         ("updatestate", state.to_owned()),
     ]

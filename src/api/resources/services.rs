@@ -12,7 +12,7 @@ use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json, Version};
 use crate::api::{find, validate, view};
 use crate::control::port_conflict;
 use crate::model::labels;
-use crate::model::swarm::{Key, Kind, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port};
+use crate::model::swarm::{Key, Kind, Mode, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port, mode};
 use crate::store::{Snapshot, THIS_REVISION};
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
@@ -21,7 +21,7 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked, version: Version) -
     let filters = Filters::read(asked.query("filters"), &["id", "name", "label", "mode", "runtime"])?;
     let has_status = version >= Version(1, 41) && asked.truth("status")?;
     let matches = |service: &&Arc<Service>| {
-        let mode = if service.is_global() { "global" } else { "replicated" };
+        let mode = mode_name(service.mode());
         filters.prefix("id", service.id.as_str())
             && filters.prefix("name", service.name())
             && filters.labels("label", |key| {
@@ -71,11 +71,33 @@ async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
     }
 }
 
+/// As filters have them.
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Replicated { .. } => "replicated",
+        Mode::Global => "global",
+        Mode::ReplicatedJob { .. } => "replicated-job",
+        Mode::GlobalJob => "global-job",
+    }
+}
+
 /// The spec with what is meant where nothing is said, and networks by id. Errors: in Docker's words.
 fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec, ApiError> {
     validate::service(snapshot, &spec)?;
+    let meant = mode(&spec);
     let mode = spec.mode.get_or_insert_with(ServiceSpecMode::default);
-    if mode.global.is_none() {
+    if let (
+        Some(job),
+        Mode::ReplicatedJob {
+            max_concurrent,
+            total_completions,
+        },
+    ) = (&mut mode.replicated_job, meant)
+    {
+        job.max_concurrent = i64::try_from(max_concurrent).ok();
+        job.total_completions = i64::try_from(total_completions).ok();
+    }
+    if matches!(meant, Mode::Replicated { .. }) {
         let replicated = mode.replicated.get_or_insert_with(ServiceSpecModeReplicated::default);
         replicated.replicas.get_or_insert(1);
     }
@@ -236,8 +258,7 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
             if spec.name.as_deref() != Some(service.name()) {
                 return Err(not_supported("renaming services is not supported"));
             }
-            let is_global = spec.mode.as_ref().is_some_and(|mode| mode.global.is_some());
-            if is_global != service.is_global() {
+            if mode_name(mode(&spec)) != mode_name(service.mode()) {
                 return Err(not_supported("service mode change is not allowed"));
             }
             if spec.endpoint_spec != service.spec.endpoint_spec

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 
 pub use id::{Id, Key, Kind};
 pub use spec::{
-    OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_same_template,
-    restart_policy, rollback_config, stop_grace, update_config,
+    OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_job,
+    is_same_template, mode, restart_policy, rollback_config, stop_grace, update_config,
 };
-pub use task::{Cause, Container, Exit, Hold, Task, TaskAddress, TaskState, TaskStatus};
+pub use task::{Cause, Container, Exit, Hold, JobRun, Task, TaskAddress, TaskState, TaskStatus};
 pub use time::Time;
 
 /// On a container that only holds a task's network: the task's id.
@@ -61,6 +61,35 @@ pub struct Service {
     pub endpoint: Endpoint,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<UpdateStatus>,
+    /// Of a job, which run of it is the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobStatus>,
+}
+
+/// How many tasks a service has, and whether they are to run on or to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Replicated {
+        replicas: u64,
+    },
+    /// One task on each node that fits.
+    Global,
+    /// So many tasks are to end well, at most so many of them at a time.
+    ReplicatedJob {
+        max_concurrent: u64,
+        total_completions: u64,
+    },
+    /// One task on each node that fits is to end well.
+    GlobalJob,
+}
+
+/// The present run of a job: each declaration of the service begins another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Counts up from 0.
+    pub iteration: u64,
+    /// When it began.
+    pub last_execution: Time,
 }
 
 /// What a rollback returns to.
@@ -151,6 +180,10 @@ impl UpdateState {
 impl Service {
     /// A service as it is first declared. `version` is what the store is to make the revision of.
     pub fn new(id: Id, spec: ServiceSpec, registry_auth: Option<RegistryAuth>, now: Time, version: u64) -> Service {
+        let job = is_job(&spec).then_some(JobStatus {
+            iteration: 0,
+            last_execution: now,
+        });
         Service {
             id,
             meta: Meta {
@@ -158,6 +191,7 @@ impl Service {
                 created_at: now,
                 updated_at: now,
             },
+            job,
             spec: Arc::new(spec),
             template: 1,
             last_template: 1,
@@ -196,6 +230,7 @@ impl Service {
             registry_auth,
             previous: Some(self.as_previous()),
             update: None,
+            job: self.next_run(now),
             ..self.clone()
         }
     }
@@ -214,14 +249,24 @@ impl Service {
             spec_version: version,
             registry_auth: previous.registry_auth,
             previous: Some(self.as_previous()),
-            update: Some(UpdateStatus {
+            // Nothing of a job is replaced step by step: it runs again.
+            update: (!self.is_job()).then(|| UpdateStatus {
                 state: UpdateState::RollbackStarted,
                 started_at: now,
                 completed_at: None,
                 message: "manually requested rollback".to_owned(),
                 n_slots: 0,
             }),
+            job: self.next_run(now),
             ..self.clone()
+        })
+    }
+
+    fn next_run(&self, now: Time) -> Option<JobStatus> {
+        let job = self.job.as_ref()?;
+        Some(JobStatus {
+            iteration: job.iteration + 1,
+            last_execution: now,
         })
     }
 
@@ -258,19 +303,24 @@ impl Service {
         self.spec.task_template.clone().unwrap_or_default()
     }
 
-    pub fn is_global(&self) -> bool {
-        self.spec.mode.as_ref().is_some_and(|mode| mode.global.is_some())
+    pub fn mode(&self) -> Mode {
+        mode(&self.spec)
     }
 
-    /// How many tasks are wished for; `None` for a global service, which has one on each node that fits.
+    pub fn is_global(&self) -> bool {
+        self.mode() == Mode::Global
+    }
+
+    pub fn is_job(&self) -> bool {
+        is_job(&self.spec)
+    }
+
+    /// How many slots are wished for; `None` for a global service or job, which has one task on each node that fits.
     pub fn replicas(&self) -> Option<u64> {
-        match &self.spec.mode {
-            Some(mode) if mode.global.is_some() => None,
-            Some(mode) => {
-                let replicas = mode.replicated.as_ref().and_then(|replicated| replicated.replicas);
-                Some(u64::try_from(replicas.unwrap_or(1)).unwrap_or(0))
-            }
-            None => Some(1),
+        match self.mode() {
+            Mode::Replicated { replicas } => Some(replicas),
+            Mode::ReplicatedJob { total_completions, .. } => Some(total_completions),
+            Mode::Global | Mode::GlobalJob => None,
         }
     }
 

@@ -10,6 +10,8 @@ use bollard_stubs::models::{
 };
 use serde_json::{Map, Value};
 
+use super::Mode;
+
 /// How slots are replaced, every default filled in.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateConfig {
@@ -74,6 +76,32 @@ fn monitor(value: Option<i64>) -> Duration {
         Duration::ZERO => DEFAULT_MONITOR,
         monitor => monitor,
     }
+}
+
+/// With every default filled in. Counts below zero are zero.
+pub fn mode(spec: &ServiceSpec) -> Mode {
+    let mode = spec.mode.clone().unwrap_or_default();
+    if let Some(job) = mode.replicated_job {
+        let max_concurrent = count(job.max_concurrent, 1);
+        return Mode::ReplicatedJob {
+            max_concurrent,
+            total_completions: count(job.total_completions, max_concurrent),
+        };
+    }
+    if mode.global_job.is_some() {
+        return Mode::GlobalJob;
+    }
+    if mode.global.is_some() {
+        return Mode::Global;
+    }
+    Mode::Replicated {
+        replicas: count(mode.replicated.and_then(|replicated| replicated.replicas), 1),
+    }
+}
+
+/// Its tasks are to end, and not to run on.
+pub fn is_job(spec: &ServiceSpec) -> bool {
+    matches!(mode(spec), Mode::ReplicatedJob { .. } | Mode::GlobalJob)
 }
 
 pub fn update_config(spec: &ServiceSpec) -> UpdateConfig {

@@ -81,7 +81,7 @@ pub struct Task {
     pub service: Id,
     /// The service's when the task was made.
     pub service_name: Arc<str>,
-    /// From 1; 0 for tasks of global services.
+    /// From 1, of a job's from 0; 0 for tasks of global services.
     pub slot: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<Id>,
@@ -90,6 +90,9 @@ pub struct Task {
     pub template: u64,
     /// The service's `spec_version` when it was made.
     pub spec_version: u64,
+    /// Of a job's task, which run of the job it is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRun>,
     /// Why it was made.
     pub cause: Cause,
     /// The manager's wish. Only ever goes forward.
@@ -117,6 +120,16 @@ pub struct TaskAddress {
     /// The network has no way out.
     #[serde(default)]
     pub is_internal: bool,
+}
+
+/// Which run of a job a task is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRun {
+    /// The service's `JobStatus::iteration` when the task was made.
+    pub iteration: u64,
+    /// The job has one task on each node, and not one in each slot.
+    #[serde(default)]
+    pub is_global: bool,
 }
 
 /// Why a task was made.
@@ -188,9 +201,17 @@ impl Task {
         }
     }
 
-    /// It runs or is on the way there, as far as is wished.
+    /// What is wished of it once it need not wait: to run, and of a job's task to complete.
+    pub fn goal(&self) -> TaskState {
+        match self.job {
+            Some(_) => TaskState::Complete,
+            None => TaskState::Running,
+        }
+    }
+
+    /// It runs or is on the way there, as far as is wished. So is a job's task that has completed, as was wished.
     pub fn is_wanted(&self) -> bool {
-        self.desired <= TaskState::Running
+        self.desired <= TaskState::Complete
     }
 
     /// It is wanted and has not ended.

@@ -255,6 +255,7 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
         spec: Arc::new(service.task_spec()),
         template: 1,
         spec_version: 1,
+        job: None,
         cause: Cause::Scale,
         desired: TaskState::Running,
         hold: None,

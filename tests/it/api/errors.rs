@@ -325,16 +325,16 @@ fn of_services() {
             (
                 "POST",
                 create,
-                with(&["Mode"], json!({ "ReplicatedJob": {} })),
-                501,
-                "jobs do not work yet",
+                with(&["Mode"], json!({ "ReplicatedJob": { "TotalCompletions": 10_001 } })),
+                400,
+                "Mode.ReplicatedJob.TotalCompletions 10001: expected at most 10000",
             ),
             (
                 "POST",
                 create,
-                with(&["Mode"], json!({ "GlobalJob": {} })),
-                501,
-                "jobs do not work yet",
+                with(&["Mode"], json!({ "GlobalJob": {}, "Replicated": {} })),
+                400,
+                "must specify only one service mode",
             ),
             (
                 "POST",

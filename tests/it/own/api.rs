@@ -154,9 +154,9 @@ fn what_is_wrong_is_said_in_dockers_words() {
             "TargetPort 70000: expected a port from 1 to 65535",
         ),
         (
-            with("/Mode", json!({ "ReplicatedJob": {} })),
-            501,
-            "jobs do not work yet",
+            with("/Mode", json!({ "ReplicatedJob": { "TotalCompletions": -1 } })),
+            400,
+            "Mode.ReplicatedJob.TotalCompletions -1: expected 0 or more",
         ),
         (
             with("/Mode", json!({ "Replicated": {}, "Global": {} })),

@@ -7,6 +7,7 @@ mod host;
 mod hour;
 mod inside;
 mod isolation;
+mod jobs;
 mod names;
 mod rest;
 pub mod rig;
