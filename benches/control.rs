@@ -185,6 +185,7 @@ impl Runtime for Words {
                 id: assignment.task.id.to_string(),
                 pid: 1,
                 exit_code: 0,
+                hostname: String::new(),
             },
             reach: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()),
         };

@@ -146,6 +146,7 @@ impl Fake {
                 id: "c".to_owned(),
                 pid: 77,
                 exit_code: 0,
+                hostname: String::new(),
             },
             reach: Some(SocketAddr::from(ADDR).into()),
         }

@@ -1,9 +1,11 @@
 //! What names mean inside a task: pure, from the routing table to records. A task sees the services that share a network with
 //! it, and nothing of others. Not here: bytes, sockets, and which networks a task is on.
 //!
-//! `SERVICE`, an alias: the service's address on that network; where it has none (`dnsrr`), its tasks'. `tasks.NAME`: its
-//! tasks' addresses. `SERVICE.SLOT.ID`: that task's. `NAME.NETWORK`: on that network alone. `NAME.STACK`: the service that
-//! is `STACK_NAME`. Of networks that all have a name the one that comes first counts, as in Docker.
+//! `SERVICE`, an alias, with dots or without: the service's address on that network; where it has none (`dnsrr`), its tasks'.
+//! `tasks.NAME`: its tasks' addresses. `N.NAME`: that of its task of slot N. `SERVICE.SLOT.ID`, a task's hostname, the short id
+//! of its container: that task's. Each with `.NETWORK` behind it: on that network alone. `NAME.STACK`: the service that is
+//! `STACK_NAME`. Of networks that all have a name the one that comes first counts, as in Docker; of ways to read a name the one
+//! whose network's name is shortest.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use hickory_proto::rr::{Name, RecordType};
 use super::zone::{
     Answer, MAX_ADDRESSES, MAX_NAMES, TASKS_TTL_S, VIP_TTL_S, Zone, address, lower, nothing, pointers, reverse_address,
 };
-use crate::model::Attachment;
+use crate::model::{Attachment, ServiceName, TaskRef};
 use crate::routing::{Endpoint, Service};
 
 /// The networks of a task, by their ids, in the order in which names are looked up.
@@ -37,14 +39,9 @@ impl View {
 pub(super) fn answer(question: &Query, zone: &Zone<'_>, view: &View, now: Instant, rng: &mut fastrand::Rng) -> Answer {
     let asked = Asked { zone, view, now };
     let labels: Option<Vec<String>> = question.name.iter().take(MAX_LABELS + 1).map(lower).collect();
-    let labels = labels.unwrap_or_default();
+    let labels = labels.filter(|labels| labels.len() <= MAX_LABELS).unwrap_or_default();
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-    let found = match &labels[..] {
-        [] => return Answer::NotOurs,
-        ["tasks", rest @ ..] if !rest.is_empty() => asked.named(rest).map(|found| asked.tasks(found)),
-        _ => asked.named(&labels).map(|found| asked.addresses(found)),
-    };
-    if let Some((mut ips, ttl)) = found.or_else(|| asked.task(&labels)) {
+    if let Some((mut ips, ttl)) = asked.found(&labels) {
         let wants = |ip: &IpAddr| match question.query_type {
             RecordType::A => ip.is_ipv4(),
             RecordType::AAAA => ip.is_ipv6(),
@@ -77,32 +74,66 @@ struct Asked<'a> {
     now: Instant,
 }
 
+/// A part of a name, and the network that the rest of it names; `None`: any.
+type Reading = (Arc<str>, Option<String>);
+
 impl<'a> Asked<'a> {
-    /// What a name of one or two labels stands for.
-    fn named(&self, labels: &[&str]) -> Option<Found<'a>> {
-        match labels {
-            [name] => self.on_networks(name, |_| true),
-            [name, place] => self
-                .on_networks(name, |network| network.eq_ignore_ascii_case(place))
-                .or_else(|| self.on_networks(&format!("{place}_{name}"), |_| true)),
-            _ => None,
-        }
+    /// The addresses that a name stands for, and for how long.
+    fn found(&self, labels: &[&str]) -> Option<(Vec<IpAddr>, u32)> {
+        let (first, rest) = labels.split_first()?;
+        let of_tasks = || {
+            let is_meant = *first == "tasks" && !rest.is_empty();
+            let found = is_meant.then(|| self.named(rest)).flatten()?;
+            Some(self.tasks(found, |_| true))
+        };
+        let of_slot = || {
+            let is_number = first.bytes().all(|byte| byte.is_ascii_digit()) && !first.is_empty();
+            let found = (is_number && !rest.is_empty()).then(|| self.named(rest)).flatten()?;
+            let is_meant =
+                |task: Option<&TaskRef>| task.is_some_and(|task| task.name.rsplit('.').next() == Some(*first));
+            Some(self.tasks(found, is_meant))
+        };
+        of_tasks()
+            .or_else(|| self.named(labels).map(|found| self.addresses(found)))
+            .or_else(|| self.task(labels))
+            .or_else(of_slot)
     }
 
-    /// What a name stands for on the first network that has it. `is_meant`: of the network's name.
-    fn on_networks(&self, name: &str, is_meant: impl Fn(&str) -> bool) -> Option<Found<'a>> {
+    /// The services that a name stands for.
+    fn named(&self, labels: &[&str]) -> Option<Found<'a>> {
+        let of_stack = |labels: &[&str]| {
+            let (own, stack) = (labels.first()?, labels.get(1)?);
+            let network = Some(labels[2..].join(".")).filter(|network| !network.is_empty());
+            Some((Arc::from(format!("{stack}_{own}")), network))
+        };
+        let readings = readings(labels).into_iter().chain(of_stack(labels));
+        let mut found = readings.map(|reading| self.on_networks(&reading));
+        found.find_map(|found| found)
+    }
+
+    /// What a name stands for on the first network that has it.
+    fn on_networks(&self, (name, place): &Reading) -> Option<Found<'a>> {
         let (zone, view) = (self.zone, self.view);
         view.networks.iter().find_map(|network| {
             let services = zone.table.inner().named(network, name);
-            let found = services.filter_map(|service| {
-                let service = zone.table.service(service)?;
-                let mut attachments = service.spec().attachments.iter();
-                let attachment = attachments.find(|attachment| attachment.network == *network)?;
-                is_meant(&attachment.network_name).then_some((service, attachment))
-            });
+            let found = services.filter_map(|service| self.attached(service, network, place.as_deref()));
             let found: Found<'a> = found.collect();
             (!found.is_empty()).then_some(found)
         })
+    }
+
+    /// A service with its attachment to a network, if that is called so.
+    fn attached(
+        &self,
+        service: &ServiceName,
+        network: &Arc<str>,
+        place: Option<&str>,
+    ) -> Option<(&'a Arc<Service>, &'a Attachment)> {
+        let service = self.zone.table.service(service)?;
+        let mut attachments = service.spec().attachments.iter();
+        let attachment = attachments.find(|attachment| attachment.network == *network)?;
+        let is_meant = place.is_none_or(|place| attachment.network_name.eq_ignore_ascii_case(place));
+        is_meant.then_some((service, attachment))
     }
 
     fn addresses(&self, found: Found<'a>) -> (Vec<IpAddr>, u32) {
@@ -120,24 +151,42 @@ impl<'a> Asked<'a> {
         (ips, ttl)
     }
 
-    fn tasks(&self, found: Found<'a>) -> (Vec<IpAddr>, u32) {
-        let ips = found
-            .into_iter()
-            .flat_map(|(service, attachment)| ready(service, attachment, self.now));
+    fn tasks(&self, found: Found<'a>, is_meant: impl Fn(Option<&TaskRef>) -> bool) -> (Vec<IpAddr>, u32) {
+        let ips = found.into_iter().flat_map(|(service, attachment)| {
+            let ready = ready_endpoints(service, self.now);
+            let meant = ready.filter(|endpoint| is_meant(endpoint.task().map(AsRef::as_ref)));
+            meant
+                .map(|endpoint| address_on(endpoint, attachment))
+                .collect::<Vec<_>>()
+        });
         (ips.collect(), TASKS_TTL_S)
     }
 
-    /// `SERVICE.SLOT.ID`.
+    /// A task by a name of its own.
     fn task(&self, labels: &[&str]) -> Option<(Vec<IpAddr>, u32)> {
-        let [service, _slot, _id] = labels else { return None };
-        let found = self.on_networks(service, |_| true)?;
-        let mut endpoints = found.iter().flat_map(|(service, attachment)| {
-            let endpoints = service.endpoints().iter();
-            endpoints.map(|endpoint| (endpoint, *attachment))
+        let mut each = readings(labels).into_iter().map(|(name, place)| {
+            let mut networks = self.view.networks.iter();
+            networks.find_map(|network| self.task_on(network, &name, place.as_deref()))
         });
-        let is_meant = |endpoint: &Endpoint| full_name(endpoint).is_some_and(|name| name == labels.join("."));
-        let (endpoint, attachment) = endpoints.find(|(endpoint, _)| is_meant(endpoint))?;
-        Some((vec![address_on(endpoint, attachment)], TASKS_TTL_S))
+        each.find_map(|ips| Some((ips?, TASKS_TTL_S)))
+    }
+
+    fn task_on(&self, network: &Arc<str>, name: &Arc<str>, place: Option<&str>) -> Option<Vec<IpAddr>> {
+        let inner = self.zone.table.inner();
+        let by_name = inner.task_named(network, name);
+        // `SERVICE.SLOT.ID`
+        let first = name.split_once('.').map(|(service, _)| Arc::from(service));
+        let by_service = first.iter().flat_map(|service| inner.named(network, service));
+        let is_called = |task: &TaskRef| task.names.contains(name) || full_name(task) == **name;
+        let services = by_name.chain(by_service);
+        let attached = services.filter_map(|service| self.attached(service, network, place));
+        let ips = attached.flat_map(|(service, attachment)| {
+            let here = service.endpoints().iter().filter(|endpoint| is_here(endpoint));
+            let called = here.filter(|endpoint| endpoint.task().is_some_and(|task| is_called(task)));
+            called.map(|endpoint| address_on(endpoint, attachment))
+        });
+        let ips: Vec<IpAddr> = ips.collect();
+        (!ips.is_empty()).then_some(ips)
     }
 
     /// Whose address it is, and on which network: only of those that the task sees.
@@ -155,7 +204,8 @@ impl<'a> Asked<'a> {
             here.filter_map(move |endpoint| {
                 let mut attachments = self.view.attachments(service);
                 let attachment = attachments.find(|attachment| address_on(endpoint, attachment) == ip)?;
-                let name = full_name(endpoint).unwrap_or_else(|| format!("tasks.{}", service.name()));
+                let name = endpoint.task().map(|task| full_name(task));
+                let name = name.unwrap_or_else(|| format!("tasks.{}", service.name()));
                 Some((TASKS_TTL_S, name_on(&name, attachment)?))
             })
         });
@@ -169,15 +219,28 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The addresses that tasks of this node are reached at on a network, as the balancer sees them.
-fn ready(service: &Service, attachment: &Attachment, now: Instant) -> Vec<IpAddr> {
+/// The tasks of this node as the balancer sees them.
+fn ready_endpoints(service: &Service, now: Instant) -> impl Iterator<Item = &Arc<Endpoint>> {
     let picks = service.picks(now);
-    let picked = (0..picks.len()).filter_map(|place| picks.at(place));
+    let picked = (0..picks.len()).filter_map(move |place| picks.at(place));
     let endpoints = picked.map(|i| &service.endpoints()[i]);
-    endpoints
-        .filter(|endpoint| is_here(endpoint))
+    endpoints.filter(|endpoint| is_here(endpoint))
+}
+
+/// Where they are reached on a network.
+fn ready(service: &Service, attachment: &Attachment, now: Instant) -> Vec<IpAddr> {
+    ready_endpoints(service, now)
         .map(|endpoint| address_on(endpoint, attachment))
         .collect()
+}
+
+/// The ways to read a name: the whole of it, then with ever more of it as the name of a network.
+fn readings(labels: &[&str]) -> Vec<Reading> {
+    let reading = |n: usize| {
+        let network = (n < labels.len()).then(|| labels[n..].join("."));
+        (labels[..n].join(".").into(), network)
+    };
+    (1..=labels.len()).rev().map(reading).collect()
 }
 
 /// A task has one on each of its networks; an endpoint that was declared, or whose engine gives it others, has but one.
@@ -192,9 +255,8 @@ fn is_here(endpoint: &Endpoint) -> bool {
 }
 
 /// As Docker names the container of a task: `web.1.ID`.
-fn full_name(endpoint: &Endpoint) -> Option<String> {
-    let task = endpoint.task()?;
-    Some(format!("{}.{}", task.name, task.id).to_ascii_lowercase())
+fn full_name(task: &TaskRef) -> String {
+    format!("{}.{}", task.name, task.id).to_ascii_lowercase()
 }
 
 /// `NAME.NETWORK.`; without the network's name, `NAME.`
@@ -205,7 +267,7 @@ fn name_on(name: &str, attachment: &Attachment) -> Option<Name> {
 }
 
 /// More than any name of ours has, besides the reverse ones.
-const MAX_LABELS: usize = 4;
+const MAX_LABELS: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -213,7 +275,7 @@ mod tests {
 
     use super::super::reverse::ReverseIndex;
     use super::*;
-    use crate::model::{EndpointSpec, ServiceName, ServiceSpec, TaskRef};
+    use crate::model::{EndpointSpec, ServiceSpec};
     use crate::routing::{Change, TableHandle};
 
     /// A network, an address on it, aliases.
@@ -237,7 +299,8 @@ mod tests {
                 node: "n".into(),
                 hostname: "h".into(),
                 is_remote: *ip == REMOTE,
-                addresses: Vec::new(),
+                addresses: vec![("a".into(), IpAddr::from(*ip))],
+                names: vec![format!("{id}-host").into(), "peer.example".into()],
             })),
             ..EndpointSpec::at((Ipv4Addr::from(*ip), 0).into())
         };
@@ -253,7 +316,7 @@ mod tests {
     fn table() -> TableHandle {
         let handle = TableHandle::default();
         let web: &[On<'_>] = &[
-            ("a", Some([10, 0, 1, 2]), &["web", "www"]),
+            ("a", Some([10, 0, 1, 2]), &["web", "www", "Web.example.test."]),
             ("b", Some([10, 0, 2, 2]), &[]),
         ];
         let changes = [
@@ -331,6 +394,33 @@ mod tests {
             (&["a"], "tasks.app_web.net-a.", A, "0 172.17.0.2, 0 172.17.0.3"),
             (&["a"], "app_web.2.id2.", A, "0 172.17.0.3"),
             (&["a"], "app_web.1.id2.", A, "-"),
+            (&["a"], "app_web.1.id1.net-a.", A, "0 172.17.0.2"),
+            // Aliases with dots.
+            (&["a"], "web.example.test.", A, "5 10.0.1.2"),
+            (&["a"], "WEB.example.test.net-a.", A, "5 10.0.1.2"),
+            (&["a"], "tasks.web.example.test.", A, "0 172.17.0.2, 0 172.17.0.3"),
+            (&["b"], "web.example.test.", A, "-"),
+            (&["a"], "example.test.", A, "-"),
+            // A task's own names.
+            (&["a"], "id1-host.", A, "0 172.17.0.2"),
+            (&["a"], "ID1-HOST.net-a.", A, "0 172.17.0.2"),
+            (&["a"], "id1-host.", AAAA, "nothing for 0"),
+            (&["a"], "id1-host.net-b.", A, "-"),
+            (&["b"], "id1-host.", A, "-"),
+            (&["a"], "id3-host.", A, "-"),
+            (&["a"], "peer.example.", A, "0 172.17.0.2, 0 172.17.0.3"),
+            (&["a"], "id5-host.", A, "-"),
+            // The task of a slot.
+            (&["a"], "1.web.", A, "0 172.17.0.2"),
+            (&["a"], "2.app_web.net-a.", A, "0 172.17.0.3"),
+            (&["a"], "2.web.app.", A, "0 172.17.0.3"),
+            (&["a"], "1.web.example.test.", A, "0 172.17.0.2"),
+            (&["a"], "9.web.", A, "nothing for 0"),
+            (&["a"], "1.nobody.", A, "-"),
+            (&["a"], "1.secret.", A, "-"),
+            (&["a"], "1.", A, "-"),
+            (&["a"], "tasks.", A, "-"),
+            (&["a"], "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.web.", A, "-"),
             (&["a"], "empty.", A, "5 10.0.1.9"),
             (&["a"], "tasks.empty.", A, "nothing for 0"),
             (&["a"], "secret.", A, "-"),

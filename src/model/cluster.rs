@@ -61,6 +61,9 @@ pub struct ClusterTask {
     /// Its address on each of its networks, by the network's id; empty where others give them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub addresses: BTreeMap<String, IpAddr>,
+    /// What it alone is called by on its networks: its container's short id, its hostname. Empty where others answer names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
 
 /// A node of the cluster.
@@ -420,6 +423,7 @@ mod tests {
             node: node.to_owned(),
             slot: 1,
             addresses: Default::default(),
+            names: Vec::new(),
         })
     }
 

@@ -501,7 +501,7 @@ pub struct TaskPlace {
     pub is_closed: bool,
     /// It is to reach its networks alone: what else would be made outside, or asked of others, is not.
     pub is_internal: bool,
-    /// Whether names are answered, at `TaskPlace::NAMESERVER`.
+    /// Whether names are answered, at `TaskPlace::NAMESERVER` and `TaskPlace::DOCKERS_NAMESERVER`.
     pub has_dns: bool,
     /// Who is asked for names that are not the cluster's; empty: whom this node asks.
     pub nameservers: Vec<SocketAddr>,
@@ -510,6 +510,8 @@ pub struct TaskPlace {
 impl TaskPlace {
     /// What a task's resolv.conf has to name, where `has_dns` is set.
     pub const NAMESERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+    /// Where Docker answers names, which many a configuration says. Where Docker does so here too, its own rules lead there first.
+    pub const DOCKERS_NAMESERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 }
 
 /// One endpoint as declared, or as a cluster's task made it.
@@ -553,6 +555,8 @@ pub struct TaskRef {
     pub is_remote: bool,
     /// Its address on each of its networks, by the network's id, where it has one inside.
     pub addresses: Vec<(Arc<str>, IpAddr)>,
+    /// What it alone is called by on its networks besides, in lower case: its container's short id, its hostname.
+    pub names: Vec<Arc<str>>,
 }
 
 impl TaskRef {

@@ -362,6 +362,7 @@ mod tests {
                 hostname: "host".into(),
                 is_remote: false,
                 addresses: Vec::new(),
+                names: Vec::new(),
             }));
         }
         handle.commit(&[upsert(&declared)]).unwrap();

@@ -17,6 +17,8 @@ pub struct InnerNames {
     vips: OrdMap<IpAddr, ServiceName>,
     /// Addresses of tasks in namespaces of this node.
     tasks: OrdMap<IpAddr, ServiceName>,
+    /// By the network's id and a name in lower case: a task's own, which several may have.
+    task_names: OrdMap<(Arc<str>, Arc<str>), OrdSet<ServiceName>>,
 }
 
 /// An address is another service's already.
@@ -27,11 +29,15 @@ pub(super) struct VipTaken {
 
 impl InnerNames {
     /// The services that a name (in lower case) stands for in a network, in the order of their names.
-    pub fn named(&self, network: &Arc<str>, name: &str) -> impl Iterator<Item = &ServiceName> {
-        self.names
-            .get(&(network.clone(), Arc::from(name)))
-            .into_iter()
-            .flatten()
+    pub fn named(&self, network: &Arc<str>, name: &Arc<str>) -> impl Iterator<Item = &ServiceName> {
+        let key = (network.clone(), name.clone());
+        self.names.get(&key).into_iter().flatten()
+    }
+
+    /// The services that have a task of that name (in lower case) on a network.
+    pub fn task_named(&self, network: &Arc<str>, name: &Arc<str>) -> impl Iterator<Item = &ServiceName> {
+        let key = (network.clone(), name.clone());
+        self.task_names.get(&key).into_iter().flatten()
     }
 
     /// The services that are on a network. Costs as many names as there are on it.
@@ -61,9 +67,10 @@ impl InnerNames {
     /// Nothing is to be used of this after an error.
     pub(super) fn insert(&mut self, spec: &ServiceSpec) -> Result<(), VipTaken> {
         for key in keys(spec) {
-            let mut services = self.names.get(&key).cloned().unwrap_or_default();
-            services.insert(spec.name.clone());
-            self.names.insert(key, services);
+            add(&mut self.names, key, spec);
+        }
+        for key in task_keys(spec) {
+            add(&mut self.task_names, key, spec);
         }
         for vip in spec.attachments.iter().filter_map(|attachment| attachment.vip) {
             match self.vips.insert(vip, spec.name.clone()) {
@@ -79,13 +86,10 @@ impl InnerNames {
 
     pub(super) fn remove(&mut self, spec: &ServiceSpec) {
         for key in keys(spec) {
-            let Some(mut services) = self.names.remove(&key) else {
-                continue;
-            };
-            services.remove(&spec.name);
-            if !services.is_empty() {
-                self.names.insert(key, services);
-            }
+            take_away(&mut self.names, key, spec);
+        }
+        for key in task_keys(spec) {
+            take_away(&mut self.task_names, key, spec);
         }
         for vip in spec.attachments.iter().filter_map(|attachment| attachment.vip) {
             self.vips.remove(&vip);
@@ -99,9 +103,38 @@ impl InnerNames {
     }
 }
 
-fn keys(spec: &ServiceSpec) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+type Key = (Arc<str>, Arc<str>);
+
+fn add(names: &mut OrdMap<Key, OrdSet<ServiceName>>, key: Key, spec: &ServiceSpec) {
+    let services = names.entry(key).or_default();
+    // Many tasks may share a name.
+    if !services.contains(&spec.name) {
+        services.insert(spec.name.clone());
+    }
+}
+
+fn take_away(names: &mut OrdMap<Key, OrdSet<ServiceName>>, key: Key, spec: &ServiceSpec) {
+    let Some(mut services) = names.remove(&key) else {
+        return;
+    };
+    services.remove(&spec.name);
+    if !services.is_empty() {
+        names.insert(key, services);
+    }
+}
+
+fn task_keys(spec: &ServiceSpec) -> impl Iterator<Item = Key> {
+    let tasks = spec.endpoints.iter().filter_map(|endpoint| endpoint.task.as_ref());
+    tasks.flat_map(|task| {
+        let networks = task.addresses.iter().map(|(network, _)| network);
+        networks.flat_map(|network| task.names.iter().map(|name| (network.clone(), name.clone())))
+    })
+}
+
+fn keys(spec: &ServiceSpec) -> impl Iterator<Item = Key> {
     spec.attachments.iter().flat_map(|attachment| {
-        let aliases = attachment.aliases.iter().map(|alias| alias.to_ascii_lowercase().into());
+        let whole = |alias: &Arc<str>| alias.trim_end_matches('.').to_ascii_lowercase().into();
+        let aliases = attachment.aliases.iter().map(whole);
         let names = std::iter::once(Arc::from(spec.name.key())).chain(aliases);
         names.map(|name: Arc<str>| (attachment.network.clone(), name))
     })
@@ -151,7 +184,7 @@ mod tests {
         let table = handle.load();
         table
             .inner()
-            .named(&network.into(), name)
+            .named(&network.into(), &name.into())
             .map(ToString::to_string)
             .collect()
     }

@@ -136,7 +136,22 @@ fn task_of(task: &Task) -> Option<ClusterTask> {
         addresses: addresses
             .map(|own| (own.network.to_string(), own.addr.into()))
             .collect(),
+        names: names_of(task),
     })
+}
+
+/// Of a task that is on a network.
+fn names_of(task: &Task) -> Vec<String> {
+    let container = task.status.container.as_ref().filter(|_| !task.addresses.is_empty());
+    let names = container
+        .into_iter()
+        .flat_map(|container| [container.short_id(), &container.hostname]);
+    let mut names: Vec<String> = names
+        .filter(|name| !name.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
+    names.dedup();
+    names
 }
 
 fn node_of(node: &swarm::Node) -> ClusterNode {

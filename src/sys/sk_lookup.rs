@@ -122,6 +122,8 @@ pub enum Verdict {
     Take = 1,
     /// It is refused.
     Refuse = 2,
+    /// It is ours if it is to port 53; to another, it goes where it would have gone.
+    TakeNames = 3,
 }
 
 /// The program for services' addresses on the node itself, at work in one network namespace until this is dropped or the
@@ -350,6 +352,9 @@ fn address_program(addresses: i32, sockets: i32) -> Vec<Instruction> {
         Instruction::skip_unless(R1, Verdict::Refuse as i32, 2),
         Instruction::mov32(R0, SK_DROP),
         Instruction::exit(),
+        Instruction::skip_unless(R1, Verdict::TakeNames as i32, 2),
+        Instruction::load(R2, R6, CTX_LOCAL_PORT),
+        Instruction::jump_unless(R2, DNS_PORT, PASS),
     ]);
     code.push(Instruction::store_number(R10, -4, ONLY_KEY.cast_signed()));
     pick(&mut code, sockets, -4, SK_LOOKUP_F_REPLACE);
@@ -436,6 +441,8 @@ const ADDRESSES_MAX: u32 = 64 << 10;
 const VIP_PORTS_MAX: u32 = 64 << 10;
 /// Of the map for one socket.
 const ONLY_KEY: u32 = 0;
+/// Where names are asked for.
+const DNS_PORT: i32 = 53;
 /// Of loopback, in every network namespace.
 const LOOPBACK_INDEX: i32 = 1;
 

@@ -1,7 +1,7 @@
 //! Addresses of services inside a task's network namespace: connections to any port of theirs come to one listener there;
 //! and sockets to answer DNS by, at an address there. Not here: going in (`entrances`), who answers, and with what.
 //!
-//! A task's costs: three descriptors for `Vips` (listener, BPF link, trie of addresses), one for `open_dns`. Listener and
+//! A task's costs: three descriptors for `Vips` (listener, BPF link, trie of addresses), one for each `open_dns`. Listener and
 //! DNS socket keep the namespace alive; let go of them when the task ends (`netns::process_ended`, `netns::Mounts`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,8 @@ pub struct Vips {
 pub struct LocalAddresses {
     /// Those that the listener answers, on any TCP port.
     pub taken: Vec<IpNet>,
+    /// Those that the listener answers on TCP port 53 alone: other ports of theirs are whoever's has them.
+    pub names: Vec<IpAddr>,
     /// Those that nobody answers, unless a longer prefix of the other lists says otherwise.
     pub refused: Vec<IpNet>,
     /// Those that are the namespace's own to answer, though a shorter prefix is taken or refused.
@@ -58,7 +60,8 @@ impl LocalAddresses {
         let each = all
             .into_iter()
             .flat_map(|(nets, verdict)| nets.iter().map(move |net| (net.trunc(), verdict)));
-        each.collect()
+        let names = self.names.iter().map(|ip| (IpNet::from(*ip), Verdict::TakeNames));
+        each.chain(names).collect()
     }
 
     /// The routes to what is local, each once.

@@ -1,7 +1,8 @@
 //! One namespace with its listener, its names and its routes. Not here: which there are, and when the table is looked at.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,12 +33,12 @@ pub(super) struct Place {
     fault: Mutex<Option<String>>,
 }
 
-/// What answers datagrams, until it is dropped.
-struct Names(JoinHandle<()>);
+/// What answers datagrams, until it is dropped: a socket each.
+struct Names(Vec<JoinHandle<()>>);
 
 impl Drop for Names {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -71,16 +72,7 @@ impl Place {
         };
         let client = client(&place, &shared.responder);
         let names = match &client {
-            Some(client) => {
-                let socket = vips::open_dns(entrances, &netns, TaskPlace::NAMESERVER.into()).await?;
-                let (responder, client) = (shared.responder.clone(), client.clone());
-                let serve = async move {
-                    if let Err(error) = responder.serve(client, socket).await {
-                        tracing::error!(%error, "names inside a task are not answered");
-                    }
-                };
-                Some(Names(tokio::spawn(serve)))
-            }
+            Some(client) => Some(answer_names(entrances, &netns, client, &shared.responder).await?),
             None => None,
         };
         let caller = Program {
@@ -133,9 +125,11 @@ impl Place {
         drop(lock(&self.serving).take());
         let names = lock(&self.names).take();
         if let Some(mut names) = names {
-            names.0.abort();
-            // It was told to end, and says so.
-            let _ = (&mut names.0).await;
+            for serving in &mut names.0 {
+                serving.abort();
+                // It was told to end, and says so.
+                let _ = serving.await;
+            }
         }
     }
 
@@ -184,6 +178,29 @@ fn client(place: &TaskPlace, responder: &Responder) -> Option<Client> {
     })
 }
 
+/// Answers datagrams at both addresses. Where a program of the namespace has port 53 of Docker's, that one is left to it.
+async fn answer_names(
+    entrances: &Entrances,
+    netns: &Netns,
+    client: &Client,
+    responder: &Responder,
+) -> Result<Names, VipError> {
+    let own = vips::open_dns(entrances, netns, TaskPlace::NAMESERVER.into()).await?;
+    let dockers = match vips::open_dns(entrances, netns, TaskPlace::DOCKERS_NAMESERVER.into()).await {
+        Err(VipError::Dns { err, .. }) if err.kind() == io::ErrorKind::AddrInUse => None,
+        opened => Some(opened?),
+    };
+    let serve = |socket: UdpSocket| {
+        let (responder, client) = (responder.clone(), client.clone());
+        tokio::spawn(async move {
+            if let Err(error) = responder.serve(client, socket).await {
+                tracing::error!(%error, "names inside a task are not answered");
+            }
+        })
+    };
+    Ok(Names([own].into_iter().chain(dockers).map(serve).collect()))
+}
+
 fn nameserver() -> SocketAddr {
     (TaskPlace::NAMESERVER, DNS_PORT).into()
 }
@@ -229,6 +246,8 @@ fn local_addresses(place: &TaskPlace, own: &[IpNet], table: &RoutingTable) -> Lo
     if place.has_dns {
         // Streams; datagrams have a socket. All of 127.0.0.0/8 is local anyway.
         local.taken.push(IpAddr::from(TaskPlace::NAMESERVER).into());
+        // Docker's own resolver is on other ports of that address, where it is there.
+        local.names.push(TaskPlace::DOCKERS_NAMESERVER.into());
     }
     if place.is_closed && !place.is_internal {
         let everything = IpNet::from(Ipv4Net::default());
@@ -273,7 +292,8 @@ impl Program {
 
 impl Caller for Program {
     fn destination(&self, table: &RoutingTable, to: SocketAddr) -> Destination {
-        if self.names.is_some() && to.ip() == IpAddr::from(TaskPlace::NAMESERVER) {
+        let nameservers = [TaskPlace::NAMESERVER, TaskPlace::DOCKERS_NAMESERVER].map(IpAddr::from);
+        if self.names.is_some() && nameservers.contains(&to.ip()) {
             return match to.port() {
                 DNS_PORT => Destination::Caller,
                 _ => Destination::Nobody,

@@ -144,6 +144,7 @@ fn an_upload_cut_short_leaves_a_tunnel_without_goodbye() {
         hostname: "host".into(),
         is_remote: true,
         addresses: Vec::new(),
+        names: Vec::new(),
     }));
     node.apply(&web);
     let mut client = dial(door(&web));

@@ -33,6 +33,7 @@ fn as_task(spec: &mut ServiceSpec) {
             hostname: "host".into(),
             is_remote: false,
             addresses: Vec::new(),
+            names: Vec::new(),
         }));
     }
 }

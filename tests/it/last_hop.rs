@@ -44,6 +44,7 @@ fn a_task_is_asked_for_published_ports_and_by_its_own_networks_alone() {
         hostname: "here".into(),
         is_remote: false,
         addresses: Vec::new(),
+        names: Vec::new(),
     }));
     spec.endpoints = vec![endpoint];
     spec.attachments = vec![Attachment {

@@ -194,6 +194,7 @@ fn as_remote(spec: &mut ServiceSpec) {
             hostname: "host".into(),
             is_remote: true,
             addresses: Vec::new(),
+            names: Vec::new(),
         }));
     }
 }

@@ -524,6 +524,13 @@ fn started(container: &ContainerInspectResponse, sandbox: Option<&ContainerInspe
             id: container.id.clone().unwrap_or_default(),
             pid: state.pid.unwrap_or(0),
             exit_code: 0,
+            // One that joins another's network has that one's.
+            hostname: sandbox
+                .unwrap_or(container)
+                .config
+                .as_ref()
+                .and_then(|config| config.hostname.clone())
+                .unwrap_or_default(),
         },
         reach,
     })
@@ -623,6 +630,7 @@ impl Runtime for Containers {
                         id: container.id.unwrap_or_default(),
                         pid: 0,
                         exit_code: exit.code,
+                        hostname: String::new(),
                     };
                     Found::Ended(ended, exit)
                 }

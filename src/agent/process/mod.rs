@@ -181,7 +181,7 @@ impl Processes {
             }
             env.insert(name.to_owned(), value.to_owned());
         }
-        env.insert("HOSTNAME".to_owned(), hostname(assignment)?);
+        env.insert(HOSTNAME.to_owned(), hostname(assignment)?);
         match network {
             // It may listen wherever it likes.
             Some(_) => drop(env.entry("PORT".to_owned()).or_insert_with(|| port.to_string())),
@@ -509,6 +509,7 @@ fn started(dir: &Dir, pid: i64, keeper: u32, job: &Job) -> Started {
             id: dir.task().to_owned(),
             pid,
             exit_code: 0,
+            hostname: job.env.get(HOSTNAME).cloned().unwrap_or_default(),
         },
         reach: Some(reach),
     }
@@ -687,6 +688,7 @@ impl Runtime for Processes {
                         id: task.to_string(),
                         pid: 0,
                         exit_code: exit.code,
+                        hostname: String::new(),
                     };
                     Found::Ended(ended, exit)
                 }
@@ -791,6 +793,7 @@ impl Runtime for Processes {
 
 /// Where a program is asked to listen whose service publishes nothing.
 const PORT_OF_NONE: u16 = 8080;
+const HOSTNAME: &str = "HOSTNAME";
 const DNS_PORT: u16 = 53;
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 const LOG_BYTES_MAX: u64 = 10 << 20;

@@ -181,7 +181,19 @@ pub struct Container {
     /// Zero when it does not run.
     pub pid: i64,
     pub exit_code: i64,
+    /// What its own program takes its machine to be called; empty where it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
 }
+
+impl Container {
+    /// As `docker ps` shows its id.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..SHORT_ID).unwrap_or(&self.id)
+    }
+}
+
+const SHORT_ID: usize = 12;
 
 /// How a task's program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -379,6 +379,7 @@ impl ClusterSource {
                     hostname: node.map_or("", |node| node.hostname.as_str()).into(),
                     is_remote,
                     addresses,
+                    names: task.names.iter().map(|name| name.as_str().into()).collect(),
                 })),
             });
         }
@@ -455,6 +456,7 @@ mod tests {
             node: node.to_owned(),
             slot,
             addresses: Default::default(),
+            names: Vec::new(),
         })
     }
 

@@ -364,6 +364,7 @@ fn seen_task(task: bollard::models::Task) -> Seen {
                 node: task.node_id.unwrap_or_default(),
                 slot: task.slot.and_then(|slot| u64::try_from(slot).ok()).unwrap_or(0),
                 addresses: Default::default(),
+                names: Vec::new(),
             },
         },
     }

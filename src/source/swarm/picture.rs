@@ -319,6 +319,7 @@ impl From<proto::Task> for Seen {
                     node: task.node_id,
                     slot: task.slot,
                     addresses: Default::default(),
+                    names: Vec::new(),
                 },
             },
         }

@@ -280,6 +280,7 @@ async fn run_tasks(store: Arc<Embedded>) {
                         id: task.id.to_string(),
                         pid: 4711,
                         exit_code: 0,
+                        hostname: String::new(),
                     });
                 }
                 Some(Write::Put(Object::Task(Arc::new(task))))

@@ -107,6 +107,9 @@ fn a_program_reaches_services_by_name_and_by_address_on_any_port() {
     // Nobody else is at the address that names are answered at.
     let refused = sh(&place, "task", "curl -s -m 2 http://127.0.0.77:80/; echo $?");
     assert!(["7", "56"].contains(&&*refused), "refused or reset: {refused}");
+    // Names are answered where Docker does so too.
+    assert_eq!(dig("@127.0.0.11 api"), vip);
+    assert_eq!(dig("+tcp @127.0.0.11 api"), vip);
     // A service with nobody holds its clients until there is somebody.
     let held = std::thread::scope(|scope| {
         let held = scope.spawn(|| sh(&place, "task", "curl -s -f -m 20 http://empty/"));
@@ -132,6 +135,32 @@ fn a_program_reaches_services_by_name_and_by_address_on_any_port() {
     wait_until("a new service", || {
         peer_of(&sh(&place, "task", "curl -s -f -m 5 http://late/")).is_some()
     });
+}
+
+/// As Docker has it in a container on a network of its own: its rules lead from there to its resolver, on another port.
+#[test]
+fn where_dockers_own_resolver_is_it_is_the_one_that_is_asked() {
+    let Some(mut place) = Place::set_up("within3") else {
+        return;
+    };
+    let task = place.path("task");
+    let to_dockers = "meta l4proto { tcp, udp } ip daddr 127.0.0.11 th dport 53 dnat to 127.0.0.11:35353";
+    let rules = format!("table ip nat {{\nchain out {{\ntype nat hook output priority -100;\n{to_dockers}\n}}\n}}\n");
+    let load = format!("nft -f - 2>&1 <<END\n{rules}END\n");
+    assert_eq!(sh(&place, "task", &load), "");
+    // It says more than names, so that one knows who has answered.
+    place.serve_in("task", "127.0.0.11:35353");
+    place.node(&format!(
+        "services:\n  web: {{ endpoints: [{{ address: '10.99.2.2:80', netns: {task} }}] }}\n"
+    ));
+    let dig = |words: &str| sh(&place, "task", &format!("dig +short +time=1 +tries=1 {words}"));
+    wait_until("names inside", || dig("@127.0.0.77 web").starts_with("127.77."));
+    let dockers = sh(&place, "task", "curl -s -f -m 5 http://127.0.0.11:53/");
+    assert!(peer_of(&dockers).is_some(), "{dockers}");
+    assert!(
+        !dig("@127.0.0.11 web").contains("127.77."),
+        "nobody is there for datagrams"
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ fn task(n: u64, slot: u64) -> ClusterObject {
         node: "w1".to_owned(),
         slot,
         addresses: Default::default(),
+        names: Vec::new(),
     })
 }
 

@@ -74,6 +74,28 @@ fn taken(vips: &Vips, stream: TcpStream) -> (SocketAddr, SocketAddr) {
     (SocketAddr::new(from.ip().to_canonical(), from.port()), to)
 }
 
+/// As where Docker's own resolver is, which listens on another port of the address.
+#[tokio::test]
+async fn of_an_address_for_names_one_port_alone_comes_to_the_listener() {
+    let Some(stage) = Stage::new() else { return };
+    let entrances = entrances();
+    let mut vips = open(&stage, &entrances).await;
+    let names = LocalAddresses {
+        names: vec!["127.0.0.11".parse().unwrap()],
+        ..local(&[])
+    };
+    vips.set(&entrances, &names).await.unwrap();
+    let other = stage.task.run(|| TcpListener::bind("127.0.0.11:35353")).unwrap();
+    taken(&vips, connect(&stage.task, "127.0.0.11:53").unwrap());
+    let stream = connect(&stage.task, "127.0.0.11:35353").unwrap();
+    let (_, from) = other.accept().unwrap();
+    assert_eq!(from, stream.local_addr().unwrap());
+    let refused = connect(&stage.task, "127.0.0.11:54").unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    vips.set(&entrances, &local(&[])).await.unwrap();
+    assert!(connect(&stage.task, "127.0.0.11:53").is_err());
+}
+
 #[tokio::test]
 async fn any_port_of_an_address_comes_to_the_listener() {
     let Some(stage) = Stage::new() else { return };
@@ -336,8 +358,8 @@ async fn what_is_refused_and_what_is_passed_stand_within_what_is_taken() {
         refused: vec![net("10.200.1.0/24")],
         passed: vec![net("127.0.0.0/8"), net("10.9.0.2/32")],
         routed: vec![net("0.0.0.0/0")],
-        bound: vec![],
         sources: vec![own(TASK)],
+        ..LocalAddresses::default()
     };
     vips.set(&entrances, &everything).await.unwrap();
     for to in ["192.0.2.1:80", "10.200.1.4:8000"] {

@@ -10,6 +10,7 @@ mod inside;
 mod isolation;
 mod jobs;
 mod names;
+mod resolver;
 mod rest;
 pub mod rig;
 mod soak;

@@ -1,7 +1,7 @@
 //! From inside tasks, the services of their networks by name and by address: what `docker network create` and `--network`
 //! promise, on both runtimes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use super::rig::{self, LONG, Own, Tasks};
@@ -70,11 +70,13 @@ fn names(name: &str, tasks: Tasks) {
         "api",
         &[
             "--network",
-            "name=front,alias=backend",
+            "name=front,alias=backend,alias=Api.example.test",
             "--network",
             "back",
             "--replicas",
             "2",
+            "--hostname",
+            "api-{{.Task.Slot}}",
         ],
     );
     create("web", &["--network", "front", "--publish", "8080:80"]);
@@ -128,6 +130,40 @@ fn names(name: &str, tasks: Tasks) {
     assert_eq!(dig(web, "backend"), front);
     assert_eq!(dig(web, "API"), front);
     assert_eq!(dig(web, "+tcp api"), front);
+    for words in [
+        "@127.0.0.11 api",
+        "+tcp @127.0.0.11 api",
+        "api.example.test",
+        "api.example.test.front",
+    ] {
+        assert_eq!(dig(web, words), front, "{words}");
+    }
+    assert_eq!(dig(lone, "api.example.test"), "", "an alias is of one network");
+    // Each task has names of its own: by its slot, its hostname, its container's short id.
+    let of_api: BTreeSet<String> = dig(web, "tasks.api.example.test").lines().map(str::to_owned).collect();
+    for names in [
+        ["1.api", "2.api"],
+        ["1.backend.front", "2.api.example.test"],
+        ["api-1", "API-2.front"],
+    ] {
+        assert_eq!(
+            names.map(|name| dig(web, name)).into_iter().collect::<BTreeSet<_>>(),
+            of_api,
+            "{names:?}"
+        );
+        assert_eq!(dig(web, names[0]), dig(web, "1.api"), "{names:?}");
+    }
+    assert_eq!(dig(web, "3.api"), "");
+    assert_eq!(dig(lone, "1.web"), "");
+    let format = "{{.Status.ContainerStatus.ContainerID}}";
+    let task = own.docker(&["service", "ps", "-q", "lone"]);
+    let short_id: String = own
+        .docker(&["inspect", "--type", "task", "-f", format, &task])
+        .chars()
+        .take(12)
+        .collect();
+    assert_eq!(dig(api, &short_id), dig(lone, "tasks.lone"), "{short_id}");
+    assert_eq!(dig(web, &short_id), "");
     assert_ne!(dig(lone, "api"), front);
     assert_eq!(dig(lone, "backend"), "");
     assert_eq!(dig(web, "tasks.api").lines().count(), 2);
