@@ -366,6 +366,13 @@ impl Containers {
         {
             tracing::warn!(%task, "other containers of the engine reach it, and it them: {}", chain(&error));
         }
+        // One with the host's network has no address of its own.
+        if let Some(place) = sandbox::lone_place(container)
+            && let Err(Failure(reason)) = self.networks.open(task, place).await
+            && is_running(container)
+        {
+            tracing::debug!(%task, "names are not answered at 127.0.0.11: {reason}");
+        }
     }
 
     async fn find_sandbox(&self, task: &Id) -> Result<Option<ContainerInspectResponse>, Error> {

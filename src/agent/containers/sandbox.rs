@@ -203,6 +203,23 @@ pub(super) fn place(sandbox: &ContainerInspectResponse) -> Option<TaskPlace> {
     })
 }
 
+/// The same of a container that is on no network of the swarm: names are answered in it, where Docker's are.
+pub(super) fn lone_place(container: &ContainerInspectResponse) -> Option<TaskPlace> {
+    let host = container.host_config.as_ref()?;
+    let nameservers = host.dns.iter().flatten();
+    let nameserver = |text: &String| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT));
+    Some(TaskPlace {
+        netns: netns::of_container(container.state.as_ref()?.pid?)?,
+        networks: Vec::new(),
+        address: Some(bridge_address(container)?),
+        addresses: Vec::new(),
+        is_closed: false,
+        is_internal: false,
+        has_dns: true,
+        nameservers: nameservers.filter_map(nameserver).collect(),
+    })
+}
+
 /// Where a task's program is reached: at its own first address, or at the one on the engine's bridge where it was given none.
 pub(super) fn address(container: &ContainerInspectResponse) -> Option<IpAddr> {
     let own = addresses(container).first().map(IpNet::addr);

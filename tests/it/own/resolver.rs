@@ -43,6 +43,49 @@ fn answers(own: &Own, url: &str) -> BTreeSet<String> {
     (0..8).filter_map(|_| one()).collect()
 }
 
+/// As Docker has it in what publishes a port: on no network that a user made.
+#[test]
+fn a_container_on_no_network_asks_dockers_resolver_too() {
+    let Some(mut own) = rig::up("resolver-c", Tasks::Containers) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.docker(&[
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "plain",
+        "--publish",
+        "8080:80",
+        "nginx:latest",
+    ]);
+    own.wait_for("plain", LONG, || pid_of(&own, "plain").is_some());
+    for way in ["+notcp", "+tcp"] {
+        own.wait_for("somebody who answers", LONG, || {
+            let pid = pid_of(&own, "plain").unwrap().to_string();
+            let words = [
+                "-t",
+                &pid,
+                "-n",
+                "dig",
+                "@127.0.0.11",
+                "+tries=1",
+                "+time=5",
+                way,
+                "nobody.invalid",
+            ];
+            let out = std::process::Command::new("nsenter").args(words).output().unwrap();
+            // There is nobody to be asked from here: that is an answer.
+            String::from_utf8_lossy(&out.stdout).contains("status: ")
+        });
+    }
+    let services = own.docker(&["service", "rm", "plain"]);
+    assert_eq!(services, "plain");
+    own.wait_for("all to end", LONG, || own.living_tasks().is_empty());
+}
+
 #[test]
 fn nginx_and_haproxy_find_services_by_dockers_resolver() {
     let Some(mut own) = rig::up("resolver", Tasks::Processes) else {
