@@ -7,6 +7,7 @@
 mod backend;
 mod engine;
 mod find;
+mod network_view;
 mod outside;
 mod resources;
 mod router;

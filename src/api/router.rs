@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::backend::Backend;
-use super::resources::{events, logs, networks, nodes, payloads, services, swarm, system, tasks};
+use super::resources::{containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks};
 use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, RequestBody, Version};
 
 /// Leads requests to whoever answers them.
@@ -116,6 +116,10 @@ impl Router {
             ["nodes", id] if delete => nodes::remove(backend, id),
             ["nodes", id, "update"] if post => nodes::update(backend, asked, id).await,
             ["configs" | "secrets", rest @ ..] => payloads::dispatch(backend, asked, rest).await,
+            ["containers", "create"] if post => containers::create(backend, asked, version).await,
+            ["networks", id, what @ ("connect" | "disconnect")] if post => {
+                containers::join(backend, asked, id, what, version).await
+            }
             ["networks", rest @ ..] => networks::dispatch(backend, asked, rest, version).await,
             _ => Err(ApiError::page_not_found()),
         }
@@ -127,8 +131,7 @@ fn is_ours(method: &Method, path: &[&str]) -> bool {
     match path {
         ["_ping" | "version" | "info" | "events"] => true,
         ["swarm" | "services" | "tasks" | "nodes" | "configs" | "secrets", ..] => true,
-        // Containers join and leave networks of the engine.
-        ["networks", _, "connect" | "disconnect"] | ["networks", "prune"] => false,
+        ["containers", "create"] => *method == Method::POST,
         ["networks", ..] => matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE),
         _ => false,
     }

@@ -3,9 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::swarm::{
-    Meta, Mode, Network, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskAddress, TaskSpec, TaskState,
-};
+use super::network_view;
+use crate::model::swarm::{Meta, Mode, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskSpec, TaskState};
 use crate::store::Snapshot;
 
 /// Where other nodes will find this one.
@@ -215,45 +214,11 @@ pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> V
     if let Some(run) = &task.job {
         all["JobIteration"] = iteration(run.iteration);
     }
-    let attachment = |own: &TaskAddress| {
-        let network = snapshot.network(own.network.as_str());
-        json!({
-            "Network": network.map_or_else(|| json!({ "ID": own.network }), |network| attached_network(network)),
-            "Addresses": [format!("{}/{}", own.addr, own.prefix)],
-        })
-    };
-    if !task.addresses.is_empty() {
-        all["NetworksAttachments"] = task.addresses.iter().map(attachment).collect();
+    let attachments = network_view::attachments(snapshot, task);
+    if !attachments.is_empty() {
+        all["NetworksAttachments"] = json!(attachments);
     }
     all
-}
-
-/// A network as tasks show it, which is another shape than its own.
-fn attached_network(network: &Network) -> Value {
-    let config = match (network.subnet, network.gateway) {
-        (Some(subnet), Some(gateway)) => json!([{ "Subnet": subnet, "Gateway": gateway }]),
-        (Some(subnet), None) => json!([{ "Subnet": subnet }]),
-        (None, _) => json!([]),
-    };
-    let driver = json!({ "Name": network.driver });
-    with_meta(
-        network.id.as_str(),
-        &network.meta,
-        json!({
-            "Spec": {
-                "Name": network.name,
-                "Labels": network.labels,
-                "DriverConfiguration": driver,
-                "Internal": network.is_internal,
-                "Attachable": network.is_attachable,
-                "Ingress": network.is_ingress,
-                "IPAMOptions": { "Driver": { "Name": "default" } },
-                "Scope": "swarm",
-            },
-            "DriverState": { "Name": network.driver, "Options": network.options },
-            "IPAMOptions": { "Driver": { "Name": "default" }, "Configs": config },
-        }),
-    )
 }
 
 pub(super) fn node(node: &Node) -> Value {
@@ -282,54 +247,6 @@ pub(super) fn node(node: &Node) -> Value {
         });
     }
     all
-}
-
-pub(super) fn network(network: &Network) -> Value {
-    let config = match (network.subnet, network.gateway) {
-        (Some(subnet), Some(gateway)) => json!([{ "Subnet": subnet, "Gateway": gateway }]),
-        (Some(subnet), None) => json!([{ "Subnet": subnet }]),
-        (None, _) => json!([]),
-    };
-    json!({
-        "Name": network.name,
-        "Id": network.id,
-        "Created": network.meta.created_at.to_string(),
-        "Scope": "swarm",
-        "Driver": network.driver,
-        "EnableIPv4": true,
-        "EnableIPv6": network.ipv6,
-        "IPAM": { "Driver": "default", "Options": {}, "Config": config },
-        "Internal": network.is_internal,
-        "Attachable": network.is_attachable,
-        "Ingress": network.is_ingress,
-        "ConfigFrom": { "Network": "" },
-        "ConfigOnly": false,
-        "Containers": null,
-        "Options": network.options,
-        "Labels": network.labels,
-    })
-}
-
-/// The node's own network, which is there without being made, and has its name for an id.
-pub(super) fn host_network() -> Value {
-    json!({
-        "Name": "host",
-        "Id": "host",
-        "Created": "0001-01-01T00:00:00Z",
-        "Scope": "swarm",
-        "Driver": "host",
-        "EnableIPv4": true,
-        "EnableIPv6": false,
-        "IPAM": { "Driver": "default", "Options": {}, "Config": [] },
-        "Internal": false,
-        "Attachable": false,
-        "Ingress": false,
-        "ConfigFrom": { "Network": "" },
-        "ConfigOnly": false,
-        "Containers": null,
-        "Options": {},
-        "Labels": {},
-    })
 }
 
 /// `data`: only configs ever show theirs.

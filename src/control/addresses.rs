@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
-
 use super::draft::Draft;
 use super::{Context, Plan};
 use crate::model::swarm::{Id, Network, Task, TaskAddress, TaskState};
@@ -98,8 +96,9 @@ impl Free {
                 return Err(none("it has no subnet, since the swarm's address pool is used up"));
             };
             let taken = self.taken.get(&network.id);
-            let Some(addr) = next(subnet, network.gateway, taken) else {
-                return Err(none(&format!("no address is left in {subnet}")));
+            let Some(addr) = next(network, taken) else {
+                let of = network.range.unwrap_or(subnet);
+                return Err(none(&format!("no address is left in {of}")));
             };
             given.push(TaskAddress {
                 network: network.id.clone(),
@@ -120,16 +119,11 @@ impl Free {
 
 /// The one after the last that is taken, so that one that was just given back rests; in a subnet that was gone through, the
 /// first that is free.
-fn next(subnet: Ipv4Net, gateway: Option<Ipv4Addr>, taken: Option<&BTreeSet<Ipv4Addr>>) -> Option<Ipv4Addr> {
-    let is_free = |addr: &Ipv4Addr| Some(*addr) != gateway && !taken.is_some_and(|taken| taken.contains(addr));
+fn next(network: &Network, taken: Option<&BTreeSet<Ipv4Addr>>) -> Option<Ipv4Addr> {
+    let is_taken = |addr: &Ipv4Addr| taken.is_some_and(|taken| taken.contains(addr));
+    let is_free = |addr: &Ipv4Addr| !is_taken(addr) && network.reserved().all(|reserved| reserved != *addr);
     let after = taken.and_then(|taken| taken.last()).map_or(0, |last| u32::from(*last));
-    let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
-    // First and last of a subnet mean the subnet, where there are others.
-    let (first, last) = if last - first > 1 {
-        (first + 1, last - 1)
-    } else {
-        (first, last)
-    };
+    let (first, last) = network.hosts()?.into_inner();
     let above = (after.max(first)..=last).map(Ipv4Addr::from).find(is_free);
     above.or_else(|| (first..=last).map(Ipv4Addr::from).find(is_free))
 }
@@ -138,6 +132,7 @@ fn next(subnet: Ipv4Net, gateway: Option<Ipv4Addr>, taken: Option<&BTreeSet<Ipv4
 mod tests {
     use std::time::Duration;
 
+    use ipnet::Ipv4Net;
     use serde_json::json;
 
     use super::super::testing::{World, network, replicated, seconds, spec};
@@ -206,6 +201,31 @@ mod tests {
                 .any(|task| waiting.iter().any(|waiting| waiting.id == task.id))
         );
         assert!(now.iter().all(|task| task.status.error.is_none()));
+    }
+
+    #[test]
+    fn of_a_range_only_what_nobody_has_is_given() {
+        let mut world = world("10.9.0.0/24", 1);
+        let mut app = (*world.snapshot.networks().next().unwrap().clone()).clone();
+        app.range = Some("10.9.0.128/29".parse().unwrap());
+        app.auxiliary = [("printer".to_owned(), Ipv4Addr::new(10, 9, 0, 130))].into();
+        world.put(Object::Network(Arc::new(app)));
+        let web = create(&mut world, "web", "good", 8);
+        world.run_for(seconds(20));
+        let service = world.snapshot.service(web.as_str()).unwrap().clone();
+        let mut given = addrs(&world.serving(&web));
+        given.extend(service.endpoint.vips.iter().map(|vip| vip.addr));
+        given.sort_unstable();
+        let all = [128, 129, 131, 132, 133, 134, 135].map(|n| Ipv4Addr::new(10, 9, 0, n));
+        assert_eq!(given, all);
+        let waiting = world
+            .tasks(&web)
+            .into_iter()
+            .filter_map(|task| task.status.error.clone());
+        assert_eq!(
+            waiting.collect::<BTreeSet<_>>(),
+            BTreeSet::from(["network app: no address is left in 10.9.0.128/29".to_owned()])
+        );
     }
 
     #[test]

@@ -81,9 +81,7 @@ impl Supply {
         }
         let has_left = |network: &&Arc<Network>| {
             let n_used = used.get(&network.id).copied().unwrap_or(0);
-            network
-                .subnet
-                .is_some_and(|subnet| n_used < n_addrs(subnet, network.gateway))
+            n_used < n_addrs(network)
         };
         let networks = networks.values().filter(has_left);
         let mut supply = Supply {
@@ -112,21 +110,16 @@ impl Supply {
     }
 }
 
-/// How many services can have an address of it.
-fn n_addrs(subnet: Ipv4Net, gateway: Option<Ipv4Addr>) -> usize {
-    let (first, last) = ends(subnet);
-    let n = usize::try_from(u64::from(last) + 1 - u64::from(first)).unwrap_or(usize::MAX);
-    let is_one = gateway.is_some_and(|gateway| (first..=last).contains(&u32::from(gateway)));
-    n - usize::from(is_one)
-}
-
-/// The first and the last address that a host may have.
-fn ends(subnet: Ipv4Net) -> (u32, u32) {
-    let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
-    match subnet.prefix_len() {
-        31 | 32 => (first, last),
-        _ => (first + 1, last - 1),
-    }
+/// How many services and tasks can have an address of it.
+fn n_addrs(network: &Network) -> usize {
+    let Some(hosts) = network.hosts() else { return 0 };
+    let reserved: BTreeSet<u32> = network
+        .reserved()
+        .map(u32::from)
+        .filter(|addr| hosts.contains(addr))
+        .collect();
+    let n = (u64::from(*hosts.end()) + 1).saturating_sub(u64::from(*hosts.start()));
+    usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(reserved.len())
 }
 
 /// Ports of its that are to be published and have no number.
@@ -296,8 +289,8 @@ impl Addrs {
 impl Taken {
     fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>) -> Taken {
         let addrs_of = |network: &Arc<Network>| {
-            let (next, last) = ends(network.subnet?);
-            let taken = network.gateway.map(u32::from).into_iter().collect();
+            let (next, last) = network.hosts()?.into_inner();
+            let taken = network.reserved().map(u32::from).collect();
             Some((network.id.clone(), Addrs { taken, next, last }))
         };
         let mut taken = Taken {

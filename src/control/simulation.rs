@@ -85,6 +85,8 @@ impl World {
             ipv6: false,
             subnet: None,
             gateway: None,
+            range: None,
+            auxiliary: Default::default(),
         };
         let swarm = Swarm {
             id: "swarm".into(),

@@ -97,6 +97,8 @@ pub(super) fn network(name: &str, is_ingress: bool) -> Network {
         ipv6: false,
         subnet: None,
         gateway: None,
+        range: None,
+        auxiliary: Default::default(),
     }
 }
 

@@ -33,6 +33,8 @@ fn network(id: &str, name: &str) -> Object {
         ipv6: false,
         subnet: None,
         gateway: None,
+        range: None,
+        auxiliary: Default::default(),
     }))
 }
 

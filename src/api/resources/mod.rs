@@ -1,8 +1,10 @@
 //! What may be asked for, one file for each kind. Not here: sockets, and which path leads where (`router`).
 
+pub(super) mod containers;
 pub(super) mod events;
 pub(super) mod logs;
 pub(super) mod networks;
+mod new_network;
 pub(super) mod nodes;
 pub(super) mod payloads;
 pub(super) mod services;

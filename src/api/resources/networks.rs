@@ -1,18 +1,19 @@
 //! Networks: overlay ones are the swarm's, all others the engine's.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use bollard_stubs::models::NetworkAttachmentConfig;
+use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::backend::{Backend, new_id};
+use super::new_network;
+use crate::api::backend::Backend;
+use crate::api::find;
+use crate::api::network_view::{self, PREDEFINED};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
-use crate::api::{find, validate, view};
-use crate::model::swarm::{Key, Kind, Meta, Network, Object, Time, Write};
-use crate::store::THIS_REVISION;
+use crate::model::swarm::{Key, Kind, Network, ServiceSpec, Time, Write};
+use crate::store::Snapshot;
 
 pub(in crate::api) async fn dispatch(
     backend: &Arc<Backend>,
@@ -23,25 +24,9 @@ pub(in crate::api) async fn dispatch(
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     match rest {
         [] if get => list(backend, &asked).await,
-        ["create"] if post => create(backend, asked, version).await,
-        [id] if get => {
-            let snapshot = backend.store.snapshot();
-            match find::network(&snapshot, id) {
-                Ok(network) if asked.query("scope") != Some("local") => {
-                    Ok(wire::json(StatusCode::OK, &view::network(&network)))
-                }
-                // The command line asks for it so, before it makes a service with `--network host`.
-                _ if *id == "host" && (asked.query("scope") == Some("swarm") || backend.outside.engine().is_none()) => {
-                    Ok(wire::json(StatusCode::OK, &view::host_network()))
-                }
-                found => match backend.engine.get(&format!("/networks/{}", wire::encode(id))).await {
-                    Ok(network) if asked.query("scope") != Some("swarm") => Ok(wire::json(StatusCode::OK, &network)),
-                    _ => Err(found
-                        .err()
-                        .unwrap_or_else(|| ApiError::not_found(format!("network {id} not found")))),
-                },
-            }
-        }
+        ["create"] if post => new_network::create(backend, asked, version).await,
+        ["prune"] if post => prune(backend, &asked, version).await,
+        [id] if get => inspect(backend, &asked, id).await,
         [id] if asked.method == Method::DELETE => {
             let id = (*id).to_owned();
             match find::network(&backend.store.snapshot(), &id) {
@@ -51,6 +36,9 @@ pub(in crate::api) async fn dispatch(
                         let path = format!("/networks/{}", wire::encode(&id));
                         backend.engine.send(Method::DELETE, version, &path, Vec::new()).await
                     }
+                    None if PREDEFINED.contains(&&*id) => Err(ApiError::forbidden(format!(
+                        "{id} is a pre-defined network and cannot be removed"
+                    ))),
                     None => Err(error),
                 },
             }
@@ -59,20 +47,64 @@ pub(in crate::api) async fn dispatch(
     }
 }
 
+async fn inspect(backend: &Backend, asked: &Asked, id: &str) -> Result<Answer, ApiError> {
+    let snapshot = backend.store.snapshot();
+    let scope = asked.query("scope").filter(|scope| !scope.is_empty());
+    match find::network(&snapshot, id) {
+        Ok(network) if scope != Some("local") => {
+            let shown = network_view::with_tasks(&snapshot, &network, asked.is_on("verbose"));
+            Ok(wire::json(StatusCode::OK, &shown))
+        }
+        // The command line asks for it so, before it makes a service with `--network host`.
+        _ if PREDEFINED.contains(&id)
+            && (scope == Some("swarm") && snapshot.swarm().is_some() || backend.outside.engine().is_none()) =>
+        {
+            Ok(wire::json(StatusCode::OK, &network_view::predefined(id)))
+        }
+        found => match backend.engine.get(&format!("/networks/{}", wire::encode(id))).await {
+            Ok(network) if scope != Some("swarm") => Ok(wire::json(StatusCode::OK, &network)),
+            _ => Err(found
+                .err()
+                .unwrap_or_else(|| ApiError::not_found(format!("network {id} not found")))),
+        },
+    }
+}
+
+/// Networks of a service as their clients name them, which may be by the engine's ids. Errors: one of the engine's own.
+pub(super) async fn resolve(backend: &Backend, spec: &mut ServiceSpec) -> Result<(), ApiError> {
+    let of_tasks = spec
+        .task_template
+        .as_mut()
+        .and_then(|template| template.networks.as_mut());
+    let all = of_tasks.into_iter().chain(spec.networks.as_mut()).flatten();
+    let targets: Vec<&mut String> = all.filter_map(|attachment| attachment.target.as_mut()).collect();
+    for target in targets {
+        let is_known = PREDEFINED.contains(&target.as_str())
+            || target == "none"
+            || find::network(&backend.store.snapshot(), target).is_ok();
+        if is_known || backend.outside.engine().is_none() {
+            continue;
+        }
+        let Ok(network) = backend.engine.get(&format!("/networks/{}", wire::encode(target))).await else {
+            continue;
+        };
+        let name = network["Name"].as_str().unwrap_or_default();
+        if !PREDEFINED.contains(&name) {
+            return Err(ApiError::forbidden(format!(
+                "The network {name} cannot be used with services. Only networks scoped to the swarm can be used, such as those \
+                 created with the overlay driver."
+            )));
+        }
+        *target = name.to_owned();
+    }
+    Ok(())
+}
+
 async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
     let known = ["driver", "id", "label", "name", "scope", "type", "dangling"];
     let text = asked.query("filters");
     let filters = Filters::read(text, &known)?;
     let snapshot = backend.store.snapshot();
-    let is_used = |network: &Network| {
-        let id = Some(network.id.as_str());
-        snapshot.services().any(|service| {
-            service
-                .networks()
-                .iter()
-                .any(|attachment| attachment.target.as_deref() == id)
-        })
-    };
     let matches = |network: &&Arc<Network>| {
         filters.any("driver", |driver| *driver == network.driver)
             && filters.prefix("id", network.id.as_str())
@@ -81,13 +113,15 @@ async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
             && filters.any("type", |kind| {
                 kind == if network.is_ingress { "builtin" } else { "custom" }
             })
-            && filters.any("dangling", |is| matches!(is.as_str(), "true" | "1") != is_used(network))
+            && filters.any("dangling", |is| {
+                matches!(is.as_str(), "true" | "1") != is_used(&snapshot, network)
+            })
             && filters.labels("label", |key| network.labels.get(key).map(String::as_str))
     };
     let mut networks: Vec<Value> = snapshot
         .networks()
         .filter(matches)
-        .map(|network| view::network(network))
+        .map(|network| network_view::network(network))
         .collect();
     let query = text
         .map(|text| format!("?filters={}", wire::encode(text)))
@@ -96,137 +130,6 @@ async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
         networks.extend(others);
     }
     Ok(wire::json(StatusCode::OK, &networks))
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct Create {
-    name: String,
-    driver: Option<String>,
-    scope: Option<String>,
-    #[serde(rename = "IPAM")]
-    ipam: Option<Ipam>,
-    internal: bool,
-    attachable: bool,
-    ingress: bool,
-    config_only: bool,
-    config_from: Option<ConfigFrom>,
-    #[serde(rename = "EnableIPv6")]
-    enable_ipv6: Option<bool>,
-    options: Option<HashMap<String, String>>,
-    labels: Option<HashMap<String, String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct ConfigFrom {
-    network: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct Ipam {
-    config: Option<Vec<IpamConfig>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct IpamConfig {
-    subnet: Option<String>,
-    gateway: Option<String>,
-}
-
-async fn create(backend: &Arc<Backend>, asked: Asked, version: Version) -> Result<Answer, ApiError> {
-    let (body, json) = asked.json_and_bytes().await?;
-    let wanted: Create = wire::typed(&json)?;
-    let is_swarms = wanted.driver.as_deref() == Some("overlay") || wanted.scope.as_deref() == Some("swarm");
-    if !is_swarms {
-        return backend
-            .engine
-            .send(Method::POST, version, "/networks/create", body.to_vec())
-            .await;
-    }
-    if backend.store.snapshot().swarm().is_none() {
-        return Err(ApiError::forbidden(ApiError::no_swarm().message));
-    }
-    validate::name(&wanted.name)?;
-    if wanted.config_only || wanted.config_from.is_some_and(|from| !from.network.is_empty()) {
-        return Err(ApiError::bad(
-            "overlay networks do not come from config-only ones: expected neither ConfigOnly nor ConfigFrom",
-        ));
-    }
-    if wanted.ingress {
-        return Err(ApiError::exists("an ingress network is already present"));
-    }
-    let config = wanted
-        .ipam
-        .and_then(|ipam| ipam.config)
-        .unwrap_or_default()
-        .into_iter()
-        .next()
-        .unwrap_or_default();
-    let subnet: Option<ipnet::Ipv4Net> = match config.subnet.filter(|subnet| !subnet.is_empty()) {
-        Some(text) => Some(text.parse().map_err(|_| {
-            ApiError::bad(format!(
-                "invalid subnet {text}: expected an IPv4 network such as 10.0.9.0/24"
-            ))
-        })?),
-        None => None,
-    };
-    let gateway: Option<Ipv4Addr> = match config.gateway.filter(|gateway| !gateway.is_empty()) {
-        Some(text) => {
-            let gateway = text.parse().ok();
-            let is_inside = |gateway: &Ipv4Addr| subnet.is_none_or(|subnet| subnet.contains(gateway));
-            let wrong = || {
-                ApiError::bad(format!(
-                    "invalid gateway address {text}: expected an IPv4 address of the subnet"
-                ))
-            };
-            Some(gateway.filter(is_inside).ok_or_else(wrong)?)
-        }
-        None => subnet.and_then(|subnet| subnet.hosts().next()),
-    };
-    let sorted = |map: Option<HashMap<String, String>>| map.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
-    let (labels, options) = (sorted(wanted.labels), sorted(wanted.options));
-    let id = new_id();
-    backend
-        .update(|snapshot| {
-            find::swarm(snapshot)?;
-            let overlaps = |other: &ipnet::Ipv4Net| {
-                subnet.is_some_and(|subnet| subnet.contains(&other.network()) || other.contains(&subnet.network()))
-            };
-            if let Some(other) = snapshot
-                .networks()
-                .find(|network| network.subnet.as_ref().is_some_and(overlaps))
-            {
-                return Err(ApiError::invalid(format!(
-                    "Pool overlaps with other one on this address space: network {}",
-                    other.name
-                )));
-            }
-            let now = Time::now();
-            let network = Network {
-                id: id.clone(),
-                meta: Meta {
-                    version: THIS_REVISION,
-                    created_at: now,
-                    updated_at: now,
-                },
-                name: wanted.name.clone(),
-                labels: labels.clone(),
-                driver: "overlay".to_owned(),
-                options: options.clone(),
-                is_internal: wanted.internal,
-                is_attachable: wanted.attachable,
-                is_ingress: false,
-                ipv6: wanted.enable_ipv6.unwrap_or(false),
-                subnet,
-                gateway,
-            };
-            Ok((vec![Write::Put(Object::Network(Arc::new(network)))], ()))
-        })
-        .await?;
-    Ok(wire::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
 }
 
 async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
@@ -240,17 +143,90 @@ async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
                     network.id
                 )));
             }
-            let uses = |attachment: &bollard_stubs::models::NetworkAttachmentConfig| {
-                attachment.target.as_deref() == Some(network.id.as_str())
-            };
-            if let Some(service) = snapshot.services().find(|service| service.networks().iter().any(uses)) {
-                return Err(ApiError::precondition(format!(
-                    "network {} is in use by service {}",
-                    network.id, service.id
-                )));
+            if let Some(user) = user_of(snapshot, &network) {
+                let id = &network.id;
+                return Err(ApiError::precondition(format!("network {id} is in use by {user}")));
             }
             Ok((vec![Write::Remove(Key::new(Kind::Network, &network.id))], ()))
         })
         .await?;
     Ok(wire::empty(StatusCode::NO_CONTENT))
+}
+
+/// Who keeps a network from being removed. What of a service is about to end does not.
+fn user_of(snapshot: &Snapshot, network: &Network) -> Option<String> {
+    let id = Some(network.id.as_str());
+    let uses = |attachment: &NetworkAttachmentConfig| attachment.target.as_deref() == id;
+    let mut services = snapshot.services();
+    if let Some(service) = services.find(|service| service.networks().iter().any(uses)) {
+        return Some(format!("service {}", service.id));
+    }
+    let mut tasks = snapshot.tasks().filter(|task| task.is_live());
+    let task = tasks.find(|task| task.spec.networks.iter().flatten().any(uses))?;
+    Some(format!("task {}", task.id))
+}
+
+fn is_used(snapshot: &Snapshot, network: &Network) -> bool {
+    user_of(snapshot, network).is_some()
+}
+
+/// Removes the swarm's networks that nobody uses, and has the engine do so with its own.
+async fn prune(backend: &Arc<Backend>, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+    let text = asked.query("filters");
+    let filters = Filters::read(text, &["label", "label!", "until"])?;
+    let until = match filters.values("until") {
+        [] => None,
+        [until] => Some(moment(until)?),
+        _ => return Err(ApiError::bad("more than one until filter specified")),
+    };
+    let mut deleted = Vec::new();
+    if backend.store.snapshot().swarm().is_some() {
+        let pruned = backend.update(|snapshot| {
+            let is_meant = |network: &&Arc<Network>| {
+                let label = |key: &str| network.labels.get(key).map(String::as_str);
+                let is_unwanted = |wanted: &String| {
+                    let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
+                    label(key).is_some_and(|found| value.is_empty() || found == value)
+                };
+                !network.is_ingress
+                    && until.is_none_or(|until| network.meta.created_at <= until)
+                    && filters.labels("label", label)
+                    && !filters.values("label!").iter().any(is_unwanted)
+                    && !is_used(snapshot, network)
+            };
+            let networks: Vec<&Arc<Network>> = snapshot.networks().filter(is_meant).collect();
+            let writes = networks
+                .iter()
+                .map(|network| Write::Remove(Key::new(Kind::Network, &network.id)));
+            let names: Vec<String> = networks.iter().map(|network| network.name.clone()).collect();
+            Ok((writes.collect(), names))
+        });
+        deleted = pruned.await?.1;
+    }
+    if backend.outside.engine().is_some() {
+        let query = text.map(|text| format!("?filters={}", wire::encode(text)));
+        let path = format!("/networks/prune{}", query.unwrap_or_default());
+        let answer = backend.engine.send(Method::POST, version, &path, Vec::new()).await?;
+        if !answer.status().is_success() {
+            return Ok(answer);
+        }
+        let body = answer.into_body().collect().await;
+        let body = body.map_err(|error| ApiError::gateway(error.to_string()))?.to_bytes();
+        let said: Value = serde_json::from_slice(&body).map_err(|error| ApiError::gateway(error.to_string()))?;
+        let names = said["NetworksDeleted"].as_array().into_iter().flatten();
+        deleted.extend(names.filter_map(|name| name.as_str().map(str::to_owned)));
+    }
+    let deleted = Some(deleted).filter(|deleted| !deleted.is_empty());
+    Ok(wire::json(StatusCode::OK, &json!({ "NetworksDeleted": deleted })))
+}
+
+/// A time, or how long ago it was.
+fn moment(text: &str) -> Result<Time, ApiError> {
+    match humantime::parse_duration(text) {
+        Ok(ago) => {
+            let nanos = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+            Ok(Time(Time::now().0.saturating_sub(nanos)))
+        }
+        Err(_) => wire::parse_time("until", text),
+    }
 }

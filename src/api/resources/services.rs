@@ -7,6 +7,7 @@ use bollard_stubs::models::{EndpointSpecModeEnum, ServiceSpecMode, ServiceSpecMo
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
+use super::networks;
 use crate::api::backend::{Backend, new_id};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json, Version};
 use crate::api::{find, validate, view};
@@ -133,6 +134,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
     find::swarm(&backend.store.snapshot())?;
     let registry_auth = registry_auth(&asked)?;
     let mut spec = spec_of(asked).await?;
+    networks::resolve(backend, &mut spec).await?;
     if spec.name.as_deref().unwrap_or_default().is_empty() {
         spec.name = Some(random_name());
     }
@@ -236,7 +238,8 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
     };
     let registry_auth = registry_auth(&asked)?;
     find::swarm(&backend.store.snapshot())?;
-    let spec = spec_of(asked).await?;
+    let mut spec = spec_of(asked).await?;
+    networks::resolve(backend, &mut spec).await?;
     backend
         .update(|snapshot| {
             find::swarm(snapshot)?;

@@ -186,6 +186,8 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
                 ipv6: false,
                 subnet: None,
                 gateway: None,
+                range: None,
+                auxiliary: Default::default(),
             };
             let writes = vec![
                 Write::Put(Object::Swarm(Arc::new(swarm))),

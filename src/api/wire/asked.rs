@@ -59,27 +59,8 @@ impl Asked {
 
     /// Seconds since 1970, with or without a fraction, or RFC 3339.
     pub(in crate::api) fn time(&self, key: &str) -> Result<Option<Time>, ApiError> {
-        let Some(text) = self.query(key).filter(|text| !text.is_empty() && *text != "0") else {
-            return Ok(None);
-        };
-        let wrong = || {
-            ApiError::bad(format!(
-                "invalid {key} \"{text}\": expected seconds since 1970 or a time as RFC 3339 has it"
-            ))
-        };
-        if let Ok(at) = humantime::parse_rfc3339_weak(text) {
-            return Ok(Some(at.into()));
-        }
-        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
-        let nanos: u64 = match fraction {
-            "" => 0,
-            fraction => format!("{fraction:0<9}")
-                .get(..9)
-                .and_then(|digits| digits.parse().ok())
-                .ok_or_else(wrong)?,
-        };
-        Ok(Some(Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))))
+        let text = self.query(key).filter(|text| !text.is_empty() && *text != "0");
+        text.map(|text| parse_time(key, text)).transpose()
     }
 
     /// The body as JSON. Errors: it is too long, too slow, or no such JSON.
@@ -120,6 +101,28 @@ impl Asked {
     pub(in crate::api) async fn no_body(self) -> Result<(), ApiError> {
         self.bodies.read(self.caller, self.body).await.map(drop)
     }
+}
+
+/// Seconds since 1970, with or without a fraction, or RFC 3339.
+pub(in crate::api) fn parse_time(key: &str, text: &str) -> Result<Time, ApiError> {
+    let wrong = || {
+        ApiError::bad(format!(
+            "invalid {key} \"{text}\": expected seconds since 1970 or a time as RFC 3339 has it"
+        ))
+    };
+    if let Ok(at) = humantime::parse_rfc3339_weak(text) {
+        return Ok(at.into());
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
+    let nanos: u64 = match fraction {
+        "" => 0,
+        fraction => format!("{fraction:0<9}")
+            .get(..9)
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(wrong)?,
+    };
+    Ok(Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
 }
 
 /// The user whose program asks, by number.

@@ -17,7 +17,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-pub(super) use asked::{Asked, Caller};
+pub(super) use asked::{Asked, Caller, parse_time};
 pub(super) use body::{Bodies, RequestBody, typed};
 pub(super) use error::ApiError;
 pub(super) use filters::Filters;

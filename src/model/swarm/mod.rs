@@ -409,6 +409,32 @@ pub struct Network {
     pub subnet: Option<ipnet::Ipv4Net>,
     #[serde(default)]
     pub gateway: Option<Ipv4Addr>,
+    /// What of the subnet services and tasks have addresses from, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<ipnet::Ipv4Net>,
+    /// Addresses that are somebody else's, by what he is called.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub auxiliary: BTreeMap<String, Ipv4Addr>,
+}
+
+impl Network {
+    /// What services and tasks have addresses from, as numbers, but for those that are reserved. `None`: it has no subnet yet.
+    pub fn hosts(&self) -> Option<std::ops::RangeInclusive<u32>> {
+        let subnet = self.subnet?;
+        let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
+        // First and last of a subnet mean the subnet, where there are others.
+        let (first, last) = match last - first > 1 {
+            true => (first + 1, last - 1),
+            false => (first, last),
+        };
+        let range = self.range.unwrap_or(subnet);
+        Some(first.max(u32::from(range.network()))..=last.min(u32::from(range.broadcast())))
+    }
+
+    /// The addresses that nobody is given.
+    pub fn reserved(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.gateway.into_iter().chain(self.auxiliary.values().copied())
+    }
 }
 
 /// A config or a secret: bytes that tasks get as files. Only the labels ever change.

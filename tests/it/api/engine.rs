@@ -164,6 +164,16 @@ async fn answer(state: Arc<State>, mut request: Request<Incoming>) -> Answer {
         ),
         ("GET", "/networks") => full(200, json!([{ "Name": "bridge", "Id": "b1", "Driver": "bridge", "Scope": "local" }]).to_string()),
         ("GET", "/networks/bridge") => full(200, json!({ "Name": "bridge", "Id": "b1", "Scope": "local" }).to_string()),
+        ("GET", "/networks/h1") => full(200, json!({ "Name": "host", "Id": "h1", "Scope": "local" }).to_string()),
+        ("GET", "/networks/mine") => full(200, json!({ "Name": "mine", "Id": "m1", "Scope": "local" }).to_string()),
+        ("POST", "/networks/mine/connect") => full(200, ""),
+        ("POST", "/containers/create") => {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let body = request.collect().await.unwrap().to_bytes();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            full(201, json!({ "Id": "c9", "Body": body, "Query": query }).to_string())
+        }
+        ("POST", "/networks/prune") => full(200, json!({ "NetworksDeleted": ["of-engine"] }).to_string()),
         ("POST", "/networks/create") => {
             let body = request.collect().await.unwrap().to_bytes();
             let body: Value = serde_json::from_slice(&body).unwrap();
@@ -294,7 +304,8 @@ fn answers_about_the_whole_join_both() {
         "bridge local\ningress swarm"
     );
     assert_eq!(rig.get("/networks/bridge").json()["Id"], "b1");
-    assert_eq!(rig.get("/networks/bridge?scope=swarm").status, 404);
+    assert_eq!(rig.get("/networks/bridge?scope=swarm").json()["Id"], "bridge");
+    assert_eq!(rig.get("/networks/none?scope=swarm").status, 404);
     assert_eq!(
         rig.post("/networks/create", &json!({ "Name": "local" })).json()["Warning"],
         "local"

@@ -903,8 +903,8 @@ fn of_everything_else() {
                 "POST",
                 "/networks/create",
                 json!({ "Name": "n", "Driver": "overlay", "ConfigOnly": true }),
-                400,
-                "config-only",
+                501,
+                "no Docker Engine",
             ),
             // What only an engine could do.
             ("GET", "/containers/json", Value::Null, 501, "no Docker Engine"),

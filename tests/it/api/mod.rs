@@ -7,6 +7,7 @@ mod engine;
 mod errors;
 mod events;
 mod logs;
+mod networks;
 mod rig;
 mod shapes;
 mod spelling;

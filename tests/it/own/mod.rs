@@ -3,6 +3,7 @@
 mod api;
 mod clients;
 mod declared;
+mod discovery;
 mod engine;
 mod host;
 mod hour;
