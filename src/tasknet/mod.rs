@@ -71,7 +71,7 @@ impl TaskNets {
 
     /// Makes a task's network ready. For a task that has one already this replaces it; connections that stand go on.
     ///
-    /// Time: two visits to the namespace, three where names are answered. Costs three descriptors, or four.
+    /// Time: two visits to the namespace, three where names are answered. Costs three descriptors, or five.
     /// Errors: the namespace is gone or may not be entered; a privilege is missing; a program there has the port for names.
     pub async fn open(&self, task: &str, place: TaskPlace) -> Result<(), OpenError> {
         let task: Arc<str> = task.into();
