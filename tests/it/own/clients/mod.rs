@@ -32,8 +32,8 @@ fn installed(name: &str, install: impl FnOnce(&Path) -> Command) -> Option<PathB
     }
 }
 
-pub(super) fn from_pypi(package: &str) -> Option<PathBuf> {
-    installed(package, |dir| {
+pub(super) fn from_pypi(name: &str, packages: &[&str]) -> Option<PathBuf> {
+    installed(name, |dir| {
         let mut command = Command::new("python3");
         command
             .args([
@@ -45,7 +45,7 @@ pub(super) fn from_pypi(package: &str) -> Option<PathBuf> {
                 "--target",
             ])
             .arg(dir)
-            .arg(package);
+            .args(packages);
         command
     })
 }
@@ -87,13 +87,15 @@ fn goes_through(name: &str, program: &str, script: &str, variable: &str, librari
 
 #[test]
 fn docker_py() {
-    let Some(libraries) = from_pypi("docker") else { return };
+    let Some(libraries) = from_pypi("docker", &["docker"]) else {
+        return;
+    };
     goes_through("docker-py", "python3", "docker_py.py", "PYTHONPATH", &libraries);
 }
 
 #[test]
 fn aiodocker() {
-    let Some(libraries) = from_pypi("aiodocker") else {
+    let Some(libraries) = from_pypi("aiodocker", &["aiodocker"]) else {
         return;
     };
     goes_through("aiodocker", "python3", "aio.py", "PYTHONPATH", &libraries);
@@ -109,4 +111,44 @@ fn dockerode() {
         "NODE_PATH",
         &libraries.join("node_modules"),
     );
+}
+
+/// Two runs, of which the second changes nothing. Ansible with its collections takes half a gigabyte: where ANYNODE_ANSIBLE is set.
+#[test]
+fn ansible() {
+    if std::env::var_os("ANYNODE_ANSIBLE").is_none() {
+        println!("skipped: ANYNODE_ANSIBLE is not set");
+        return;
+    }
+    let Some(libraries) = from_pypi("ansible", &["ansible", "docker", "requests"]) else {
+        return;
+    };
+    let Some(mut own) = rig::up("ansible", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    let play = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/own/clients/play.yml");
+    let recap = || {
+        let mut command = own.inside("timeout");
+        command
+            .args(["300", "python3", "-m", "ansible", "playbook", "-i", "localhost,"])
+            .arg("-e")
+            .arg(format!("host=unix://{}", own.socket().display()))
+            .arg(&play)
+            .env("PYTHONPATH", &libraries)
+            .env("HOME", own.dir());
+        let out = command.output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            out.status.success(),
+            "{text}{}{}",
+            String::from_utf8_lossy(&out.stderr),
+            own.log_tail()
+        );
+        text
+    };
+    let first = recap();
+    assert!(first.contains("changed=6"), "{first}");
+    let second = recap();
+    assert!(second.contains("changed=0"), "{second}");
 }
