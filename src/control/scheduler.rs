@@ -202,11 +202,29 @@ impl Reason {
             Reason::Resources => format!("insufficient resources on {n} {nodes}"),
             Reason::Constraints => format!("scheduling constraints not satisfied on {n} {nodes}"),
             Reason::Platform => format!("unsupported platform on {n} {nodes}"),
-            Reason::HostPort => format!("host-mode port already in use on {n} {nodes}"),
-            Reason::MaxReplicas => "max replicas per node limit exceed".to_owned(),
+            Reason::HostPort => format!("{HOST_PORT} on {n} {nodes}"),
+            Reason::MaxReplicas => MAX_REPLICAS.to_owned(),
         }
     }
 }
+
+/// Whether what was said of a task that has no node may be for the sake of `old`, which has its slot until the task runs: a
+/// place or a port that `old` holds itself.
+pub(super) fn is_in_the_way(old: &Task, service: &Service, said: &str) -> bool {
+    let holds_port = || {
+        let is_same = |held: &EndpointPortConfig, wanted: &EndpointPortConfig| {
+            held.published_port == wanted.published_port && held.protocol == wanted.protocol
+        };
+        let wanted = host_ports(service);
+        old.host_ports
+            .iter()
+            .any(|held| wanted.iter().any(|wanted| is_same(held, wanted)))
+    };
+    old.node.is_some() && (said.contains(MAX_REPLICAS) || said.contains(HOST_PORT) && holds_port())
+}
+
+const HOST_PORT: &str = "host-mode port already in use";
+const MAX_REPLICAS: &str = "max replicas per node limit exceed";
 
 fn fits_platform(spec: &TaskSpec, node: &Node) -> bool {
     let platforms = spec

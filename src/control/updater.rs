@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::draft::Draft;
 use super::orchestrator::{STOP_PATIENCE, new_task, waits_until};
+use super::scheduler;
 use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
@@ -98,7 +99,10 @@ impl<'a> Update<'a> {
                 {
                     self.set(draft, |update| update.n_slots = self.dirty.len() as u64);
                 }
-                UpdateState::Updating | UpdateState::RollbackStarted => self.replace(context, draft, update),
+                UpdateState::Updating | UpdateState::RollbackStarted => {
+                    self.make_way(context, draft);
+                    self.replace(context, draft, update);
+                }
                 // What failed beside an old one that was kept is tried again as the restart policy has it.
                 UpdateState::Completed | UpdateState::RollbackCompleted
                     if self.dirty.iter().all(|slot| self.has_clean(context, slot)) => {}
@@ -120,6 +124,29 @@ impl<'a> Update<'a> {
             if tasks.iter().any(|task| is_clean(task) && task.is_serving()) {
                 let old = tasks.iter().filter(|task| task.is_wanted() && !is_clean(task));
                 old.for_each(|task| draft.wish(task, TaskState::Shutdown));
+            }
+        }
+    }
+
+    /// A new one that is to start first and cannot, for a place or a port that the old one of its slot holds, would wait for
+    /// ever: the old one stops first, and that is said.
+    fn make_way(&self, context: &Context<'_>, draft: &mut Draft) {
+        for tasks in self.slots.values() {
+            let is_new = |task: &&&Arc<Task>| {
+                task.is_live() && task.status.state < TaskState::Assigned && self.is_clean(context, task)
+            };
+            let Some(said) = tasks.iter().find(is_new).and_then(|task| task.status.error.as_deref()) else {
+                continue;
+            };
+            let is_in_the_way = |task: &&&Arc<Task>| {
+                task.is_wanted() && !self.is_clean(context, task) && scheduler::is_in_the_way(task, self.service, said)
+            };
+            for old in tasks.iter().filter(is_in_the_way) {
+                draft.wish(old, TaskState::Shutdown);
+                self.set(draft, |update| {
+                    update.message =
+                        format!("update in progress: tasks stop first, as they cannot start first: {said}");
+                });
             }
         }
     }
@@ -476,6 +503,36 @@ mod tests {
                     "it is tried again only as the restart policy has it"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_cannot_start_first_for_the_sake_of_the_old_one_stops_that_first_and_says_so() {
+        for (what, said) in [
+            ("port", "host-mode port already in use"),
+            ("place", "max replicas per node limit exceed"),
+        ] {
+            let mut world = World::new(2, 1);
+            let mut value = replicated("web", "healthy:1", 2);
+            value["UpdateConfig"] = json!({ "Parallelism": 1, "Order": "start-first" });
+            match what {
+                "port" => {
+                    let port = json!({ "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host" });
+                    value["EndpointSpec"] = json!({ "Ports": [port] });
+                }
+                _ => value["TaskTemplate"]["Placement"] = json!({ "MaxReplicas": 1 }),
+            }
+            let id = world.create(spec(value));
+            world.run_for(seconds(10));
+            world.image(&id, "healthy:2");
+            let mut heard = false;
+            run_until(&mut world, |world| {
+                assert!(!world.serving(&id).is_empty(), "{what}: one after the other");
+                heard |= message(world, &id).contains(said);
+                world.update_state(&id) == Some(UpdateState::Completed)
+            });
+            assert!(heard, "{what}");
+            assert_eq!(world.serving(&id).iter().filter(|task| task.template == 2).count(), 2);
         }
     }
 
