@@ -64,10 +64,6 @@ pub(super) fn task(snapshot: &Snapshot, text: &str) -> Result<Arc<Task>, ApiErro
 
 pub(super) fn node(snapshot: &Snapshot, text: &str) -> Result<Arc<Node>, ApiError> {
     let all: Vec<&Arc<Node>> = snapshot.nodes().collect();
-    let text = match text {
-        "self" => snapshot.swarm().map_or(text, |swarm| swarm.node.as_str()),
-        text => text,
-    };
     pick(
         "node",
         text,

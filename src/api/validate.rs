@@ -1,6 +1,6 @@
 //! What is wrong with a service's spec, in Docker's words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bollard_stubs::models::{
     EndpointPortConfigPublishModeEnum as PublishMode, EndpointSpecModeEnum, HealthConfig, TaskSpec,
@@ -114,6 +114,11 @@ fn ports(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
             }
         }
         let is_ingress = port.publish_mode == Some(PublishMode::INGRESS);
+        if !is_ingress && port.published_port.unwrap_or(0) == 0 {
+            return Err(ApiError::invalid(
+                "EndpointSpec: PublishedPort 0 with PublishMode host: expected a number, since a node picks none by itself",
+            ));
+        }
         if is_ingress && matches!(endpoint.mode, Some(EndpointSpecModeEnum::DNSRR)) {
             return Err(ApiError::invalid(
                 "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
@@ -136,8 +141,8 @@ fn ports(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), ApiError> {
 fn update(spec: &ServiceSpec) -> Result<(), ApiError> {
     let update = spec.update_config.as_ref();
     let rollback = spec.rollback_config.as_ref();
-    let of_update = update.map(|c| ("UpdateConfig", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
-    let of_rollback = rollback.map(|c| ("RollbackConfig", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
+    let of_update = update.map(|c| ("update", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
+    let of_rollback = rollback.map(|c| ("rollback", c.parallelism, c.delay, c.monitor, c.max_failure_ratio));
     for (key, parallelism, delay, monitor, ratio) in [of_update, of_rollback].into_iter().flatten() {
         if delay.is_some_and(|delay| delay < 0) {
             return Err(ApiError::invalid(format!("TaskSpec: {key}-delay cannot be negative")));
@@ -175,6 +180,7 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
             "ContainerSpec: \"{image}\" is not a valid repository/tag"
         )));
     }
+    windows(&container)?;
     let mounts = container.mounts.iter().flatten();
     let of_mounts = mounts.flat_map(|mount| [mount.source.as_deref(), mount.target.as_deref()]);
     let env = container.env.iter().flatten().map(|env| Some(env.as_str()));
@@ -204,15 +210,30 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
         .reservations
         .map(|wanted| (wanted.nano_cpus, wanted.memory_bytes));
     for (cpus, memory) in [limits, reservations].into_iter().flatten() {
-        if cpus.is_some_and(|cpus| cpus != 0 && cpus < 1_000_000) {
-            let wrong = "invalid cpu value: Must be at least 1e+06 nanoCPUs";
-            return Err(ApiError::invalid(wrong));
+        if let Some(cpus) = cpus.filter(|cpus| *cpus != 0 && *cpus < 1_000_000) {
+            return Err(ApiError::invalid(format!(
+                "invalid cpu value {}: Must be at least 0.001",
+                as_go(cpus as f64 / 1e9)
+            )));
         }
-        if memory.is_some_and(|memory| memory != 0 && memory < 4 << 20) {
-            return Err(ApiError::invalid("invalid memory value: Must be at least 4MiB"));
+        if let Some(memory) = memory.filter(|memory| *memory != 0 && *memory < 4 << 20) {
+            return Err(ApiError::invalid(format!(
+                "invalid memory value {memory}: Must be at least 4MiB"
+            )));
         }
     }
     let restart = template.restart_policy.clone().unwrap_or_default();
+    let max_replicas = template.placement.as_ref().and_then(|placement| placement.max_replicas);
+    for (key, number) in [
+        ("RestartPolicy.MaxAttempts", restart.max_attempts),
+        ("Placement.MaxReplicas", max_replicas),
+    ] {
+        if let Some(number @ ..0) = number {
+            return Err(ApiError::bad(format!(
+                "invalid JSON at TaskTemplate.{key}: {number}: expected 0 or more"
+            )));
+        }
+    }
     if restart.delay.is_some_and(|delay| delay < 0) {
         return Err(ApiError::invalid("TaskSpec: restart-delay cannot be negative"));
     }
@@ -229,6 +250,67 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
             .map_err(|error| ApiError::unknown(error.to_string()))?;
     }
     Ok(())
+}
+
+/// What runs a task is one that there is, and has the spec that it needs.
+pub(super) fn runtime(template: &TaskSpec) -> Result<(), ApiError> {
+    let is_there = match template.runtime.as_deref().unwrap_or_default() {
+        "" | "container" => template.container_spec.is_some(),
+        "plugin" => template.plugin_spec.is_some(),
+        _ => return Err(ApiError::bad("unsupported runtime: expected container")),
+    };
+    match is_there {
+        true => Ok(()),
+        false => Err(ApiError::bad("mismatched Runtime and *Spec fields")),
+    }
+}
+
+/// What only Windows has is refused: nobody would keep it.
+fn windows(container: &TaskSpecContainerSpec) -> Result<(), ApiError> {
+    if let Some(isolation) = container.isolation.map(|isolation| isolation.to_string())
+        && !matches!(isolation.as_str(), "" | "default")
+    {
+        return Err(ApiError::bad(format!(
+            "invalid isolation '{isolation}' on linux: expected default"
+        )));
+    }
+    let privileges = container.privileges.as_ref();
+    let Some(credentials) = privileges.and_then(|privileges| privileges.credential_spec.as_ref()) else {
+        return Ok(());
+    };
+    let given = [
+        ("file", credentials.file.as_deref()),
+        ("registry", credentials.registry.as_deref()),
+        ("config", credentials.config.as_deref()),
+    ];
+    let given: Vec<&str> = given
+        .into_iter()
+        .filter(|(_, value)| value.is_some_and(|value| !value.is_empty()))
+        .map(|(key, _)| key)
+        .collect();
+    Err(ApiError::bad(match given.as_slice() {
+        [] => "invalid CredentialSpec: must either provide \"file\", \"registry\", or \"config\" for credential spec"
+            .to_owned(),
+        [_] => "invalid CredentialSpec: only Windows has credential specs, and this node runs linux".to_owned(),
+        [first, second] => {
+            format!("invalid CredentialSpec: cannot specify both \"{first}\" and \"{second}\" credential specs")
+        }
+        _ => {
+            "invalid CredentialSpec: cannot specify \"config\", \"file\", and \"registry\" credential specs".to_owned()
+        }
+    }))
+}
+
+/// A number as Go writes it: with an exponent where it is small.
+fn as_go(number: f64) -> String {
+    if number.abs() >= 1e-4 {
+        return number.to_string();
+    }
+    let text = format!("{number:e}");
+    match text.split_once("e-") {
+        Some((digits, exponent)) => format!("{digits}e-{exponent:0>2}"),
+        None => text,
+    }
 }
 
 /// `[host[:port]/]path[:tag][@digest]`
@@ -313,13 +395,13 @@ fn health_check(health: &HealthConfig) -> Result<(), ApiError> {
     for (key, nanos) in times {
         if nanos.is_some_and(|nanos| nanos != 0 && nanos < 1_000_000) {
             return Err(ApiError::invalid(format!(
-                "ContainerSpec: {key} in Healthcheck cannot be less than one millisecond"
+                "ContainerSpec: {key} in HealthConfig cannot be less than 1ms"
             )));
         }
     }
     if health.retries.is_some_and(|retries| retries < 0) {
         return Err(ApiError::invalid(
-            "ContainerSpec: Retries in Healthcheck cannot be negative",
+            "ContainerSpec: Retries in HealthConfig cannot be negative",
         ));
     }
     let test = health.test.as_deref().unwrap_or_default();
@@ -335,40 +417,77 @@ fn health_check(health: &HealthConfig) -> Result<(), ApiError> {
     }
 }
 
+/// What a service says of a config or a secret.
+struct Reference {
+    kind: &'static str,
+    id: String,
+    name: String,
+    /// `None`: no file is asked for.
+    target: Option<String>,
+    /// It is for the runtime alone, and no file.
+    is_for_runtime: bool,
+    /// The name of what has that id.
+    found: Option<String>,
+}
+
 /// Configs and secrets that a service names must be there, each in a place of its own.
 fn payloads(snapshot: &Snapshot, container: &TaskSpecContainerSpec) -> Result<(), ApiError> {
     let secrets = container.secrets.iter().flatten().map(|secret| {
-        let target = secret.file.as_ref().and_then(|file| file.name.clone());
-        let is_there = secret
-            .secret_id
-            .as_deref()
-            .is_some_and(|id| snapshot.secret(id).is_some());
-        ("secret", secret.secret_name.clone(), target, is_there)
+        let id = secret.secret_id.clone().unwrap_or_default();
+        Reference {
+            kind: "secret",
+            found: snapshot.secret(&id).map(|secret| secret.name.clone()),
+            id,
+            name: secret.secret_name.clone().unwrap_or_default(),
+            target: secret.file.as_ref().map(|file| file.name.clone().unwrap_or_default()),
+            is_for_runtime: false,
+        }
     });
     let configs = container.configs.iter().flatten().map(|config| {
-        let target = config.file.as_ref().and_then(|file| file.name.clone());
-        let is_there = config
-            .config_id
-            .as_deref()
-            .is_some_and(|id| snapshot.config(id).is_some());
-        ("config", config.config_name.clone(), target, is_there)
+        let id = config.config_id.clone().unwrap_or_default();
+        Reference {
+            kind: "config",
+            found: snapshot.config(&id).map(|config| config.name.clone()),
+            id,
+            name: config.config_name.clone().unwrap_or_default(),
+            target: config.file.as_ref().map(|file| file.name.clone().unwrap_or_default()),
+            is_for_runtime: config.runtime.is_some(),
+        }
     });
-    let mut targets = BTreeSet::new();
-    for (kind, name, target, is_there) in secrets.chain(configs) {
-        let name = name.unwrap_or_default();
-        if !is_there {
+    let mut targets: BTreeMap<(&str, String), String> = BTreeMap::new();
+    for reference in secrets.chain(configs) {
+        let Reference {
+            kind,
+            id,
+            name,
+            target,
+            is_for_runtime,
+            found,
+        } = reference;
+        if kind == "config" && target.is_none() && !is_for_runtime {
+            return Err(ApiError::bad("invalid Config: either File or Runtime should be set"));
+        }
+        if id.is_empty() || name.is_empty() {
+            return Err(ApiError::invalid(format!("malformed {kind} reference")));
+        }
+        if let Some(target) = target {
+            if target.is_empty() || target.split('/').any(|part| part == "..") {
+                return Err(ApiError::invalid(format!(
+                    "malformed file {kind} reference, invalid target file name provided: {target:?}"
+                )));
+            }
+            if let Some(other) = targets.insert((kind, target.clone()), name.clone()) {
+                return Err(ApiError::invalid(format!(
+                    "{kind} references '{other}' and '{name}' have a conflicting target: '{target}'"
+                )));
+            }
+        } else if !is_for_runtime {
+            return Err(ApiError::invalid(format!(
+                "malformed {kind} reference, no target provided"
+            )));
+        }
+        if found.as_ref() != Some(&name) {
             return Err(ApiError::invalid(format!("{kind} not found: {name}")));
-        }
-        let Some(target) = target else { continue };
-        if target.is_empty() || target.split('/').any(|part| part == "..") {
-            return Err(ApiError::invalid(format!(
-                "malformed file {kind} reference, invalid target file name provided: {target:?}"
-            )));
-        }
-        if !targets.insert((kind, target.clone())) {
-            return Err(ApiError::invalid(format!(
-                "{kind} references '{name}' and another have the same target file name: '{target}'"
-            )));
         }
     }
     Ok(())

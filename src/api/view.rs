@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::network_view;
-use crate::model::swarm::{Meta, Mode, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskSpec, TaskState};
+use crate::model::swarm::{Meta, Mode, Node, Payload, Service, ServiceSpec, Swarm, Task, TaskSpec, TaskState, tidy};
 use crate::store::Snapshot;
 
 /// Where other nodes will find this one.
@@ -42,19 +42,14 @@ fn member<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
     &mut object[key]
 }
 
-fn update_config(config: &mut Value) {
-    default(config, "Parallelism", json!(0));
-    default(config, "MaxFailureRatio", json!(0));
-    default(config, "Order", json!("stop-first"));
-    default(config, "FailureAction", json!("pause"));
-}
-
 fn task_spec(spec: &TaskSpec) -> Value {
     let mut spec = value(spec);
+    tidy(&mut spec, "TaskTemplate");
     default(&mut spec, "ForceUpdate", json!(0));
     default(&mut spec, "Runtime", json!("container"));
     // The command line takes it for granted.
     default(&mut spec, "ContainerSpec", json!({}));
+    default(&mut spec["ContainerSpec"], "Isolation", json!("default"));
     if let Some(container) = spec["ContainerSpec"].as_object_mut()
         && let Some(check) = container.remove("HealthCheck")
     {
@@ -65,13 +60,9 @@ fn task_spec(spec: &TaskSpec) -> Value {
 
 pub(super) fn service_spec(spec: &ServiceSpec, has_defaults: bool) -> Value {
     let mut all = value(spec);
+    tidy(&mut all, "");
     default(&mut all, "Labels", json!({}));
     all["TaskTemplate"] = task_spec(&spec.task_template.clone().unwrap_or_default());
-    for key in ["UpdateConfig", "RollbackConfig"] {
-        if all.get(key).is_some() {
-            update_config(&mut all[key]);
-        }
-    }
     if all.get("EndpointSpec").is_some() {
         default(&mut all["EndpointSpec"], "Mode", json!("vip"));
     }
@@ -82,7 +73,7 @@ pub(super) fn service_spec(spec: &ServiceSpec, has_defaults: bool) -> Value {
     let container = member(template, "ContainerSpec");
     default(container, "StopGracePeriod", json!(10_000_000_000_i64));
     default(container, "DNSConfig", json!({}));
-    default(template, "Resources", json!({ "Limits": {}, "Reservations": {} }));
+    default(template, "Resources", json!({}));
     default(template, "RestartPolicy", json!({}));
     let restart = member(template, "RestartPolicy");
     default(restart, "Condition", json!("any"));
@@ -92,15 +83,20 @@ pub(super) fn service_spec(spec: &ServiceSpec, has_defaults: bool) -> Value {
     for key in ["UpdateConfig", "RollbackConfig"] {
         default(&mut all, key, json!({ "Parallelism": 1 }));
         default(&mut all[key], "Monitor", json!(5_000_000_000_i64));
-        update_config(&mut all[key]);
+        tidy(&mut all[key], key);
     }
-    default(&mut all, "EndpointSpec", json!({ "Mode": "vip" }));
     all
 }
 
 pub(super) fn service(service: &Service, has_defaults: bool) -> Value {
     let mut endpoint = json!({});
-    if let Some(spec) = &service.endpoint.spec {
+    // What was said of it: the allocator's has Docker's defaults in it.
+    if let Some(spec) = service
+        .endpoint
+        .spec
+        .as_ref()
+        .filter(|_| service.spec.endpoint_spec.is_some())
+    {
         endpoint["Spec"] = value(spec);
         default(&mut endpoint["Spec"], "Mode", json!("vip"));
     } else {
@@ -224,6 +220,10 @@ pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> V
 pub(super) fn node(node: &Node) -> Value {
     let mut spec = value(&node.spec);
     default(&mut spec, "Labels", json!({}));
+    let mut engine = json!({ "EngineVersion": node.engine_version });
+    if !node.engine_labels.is_empty() {
+        engine["Labels"] = json!(node.engine_labels);
+    }
     let mut all = with_meta(
         node.id.as_str(),
         &node.meta,
@@ -233,7 +233,7 @@ pub(super) fn node(node: &Node) -> Value {
                 "Hostname": node.hostname,
                 "Platform": { "Architecture": node.architecture, "OS": node.os },
                 "Resources": { "NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory },
-                "Engine": { "EngineVersion": node.engine_version, "Labels": node.engine_labels },
+                "Engine": engine,
                 "TLSInfo": {},
             },
             "Status": { "State": if node.is_up { "ready" } else { "down" }, "Addr": node.addr },
@@ -276,6 +276,7 @@ pub(super) fn swarm(swarm: &Swarm, has_tokens: bool) -> Value {
         default(&mut spec, key, json!({}));
     }
     default(&mut spec["EncryptionConfig"], "AutoLockManagers", json!(false));
+    default(&mut spec["Raft"], "KeepOldSnapshots", json!(0));
     let mut all = with_meta(
         swarm.id.as_str(),
         &swarm.meta,

@@ -46,7 +46,7 @@ impl FromStr for Constraint {
                 .next()
                 .is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         };
-        if !starts_well(key) || !key.bytes().all(is_word) {
+        if key.len() < 2 || !starts_well(key) || !key.bytes().all(is_word) {
             return Err(ConstraintError::Key(key.to_owned()));
         }
         let is_value = |byte: u8| is_word(byte) || b": *()?+[]\\^$|/".contains(&byte);

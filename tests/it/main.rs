@@ -19,6 +19,7 @@ mod inside;
 mod last_hop;
 mod link;
 mod netns;
+mod oracle;
 mod own;
 mod park;
 mod reasons;

@@ -64,17 +64,13 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
     let version = asked.version("node")?;
     find::swarm(&backend.store.snapshot())?;
     let spec: NodeSpec = asked.json().await?;
-    if matches!(spec.availability, None | Some(NodeSpecAvailabilityEnum::EMPTY)) {
-        return Err(ApiError::bad("invalid Availability: expected active, pause or drain"));
+    if matches!(spec.role, None | Some(NodeSpecRoleEnum::EMPTY)) {
+        return Err(ApiError::bad("invalid Role: \"\": expected worker or manager"));
     }
-    match spec.role {
-        Some(NodeSpecRoleEnum::MANAGER) => {}
-        Some(NodeSpecRoleEnum::WORKER) => {
-            return Err(ApiError::precondition(
-                "attempting to demote the last manager of the swarm",
-            ));
-        }
-        _ => return Err(ApiError::bad("invalid Role: expected worker or manager")),
+    if matches!(spec.availability, None | Some(NodeSpecAvailabilityEnum::EMPTY)) {
+        return Err(ApiError::bad(
+            "invalid Availability: \"\": expected active, pause or drain",
+        ));
     }
     backend
         .update(|snapshot| {
@@ -82,6 +78,11 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
             let node = find::node(snapshot, id)?;
             if node.meta.version != version {
                 return Err(ApiError::unknown("update out of sequence"));
+            }
+            if node.is_manager && spec.role == Some(NodeSpecRoleEnum::WORKER) {
+                return Err(ApiError::precondition(
+                    "attempting to demote the last manager of the swarm",
+                ));
             }
             let mut next = Node::clone(&node);
             next.spec = spec.clone();

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base64::Engine;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use base64::engine::{DecodePaddingMode, general_purpose::STANDARD};
+use base64::engine::general_purpose::STANDARD;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::api::backend::{Backend, new_id};
-use crate::api::wire::{self, Answer, ApiError, Asked, Filters};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json};
 use crate::api::{find, view};
 use crate::model::swarm::{Key, Kind, Meta, Object, Payload, Service, Time, Write};
 use crate::store::{Snapshot, THIS_REVISION};
@@ -30,12 +29,6 @@ const SECRETS: Of = Of {
     kind: Kind::Secret,
     bytes_max: 512_000,
 };
-
-/// With or without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 impl Of {
     fn word(self) -> &'static str {
@@ -145,7 +138,7 @@ struct Spec {
     labels: Option<HashMap<String, String>>,
     data: Option<String>,
     templating: Option<Driver>,
-    driver: Option<Driver>,
+    driver: Option<Json>,
 }
 
 #[derive(Deserialize, Default)]
@@ -154,7 +147,10 @@ struct Driver {
     name: String,
 }
 
-fn check_name(name: &str, of: Of) -> Result<(), ApiError> {
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name.is_empty() {
+        return Err(ApiError::invalid("name must be provided"));
+    }
     let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
     let is_good = name.len() <= 64
         && name
@@ -164,30 +160,33 @@ fn check_name(name: &str, of: Of) -> Result<(), ApiError> {
         && is_end(name.bytes().last());
     match is_good {
         true => Ok(()),
-        false => Err(ApiError::invalid(format!(
-            "invalid name \"{name}\", only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be \
-             [a-zA-Z0-9], for a {}",
-            of.word()
-        ))),
+        false => Err(ApiError::invalid(
+            "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]",
+        )),
     }
+}
+
+/// Base64 as Go has it: lines may end anywhere.
+fn decoded(text: &str, of: Of, name: &str) -> Result<Vec<u8>, ApiError> {
+    let text = text.replace(['\r', '\n'], "");
+    STANDARD
+        .decode(text)
+        .map_err(|error| ApiError::bad(format!("Data of {} \"{name}\": {error}: expected base64", of.word())))
 }
 
 async fn create(backend: &Arc<Backend>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
     find::swarm(&backend.store.snapshot())?;
     let spec: Spec = asked.json().await?;
-    check_name(&spec.name, of)?;
-    if spec.driver.is_some_and(|driver| !driver.name.is_empty()) {
-        return Err(ApiError::not_implemented(
-            "secret drivers do not work: expected the secret's data",
-        ));
+    check_name(&spec.name)?;
+    // Configs have none.
+    if let (Kind::Secret, Some(driver)) = (of.kind, spec.driver) {
+        let driver: Driver = wire::typed(&driver)?;
+        return Err(match driver.name.is_empty() {
+            true => ApiError::invalid("secret driver must have a name"),
+            false => ApiError::not_implemented("secret drivers do not work: expected the secret's data"),
+        });
     }
-    let data = BASE64.decode(spec.data.unwrap_or_default()).map_err(|error| {
-        ApiError::bad(format!(
-            "Data of {} \"{}\": {error}: expected base64",
-            of.word(),
-            spec.name
-        ))
-    })?;
+    let data = decoded(&spec.data.unwrap_or_default(), of, &spec.name)?;
     if data.is_empty() || data.len() >= of.bytes_max {
         let most = of.bytes_max;
         return Err(ApiError::invalid(format!(
@@ -250,19 +249,20 @@ async fn update(backend: &Arc<Backend>, asked: Asked, of: Of, id: &str) -> Resul
     let spec: Spec = asked.json().await?;
     let only_labels = || ApiError::invalid("only updates to Labels are allowed");
     let data = spec.data.filter(|data| !data.is_empty());
-    let data = data
-        .map(|data| BASE64.decode(data).map_err(|_| only_labels()))
-        .transpose()?;
+    if let (Kind::Secret, Some(driver)) = (of.kind, spec.driver) {
+        wire::typed::<Driver>(&driver)?;
+    }
+    let data = data.map(|data| decoded(&data, of, &spec.name)).transpose()?;
     let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
     backend
         .update(|snapshot| {
             find::swarm(snapshot)?;
             let payload = of.find(snapshot, id)?;
-            if payload.meta.version != version {
-                return Err(ApiError::unknown("update out of sequence"));
-            }
             if payload.name != spec.name || data.as_ref().is_some_and(|data| **data != *payload.data) {
                 return Err(only_labels());
+            }
+            if payload.meta.version != version {
+                return Err(ApiError::unknown("update out of sequence"));
             }
             let mut next = Payload::clone(&payload);
             next.labels = labels.clone();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bollard_stubs::models::{EndpointSpecModeEnum, ServiceSpecMode, ServiceSpecModeReplicated};
+use bollard_stubs::models::{EndpointSpecModeEnum, MountType, ServiceSpecMode, ServiceSpecModeReplicated};
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
@@ -53,6 +53,7 @@ pub(in crate::api) fn inspect(backend: &Backend, asked: &Asked, id: &str) -> Res
 async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
     let (_, body) = asked.json_and_bytes().await?;
     let spec: ServiceSpec = wire::typed(&body)?;
+    validate::runtime(&spec.task_template.clone().unwrap_or_default())?;
     const MODES: [&str; 4] = ["Replicated", "Global", "ReplicatedJob", "GlobalJob"];
     let is_unsaid = spec
         .mode
@@ -101,6 +102,16 @@ fn normalized(snapshot: &Snapshot, mut spec: ServiceSpec) -> Result<ServiceSpec,
     if matches!(meant, Mode::Replicated { .. }) {
         let replicated = mode.replicated.get_or_insert_with(ServiceSpecModeReplicated::default);
         replicated.replicas.get_or_insert(1);
+    }
+    let container = spec
+        .task_template
+        .as_mut()
+        .and_then(|template| template.container_spec.as_mut());
+    for mount in container
+        .into_iter()
+        .flat_map(|container| container.mounts.iter_mut().flatten())
+    {
+        mount.typ.get_or_insert(MountType::BIND);
     }
     if let Some(endpoint) = &mut spec.endpoint_spec {
         endpoint.mode = endpoint.mode.filter(|mode| *mode != EndpointSpecModeEnum::EMPTY);
@@ -153,7 +164,10 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
         .await?;
     Ok(wire::json(
         StatusCode::CREATED,
-        &json!({ "ID": id, "Warnings": warnings(backend, &spec) }),
+        &match warnings(backend, &spec) {
+            Value::Null => json!({ "ID": id }),
+            warnings => json!({ "ID": id, "Warnings": warnings }),
+        },
     ))
 }
 
@@ -225,7 +239,11 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
     let is_rollback = match asked.query("rollback") {
         None | Some("") => false,
         Some("previous") => true,
-        Some(other) => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
+        Some(other) => {
+            return Err(ApiError::bad(format!(
+                "unrecognized rollback option {other}: expected previous"
+            )));
+        }
     };
     let is_previous_auth = match asked.query("registryAuthFrom") {
         None | Some("" | "spec") => false,
@@ -274,6 +292,9 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
             }
             let known_auth = match (&service.previous, is_previous_auth) {
                 (Some(previous), true) => &previous.registry_auth,
+                (None, true) if registry_auth.is_none() => {
+                    return Err(ApiError::bad("service does not have a previous spec"));
+                }
                 _ => &service.registry_auth,
             };
             let registry_auth = registry_auth.clone().or_else(|| known_auth.clone());

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::api::backend::{Backend, new_id};
-use crate::api::wire::{self, Answer, ApiError, Asked};
+use crate::api::wire::{self, Answer, ApiError, Asked, Json};
 use crate::api::{find, view};
 use crate::model::swarm::{Meta, Network, Node, Object, Swarm, Time, Write};
 use crate::store::THIS_REVISION;
@@ -35,7 +35,7 @@ pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest:
             Ok(wire::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
         }
         ["join"] if post => {
-            asked.no_body().await?;
+            asked.object().await?;
             match backend.store.snapshot().swarm() {
                 Some(_) => Err(part_of_a_swarm()),
                 None => Err(ApiError::not_implemented(
@@ -44,7 +44,7 @@ pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest:
             }
         }
         ["unlock"] if post => {
-            asked.no_body().await?;
+            asked.object().await?;
             match backend.store.snapshot().swarm() {
                 Some(_) => Err(ApiError::conflict("swarm is not locked")),
                 None => Err(no_part_of_a_swarm()),
@@ -81,9 +81,7 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
     let init: Init = asked.json().await?;
     let host = backend.outside.host();
     if init.auto_lock_managers {
-        return Err(ApiError::not_implemented(
-            "locked swarms do not work yet: expected no --autolock",
-        ));
+        return Err(locked());
     }
     let availability = match init.availability.as_str() {
         "" | "active" => NodeSpecAvailabilityEnum::ACTIVE,
@@ -200,6 +198,12 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
     Ok(wire::json(StatusCode::OK, &node_id))
 }
 
+fn locked() -> ApiError {
+    ApiError::not_implemented(
+        "locked swarms do not work yet: expected no --autolock, AutoLockManagers to be false, and no rotateManagerUnlockKey",
+    )
+}
+
 /// `1.2.3.4`, with or without a port.
 fn address(text: &str) -> Result<IpAddr, ApiError> {
     let with_port = text.parse::<SocketAddr>().map(|addr| addr.ip());
@@ -220,6 +224,10 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     let positive = |value: Option<i64>, default: i64| Some(value.filter(|value| *value != 0).unwrap_or(default));
+    let encryption = spec.encryption_config.as_ref();
+    if encryption.is_some_and(|config| config.auto_lock_managers == Some(true)) {
+        return Err(locked());
+    }
     let orchestration = spec.orchestration.unwrap_or_default();
     let raft = spec.raft.unwrap_or_default();
     let dispatcher = spec.dispatcher.unwrap_or_default();
@@ -275,22 +283,15 @@ async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError
     let version = asked.version("swarm")?;
     let (worker, manager) = (asked.truth("rotateWorkerToken")?, asked.truth("rotateManagerToken")?);
     if asked.truth("rotateManagerUnlockKey")? {
-        return Err(ApiError::not_implemented(
-            "locked swarms do not work yet: expected no rotateManagerUnlockKey",
-        ));
+        return Err(locked());
     }
     find::swarm(&backend.store.snapshot())?;
-    let spec: SwarmSpec = asked.json().await?;
-    if spec
-        .encryption_config
-        .as_ref()
-        .is_some_and(|config| config.auto_lock_managers == Some(true))
-    {
-        return Err(ApiError::not_implemented(
-            "locked swarms do not work yet: expected AutoLockManagers to be false",
-        ));
+    let (_, body) = asked.json_and_bytes().await?;
+    if body == Json::Null {
+        // All would be Docker's defaults again.
+        return Err(ApiError::bad("invalid JSON: null: expected an object"));
     }
-    let spec = with_defaults(spec)?;
+    let spec = with_defaults(wire::typed(&body)?)?;
     let (worker_secret, manager_secret) = (random_text(25)?, random_text(25)?);
     backend
         .update(|snapshot| {

@@ -1,8 +1,8 @@
 //! The answers about the whole: ping, version, info.
 
 use crate::api::backend::Backend;
+use crate::api::view;
 use crate::api::wire::{self, Answer, OLDEST};
-use crate::api::{find, view};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use serde_json::{Value, json};
@@ -110,7 +110,7 @@ pub(in crate::api) async fn info(backend: &Backend) -> Value {
             "RemoteManagers": null,
         }),
         Some(swarm) => {
-            let node = find::node(&snapshot, "self").ok();
+            let node = snapshot.node(swarm.node.as_str());
             let addr = node.as_ref().map(|node| node.addr.to_string()).unwrap_or_default();
             let manager = node.map(|node| std::net::SocketAddr::new(node.addr, view::SWARM_PORT).to_string());
             json!({

@@ -90,10 +90,16 @@ impl Asked {
             return Err(ApiError::bad("got EOF while reading request body"));
         }
         match Json::parse(&bytes) {
-            // Of the whole that would be: begin anew.
-            Ok(Json::Null) => Err(ApiError::bad("invalid JSON: null: expected an object")),
             Ok(json) => Ok((bytes, json)),
             Err(error) => Err(ApiError::bad(format!("invalid JSON: {error}"))),
+        }
+    }
+
+    /// Reads a body that must say something, whatever it is. Errors: it is no JSON of an object.
+    pub(in crate::api) async fn object(self) -> Result<(), ApiError> {
+        match self.json_and_bytes().await? {
+            (_, Json::Object(_) | Json::Null) => Ok(()),
+            _ => Err(ApiError::bad("invalid JSON: expected an object")),
         }
     }
 

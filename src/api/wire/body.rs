@@ -12,20 +12,13 @@ use serde::de::DeserializeOwned;
 
 use super::asked::Caller;
 use super::error::ApiError;
-use super::json::Json;
+use super::json::{Json, explained};
 use crate::places::{Place, Places, Table};
 
 /// What JSON says. Errors: at which member it says something else.
 pub(in crate::api) fn typed<T: DeserializeOwned>(json: &Json) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(json).map_err(|error| {
-        let path = error.path().to_string();
-        let place = if path == "." {
-            String::new()
-        } else {
-            format!(" at {path}")
-        };
-        ApiError::bad(format!("invalid JSON{place}: {}", error.inner()))
-    })
+    serde_path_to_error::deserialize(json)
+        .map_err(|error| ApiError::bad(explained(&error.path().to_string(), error.inner())))
 }
 
 /// A request's body. What of it is unread when nobody wants it any more is read and thrown away, within bounds: a client that

@@ -96,7 +96,7 @@ impl From<CommitError> for ApiError {
                     "name conflicts with an existing object: service {name} already exists"
                 )),
                 crate::model::swarm::Kind::Network => {
-                    ApiError::exists(format!("network with name {name} already exists"))
+                    ApiError::conflict(format!("network with name {name} already exists"))
                 }
                 kind => ApiError::exists(format!("{} {name} already exists", kind.as_str())),
             },

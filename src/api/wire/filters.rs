@@ -30,6 +30,7 @@ impl Filters {
                 return Err(ApiError::bad(format!("invalid filter '{key}'")));
             }
             let values: Vec<String> = match values {
+                Value::Null => Vec::new(),
                 Value::Object(values) => values
                     .iter()
                     .filter(|(_, is)| is.as_bool() != Some(false))
@@ -57,10 +58,9 @@ impl Filters {
         values.is_empty() || values.iter().any(is_so)
     }
 
-    /// One of the values begins the name, whatever the case of letters.
+    /// One of the values begins the name.
     pub(in crate::api) fn prefix(&self, key: &str, name: &str) -> bool {
-        let name = name.to_lowercase();
-        self.any(key, |value| name.starts_with(&value.to_lowercase()))
+        self.any(key, |value| name.starts_with(value.as_str()))
     }
 
     /// All labels that were named are there: `key`, or `key=value`.
@@ -82,7 +82,7 @@ mod tests {
         let one = Filters::read(Some(r#"{"name":{"web":true,"api":true},"label":{"a=b":true}}"#), known).unwrap();
         let other = Filters::read(Some(r#"{"name":["api","web"],"label":["a=b"]}"#), known).unwrap();
         assert_eq!(one, other);
-        assert!(one.prefix("name", "Website") && !one.prefix("name", "db"));
+        assert!(one.prefix("name", "website") && !one.prefix("name", "Website") && !one.prefix("name", "db"));
         assert!(one.labels("label", |key| (key == "a").then_some("b")));
         assert!(!one.labels("label", |key| (key == "a").then_some("c")));
         for (text, error) in [

@@ -363,6 +363,8 @@ fn refusal(name: &str, variants: &[&str], text: &str) -> String {
     let said = match name {
         name if name.ends_with("FailureActionEnum") => format!("unrecognized update failure action {text}"),
         name if name.ends_with("ConfigOrderEnum") => format!("unrecognized update order {text}"),
+        "EndpointSpecModeEnum" => format!("invalid resolution mode: \"{text}\""),
+        "TaskSpecContainerSpecIsolationEnum" => format!("invalid isolation '{text}' on linux"),
         "TaskSpecRestartPolicyConditionEnum" => format!("invalid RestartCondition: \"{text}\""),
         "NodeSpecRoleEnum" => format!("invalid Role: \"{text}\""),
         "NodeSpecAvailabilityEnum" => format!("invalid Availability: \"{text}\""),
@@ -370,14 +372,26 @@ fn refusal(name: &str, variants: &[&str], text: &str) -> String {
         "MountBindOptionsPropagationEnum" => format!("invalid MountPropagation: \"{text}\""),
         _ => format!("\"{text}\" is no such word"),
     };
-    format!("{said}: expected one of {expected}")
+    format!("{REFUSED}{said}: expected one of {expected}")
+}
+
+/// Before a refusal of a word, in an error's text: it stands by itself.
+const REFUSED: &str = "refused word: ";
+
+/// What is wrong at `path` (`.` for the whole), for people: Docker's words begin the sentence where it has some.
+pub(super) fn explained(path: &str, error: &Error) -> String {
+    let text = error.to_string();
+    match (text.strip_prefix(REFUSED), path) {
+        (Some(said), path) => format!("{said} (at {path})"),
+        (None, ".") => format!("invalid JSON: {text}"),
+        (None, path) => format!("invalid JSON at {path}: {text}"),
+    }
 }
 
 /// Words that Docker takes in capitals as well.
-const IN_ANY_CASE: [&str; 7] = [
+const IN_ANY_CASE: [&str; 6] = [
     "EndpointPortConfigProtocolEnum",
     "EndpointPortConfigPublishModeEnum",
-    "EndpointSpecModeEnum",
     "NodeSpecRoleEnum",
     "NodeSpecAvailabilityEnum",
     "MountType",
@@ -540,7 +554,10 @@ mod tests {
                 "invalid type: string \"5\", expected i64",
             ),
         ] {
-            assert_eq!(read::<ServiceSpec>(&value).unwrap_err(), error);
+            assert_eq!(
+                read::<ServiceSpec>(&value).unwrap_err().trim_start_matches(REFUSED),
+                error
+            );
         }
     }
 

@@ -7,6 +7,7 @@
 mod id;
 mod spec;
 mod task;
+mod tidy;
 mod time;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub use spec::{
     is_same_template, mode, restart_policy, rollback_config, stop_grace, update_config,
 };
 pub use task::{Cause, Container, Exit, Hold, JobRun, Task, TaskAddress, TaskState, TaskStatus};
+pub use tidy::tidy;
 pub use time::Time;
 
 /// On a container that only holds a task's network: the task's id.

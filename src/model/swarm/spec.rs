@@ -11,6 +11,7 @@ use bollard_stubs::models::{
 use serde_json::{Map, Value};
 
 use super::Mode;
+use super::tidy::tidy;
 
 /// How slots are replaced, every default filled in.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -183,11 +184,21 @@ pub fn canonical_template(spec: &ServiceSpec) -> Value {
         template.networks = spec.networks.clone();
     }
     let mut canonical = Map::new();
+    let restart = restart_policy(&template);
+    canonical.insert("restart".to_owned(), Value::String(format!("{restart:?}")));
+    template.restart_policy = None;
     // Plain structs with string keys serialize without fail.
-    canonical.insert(
-        "task".to_owned(),
-        pruned(serde_json::to_value(template).unwrap_or_default()),
-    );
+    let mut template = serde_json::to_value(template).unwrap_or_default();
+    // What Docker shows is as good as what was said.
+    tidy(&mut template, "TaskTemplate");
+    if let Some(container) = template.get_mut("ContainerSpec").and_then(Value::as_object_mut)
+        && container
+            .get("Isolation")
+            .is_some_and(|isolation| isolation == "default")
+    {
+        container.remove("Isolation");
+    }
+    canonical.insert("task".to_owned(), pruned(template));
     canonical.insert("endpoint".to_owned(), canonical_endpoint(spec.endpoint_spec.as_ref()));
     Value::Object(canonical)
 }

@@ -25,7 +25,7 @@ fn what_is_no_such_json_is_refused_and_said_where() {
     for (kind, body, status, words) in [
         (json, "", 400, "got EOF while reading request body"),
         (json, "{", 400, "invalid JSON"),
-        (json, "null", 400, "invalid JSON"),
+        (json, "null", 400, "mismatched Runtime and *Spec fields"),
         (json, "[]", 400, "invalid JSON"),
         (json, "\"x\"", 400, "invalid JSON"),
         (json, "{} {}", 400, "invalid JSON"),

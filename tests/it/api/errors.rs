@@ -376,7 +376,7 @@ fn of_services() {
                 create,
                 container("Healthcheck", json!({ "Test": ["CMD", "x"], "Interval": 10 })),
                 400,
-                "Interval in Healthcheck cannot be less than one millisecond",
+                "Interval in HealthConfig cannot be less than 1ms",
             ),
             (
                 "POST",
@@ -423,7 +423,7 @@ fn of_services() {
                     json!({ "Limits": { "MemoryBytes": 1000 } }),
                 ),
                 400,
-                "invalid memory value: Must be at least 4MiB",
+                "Must be at least 4MiB",
             ),
             (
                 "POST",
@@ -433,7 +433,7 @@ fn of_services() {
                     json!({ "Reservations": { "NanoCPUs": 10 } }),
                 ),
                 400,
-                "invalid cpu value: Must be at least 1e+06 nanoCPUs",
+                "Must be at least 0.001",
             ),
             (
                 "POST",
@@ -776,7 +776,7 @@ fn of_everything_else() {
                 "/configs/create",
                 json!({ "Name": "", "Data": "YQ==" }),
                 400,
-                "only 64 [a-zA-Z0-9-_.]",
+                "name must be provided",
             ),
             (
                 "POST",

@@ -8,7 +8,7 @@ mod errors;
 mod events;
 mod logs;
 mod networks;
-mod rig;
+pub mod rig;
 mod shapes;
 mod spelling;
 mod stacks;

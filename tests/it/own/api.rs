@@ -78,8 +78,12 @@ fn what_is_wrong_is_said_in_dockers_words() {
             .contains("You are attempting to leave the swarm on a node")
     );
     assert!(
-        own.docker_fails(&["node", "demote", "self"])
-            .contains("attempting to demote the last manager of the swarm")
+        own.docker_fails(&[
+            "node",
+            "demote",
+            &own.docker(&["info", "--format", "{{.Swarm.NodeID}}"])
+        ])
+        .contains("attempting to demote the last manager of the swarm")
     );
     assert!(
         own.docker_fails(&["ps"])
