@@ -25,8 +25,7 @@ fn report(faults: &[(Ask, Vec<Difference>)], table: &Table) {
     assert!(faults.is_empty(), "{} requests differ, see above", faults.len());
 }
 
-fn run(pair: &Pair, asks: impl IntoIterator<Item = Ask>) {
-    let mut table = Table::new();
+fn run(pair: &Pair, mut table: Table, asks: impl IntoIterator<Item = Ask>) {
     let (mut faults, mut n) = (Vec::new(), 0);
     let started = std::time::Instant::now();
     let first = Ask::get("/swarm");
@@ -45,22 +44,29 @@ fn run(pair: &Pair, asks: impl IntoIterator<Item = Ask>) {
     report(&faults, &table);
 }
 
+/// How many are asked for.
+fn cases() -> Option<usize> {
+    std::env::var("ANYNODE_ORACLE_CASES").ok()?.parse().ok()
+}
+
 #[test]
 fn requests_are_answered_as_docker_answers_them() {
     let Some(pair) = Pair::swarm("requests") else { return };
-    run(&pair, requests::all());
+    run(&pair, Table::new(false), requests::all());
 }
 
 #[test]
 fn each_member_of_a_spec_means_what_it_means_to_docker() {
     let Some(pair) = Pair::swarm("members") else { return };
-    run(&pair, specs::each());
+    let all = specs::each();
+    // All of them take minutes.
+    let step = if cases().is_some() { 1 } else { 5 };
+    run(&pair, Table::new(false), all.into_iter().step_by(step));
 }
 
 #[test]
 fn specs_made_by_chance_do_what_they_do_at_docker() {
     let Some(pair) = Pair::swarm("chance") else { return };
-    let n = std::env::var("ANYNODE_ORACLE_CASES").ok().and_then(|n| n.parse().ok());
     // Always the same, unless asked for many.
     let seed = std::env::var("ANYNODE_SEED")
         .ok()
@@ -68,5 +74,9 @@ fn specs_made_by_chance_do_what_they_do_at_docker() {
         .unwrap_or(15);
     println!("ANYNODE_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    run(&pair, (0..n.unwrap_or(60)).map(|_| specs::any(&mut rng)));
+    run(
+        &pair,
+        Table::new(true),
+        (0..cases().unwrap_or(60)).map(|_| specs::any(&mut rng)),
+    );
 }

@@ -271,6 +271,11 @@ fn normal(value: &Value, ids: &BTreeMap<String, String>, key: &str) -> Value {
                     ("NanoCPUs" | "MemoryBytes", Value::Number(n)) if n.as_u64().is_some_and(|n| n > 1 << 30) => {
                         json!("<any>")
                     }
+                    ("VirtualIPs", Value::Array(addresses)) => {
+                        let mut shown: Vec<Value> = addresses.iter().map(|addr| normal(addr, ids, key)).collect();
+                        shown.sort_by_key(Value::to_string);
+                        Value::Array(shown)
+                    }
                     ("PublishedPort", Value::Number(n)) if n.as_u64().is_some_and(|n| n >= 30_000) => json!("<any>"),
                     _ => normal(value, ids, key),
                 };
@@ -444,7 +449,7 @@ impl Pair {
 
     /// Begins with the same again.
     pub fn furnish(&self) {
-        self.sides().map(Side::furnish);
+        self.sides().into_iter().for_each(Side::furnish);
     }
 
     /// Asks both. What differs in the answers: `status`, `message`, and what a GET shows.
@@ -489,8 +494,12 @@ impl Pair {
     /// table does not have is returned.
     pub fn check(&self, ask: &Ask, table: &mut Table) -> Vec<Difference> {
         let (has_changed, found) = self.ask(ask);
-        let mut left = table.unknown(ask, found);
-        if has_changed {
+        let is_refused = table.refuses(&found);
+        let mut left = match is_refused {
+            true => Vec::new(),
+            false => table.unknown(ask, found),
+        };
+        if has_changed && !is_refused {
             // What follows from a change takes each its own time.
             let started = Instant::now();
             let unknown = loop {
@@ -502,6 +511,8 @@ impl Pair {
                 std::thread::sleep(Duration::from_millis(30));
             };
             left.extend(unknown);
+        }
+        if has_changed {
             self.furnish();
         }
         left

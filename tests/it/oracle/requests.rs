@@ -209,9 +209,11 @@ fn bodies() -> Vec<Ask> {
             }
             asks.push(Ask::raw(path, body));
         }
-        let mut plain = Ask::raw(path, "{}");
-        plain.headers = "Content-Type: text/plain\r\n";
-        asks.push(plain);
+        if !path.starts_with("/swarm/update") {
+            let mut plain = Ask::raw(path, "{}");
+            plain.headers = "Content-Type: text/plain\r\n";
+            asks.push(plain);
+        }
         let mut none = Ask::raw(path, "{\"Name\":\"!\"}");
         none.headers = "";
         asks.push(none);
