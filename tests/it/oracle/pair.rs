@@ -183,7 +183,9 @@ impl Side {
                     .find(|(of, _)| *of == kind)
                     .map(|(_, spec)| spec)
                     .unwrap_or_default();
-                let labels = object["Spec"]["Labels"].as_object().or(object["Labels"].as_object());
+                let labels = object["Spec"]["Labels"]
+                    .as_object()
+                    .or_else(|| object["Labels"].as_object());
                 let is_kept = name_of(&object) == kept["Name"] && labels == kept["Labels"].as_object();
                 if object["Ingress"] == true || is_kept && kind != "services" {
                     continue;
@@ -333,7 +335,7 @@ fn compare(at: &str, docker: &Value, ours: &Value, found: &mut Vec<Difference>) 
                 match (theirs.get(key), own.get(key)) {
                     (Some(theirs), Some(own)) => compare(&at, theirs, own, found),
                     (theirs, own) => {
-                        let shown = |value: Option<&Value>| value.map_or("(none)".to_owned(), shown);
+                        let shown = |value: Option<&Value>| value.map_or_else(|| "(none)".to_owned(), shown);
                         found.push(Difference {
                             at,
                             docker: shown(theirs),

@@ -42,14 +42,15 @@ fn wrong() -> Vec<Value> {
     ]
 }
 
+/// By path, what may stand there besides.
+type Members = Vec<(&'static str, Vec<Value>)>;
+
 const SECOND: i64 = 1_000_000_000;
 
 /// By path, what a service may say there besides.
-fn of_services() -> Vec<(&'static str, Vec<Value>)> {
+fn of_services() -> Members {
     let names = ["", "a", "A-b_c", "a.b", "-a", "a-", "a b", "ä"].map(|name| json!(name));
     let durations = || vec![json!(0), json!(1), json!(SECOND), json!(-SECOND)];
-    let container = "/TaskTemplate/ContainerSpec";
-    let _ = container;
     vec![
         (
             "/Name",
@@ -387,7 +388,7 @@ fn of_services() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
-fn of_payloads() -> Vec<(&'static str, Vec<Value>)> {
+fn of_payloads() -> Members {
     vec![
         (
             "/Name",
@@ -425,7 +426,7 @@ fn of_payloads() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
-fn of_nodes() -> Vec<(&'static str, Vec<Value>)> {
+fn of_nodes() -> Members {
     vec![
         ("/Name", vec![json!("n"), json!("")]),
         ("/Labels", vec![json!({ "a": "b" })]),
@@ -454,7 +455,7 @@ fn of_nodes() -> Vec<(&'static str, Vec<Value>)> {
 }
 
 /// A resource: where it is made or changed, with what, and what else may stand in it.
-fn resources() -> Vec<(&'static str, Value, Vec<(&'static str, Vec<Value>)>)> {
+fn resources() -> Vec<(&'static str, Value, Members)> {
     let mut new = web();
     new["Name"] = json!("new");
     let payload = json!({ "Name": "new", "Data": "YQ==" });
