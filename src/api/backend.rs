@@ -1,13 +1,14 @@
 //! What all resources stand on: the store, what others know, and one decision at a time.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Mutex;
 
 use super::engine::Engine;
 use super::outside::Outside;
 use super::wire::ApiError;
-use crate::model::swarm::{Id, Write};
+use crate::model::swarm::{Id, Service, ServiceSpec, Write};
 use crate::store::{self, Snapshot, Store};
 
 /// The store and its surroundings, as resources see them.
@@ -18,6 +19,8 @@ pub(super) struct Backend {
     /// Held while it is decided about a request that changes something: a decision may hang on other objects than it writes,
     /// such as whose a port is, and only those written are watched by the store.
     deciding: Mutex<()>,
+    /// The labels of services that were removed in this run, while tasks of theirs still stop.
+    gone: std::sync::Mutex<BTreeMap<Id, Arc<ServiceSpec>>>,
     /// Ends streams that would go on for ever.
     pub(super) stopping: tokio::sync::watch::Sender<bool>,
 }
@@ -29,8 +32,23 @@ impl Backend {
             outside,
             engine,
             deciding: Mutex::new(()),
+            gone: std::sync::Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
         }
+    }
+
+    /// A service was removed; its tasks are still found by its labels.
+    pub(super) fn is_gone(&self, service: &Service) {
+        let snapshot = self.store.snapshot();
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|id, _| snapshot.tasks_of_service(id.as_str()).next().is_some());
+        gone.insert(service.id.clone(), service.spec.clone());
+    }
+
+    /// What was declared of a removed service, as far as it is known.
+    pub(super) fn gone(&self, service: &Id) -> Option<Arc<ServiceSpec>> {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.get(service).cloned()
     }
 
     /// Decides by a snapshot and commits, one request at a time.

@@ -325,13 +325,15 @@ fn not_supported(message: &str) -> ApiError {
 }
 
 pub(in crate::api) async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
-    backend
+    let (_, service) = backend
         .update(|snapshot| {
             find::swarm(snapshot)?;
             let service = find::service(snapshot, id)?;
-            // Its tasks follow: no list shows them from this moment on.
-            Ok::<_, ApiError>((vec![Write::Remove(Key::new(Kind::Service, &service.id))], ()))
+            // Its tasks follow: lists show them until they have stopped.
+            let removal = Write::Remove(Key::new(Kind::Service, &service.id));
+            Ok::<_, ApiError>((vec![removal], service))
         })
         .await?;
+    backend.is_gone(&service);
     Ok(wire::empty(StatusCode::OK))
 }

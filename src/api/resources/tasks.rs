@@ -43,9 +43,12 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
         }
     }
     let matches = |task: &&Arc<Task>| {
-        // What is left of a service that is gone only waits to stop.
-        let Some(service) = snapshot.service(task.service.as_str()) else {
-            return false;
+        // What is left of a service that is gone is there until it has stopped, and not a moment longer: `docker stack rm`
+        // counts tasks that have ended, and would go on for ever where some vanish after it has counted others.
+        let spec = match snapshot.service(task.service.as_str()) {
+            Some(service) => Some(service.spec.clone()),
+            None if task.has_stopped() => return false,
+            None => backend.gone(&task.service),
         };
         let is_wanted_up_to_date = || is_up_to_date(&snapshot, task);
         (services.is_empty() || services.contains(&task.service))
@@ -53,7 +56,7 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
             && filters.prefix("id", task.id.as_str())
             && filters.prefix("name", &task.name())
             && filters.labels("label", |key| {
-                service.spec.labels.as_ref()?.get(key).map(String::as_str)
+                spec.as_ref()?.labels.as_ref()?.get(key).map(String::as_str)
             })
             && filters.any("desired-state", |state| is_state(state, task.desired))
             && filters.any("runtime", |runtime| runtime == "container")

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub const LONG: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Around {
     pub engine: Mutex<Option<PathBuf>>,
+    /// Tasks that are to end go on running.
+    pub holds_on: AtomicBool,
     /// Ports that another program holds.
     pub held: Mutex<BTreeSet<u16>>,
     /// What is wrong with services.
@@ -134,7 +137,7 @@ impl Rig {
                     let listener = UnixListener::bind(socket).unwrap();
                     ready.send(()).unwrap();
                     let control = tokio::spawn(control::run(store.clone(), std::future::pending()));
-                    let tasks = tokio::spawn(run_tasks(store.clone()));
+                    let tasks = tokio::spawn(run_tasks(store.clone(), around.clone()));
                     Api::new(store, around)
                         .serve(listener, async { drop(stopped.await) })
                         .await;
@@ -256,7 +259,7 @@ impl Drop for Rig {
 }
 
 /// Tasks do what they are to do, at once.
-async fn run_tasks(store: Arc<Embedded>) {
+async fn run_tasks(store: Arc<Embedded>, around: Arc<Around>) {
     let mut changed = store.changed();
     loop {
         changed.mark_unchanged();
@@ -265,6 +268,7 @@ async fn run_tasks(store: Arc<Embedded>) {
                 let is_over = task.desired > TaskState::Running;
                 let state = match task.status.state {
                     state if state.is_terminal() || state < TaskState::Assigned => return None,
+                    _ if is_over && around.holds_on.load(Ordering::Relaxed) => return None,
                     _ if is_over => TaskState::Shutdown,
                     state if state < TaskState::Ready => TaskState::Ready,
                     TaskState::Ready if task.desired == TaskState::Running => TaskState::Running,

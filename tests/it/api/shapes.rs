@@ -369,3 +369,43 @@ fn of_two_services_one_gets_a_port() {
         assert_eq!(n_made, expected, "{statuses:?}");
     }
 }
+
+#[test]
+fn tasks_of_a_removed_service_are_there_until_they_have_stopped() {
+    let rig = Rig::swarm();
+    let mut body = service("web", None);
+    body["Labels"] = json!({ "com.docker.stack.namespace": "shop" });
+    body["Mode"] = json!({ "Replicated": { "Replicas": 2 } });
+    assert_eq!(rig.post("/services/create", &body).status, 201);
+    rig.wait_running("web", 2);
+    rig.around.holds_on.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(rig.delete("/services/web").status, 200);
+    let of_stack = "/tasks?filters=%7B%22label%22:%7B%22com.docker.stack.namespace=shop%22:true%7D%7D";
+    let states = || -> Vec<String> {
+        let tasks = rig.get(of_stack).json();
+        let tasks = tasks.as_array().unwrap().clone();
+        tasks
+            .iter()
+            .map(|task| task["Status"]["State"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(states(), ["running", "running"]);
+    rig.wait_for("their end to be asked for", || {
+        rig.get(of_stack)
+            .json()
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|task| task["DesiredState"] == "remove")
+    });
+    assert_eq!(states(), ["running", "running"]);
+    // From here on they end, and never is one shown that has.
+    rig.around.holds_on.store(false, std::sync::atomic::Ordering::Relaxed);
+    let other = json!({ "Name": "moves-the-store", "Data": "YQ==" });
+    assert_eq!(rig.post("/configs/create", &other).status, 201);
+    rig.wait_for("them to be gone", || {
+        let left = states();
+        assert!(left.iter().all(|state| state == "running"), "{left:?}");
+        left.is_empty()
+    });
+}
