@@ -15,6 +15,8 @@ pub mod places;
 
 pub mod model;
 
+pub mod gotemplate;
+
 pub mod store;
 
 pub mod control;

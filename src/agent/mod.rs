@@ -30,7 +30,6 @@ use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 pub use log::{LogLine, LogQuery, LogStream};
 pub use network::{NoNetworks, TaskNetworks};
 pub use runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
-pub use template::TemplateError;
 
 /// What is answered later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

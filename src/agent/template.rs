@@ -3,89 +3,45 @@
 use std::io;
 
 use super::Assignment;
+use crate::gotemplate::{Answer, FUNCTIONS, Names, Template, TemplateError, Value, function, text_of};
 use crate::model::swarm::Payload;
 
-/// A placeholder that nobody knows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "template {text:?}: expected placeholders such as {{{{.Service.Name}}}}, {{{{.Node.Hostname}}}} or {{{{.Task.Slot}}}}"
-)]
-pub struct TemplateError {
-    text: String,
-}
+/// What configs and secrets may call besides.
+const FUNCTIONS_OF_PAYLOADS: [&str; 4] = ["join", "env", "config", "secret"];
 
 /// Fills in the placeholders of `text`.
 pub(super) fn expand(text: &str, assignment: &Assignment) -> Result<String, TemplateError> {
-    fill_in(text, |name| value(name, assignment))
-}
-
-/// Placeholders by what `value` says of each, which is asked for what stands between the braces.
-fn fill_in(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> Result<String, TemplateError> {
-    let wrong = |what: &str| TemplateError { text: what.to_owned() };
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (inner, after) = after.split_once("}}").ok_or_else(|| wrong(shortened(text)))?;
-        // A dash takes the white space on its side along.
-        let (before, inner) = match inner.strip_prefix("- ") {
-            Some(inner) => (before.trim_end(), inner),
-            None => (before, inner),
-        };
-        let (after, inner) = match inner.strip_suffix(" -") {
-            Some(inner) => (after.trim_start(), inner),
-            None => (after, inner),
-        };
-        out.push_str(before);
-        out.push_str(&value(inner.trim()).ok_or_else(|| wrong(inner.trim()))?);
-        rest = after;
+    if !text.contains("{{") {
+        return Ok(text.to_owned());
     }
-    out.push_str(rest);
-    Ok(out)
+    let template = Template::parse(text, &FUNCTIONS)?;
+    template.fill_in(&names(assignment), &function)
 }
 
-/// Enough to find it by.
-fn shortened(text: &str) -> &str {
-    let at = text.char_indices().nth(60).map_or(text.len(), |(at, _)| at);
-    &text[..at]
-}
-
-fn value(name: &str, assignment: &Assignment) -> Option<String> {
+/// What placeholders are of.
+fn names(assignment: &Assignment) -> Value {
     let (task, node) = (&assignment.task, &assignment.node);
-    Some(match name {
-        ".Service.ID" => task.service.to_string(),
-        ".Service.Name" => task.service_name.to_string(),
-        ".Node.ID" => node.id.to_string(),
-        ".Node.Hostname" => node.hostname.clone(),
-        ".Node.Platform.Architecture" => node.architecture.clone(),
-        ".Node.Platform.OS" => node.os.clone(),
-        ".Task.ID" => task.id.to_string(),
-        ".Task.Name" => task.name(),
-        ".Task.Slot" => match task.slot {
+    let labels = assignment
+        .service
+        .as_ref()
+        .and_then(|service| service.spec.labels.clone());
+    let names = Names {
+        service_id: task.service.to_string(),
+        service_name: task.service_name.to_string(),
+        service_labels: labels.into_iter().flatten().collect(),
+        node_id: node.id.to_string(),
+        node_hostname: node.hostname.clone(),
+        node_architecture: node.architecture.clone(),
+        node_os: node.os.clone(),
+        task_id: task.id.to_string(),
+        task_name: task.name(),
+        task_slot: match task.slot {
             // As Docker has it for global services.
             0 => node.id.to_string(),
             slot => slot.to_string(),
         },
-        _ => {
-            let key = match name.strip_prefix("index .Service.Labels ") {
-                Some(key) => quoted(key)?,
-                None => name.strip_prefix(".Service.Labels.").filter(|key| is_word(key))?,
-            };
-            let labels = assignment.service.as_ref()?.spec.labels.as_ref();
-            labels.and_then(|labels| labels.get(key)).cloned().unwrap_or_default()
-        }
-    })
-}
-
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_')
-}
-
-fn quoted(text: &str) -> Option<&str> {
-    let text = text.trim();
-    ['"', '`']
-        .into_iter()
-        .find_map(|quote| text.strip_prefix(quote)?.strip_suffix(quote))
-        .filter(|text| !text.contains(['"', '`', '\\']))
+    };
+    names.into_value()
 }
 
 /// What a config or a secret holds for this task. Errors: it is a template, and no text or with a placeholder that nobody
@@ -100,8 +56,8 @@ pub(super) fn contents(payload: &Payload, assignment: &Assignment) -> io::Result
             };
             let text = std::str::from_utf8(&payload.data)
                 .map_err(|_| wrong("expected a template to be text in UTF-8".to_owned()))?;
-            let expanded = fill_in(text, |name| {
-                value(name, assignment).or_else(|| of_task(name, assignment))
+            let expanded = Template::parse(text, &FUNCTIONS_OF_PAYLOADS).and_then(|template| {
+                template.fill_in(&names(assignment), &|name, values| of_task(name, values, assignment))
             });
             Ok(expanded.map_err(|error| wrong(error.to_string()))?.into_bytes())
         }
@@ -109,17 +65,28 @@ pub(super) fn contents(payload: &Payload, assignment: &Assignment) -> io::Result
 }
 
 /// What only a config or a secret may ask: the task's environment, configs and secrets, the latter two by their files' names.
-fn of_task(name: &str, assignment: &Assignment) -> Option<String> {
-    let container = assignment.task.spec.container_spec.as_ref()?;
-    let (function, argument) = name.split_once(char::is_whitespace)?;
-    let argument = quoted(argument)?;
-    let text = |payload: &Payload| String::from_utf8(payload.data.to_vec()).ok();
-    match function {
+fn of_task(name: &str, values: &[Value], assignment: &Assignment) -> Answer {
+    let argument = match (name, values) {
+        ("env" | "config" | "secret", [value]) => text_of(value)?,
+        ("env" | "config" | "secret", _) => return Err(format!("wrong number of args: want 1 got {}", values.len())),
+        _ => return function(name, values),
+    };
+    let container = assignment.task.spec.container_spec.as_ref();
+    let container = container.ok_or("the task has no container")?;
+    let missing = || format!("{name} target {argument:?} not found");
+    let text = |payload: &Payload| {
+        let text = String::from_utf8(payload.data.to_vec());
+        text.map(Value::Text)
+            .map_err(|_| format!("{name} {argument:?} is not UTF-8"))
+    };
+    match name {
         "env" => {
             let mut variables = container.env.iter().flatten().filter_map(|entry| entry.split_once('='));
             match variables.find(|(key, _)| *key == argument) {
-                Some((_, value)) => expand(value, assignment).ok(),
-                None => Some(String::new()),
+                Some((_, value)) => expand(value, assignment)
+                    .map(Value::Text)
+                    .map_err(|error| error.to_string()),
+                None => Ok(Value::text("")),
             }
         }
         "config" => {
@@ -128,17 +95,22 @@ fn of_task(name: &str, assignment: &Assignment) -> Option<String> {
                 let file = config.file.as_ref();
                 file.is_some_and(|file| file.name.as_deref() == Some(argument))
             });
-            text(assignment.configs.get(named?.config_id.as_deref()?)?)
+            let id = named
+                .and_then(|config| config.config_id.as_deref())
+                .ok_or_else(missing)?;
+            text(assignment.configs.get(id).ok_or_else(missing)?)
         }
-        "secret" => {
+        _ => {
             let mut secrets = container.secrets.iter().flatten();
             let named = secrets.find(|secret| {
                 let file = secret.file.as_ref();
                 file.is_some_and(|file| file.name.as_deref() == Some(argument))
             });
-            text(assignment.secrets.get(named?.secret_id.as_deref()?)?)
+            let id = named
+                .and_then(|secret| secret.secret_id.as_deref())
+                .ok_or_else(missing)?;
+            text(assignment.secrets.get(id).ok_or_else(missing)?)
         }
-        _ => None,
     }
 }
 
@@ -167,6 +139,20 @@ mod tests {
             ("a {{- .Task.Slot }} b", "a3 b"),
             ("a {{ .Task.Slot -}} b", "a 3b"),
             ("}} {", "}} {"),
+            ("{{.Service.Labels}}", "map[a.b:labelled c:short]"),
+            ("{{.Task}}", "{task web.3.task 3}"),
+            (
+                "{{with .Node.Platform}}{{.OS}}-{{.Architecture}}{{end}}",
+                "linux-x86_64",
+            ),
+            ("{{printf \"%s-%02s\" .Service.Name .Task.Slot}}", "web-03"),
+            ("{{if eq .Task.Slot \"1\"}}first{{else}}other{{end}}", "other"),
+            ("{{.Service.Name | printf \"%q\"}}", "\"web\""),
+            (
+                "{{range $k, $v := .Service.Labels}}{{$k}}={{$v}};{{end}}",
+                "a.b=labelled;c=short;",
+            ),
+            ("{{join \"-\" .Service.Name .Task.Slot}}", "web-3"),
         ] {
             assert_eq!(expand(text, &assignment).as_deref(), Ok(expected), "{text}");
         }
@@ -174,8 +160,9 @@ mod tests {
             "{{",
             "{{}}",
             "{{.Task.Slot",
-            "{{.Task}}",
             "{{.Service.Labels.}}",
+            "{{.Service.Labels.none}}",
+            "{{.Tasks}}",
             "{{index .Service.Labels c}}",
             "{{index .Service.Labels \"a\" \"b\"}}",
             "{{env \"X\"}}",

@@ -12,6 +12,7 @@ mod outside;
 mod resources;
 mod router;
 mod server;
+mod templates;
 mod validate;
 mod view;
 mod wire;

@@ -7,6 +7,7 @@ use bollard_stubs::models::{
     TaskSpecContainerSpec,
 };
 
+use super::templates;
 use super::wire::ApiError;
 use crate::control::{Constraint, REPLICAS_MAX, TASKS_MAX, tasks_asked_for};
 use crate::model::swarm::{Mode, ServiceSpec, fill_port, mode as mode_of};
@@ -20,6 +21,7 @@ pub(super) fn service(snapshot: &Snapshot, spec: &ServiceSpec) -> Result<(), Api
     update(spec)?;
     let template = spec.task_template.clone().unwrap_or_default();
     task(&template)?;
+    templates::check(spec)?;
     let container = template.container_spec.unwrap_or_default();
     payloads(snapshot, &container)
 }
@@ -181,11 +183,6 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
         )));
     }
     windows(&container)?;
-    let mounts = container.mounts.iter().flatten();
-    let of_mounts = mounts.flat_map(|mount| [mount.source.as_deref(), mount.target.as_deref()]);
-    let env = container.env.iter().flatten().map(|env| Some(env.as_str()));
-    let templates = of_mounts.chain(env).chain([container.hostname.as_deref()]);
-    templates.flatten().try_for_each(placeholders)?;
     if let Some(health) = &container.health_check {
         health_check(health)?;
     }
@@ -355,36 +352,6 @@ fn is_image(text: &str) -> bool {
         && digest.is_none_or(is_digest)
 }
 
-/// The placeholders of a text are ones that a task can fill in.
-fn placeholders(text: &str) -> Result<(), ApiError> {
-    const KNOWN: [&str; 9] = [
-        ".Service.ID",
-        ".Service.Name",
-        ".Node.ID",
-        ".Node.Hostname",
-        ".Node.Platform.Architecture",
-        ".Node.Platform.OS",
-        ".Task.ID",
-        ".Task.Name",
-        ".Task.Slot",
-    ];
-    for part in text.split("{{").skip(1) {
-        let name = part.split_once("}}").map(|(name, _)| name.trim());
-        let is_known = |name: &str| {
-            let label = name.strip_prefix("index .Service.Labels ").map(str::trim);
-            KNOWN.contains(&name)
-                || label.is_some_and(|label| label.len() > 2 && label.starts_with('"') && label.ends_with('"'))
-        };
-        if !name.is_some_and(is_known) {
-            return Err(ApiError::invalid(format!(
-                "ContainerSpec: template {text:?}: expected placeholders such as {{{{.Service.Name}}}}, {{{{.Node.Hostname}}}} or \
-                 {{{{.Task.Slot}}}}"
-            )));
-        }
-    }
-    Ok(())
-}
-
 fn health_check(health: &HealthConfig) -> Result<(), ApiError> {
     let times = [
         ("Interval", health.interval),
@@ -529,29 +496,6 @@ mod tests {
             "http://a",
         ] {
             assert!(!is_image(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn templates() {
-        for good in [
-            "",
-            "x",
-            "{{.Task.Slot}}",
-            "a-{{ .Node.Hostname }}-{{.Task.ID}}",
-            "{{index .Service.Labels \"a.b\"}}",
-        ] {
-            assert!(placeholders(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "{{",
-            "{{}}",
-            "{{.Nothing}}",
-            "{{.Task.Slot",
-            "{{.Task.Slot}}{{x}}",
-            "{{index .Service.Labels a}}",
-        ] {
-            assert!(placeholders(bad).is_err(), "{bad}");
         }
     }
 }

@@ -10,6 +10,7 @@ mod cli;
 mod crowded;
 mod dns;
 mod gone;
+mod gotemplate;
 mod handoff;
 mod harness;
 mod health;
