@@ -38,7 +38,8 @@ pub(super) fn read(text: &str) -> Result<Value, String> {
     }
     if radix == 10 && rest.contains('_') {
         // As Go's ParseInt with base 0 has it.
-        return i64::from_str_radix(&format!("{sign}{plain}"), 10)
+        return format!("{sign}{plain}")
+            .parse::<i64>()
             .map(Value::Int)
             .map_err(|_| wrong());
     }

@@ -14,7 +14,7 @@ pub(super) fn shortest(number: f64) -> String {
     let text = format!("{number:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
-    match exponent < -4 || exponent >= 6 {
+    match !(-4..6).contains(&exponent) {
         true => format!("{digits}{}", exponent_of(exponent)),
         false => format!("{number}"),
     }

@@ -157,10 +157,7 @@ impl Parser<'_> {
     fn declarations<'w>(&self, words: &'w [Word], context: &str) -> Result<(Vec<String>, bool, &'w [Word]), String> {
         let mut names = Vec::new();
         let mut rest = words;
-        loop {
-            let Some((Word::Variable(name), after)) = rest.split_first() else {
-                break;
-            };
+        while let Some((Word::Variable(name), after)) = rest.split_first() {
             let after = trimmed_start(after);
             names.push(name.clone());
             match after.split_first() {
