@@ -249,5 +249,5 @@ fn reason_of(error: io::Error) -> CloseReason {
 
 /// Namespaces that were served so far: each is a party of its own.
 static N_SERVED: AtomicU64 = AtomicU64::new(0);
-/// Listener, BPF link, trie of addresses, socket for names.
-const FILES_WITHIN: usize = 4;
+/// Listener, BPF link, trie of addresses, two sockets for names.
+const FILES_WITHIN: usize = 5;
