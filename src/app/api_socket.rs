@@ -239,7 +239,8 @@ fn try_hold(door: &Path, socket: &Path) -> io::Result<()> {
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     listener.set_nonblocking(true)?;
     let file = file_of(socket)?;
-    let door = handoff::listen(door)?;
+    let (path, door) = (door, handoff::listen(door)?);
+    let file_of_door = file_of(path)?;
     writeln!(io::stdout(), "{READY}")?;
     rustix::stdio::dup2_stdout(std::fs::File::options().write(true).open("/dev/null")?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -261,7 +262,9 @@ fn try_hold(door: &Path, socket: &Path) -> io::Result<()> {
                     true => return Ok(()),
                     false => run = None,
                 },
-                () = refuse(&listener), if run.is_none() => {}
+                () = refuse(&listener, || file_of(path).is_ok_and(|found| found == file_of_door)), if run.is_none() => {
+                    return Ok(());
+                }
             }
         }
     })
@@ -285,13 +288,15 @@ async fn said(run: Option<&tokio::net::UnixStream>) -> bool {
     }
 }
 
-/// Answers that nobody is here, once nobody has been for a while: who updates anynode, or restarts it, needs no answer.
-async fn refuse(listener: &tokio::net::UnixListener) {
+/// Answers that nobody is here, once nobody has been for a while: who updates anynode, or restarts it, needs no answer. Ends
+/// when nobody can come any more: the data directory was removed.
+async fn refuse(listener: &tokio::net::UnixListener, is_to_be_found: impl Fn() -> bool) {
     tokio::time::sleep(RESTARTS_WITHIN).await;
-    loop {
-        match listener.accept().await {
-            Ok((client, _)) => drop(tokio::time::timeout(ANSWERS_WITHIN, refuse_one(client)).await),
-            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+    while is_to_be_found() {
+        match tokio::time::timeout(RESTARTS_WITHIN, listener.accept()).await {
+            Ok(Ok((client, _))) => drop(tokio::time::timeout(ANSWERS_WITHIN, refuse_one(client)).await),
+            Ok(Err(_)) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(_) => {}
         }
     }
 }
