@@ -12,7 +12,7 @@ use crate::api::backend::Backend;
 use crate::api::find;
 use crate::api::network_view::{self, PREDEFINED};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
-use crate::model::swarm::{Key, Kind, Network, ServiceSpec, Time, Write};
+use crate::model::swarm::{Key, Kind, Network, ServiceSpec, Task, Time, Write};
 use crate::store::Snapshot;
 
 pub(in crate::api) async fn dispatch(
@@ -161,7 +161,9 @@ fn user_of(snapshot: &Snapshot, network: &Network) -> Option<String> {
     if let Some(service) = services.find(|service| service.networks().iter().any(uses)) {
         return Some(format!("service {}", service.id));
     }
-    let mut tasks = snapshot.tasks().filter(|task| task.is_live());
+    // Those of a service that was just removed are about to end, though nobody has told them yet.
+    let is_kept = |task: &&Arc<Task>| task.is_live() && snapshot.service(task.service.as_str()).is_some();
+    let mut tasks = snapshot.tasks().filter(is_kept);
     let task = tasks.find(|task| task.spec.networks.iter().flatten().any(uses))?;
     Some(format!("task {}", task.id))
 }
