@@ -92,11 +92,8 @@ struct Link {
 
 impl RtNetlink {
     fn links(&mut self) -> io::Result<Vec<Link>> {
-        let mut found = Vec::new();
         // struct ifinfomsg: family (any), and the rest is zero in a question.
-        let mut take = |body: &[u8]| found.extend(parse_link(body));
-        self.dump(libc::RTM_GETLINK, &[0; 16], &mut take)?;
-        Ok(found)
+        self.dump(libc::RTM_GETLINK, &[0; 16], parse_link)
     }
 
     /// Frames from this port of a bridge are for no other port that is isolated as well.

@@ -44,11 +44,8 @@ impl RtNetlink {
 
     /// The addresses of the namespace with their prefixes, loopback's among them. Errors: the kernel's.
     pub fn addresses(&mut self) -> io::Result<Vec<IpNet>> {
-        let mut found = Vec::new();
         // struct ifaddrmsg: family (any), and the rest is zero in a question.
-        let mut take = |body: &[u8]| found.extend(parse_address(body));
-        self.dump(libc::RTM_GETADDR, &[0; 8], &mut take)?;
-        Ok(found)
+        self.dump(libc::RTM_GETADDR, &[0; 8], parse_address)
     }
 
     /// Brings loopback up. Does nothing when it is. Errors: the kernel's; those of a namespace that is not ours to change.
@@ -105,11 +102,10 @@ impl RtNetlink {
 
     /// The local routes that `set_local_route` made in that table, whoever called it. Errors: the kernel's.
     pub fn local_routes(&mut self, table: u32) -> io::Result<Vec<LocalRoute>> {
-        let mut found = Vec::new();
-        let mut take = |body: &[u8]| found.extend(parse_route(body).filter(|route| route.table == table));
         // struct rtmsg: family (any), and the rest is zero in a question.
-        self.dump(libc::RTM_GETROUTE, &[0; 12], &mut take)?;
-        Ok(found)
+        self.dump(libc::RTM_GETROUTE, &[0; 12], |body| {
+            parse_route(body).filter(|route| route.table == table)
+        })
     }
 
     pub(super) fn tell(
@@ -146,11 +142,29 @@ impl RtNetlink {
         self.socket.ask(&question, seq, |message| take(message.body))
     }
 
-    pub(super) fn dump(&mut self, kind: u16, header: &[u8], take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let seq = self.socket.seq();
-        let mut question = Messages::default();
-        question.begin(kind, (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16, seq, header);
-        self.socket.ask(&question, seq, |message| take(message.body))
+    /// All that `parse` makes something of. What changes while it is listed is listed again, some times: the kernel itself
+    /// gives a link that comes up addresses and routes. Errors: the kernel's.
+    pub(super) fn dump<T>(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut n_left = DUMPS_MAX;
+        loop {
+            n_left -= 1;
+            let seq = self.socket.seq();
+            let mut question = Messages::default();
+            question.begin(kind, (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16, seq, header);
+            let mut found = Vec::new();
+            match self
+                .socket
+                .ask(&question, seq, |message| found.extend(parse(message.body)))
+            {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && n_left > 0 => {}
+                asked => return asked.map(|()| found),
+            }
+        }
     }
 }
 
@@ -256,6 +270,8 @@ pub(super) fn found_before(result: io::Result<()>, nothing: libc::c_int) -> io::
 
 /// The table of what is local, to which the kernel's own first rule leads.
 pub const LOCAL_TABLE: u32 = 255;
+/// So often what changes meanwhile is listed.
+const DUMPS_MAX: usize = 20;
 /// In every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 /// Routes and rules bear it as their origin, which `ip route` shows as `proto 97`. Given to nobody.

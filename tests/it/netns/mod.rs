@@ -2,6 +2,7 @@
 
 mod away;
 mod entrances;
+mod listing;
 mod transit;
 mod transparent;
 mod vips;
