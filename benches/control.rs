@@ -25,11 +25,7 @@ const SERVICES: usize = 500;
 const REPLICAS: i64 = 4;
 
 fn meta() -> Meta {
-    Meta {
-        version: THIS_REVISION,
-        created_at: Time(1),
-        updated_at: Time(1),
-    }
+    Meta::new(THIS_REVISION, Time(1))
 }
 
 fn spec(name: &str, replicas: i64) -> ServiceSpec {

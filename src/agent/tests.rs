@@ -19,11 +19,7 @@ use crate::model::swarm::{
 };
 
 fn meta() -> Meta {
-    Meta {
-        version: 1,
-        created_at: Time(0),
-        updated_at: Time(0),
-    }
+    Meta::new(1, Time(0))
 }
 
 /// Slot 3 of a service of this spec, given to a node and to run.

@@ -52,12 +52,11 @@ impl ApiSocket {
             error,
         };
         let door = data_dir.join(DOOR);
-        let mut holder = Holder::call(&door);
         if let Some(Holder {
             connection,
             listener,
             file,
-        }) = holder.take()
+        }) = Holder::call(&door)
         {
             if file_of(path).is_ok_and(|found| found == file) {
                 return Ok(ApiSocket {

@@ -60,11 +60,7 @@ pub(super) fn new_task(
     Arc::new(Task {
         job,
         id: (context.ids)(),
-        meta: Meta {
-            version: THIS_REVISION,
-            created_at: now,
-            updated_at: now,
-        },
+        meta: Meta::new(THIS_REVISION, now),
         service: service.id.clone(),
         service_name: service.name().into(),
         slot,

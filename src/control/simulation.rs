@@ -33,11 +33,7 @@ fn seed() -> u64 {
 }
 
 fn meta(now: Time) -> Meta {
-    Meta {
-        version: THIS_REVISION,
-        created_at: now,
-        updated_at: now,
-    }
+    Meta::new(THIS_REVISION, now)
 }
 
 fn node(id: &str, now: Time) -> Node {

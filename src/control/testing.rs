@@ -53,11 +53,7 @@ pub(super) struct World {
 pub(super) type Check = Box<dyn FnMut(&Snapshot, &Snapshot)>;
 
 pub(super) fn meta() -> Meta {
-    Meta {
-        version: THIS_REVISION,
-        created_at: BEGINNING,
-        updated_at: BEGINNING,
-    }
+    Meta::new(THIS_REVISION, BEGINNING)
 }
 
 pub(super) fn node(n: u8) -> Node {

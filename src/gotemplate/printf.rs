@@ -129,7 +129,7 @@ fn one(verb: char, spec: Spec, value: &Value) -> Result<String, String> {
         ('x' | 'X' | 'b', Value::Float(_)) => return Err(format!("%{verb} of a float64 is not known here")),
         _ => return bad(),
     };
-    Ok(padded(&text, spec, ' '))
+    Ok(padded(&text, spec))
 }
 
 /// As Go names a value that does not fit.
@@ -142,7 +142,7 @@ fn typed(value: &Value) -> String {
 
 fn integer(digits: &str, is_negative: bool, spec: Spec) -> String {
     let mut digits = match spec.precision {
-        Some(0) if digits == "0" => return padded("", spec, ' '),
+        Some(0) if digits == "0" => return padded("", spec),
         Some(precision) => format!("{digits:0>precision$}"),
         None => digits.to_owned(),
     };
@@ -151,7 +151,7 @@ fn integer(digits: &str, is_negative: bool, spec: Spec) -> String {
         let width = spec.width.saturating_sub(sign.len());
         digits = format!("{digits:0>width$}");
     }
-    padded(&format!("{sign}{digits}"), spec, ' ')
+    padded(&format!("{sign}{digits}"), spec)
 }
 
 fn sign(is_negative: bool, spec: Spec) -> &'static str {
@@ -187,7 +187,7 @@ fn float(verb: char, number: f64, spec: Spec) -> String {
         }
         false => text,
     };
-    padded(&format!("{sign}{text}"), spec, ' ')
+    padded(&format!("{sign}{text}"), spec)
 }
 
 /// `%g` with so many digits that count.
@@ -214,9 +214,9 @@ fn shortened(text: &str, spec: Spec) -> String {
     }
 }
 
-fn padded(text: &str, spec: Spec, with: char) -> String {
+fn padded(text: &str, spec: Spec) -> String {
     let missing = spec.width.saturating_sub(text.chars().count());
-    let padding: String = std::iter::repeat_n(if spec.zero { '0' } else { with }, missing).collect();
+    let padding: String = std::iter::repeat_n(if spec.zero { '0' } else { ' ' }, missing).collect();
     match spec.minus {
         true => format!("{text}{}", " ".repeat(missing)),
         false => format!("{padding}{text}"),

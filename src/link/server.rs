@@ -112,11 +112,10 @@ struct Rooms {
 impl Default for Rooms {
     fn default() -> Rooms {
         // One descriptor each; so many that nobody else wants for any.
-        let files = usize::try_from(limits::open_files() / 8).unwrap_or(usize::MAX);
         Rooms {
-            controls: Places::with_each(Table::LinkControls, files, CONTROLS_OF_A_NODE),
+            controls: Places::with_each(Table::LinkControls, limits::share(usize::MAX, 8), CONTROLS_OF_A_NODE),
             controls_of_others: Places::with_each(Table::LinkControls, CONTROLS_OF_OTHERS, CONTROLS_OF_A_NODE),
-            tunnels: Places::new(Table::LinkTunnels, TUNNELS_MAX.min(files)),
+            tunnels: Places::new(Table::LinkTunnels, limits::share(TUNNELS_MAX, 8)),
         }
     }
 }

@@ -125,14 +125,9 @@ pub(super) async fn create(backend: &Arc<Backend>, asked: Asked, version: Versio
                     other.name
                 )));
             }
-            let now = Time::now();
             let network = Network {
                 id: id.clone(),
-                meta: Meta {
-                    version: THIS_REVISION,
-                    created_at: now,
-                    updated_at: now,
-                },
+                meta: Meta::new(THIS_REVISION, Time::now()),
                 name: wanted.name.clone(),
                 labels: labels.clone(),
                 driver: "overlay".to_owned(),

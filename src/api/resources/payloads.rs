@@ -204,14 +204,9 @@ async fn create(backend: &Arc<Backend>, asked: Asked, of: Of) -> Result<Answer, 
     backend
         .update(|snapshot| {
             find::swarm(snapshot)?;
-            let now = Time::now();
             let payload = Payload {
                 id: id.clone(),
-                meta: Meta {
-                    version: THIS_REVISION,
-                    created_at: now,
-                    updated_at: now,
-                },
+                meta: Meta::new(THIS_REVISION, Time::now()),
                 name: spec.name.clone(),
                 labels: labels.clone(),
                 data: data.clone(),

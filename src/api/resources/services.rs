@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bollard_stubs::models::{EndpointSpecModeEnum, MountType, ServiceSpecMode, ServiceSpecModeReplicated};
+use bollard_stubs::models::{EndpointSpecModeEnum, MountType, ServiceSpecMode, ServiceSpecModeReplicated, TaskSpec};
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
@@ -53,7 +53,8 @@ pub(in crate::api) fn inspect(backend: &Backend, asked: &Asked, id: &str) -> Res
 async fn spec_of(asked: Asked) -> Result<ServiceSpec, ApiError> {
     let (_, body) = asked.json_and_bytes().await?;
     let spec: ServiceSpec = wire::typed(&body)?;
-    validate::runtime(&spec.task_template.clone().unwrap_or_default())?;
+    let default = TaskSpec::default();
+    validate::runtime(spec.task_template.as_ref().unwrap_or(&default))?;
     const MODES: [&str; 4] = ["Replicated", "Global", "ReplicatedJob", "GlobalJob"];
     let is_unsaid = spec
         .mode

@@ -135,11 +135,7 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
                 return Err(part_of_a_swarm());
             }
             let now = Time::now();
-            let meta = Meta {
-                version: THIS_REVISION,
-                created_at: now,
-                updated_at: now,
-            };
+            let meta = Meta::new(THIS_REVISION, now);
             let swarm = Swarm {
                 id: swarm_id.clone(),
                 meta: meta.clone(),

@@ -41,6 +41,17 @@ pub struct Meta {
     pub updated_at: Time,
 }
 
+impl Meta {
+    /// Of what is made at `now`, in that revision.
+    pub fn new(version: u64, now: Time) -> Meta {
+        Meta {
+            version,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 /// A service: what the user declared, and what has come of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Service {
@@ -188,11 +199,7 @@ impl Service {
         });
         Service {
             id,
-            meta: Meta {
-                version,
-                created_at: now,
-                updated_at: now,
-            },
+            meta: Meta::new(version, now),
             job,
             spec: Arc::new(spec),
             template: 1,

@@ -19,11 +19,7 @@ use tokio::sync::watch;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 fn meta() -> Meta {
-    Meta {
-        version: 1,
-        created_at: Time(0),
-        updated_at: Time(0),
-    }
+    Meta::new(1, Time(0))
 }
 
 /// What was reported of each task, the last one last.
