@@ -298,7 +298,9 @@ struct Run {
 impl Run {
     fn new(args: &Args, mut notes: Vec<String>) -> anyhow::Result<Run> {
         let n_descriptors = machine::raise_open_files();
-        let room = usize::try_from(n_descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX) / 2;
+        let room = usize::try_from(n_descriptors.saturating_sub(DESCRIPTORS_KEPT + n_descriptors / 16))
+            .unwrap_or(usize::MAX)
+            / 2;
         let wanted = if args.smoke { 200 } else { IDLE_CONNECTIONS };
         let n_idle = if room < wanted { room / 100 * 100 } else { wanted };
         if n_idle < wanted {
@@ -689,8 +691,9 @@ const IDLE_CONNECTIONS: usize = 9000;
 /// For everybody the same, and long enough that whoever puts idle connections aside, as anynode does after five seconds,
 /// has done so.
 const IDLE_REST: Duration = Duration::from_secs(10);
-/// What anynode keeps back of its descriptors, and some more, so that no connection has to wait for one.
-const DESCRIPTORS_KEPT: u64 = 2048 + 128;
+/// Beside one in 16, what anynode keeps back of its descriptors (`proxy::files`: others, pipes), and some more, so that no
+/// connection has to wait for one.
+const DESCRIPTORS_KEPT: u64 = 2304 + 256 + 128;
 const CHANGES: usize = 200;
 /// Memory and latency vary less than times do.
 const ROUNDS_OF_UNTIMED: usize = 3;

@@ -125,17 +125,19 @@ pub(super) async fn pick_or_wait(
     }
 }
 
-/// Takes one of the service's client connections, waiting in its queue while it has as many as it may. Whoever was
+/// Takes one of the service's client connections, if there is one left and nobody waits for it already. Whoever was
 /// admitted gives it back with `connection_gate.release()`.
+pub(super) fn try_admit(service: &Service) -> bool {
+    let gate = &service.state().connection_gate;
+    gate.depth() == 0 && gate.try_take(service.spec().limits.connections)
+}
+
+/// Takes one of the service's client connections, waiting in its queue while it has as many as it may.
 ///
 /// Errors: `limit` when the queue is full or the wait too long, else what became of the client.
 pub(super) async fn admit(service: &Service, patience: &mut Patience<'_>) -> Result<(), CloseReason> {
     let limits = &service.spec().limits;
     let gate = &service.state().connection_gate;
-    // Nobody passes those who wait already.
-    if gate.depth() == 0 && gate.try_take(limits.connections) {
-        return Ok(());
-    }
     let attempt = || gate.try_take(limits.connections).then_some(());
     wait(gate, limits.queue, limits.queue_timeout, patience, attempt).await
 }

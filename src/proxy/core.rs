@@ -76,6 +76,31 @@ struct Entry {
     parked: Option<Box<Parked>>,
 }
 
+impl Entry {
+    /// Whether there is a signal. Asked at every turn of every connection, and mostly answered with no.
+    fn is_told(&self) -> bool {
+        self.ended.is_some() | self.is_to_look | self.is_lost | self.is_to_park | (self.age == Age::Due)
+    }
+
+    #[inline(never)]
+    fn take_signal(&mut self) -> Option<Signal> {
+        if let Some(reason) = self.ended {
+            return Some(Signal::End(reason));
+        }
+        if self.age == Age::Due {
+            self.age = Age::None;
+            return Some(Signal::Aged);
+        }
+        if std::mem::take(&mut self.is_to_look) {
+            return Some(Signal::LookForReset);
+        }
+        if std::mem::take(&mut self.is_lost) {
+            return Some(Signal::Lost);
+        }
+        std::mem::take(&mut self.is_to_park).then_some(Signal::Park)
+    }
+}
+
 /// How far a connection is on its way to `Signal::Aged`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Age {
@@ -468,8 +493,17 @@ impl Connection {
         }
     }
 
+    /// Whether the service may have this connection at once, which it then has.
+    pub(super) fn try_admit(&mut self) -> bool {
+        self.is_admitted = balancer::try_admit(&self.service);
+        self.is_admitted
+    }
+
     /// Waits until the service may have this connection. Errors: the reason to close with.
     pub(super) async fn admit(&mut self, patience: &mut Patience<'_>) -> Result<(), CloseReason> {
+        if self.try_admit() {
+            return Ok(());
+        }
         balancer::admit(&self.service, patience).await?;
         self.is_admitted = true;
         Ok(())
@@ -530,24 +564,11 @@ impl Connection {
     /// What the connection was told since the last call; the task is woken when there is something.
     pub(super) fn poll_signal(&self, cx: &mut Context<'_>) -> Poll<Signal> {
         self.entry(|entry| {
-            if let Some(reason) = entry.ended {
-                return Poll::Ready(Signal::End(reason));
-            }
             if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 entry.waker = Some(cx.waker().clone());
             }
-            if entry.age == Age::Due {
-                entry.age = Age::None;
-                return Poll::Ready(Signal::Aged);
-            }
-            if std::mem::take(&mut entry.is_to_look) {
-                return Poll::Ready(Signal::LookForReset);
-            }
-            if std::mem::take(&mut entry.is_lost) {
-                return Poll::Ready(Signal::Lost);
-            }
-            match std::mem::take(&mut entry.is_to_park) {
-                true => Poll::Ready(Signal::Park),
+            match entry.is_told() {
+                true => entry.take_signal().map_or(Poll::Pending, Poll::Ready),
                 false => Poll::Pending,
             }
         })

@@ -126,7 +126,9 @@ async fn connect(
     };
     // Whatever it has sent may be all that it has to say.
     let mut patience = Patience::new(client, &|| true);
-    connection.admit(&mut patience).await?;
+    if !connection.try_admit() {
+        Box::pin(connection.admit(&mut patience)).await?;
+    }
     let connection = &*connection;
     let mut tried = Vec::new();
     let mut upstream = tokio::select! {

@@ -190,6 +190,8 @@ mod tests {
     use super::*;
     use crate::model::{HealthCheck, HealthProbe, ServiceSpec};
     use crate::routing::{Asker, EndpointState, Listen, ListenKind, Outcome};
+    use proptest::collection::vec;
+    use proptest::prelude::{prop_assert_eq, proptest};
     use std::time::Instant;
 
     fn spec(name: &str, publish: &[&str], endpoints: &[&str]) -> ServiceSpec {
@@ -444,6 +446,32 @@ mod tests {
         let table = handle.load();
         let route = table.route(&Listen { ip: None, port: 8080 }).unwrap();
         assert_eq!((route.service.as_str(), route.kind), ("b", ListenKind::Published));
+    }
+
+    proptest! {
+        #[test]
+        fn the_ports_of_a_table_are_those_that_it_listens_on(
+            commits in vec(vec(("[a-d]", vec(1_u16..6, 0..3)), 1..4), 1..12)
+        ) {
+            let handle = TableHandle::default();
+            for changes in commits {
+                let change = |(name, ports): &(String, Vec<u16>)| match ports.is_empty() {
+                    true => Change::Remove(ServiceName::new(name).unwrap()),
+                    false => {
+                        let publish: Vec<String> = ports.iter().map(|port| format!("{port}:80")).collect();
+                        let publish: Vec<&str> = publish.iter().map(String::as_str).collect();
+                        upsert(&spec(name, &publish, &[]))
+                    }
+                };
+                // One that conflicts changes nothing.
+                let _ = handle.commit(&changes.iter().map(change).collect::<Vec<_>>());
+                let table = handle.load();
+                for port in 0..8 {
+                    let is_listened_on = table.listens().any(|(listen, _)| listen.port == port);
+                    prop_assert_eq!(table.listens_on(port), is_listened_on, "{}", port);
+                }
+            }
+        }
     }
 
     #[test]

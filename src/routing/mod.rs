@@ -14,6 +14,7 @@ mod handle;
 mod inner;
 mod lookout;
 mod picks;
+mod port_set;
 mod said;
 mod service;
 mod state;

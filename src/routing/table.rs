@@ -8,6 +8,7 @@ use imbl::ordmap::DiffItem;
 
 use super::endpoint::Endpoint;
 use super::inner::InnerNames;
+use super::port_set::PortSet;
 use super::service::Service;
 use crate::model::{ServiceName, ServiceSpec, TaskRef};
 
@@ -92,6 +93,8 @@ pub struct RoutingTable {
     revision: u64,
     services: OrdMap<ServiceName, ServiceRef>,
     listens: OrdMap<Listen, Route>,
+    /// The ports of `listens`.
+    ports: PortSet,
     vips: OrdMap<Ipv4Addr, ServiceName>,
     /// The services of the tasks of this node, by the task's id.
     tasks: OrdMap<Arc<str>, ServiceName>,
@@ -162,11 +165,7 @@ impl RoutingTable {
 
     /// Whether any address of the port is listened on.
     pub fn listens_on(&self, port: u16) -> bool {
-        let all = Listen { port, ip: None };
-        self.listens
-            .range(all..)
-            .next()
-            .is_some_and(|(first, _)| first.port == port)
+        self.ports.contains(port)
     }
 
     /// By what services are reached from inside tasks.
@@ -230,6 +229,14 @@ impl RoutingTable {
             let service = Arc::new(build(spec.clone(), *vip, before));
             table.open(&service)?;
             table.services.insert(spec.name.clone(), ServiceRef(service));
+        }
+        let changed: Vec<u16> = RoutingTable::diff_listens(self, &table)
+            .map(|(listen, ..)| listen.port)
+            .collect();
+        for port in changed {
+            let first = table.listens.range(Listen { port, ip: None }..).next();
+            let is_in = first.is_some_and(|(first, _)| first.port == port);
+            table.ports.set(port, is_in);
         }
         Ok(table)
     }

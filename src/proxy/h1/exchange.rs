@@ -300,21 +300,13 @@ impl Exchange<'_> {
 
     /// Parses a response head and writes the one that the client gets. `None`: more bytes are needed.
     fn forward_head(&mut self) -> Result<Option<Ended>, Failure> {
-        // Called at one place only, so that it is inlined: 128 instructions of a small exchange.
-        loop {
-            match self.try_forward_head() {
-                Err(Failure::ResponseHead(Refusal::Version)) if lower_response(self.from_upstream.rest_mut()) => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn try_forward_head(&mut self) -> Result<Option<Ended>, Failure> {
         let mut slots = HeaderSlots::with_most(self.fields_max);
         let rest = self.from_upstream.rest();
-        let parsed = parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots);
-        let Some(head) = parsed.map_err(Failure::ResponseHead)? else {
-            return Ok(None);
+        let head = match parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Ok(None),
+            Err(Refusal::Version) => return self.forward_lowered_head(),
+            Err(refusal) => return Err(Failure::ResponseHead(refusal)),
         };
         let meta = head.meta;
         let out = self.to_client.tail();
@@ -357,6 +349,15 @@ impl Exchange<'_> {
             upstream_stays: false,
             client_stays: false,
         }))
+    }
+
+    /// As `forward_head`, where the version is one to be read as 1.1.
+    #[cold]
+    fn forward_lowered_head(&mut self) -> Result<Option<Ended>, Failure> {
+        match lower_response(self.from_upstream.rest_mut()) {
+            true => self.forward_head(),
+            false => Err(Failure::ResponseHead(Refusal::Version)),
+        }
     }
 
     /// Frames what was received of the body for the client. Returns how much of it was dealt with.

@@ -50,7 +50,10 @@ pub(in crate::proxy) async fn serve(
     shared: Arc<Shared>,
 ) {
     let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
-    let admitted = Box::pin(async { connection.admit(&mut Patience::new(&client, &has_request)).await }).await;
+    let admitted = match connection.try_admit() {
+        true => Ok(()),
+        false => Box::pin(async { connection.admit(&mut Patience::new(&client, &has_request)).await }).await,
+    };
     let reason = match admitted {
         Ok(()) => {
             let mut server = Server {
@@ -167,21 +170,14 @@ impl Server<'_> {
 
     /// Parses the head at the front of what was received. `None`: more bytes are needed.
     /// `seen`: bytes of it that were looked at in vain before.
-    fn begin(&mut self, mut seen: usize) -> Result<Option<Begun>, Refusal> {
-        // Called at one place only, so that it is inlined.
-        loop {
-            match self.try_begin(seen) {
-                Err(Refusal::Version) if lower_request(self.from_client.rest_mut()) => seen = 0,
-                result => return result,
-            }
-        }
-    }
-
-    fn try_begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
+    fn begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
         let mut slots = HeaderSlots::with_most(self.shared.config.http_fields_max);
         let max = self.shared.config.http_head_bytes_max;
-        let Some(head) = parse_request(self.from_client.rest(), seen, max, &mut slots)? else {
-            return Ok(None);
+        let head = match parse_request(self.from_client.rest(), seen, max, &mut slots) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Ok(None),
+            Err(Refusal::Version) => return self.begin_lowered(),
+            Err(refusal) => return Err(refusal),
         };
         let meta = head.meta;
         let mut to_upstream = Buffer::default();
@@ -192,6 +188,15 @@ impl Server<'_> {
             to_upstream,
             at: Instant::now(),
         }))
+    }
+
+    /// As `begin`, where the version is one to be read as 1.1.
+    #[cold]
+    fn begin_lowered(&mut self) -> Result<Option<Begun>, Refusal> {
+        match lower_request(self.from_client.rest_mut()) {
+            true => self.begin(0),
+            false => Err(Refusal::Version),
+        }
     }
 
     /// Reads on until the head is whole, within the service's limit.

@@ -1,6 +1,7 @@
 //! Who reaches whom from inside containers, whatever the protocol and whichever way: their networks separate them, the engine's
 //! bridge is the way out and nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
 
 use super::names::{addresses_of, dig, pid_of};
@@ -268,6 +269,96 @@ fn internal(name: &str, tasks: Tasks) {
     // Who is let in from outside is another matter.
     assert!(own.curl("http://localhost:8080").is_some());
     drop(echoes);
+}
+
+/// The services of `sweep`, with the networks of each.
+const MIXED: [(&str, &[&str]); 6] = [
+    ("one-a", &["one"]),
+    ("one-b", &["one"]),
+    ("two", &["two"]),
+    ("both", &["one", "two"]),
+    ("safe", &["vault"]),
+    ("bridge", &["vault", "two"]),
+];
+
+/// From each task, every address of every other task, every VIP and the host: what shares a network answers, and nothing else.
+fn sweep(name: &str, tasks: Tasks) {
+    let Some(mut own) = rig::up(name, tasks) else { return };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.docker(&["network", "create", "-d", "overlay", "one"]);
+    own.docker(&["network", "create", "-d", "overlay", "two"]);
+    own.docker(&["network", "create", "-d", "overlay", "--internal", "vault"]);
+    for (service, networks) in MIXED {
+        let words: Vec<&str> = networks.iter().flat_map(|network| ["--network", network]).collect();
+        create(&own, service, &words);
+    }
+    if tasks == Tasks::Processes {
+        let add = ["addr", "add", "10.213.0.1/32", "dev", "lo"];
+        assert!(own.inside("ip").args(add).status().unwrap().success());
+    }
+    let mut echoes = vec![echo(own.inside("python3"))];
+    for (service, _) in MIXED {
+        own.wait_for(service, LONG, || pid_of(&own, service).is_some());
+        echoes.push(echo(within(pid_of(&own, service).unwrap(), "python3")));
+    }
+    // What there is to try, each with the networks by which it may be.
+    let mut targets: Vec<(String, Vec<&str>)> = Vec::new();
+    for (service, networks) in MIXED {
+        let addresses = addresses_of(&own, service);
+        let vips = vips_of(&own, service);
+        let of = |known: &BTreeMap<String, String>| known.keys().cloned().collect::<BTreeSet<_>>();
+        let wanted: BTreeSet<String> = networks.iter().map(|network| (*network).to_owned()).collect();
+        assert_eq!((of(&addresses), of(&vips)), (wanted.clone(), wanted), "{service}");
+        for network in networks {
+            targets.push((format!("tcp:{}:9", addresses[*network]), vec![network]));
+            targets.push((format!("tcp:{}:80", vips[*network]), vec![network]));
+        }
+        if tasks == Tasks::Containers {
+            let address = bridge_address(pid_of(&own, service).unwrap());
+            targets.extend(address.iter().map(|ip| (format!("tcp:{ip}:9"), Vec::new())));
+        }
+    }
+    // Each has its own beside; the host is there for whoever may leave.
+    targets.push(("tcp:10.213.0.1:9".to_owned(), vec!["one", "two"]));
+    let all: Vec<String> = targets.iter().map(|(target, _)| target.clone()).collect();
+    for (service, networks) in MIXED {
+        let pid = pid_of(&own, service).unwrap();
+        let bridge = bridge_address(pid).map(|ip| format!("tcp:{ip}:9"));
+        let may = |(target, by): &&(String, Vec<&str>)| {
+            by.iter().any(|network| networks.contains(network)) || Some(target) == bridge.as_ref()
+        };
+        let expected: Vec<String> = targets.iter().filter(may).map(|(target, _)| target.clone()).collect();
+        wait_reached(&own, service, || within(pid, "python3"), &expected);
+        assert_eq!(reached(within(pid, "python3"), &all), expected, "{service}");
+    }
+    drop(echoes);
+}
+
+/// A service's VIPs by the names of their networks.
+fn vips_of(own: &Own, service: &str) -> BTreeMap<String, String> {
+    let format = "{{range .Endpoint.VirtualIPs}}{{.NetworkID}} {{.Addr}}\n{{end}}";
+    let said = own.docker(&["service", "inspect", "-f", format, service]);
+    let pairs = said.lines().filter_map(|line| line.trim().split_once(' '));
+    pairs
+        .map(|(network, addr)| {
+            let name = own.docker(&["network", "inspect", "-f", "{{.Name}}", network]);
+            (
+                name.trim().to_owned(),
+                addr.split('/').next().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn containers_reach_what_shares_a_network_and_nothing_else() {
+    sweep("sweep-c", Tasks::Containers);
+}
+
+#[test]
+fn processes_reach_what_shares_a_network_and_nothing_else() {
+    sweep("sweep-p", Tasks::Processes);
 }
 
 #[test]
