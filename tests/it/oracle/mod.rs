@@ -4,6 +4,7 @@
 mod pair;
 mod requests;
 mod specs;
+mod stacks;
 mod table;
 
 use pair::{Ask, Difference, Pair};
@@ -79,4 +80,18 @@ fn specs_made_by_chance_do_what_they_do_at_docker() {
         Table::new(true),
         (0..cases().unwrap_or(60)).map(|_| specs::any(&mut rng)),
     );
+}
+
+#[test]
+fn stack_files_come_to_what_they_come_to_at_docker() {
+    let Some(pair) = Pair::swarm("stacks") else { return };
+    let mut table = Table::new(false);
+    let mut faults = Vec::new();
+    for file in stacks::all() {
+        let left = stacks::check(&pair, &file, &mut table);
+        if !left.is_empty() {
+            faults.push((Ask::get(file.display().to_string()), left));
+        }
+    }
+    report(&faults, &table);
 }

@@ -60,6 +60,15 @@ pub struct Side {
 }
 
 impl Side {
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// As `docker -H` has it.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
     pub fn ask(&self, method: &str, path: &str, body: Option<&str>, headers: &str) -> Reply {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
@@ -190,24 +199,12 @@ impl Side {
                 if object["Ingress"] == true || is_kept && kind != "services" {
                     continue;
                 }
-                self.until(&format!("DELETE of {kind}"), || {
-                    self.ask("DELETE", &format!("/{kind}/{}", id_of(&object)), None, "")
-                        .status
-                });
+                self.until("DELETE", &format!("/{kind}/{}", id_of(&object)), None);
             }
         }
         for (kind, spec) in furniture() {
             if !self.all(kind).iter().any(|object| name_of(object) == spec["Name"]) {
-                let path = format!("/{kind}/create");
-                self.until(&path, || {
-                    self.ask(
-                        "POST",
-                        &path,
-                        Some(&spec.to_string()),
-                        "Content-Type: application/json\r\n",
-                    )
-                    .status
-                });
+                self.until("POST", &format!("/{kind}/create"), Some(&spec));
             }
         }
         let node = &self.get("/nodes")[0];
@@ -218,11 +215,21 @@ impl Side {
         }
     }
 
-    /// What is taken away may still be in others' way for a moment.
-    fn until(&self, what: &str, mut status: impl FnMut() -> u16) {
-        let started = Instant::now();
-        while status() >= 300 {
-            assert!(started.elapsed() < LONG, "{}: {what} does not succeed", self.name);
+    /// Asks until it succeeds: what is taken away may still be in others' way for a moment.
+    fn until(&self, method: &str, path: &str, body: Option<&Value>) {
+        let (started, body) = (Instant::now(), body.map(Value::to_string));
+        loop {
+            let reply = self.ask(method, path, body.as_deref(), "Content-Type: application/json\r\n");
+            if reply.status < 300 || (method, reply.status) == ("DELETE", 404) {
+                return;
+            }
+            let said = String::from_utf8_lossy(&reply.body);
+            assert!(
+                started.elapsed() < LONG,
+                "{}: {method} {path}: {} {said}",
+                self.name,
+                reply.status
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -286,7 +293,8 @@ fn normal(value: &Value, ids: &BTreeMap<String, String>, key: &str) -> Value {
             .collect(),
         Value::Array(items) => items.iter().map(|item| normal(item, ids, key)).collect(),
         Value::String(text) => json!(match key {
-            "CreatedAt" | "UpdatedAt" | "Created" | "StartedAt" | "CompletedAt" | "Timestamp" => "<time>".to_owned(),
+            "CreatedAt" | "UpdatedAt" | "Created" | "StartedAt" | "CompletedAt" | "Timestamp" | "LastExecution" =>
+                "<time>".to_owned(),
             "Addr" | "Subnet" | "Gateway" | "Worker" | "Manager" | "Hostname" | "EngineVersion" => "<any>".to_owned(),
             _ => plain(text, ids),
         }),
@@ -492,6 +500,20 @@ impl Pair {
         found
     }
 
+    /// What differs in what is there, and the table does not have, once what follows from `ask` has come: that takes each its
+    /// own time.
+    pub fn settled_state(&self, ask: &Ask, table: &mut Table) -> Vec<Difference> {
+        let started = Instant::now();
+        loop {
+            let unknown = table.unknown(ask, self.state());
+            let is_settled = |difference: &Difference| !LATE.iter().any(|late| difference.at.contains(late));
+            if unknown.iter().all(is_settled) || started.elapsed() > SETTLED {
+                return unknown;
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
     /// Asks both, compares what they say and what is there afterwards, and furnishes anew if anything was changed. What the
     /// table does not have is returned.
     pub fn check(&self, ask: &Ask, table: &mut Table) -> Vec<Difference> {
@@ -502,17 +524,7 @@ impl Pair {
             false => table.unknown(ask, found),
         };
         if has_changed && !is_refused {
-            // What follows from a change takes each its own time.
-            let started = Instant::now();
-            let unknown = loop {
-                let unknown = table.unknown(ask, self.state());
-                let is_settled = |difference: &Difference| !LATE.iter().any(|late| difference.at.contains(late));
-                if unknown.iter().all(is_settled) || started.elapsed() > SETTLED {
-                    break unknown;
-                }
-                std::thread::sleep(Duration::from_millis(30));
-            };
-            left.extend(unknown);
+            left.extend(self.settled_state(ask, table));
         }
         if has_changed {
             self.furnish();

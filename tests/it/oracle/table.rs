@@ -28,6 +28,8 @@ const DEFAULTS: &str = "what an update of the swarm leaves out is Docker's defau
 const AT_ONCE: &str =
     "what no task could ever do is refused when it is declared; with Docker each task fails by itself";
 const WORD: &str = "a word that there is none of is refused; Docker takes another without saying so";
+const HOST: &str =
+    "the host's network is each node's own, and known by its name; Docker names an object that no list shows";
 const BYTES: &str = "Go reads a list of numbers as bytes";
 const OPEN_NETWORKS: &str = "open: networks are another part of the same work";
 const OPEN_TLS: &str = "open: `swarm ca` and TLS info";
@@ -123,6 +125,27 @@ pub const ROWS: &[Row] = &[
         "{*}",
         "(none)",
         "a template driver without a name, and its options, are nothing",
+    ),
+    row(
+        "GET stack *",
+        ".services.*.Endpoint.Spec.Mode",
+        "(none)",
+        "\"dnsrr\"",
+        "shown at once; Docker shows nothing of an endpoint that needs no address",
+    ),
+    row(
+        "GET stack *",
+        ".services.*.Networks[].Target",
+        "\"<id>\"",
+        "\"host\"",
+        HOST,
+    ),
+    row(
+        "GET stack *",
+        ".services.*.VirtualIPs",
+        "[{\"NetworkID\":\"<id>\"}]",
+        "(none)",
+        HOST,
     ),
     // Open.
     row("*", "*.vxlanid_list", "*", "(none)", OPEN_NETWORKS),
