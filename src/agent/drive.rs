@@ -61,6 +61,7 @@ impl Driven {
             state,
             message: message.to_owned(),
             error,
+            unfit: Vec::new(),
             container: self.container.clone(),
             ran_at: None,
         };

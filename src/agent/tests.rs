@@ -45,6 +45,7 @@ pub(super) fn assignment(spec: Value) -> Assignment {
             state: TaskState::Assigned,
             message: String::new(),
             error: None,
+            unfit: Vec::new(),
             container: None,
             ran_at: None,
         },

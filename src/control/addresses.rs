@@ -33,6 +33,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
                     task.status.state = TaskState::Pending;
                     task.status.message = "pending task allocation".to_owned();
                     task.status.error = Some(reason);
+                    task.status.unfit.clear();
                     task.status.at = task.meta.updated_at;
                 });
             }

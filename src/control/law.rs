@@ -1,7 +1,7 @@
 //! The law of the control plane: nothing spins. For any state and any failure (tasks that are rejected, fail, crash or exit, no
 //! address, no port, no node that fits, nodes that come and go, a store that refuses) a plan leads to a state whose plan is
 //! empty or waits for a time; a slot gets at most one new task per restart delay, but for what a user, a node or a new spec does; at rest
-//! nothing is written; and the writes that follow one event are bounded.
+//! nothing is written; and the writes that follow one event are bounded. Jobs are among the services.
 //!
 //! `ANYNODE_HISTORIES=100000` runs so many random histories; `ANYNODE_SEED` begins with another.
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::bounds::FOLLOW_LEAST;
 use super::slots::{self, Slot};
 use super::testing::{World, network, replicated, seconds, spec};
-use crate::model::swarm::{Cause, Id, Node, Object, TaskState, Time, restart_policy};
+use crate::model::swarm::{Cause, Id, Mode, Node, Object, Service, TaskState, Time, restart_policy};
 use crate::store::Snapshot;
 
 #[test]
@@ -43,6 +43,7 @@ fn nothing_spins_in_any_history() {
             ("calm", seen.calm),
             ("in vain", seen.in_vain),
             ("refused", seen.refused),
+            ("jobs", seen.jobs),
         ] {
             assert!(n_seen > 0, "no history has seen {what}: {seen:?}");
         }
@@ -62,6 +63,8 @@ struct Seen {
     in_vain: usize,
     /// Histories in which the store refused.
     refused: usize,
+    /// Jobs whose last run has come to its end.
+    jobs: usize,
     most_writes: usize,
 }
 
@@ -135,6 +138,7 @@ impl History {
         self.repair();
         self.live(seconds(300));
         seen.calm += usize::from(self.check_rest());
+        seen.jobs += self.n_jobs_done();
         seen.waited += usize::from(has_waited);
         seen.in_vain += usize::from(is_in_vain);
         seen.refused += usize::from(self.world.refusals > 0);
@@ -195,7 +199,8 @@ impl History {
     fn check_rest(&mut self) -> bool {
         let is_healthy = |task: &&Arc<crate::model::swarm::Task>| {
             let image = task.spec.container_spec.as_ref().and_then(|spec| spec.image.as_deref());
-            image.is_some_and(|image| image.starts_with("healthy")) && !task.status.state.is_terminal()
+            let runs = image.is_some_and(|image| image.starts_with("healthy")) && !task.status.state.is_terminal();
+            runs || task.job.is_some() && task.status.state == TaskState::Complete
         };
         let snapshot = self.world.snapshot.clone();
         if !snapshot
@@ -217,11 +222,29 @@ impl History {
         true
     }
 
+    /// Those of which each slot has completed in the present run.
+    fn n_jobs_done(&self) -> usize {
+        let snapshot = &self.world.snapshot;
+        let is_done = |service: &&Arc<Service>| {
+            let Some(status) = &service.job else { return false };
+            let tasks = snapshot.tasks_of_service(service.id.as_str());
+            let present = tasks.filter(|task| task.job.is_some_and(|run| run.iteration == status.iteration));
+            let n_done = present.filter(|task| task.status.state == TaskState::Complete).count() as u64;
+            n_done > 0 && service.replicas().is_none_or(|total| n_done == total)
+        };
+        snapshot.services().filter(is_done).count()
+    }
+
     fn repair(&mut self) {
         for service in self.services.clone() {
             self.event_at.set(self.world.now);
+            // A job that is well ends, or goes on for ever.
+            let image = match self.world.service(&service).is_job() && self.world.rng.u8(..4) != 0 {
+                true => "exits:repaired",
+                false => "healthy:repaired",
+            };
             self.world.update(&service, |spec| {
-                spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("healthy:repaired");
+                spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
                 spec["UpdateConfig"]["FailureAction"] = json!("continue");
             });
             self.world.reconcile();
@@ -243,7 +266,14 @@ impl History {
             }
             5..=6 if !self.world.service(&id).is_global() => {
                 let replicas = self.world.rng.u64(..6);
-                self.world.scale(&id, replicas);
+                match self.world.service(&id).mode() {
+                    Mode::Replicated { .. } => self.world.scale(&id, replicas),
+                    Mode::ReplicatedJob { max_concurrent, .. } => self.world.update(&id, |spec| {
+                        let mode = json!({ "MaxConcurrent": max_concurrent, "TotalCompletions": replicas });
+                        spec["Mode"] = json!({ "ReplicatedJob": mode });
+                    }),
+                    Mode::Global | Mode::GlobalJob => {}
+                }
             }
             7 => drop(self.world.roll_back(&id)),
             8 => {
@@ -301,8 +331,15 @@ impl History {
         self.n_names += 1;
         let (name, image) = (format!("s{}", self.n_names), self.image());
         let mut value = replicated(&name, image, self.world.rng.u64(..5));
-        if self.world.rng.u8(..4) == 0 {
-            value["Mode"] = json!({ "Global": {} });
+        match self.world.rng.u8(..8) {
+            0..=1 => value["Mode"] = json!({ "Global": {} }),
+            2 => {
+                let mode =
+                    json!({ "MaxConcurrent": self.world.rng.u64(1..4), "TotalCompletions": self.world.rng.u64(..5) });
+                value["Mode"] = json!({ "ReplicatedJob": mode });
+            }
+            3 => value["Mode"] = json!({ "GlobalJob": {} }),
+            _ => {}
         }
         self.configure(&mut value);
         self.services.push(self.world.create(spec(value)));

@@ -80,6 +80,7 @@ pub(super) fn new_task(
             state: TaskState::New,
             message: "created".to_owned(),
             error: None,
+            unfit: Vec::new(),
             container: None,
             ran_at: None,
         },
@@ -319,6 +320,7 @@ fn clear(snapshot: &Snapshot, draft: &mut Draft) {
                 task.status.state = TaskState::Shutdown;
                 task.status.message = "shutdown".to_owned();
                 task.status.error = None;
+                task.status.unfit.clear();
                 task.status.at = task.meta.updated_at;
             });
         }

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::testing::{World, replicated, seconds, spec};
 use super::{Context, PLANNERS};
-use crate::model::swarm::{Id, Node, Order, Service, Task, TaskState, UpdateState, rollback_config, update_config};
+use crate::model::swarm::{
+    Id, Mode, Node, Order, Service, Task, TaskState, UpdateState, rollback_config, update_config,
+};
 use crate::store::Snapshot;
 
 const SEEDS: std::ops::Range<u64> = 12..16;
@@ -40,6 +42,8 @@ fn whatever_happens_what_is_promised_holds() {
             "RollbackStarted",
             "floor",
             "overlap",
+            "job done",
+            "job again",
         ] {
             assert!(seen.borrow().contains_key(what), "no run has seen {what}: {seen:?}");
         }
@@ -137,7 +141,7 @@ impl Simulation {
             0..=7 => self.update(&service),
             8..=9 => {
                 let replicas = self.world.rng.u64(..7);
-                if !self.world.service(&service).is_global() {
+                if matches!(self.world.service(&service).mode(), Mode::Replicated { .. }) {
                     self.floors.borrow_mut().remove(&service);
                     self.world.scale(&service, replicas);
                 }
@@ -190,8 +194,15 @@ impl Simulation {
         self.n_names += 1;
         let name = format!("s{}", self.n_names);
         let mut value = replicated(&name, "healthy", self.world.rng.u64(..6));
-        if self.world.rng.u8(..4) == 0 {
-            value["Mode"] = json!({ "Global": {} });
+        match self.world.rng.u8(..8) {
+            0..=1 => value["Mode"] = json!({ "Global": {} }),
+            2 => {
+                let mode =
+                    json!({ "MaxConcurrent": self.world.rng.u64(1..4), "TotalCompletions": self.world.rng.u64(1..5) });
+                value["Mode"] = json!({ "ReplicatedJob": mode });
+            }
+            3 => value["Mode"] = json!({ "GlobalJob": {} }),
+            _ => {}
         }
         self.configure(&mut value);
         let port = json!({ "TargetPort": 80 });
@@ -220,6 +231,8 @@ impl Simulation {
             1 => "fails",
             2 => "crashes",
             3 => "exits",
+            // What a job is for.
+            4..=7 if self.world.service(id).is_job() => "exits",
             _ => "healthy",
         };
         let mut value = serde_json::to_value(&*self.world.service(id).spec).unwrap();
@@ -249,7 +262,7 @@ impl Simulation {
             .is_none_or(|spec| spec.placement.is_none());
         if let Some(replicas) = service
             .replicas()
-            .filter(|_| is_calm && image == "healthy" && is_placed)
+            .filter(|_| is_calm && image == "healthy" && is_placed && !service.is_job())
         {
             let config = update_config(&service.spec);
             let down = match (config.order, config.parallelism) {
@@ -301,7 +314,7 @@ impl Simulation {
             }
             let serving: Vec<_> = self.world.serving(&service.id);
             let is_paused = matches!(state, Some(UpdateState::Paused | UpdateState::RollbackPaused));
-            if self.is_settled(service) && !is_paused && is_always_restarted(service) {
+            if self.is_settled(service) && !is_paused && is_always_restarted(service) && !service.is_job() {
                 let wish = service.replicas().unwrap_or_else(|| n_eligible(&snapshot, service));
                 assert_eq!(
                     u64::try_from(serving.len()).unwrap(),
@@ -313,6 +326,7 @@ impl Simulation {
             if self.is_settled(service) {
                 check_history(&snapshot, service);
             }
+            check_job(&snapshot, service);
         }
     }
 
@@ -347,6 +361,37 @@ fn config(rng: &mut fastrand::Rng, actions: &[&str]) -> Value {
 fn is_healthy(task: &Task) -> bool {
     let image = task.spec.container_spec.as_ref().and_then(|spec| spec.image.as_deref());
     image.is_some_and(|image| image.starts_with("healthy"))
+}
+
+/// A job that has come to rest is done, unless its program fails or goes on for ever, or no node takes it.
+fn check_job(snapshot: &Snapshot, service: &Service) {
+    let Some(status) = &service.job else { return };
+    let task_spec = service.task_spec();
+    let image = task_spec.container_spec.as_ref().and_then(|spec| spec.image.as_deref());
+    if !image.is_some_and(|image| image.starts_with("exits")) {
+        return;
+    }
+    let tasks = snapshot.tasks_of_service(service.id.as_str());
+    let present = tasks.filter(|task| task.job.is_some_and(|run| run.iteration == status.iteration));
+    let mut done: BTreeMap<super::slots::Slot, usize> = BTreeMap::new();
+    for task in present.filter(|task| task.status.state == TaskState::Complete) {
+        *done.entry(super::slots::Slot::of(task)).or_default() += 1;
+    }
+    let name = service.name();
+    assert!(
+        done.values().all(|n| *n == 1),
+        "{name}: a slot is done more than once: {done:?}"
+    );
+    let n_wished = match service.replicas() {
+        Some(total) if n_eligible(snapshot, service) > 0 => total,
+        Some(_) => 0,
+        None => n_eligible(snapshot, service),
+    };
+    assert!(
+        done.len() as u64 >= n_wished,
+        "{name}: {} of {n_wished} are done",
+        done.len()
+    );
 }
 
 fn is_always_restarted(service: &Service) -> bool {
@@ -419,6 +464,10 @@ fn check(before: &Snapshot, now: &Snapshot, floors: &BTreeMap<Id, u64>, seen: &S
         {
             see(seen, &format!("{state:?}"));
         }
+        let run = |service: &Service| service.job.as_ref().map_or(0, |job| job.iteration);
+        if service.map_or(0, |service| run(service)) > before.service(id.as_str()).map_or(0, |service| run(service)) {
+            see(seen, "job again");
+        }
     }
     for (id, task) in now.tasks_since(before) {
         let (Some(task), Some(old)) = (task, before.task(id.as_str())) else {
@@ -427,6 +476,9 @@ fn check(before: &Snapshot, now: &Snapshot, floors: &BTreeMap<Id, u64>, seen: &S
         assert!(task.desired >= old.desired, "{} is wished back", task.name());
         assert!(task.status.state >= old.status.state, "{} goes back", task.name());
         assert!(old.node.is_none() || old.node == task.node, "{} moves", task.name());
+        if task.job.is_some() && old.status.state != task.status.state && task.status.state == TaskState::Complete {
+            see(seen, "job done");
+        }
         touched.insert(task.service.clone());
     }
     for id in &touched {
@@ -435,10 +487,19 @@ fn check(before: &Snapshot, now: &Snapshot, floors: &BTreeMap<Id, u64>, seen: &S
         };
         let mut running: BTreeMap<_, Vec<&Task>> = BTreeMap::new();
         for task in now.tasks_of_service(id.as_str()).filter(|task| task.is_serving()) {
-            running
-                .entry((task.slot, if task.slot == 0 { task.node.clone() } else { None }))
-                .or_default()
-                .push(task);
+            running.entry(super::slots::Slot::of(task)).or_default().push(task);
+        }
+        if let Mode::ReplicatedJob { max_concurrent, .. } = service.mode() {
+            let n = running.values().map(Vec::len).sum::<usize>() as u64;
+            let most = before.service(id.as_str()).map_or(0, |before| match before.mode() {
+                Mode::ReplicatedJob { max_concurrent, .. } => max_concurrent,
+                _ => 0,
+            });
+            assert!(
+                n <= max_concurrent.max(most),
+                "{} runs {n} of {max_concurrent} at a time",
+                service.name()
+            );
         }
         let n_running: usize = running.values().map(Vec::len).sum();
         for tasks in running.values().filter(|tasks| tasks.len() > 1) {

@@ -10,7 +10,7 @@ use super::addresses;
 use super::draft::Draft;
 use super::slots;
 use super::{Context, Plan};
-use crate::model::swarm::{Id, Node, Service, Task, TaskSpec, TaskState};
+use crate::model::swarm::{Id, Node, Service, Task, TaskSpec, TaskState, Unfit};
 use crate::store::Snapshot;
 
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
@@ -24,7 +24,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     open.sort_by_key(|task| (task.meta.created_at, task.slot, task.id.clone()));
     let mut nodes = Load::of_all(context.snapshot);
     // Nodes only take on more here: where one did not fit, none of the same kind does.
-    let mut unfit: BTreeMap<(Id, u64, u64, Option<Id>), String> = BTreeMap::new();
+    let mut unfit: BTreeMap<(Id, u64, u64, Option<Id>), Misfit> = BTreeMap::new();
     for task in open {
         if draft.is_full() {
             break;
@@ -47,7 +47,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
             task.node.clone(),
         );
         let placed = match unfit.get(&kind) {
-            Some(reason) => Err(reason.clone()),
+            Some(misfit) => Err(misfit.clone()),
             None => place(task, service, &nodes),
         };
         match placed {
@@ -65,18 +65,21 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
                     task.status.state = TaskState::Assigned;
                     task.status.message = message.to_owned();
                     task.status.error = None;
+                    task.status.unfit.clear();
                     task.status.at = task.meta.updated_at;
                 });
             }
-            Err(reason) => {
-                unfit.entry(kind).or_insert_with(|| reason.clone());
-                if task.status.state == TaskState::Pending && task.status.error.as_deref() == Some(&reason) {
+            Err(misfit) => {
+                unfit.entry(kind).or_insert_with(|| misfit.clone());
+                let is_said = task.status.error.as_deref() == Some(&misfit.said) && task.status.unfit == misfit.reasons;
+                if task.status.state == TaskState::Pending && is_said {
                     continue;
                 }
                 draft.change_task(task, |task| {
                     task.status.state = TaskState::Pending;
                     task.status.message = "pending task scheduling".to_owned();
-                    task.status.error = Some(reason);
+                    task.status.error = Some(misfit.said);
+                    task.status.unfit = misfit.reasons;
                     task.status.at = task.meta.updated_at;
                 });
             }
@@ -103,6 +106,15 @@ fn reserved(spec: &TaskSpec) -> (i64, i64) {
     reservations.map_or((0, 0), |wanted| {
         (wanted.nano_cpus.unwrap_or(0), wanted.memory_bytes.unwrap_or(0))
     })
+}
+
+fn wants_generic(spec: &TaskSpec) -> bool {
+    let reservations = spec
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.reservations.as_ref());
+    let wanted = reservations.and_then(|reservations| reservations.generic_resources.as_ref());
+    wanted.is_some_and(|wanted| !wanted.is_empty())
 }
 
 fn host_ports(service: &Service) -> Vec<EndpointPortConfig> {
@@ -143,22 +155,26 @@ impl<'a> Load<'a> {
     }
 
     /// `Err`: what keeps the task from this node.
-    fn may_take(&self, task: &Task, ports: &[EndpointPortConfig]) -> Result<(), Reason> {
+    fn may_take(&self, task: &Task, ports: &[EndpointPortConfig]) -> Result<(), Unfit> {
         if !self.node.is_available() {
-            return Err(Reason::NotAvailable);
+            return Err(Unfit::NotAvailable);
+        }
+        // No node here has any: a task that wants some waits for one that has.
+        if wants_generic(&task.spec) {
+            return Err(Unfit::Resources);
         }
         let (nano_cpus, memory) = reserved(&task.spec);
         let is_enough = |has: i64, used: i64, wanted: i64| wanted <= has.saturating_sub(used);
         if !is_enough(self.node.nano_cpus, self.nano_cpus, nano_cpus)
             || !is_enough(self.node.memory, self.memory, memory)
         {
-            return Err(Reason::Resources);
+            return Err(Unfit::Resources);
         }
         if !slots::meets(&task.spec, self.node) {
-            return Err(Reason::Constraints);
+            return Err(Unfit::Constraints);
         }
         if !fits_platform(&task.spec, self.node) {
-            return Err(Reason::Platform);
+            return Err(Unfit::Platform);
         }
         let is_taken = |port: &EndpointPortConfig| {
             let is_same = |other: &&EndpointPortConfig| {
@@ -167,7 +183,7 @@ impl<'a> Load<'a> {
             port.published_port.is_some_and(|number| number > 0) && self.ports.iter().any(|other| is_same(&other))
         };
         if ports.iter().any(is_taken) {
-            return Err(Reason::HostPort);
+            return Err(Unfit::HostPort);
         }
         let most = task
             .spec
@@ -177,40 +193,37 @@ impl<'a> Load<'a> {
             .unwrap_or(0);
         let has = self.by_service.get(&task.service).copied().unwrap_or(0);
         if most > 0 && usize::try_from(most).is_ok_and(|most| has >= most) {
-            return Err(Reason::MaxReplicas);
+            return Err(Unfit::MaxReplicas);
         }
         Ok(())
     }
 }
 
-/// Why a node does not take a task, in Docker's words for one node and for several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Reason {
-    NotAvailable,
-    Resources,
-    Constraints,
-    Platform,
-    HostPort,
-    MaxReplicas,
+/// Why no node takes a task.
+#[derive(Debug, Clone)]
+struct Misfit {
+    /// What keeps it from most nodes first.
+    reasons: Vec<Unfit>,
+    /// The same in Docker's words.
+    said: String,
 }
 
-impl Reason {
-    fn of(self, n: usize) -> String {
-        let nodes = if n == 1 { "node" } else { "nodes" };
-        match self {
-            Reason::NotAvailable => format!("{n} {nodes} not available for new tasks"),
-            Reason::Resources => format!("insufficient resources on {n} {nodes}"),
-            Reason::Constraints => format!("scheduling constraints not satisfied on {n} {nodes}"),
-            Reason::Platform => format!("unsupported platform on {n} {nodes}"),
-            Reason::HostPort => format!("{HOST_PORT} on {n} {nodes}"),
-            Reason::MaxReplicas => MAX_REPLICAS.to_owned(),
-        }
+/// In Docker's words, for one node and for several.
+fn say(reason: Unfit, n: usize) -> String {
+    let nodes = if n == 1 { "node" } else { "nodes" };
+    match reason {
+        Unfit::NotAvailable => format!("{n} {nodes} not available for new tasks"),
+        Unfit::Resources => format!("insufficient resources on {n} {nodes}"),
+        Unfit::Constraints => format!("scheduling constraints not satisfied on {n} {nodes}"),
+        Unfit::Platform => format!("unsupported platform on {n} {nodes}"),
+        Unfit::HostPort => format!("host-mode port already in use on {n} {nodes}"),
+        Unfit::MaxReplicas => "max replicas per node limit exceed".to_owned(),
     }
 }
 
-/// Whether what was said of a task that has no node may be for the sake of `old`, which has its slot until the task runs: a
-/// place or a port that `old` holds itself.
-pub(super) fn is_in_the_way(old: &Task, service: &Service, said: &str) -> bool {
+/// Whether a task may have no node for the sake of `old`, which has its slot until the task runs: it is `unfit` for a place or a
+/// port that `old` holds itself.
+pub(super) fn is_in_the_way(old: &Task, service: &Service, unfit: &[Unfit]) -> bool {
     let holds_port = || {
         let is_same = |held: &EndpointPortConfig, wanted: &EndpointPortConfig| {
             held.published_port == wanted.published_port && held.protocol == wanted.protocol
@@ -220,11 +233,9 @@ pub(super) fn is_in_the_way(old: &Task, service: &Service, said: &str) -> bool {
             .iter()
             .any(|held| wanted.iter().any(|wanted| is_same(held, wanted)))
     };
-    old.node.is_some() && (said.contains(MAX_REPLICAS) || said.contains(HOST_PORT) && holds_port())
+    let is_for = |reason: Unfit| unfit.contains(&reason);
+    old.node.is_some() && (is_for(Unfit::MaxReplicas) || is_for(Unfit::HostPort) && holds_port())
 }
-
-const HOST_PORT: &str = "host-mode port already in use";
-const MAX_REPLICAS: &str = "max replicas per node limit exceed";
 
 fn fits_platform(spec: &TaskSpec, node: &Node) -> bool {
     let platforms = spec
@@ -247,9 +258,9 @@ fn fits_platform(spec: &TaskSpec, node: &Node) -> bool {
 }
 
 /// The node for a task, and the host ports that it takes there. `Err`: why there is none.
-fn place(task: &Task, service: &Service, nodes: &[Load<'_>]) -> Result<(Id, Vec<EndpointPortConfig>), String> {
+fn place(task: &Task, service: &Service, nodes: &[Load<'_>]) -> Result<(Id, Vec<EndpointPortConfig>), Misfit> {
     let ports = host_ports(service);
-    let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
+    let mut reasons: BTreeMap<Unfit, usize> = BTreeMap::new();
     let mut fit: Vec<&Load<'_>> = Vec::new();
     // A task of a global service belongs to one node.
     for load in nodes
@@ -283,12 +294,15 @@ fn place(task: &Task, service: &Service, nodes: &[Load<'_>]) -> Result<(Id, Vec<
     if let Some(load) = best {
         return Ok((load.node.id.clone(), ports));
     }
-    let mut reasons: Vec<(Reason, usize)> = reasons.into_iter().collect();
+    let mut reasons: Vec<(Unfit, usize)> = reasons.into_iter().collect();
     reasons.sort_by_key(|(reason, n)| (std::cmp::Reverse(*n), *reason));
-    let said: Vec<String> = reasons.into_iter().map(|(reason, n)| reason.of(n)).collect();
-    Err(match said.is_empty() {
-        true => "no suitable node".to_owned(),
-        false => format!("no suitable node ({})", said.join("; ")),
+    let said: Vec<String> = reasons.iter().map(|(reason, n)| say(*reason, *n)).collect();
+    Err(Misfit {
+        reasons: reasons.into_iter().map(|(reason, _)| reason).collect(),
+        said: match said.is_empty() {
+            true => "no suitable node".to_owned(),
+            false => format!("no suitable node ({})", said.join("; ")),
+        },
     })
 }
 

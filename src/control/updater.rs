@@ -117,30 +117,57 @@ impl<'a> Update<'a> {
         !slots::is_dirty(context.snapshot, self.service, task)
     }
 
-    /// New ones that run let the old ones of their slot go.
+    /// New ones that have lasted let the old ones of their slot go. Until then the old one stays, in case the new one fails: the
+    /// next slots do not wait for that.
     fn let_old_go(&self, context: &Context<'_>, draft: &mut Draft) {
-        let is_clean = |task: &Task| self.is_clean(context, task);
         for tasks in self.slots.values() {
-            if tasks.iter().any(|task| is_clean(task) && task.is_serving()) {
-                let old = tasks.iter().filter(|task| task.is_wanted() && !is_clean(task));
-                old.for_each(|task| draft.wish(task, TaskState::Shutdown));
+            match self.lasts_at(context, tasks) {
+                Some(at) if at <= context.now => {
+                    let old = tasks
+                        .iter()
+                        .filter(|task| task.is_wanted() && !self.is_clean(context, task));
+                    old.for_each(|task| draft.wish(task, TaskState::Shutdown));
+                }
+                Some(at) if self.has_old(context, tasks) => draft.wake_at(at),
+                Some(_) | None => {}
             }
         }
     }
 
+    fn has_old(&self, context: &Context<'_>, tasks: &Tasks<'_>) -> bool {
+        tasks.iter().any(|task| task.is_live() && !self.is_clean(context, task))
+    }
+
+    /// When a new task that runs will have done so for as long as an update watches. A clock that was set back is no reason to
+    /// wait.
+    fn lasts_at(&self, context: &Context<'_>, tasks: &Tasks<'_>) -> Option<Time> {
+        let new = tasks
+            .iter()
+            .filter(|task| task.is_serving() && self.is_clean(context, task));
+        let at = new.map(|task| match task.status.ran_at {
+            Some(ran_at) if ran_at <= context.now => ran_at + self.config.monitor,
+            Some(_) | None => context.now,
+        });
+        at.min()
+    }
+
     /// A new one that is to start first and cannot, for a place or a port that the old one of its slot holds, would wait for
-    /// ever: the old one stops first, and that is said.
+    /// ever: the old one stops first, and that is said. Not while one of another slot is about to make room.
     fn make_way(&self, context: &Context<'_>, draft: &mut Draft) {
+        let is_about_to = |tasks: &Tasks<'_>| self.has_old(context, tasks) && self.lasts_at(context, tasks).is_some();
+        if self.slots.values().any(is_about_to) {
+            return;
+        }
         for tasks in self.slots.values() {
             let is_new = |task: &&&Arc<Task>| {
                 task.is_live() && task.status.state < TaskState::Assigned && self.is_clean(context, task)
             };
-            let Some(said) = tasks.iter().find(is_new).and_then(|task| task.status.error.as_deref()) else {
-                continue;
-            };
+            let Some(new) = tasks.iter().find(is_new) else { continue };
             let is_in_the_way = |task: &&&Arc<Task>| {
-                task.is_wanted() && !self.is_clean(context, task) && scheduler::is_in_the_way(task, self.service, said)
+                let is_old = task.is_wanted() && !self.is_clean(context, task);
+                is_old && scheduler::is_in_the_way(task, self.service, &new.status.unfit)
             };
+            let said = new.status.error.as_deref().unwrap_or_default();
             for old in tasks.iter().filter(is_in_the_way) {
                 draft.wish(old, TaskState::Shutdown);
                 self.set(draft, |update| {
@@ -276,12 +303,8 @@ impl<'a> Update<'a> {
                 })
             }
             Order::StartFirst => {
-                // One that serves is enough to wait for its successor.
-                let stays = old
-                    .iter()
-                    .rev()
-                    .find(|task| task.is_serving())
-                    .map(|task| task.id.clone());
+                // One that serves is enough to wait for its successor: of two the one that has lasted for longer.
+                let stays = old.iter().find(|task| task.is_serving()).map(|task| task.id.clone());
                 let others = old.iter().filter(|task| Some(&task.id) != stays.as_ref());
                 others.for_each(|task| draft.wish(task, TaskState::Shutdown));
                 None
@@ -504,6 +527,91 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn starting_first_what_ends_while_it_is_watched_takes_nothing_away() {
+        for (image, condition) in [("crashes:2", "any"), ("exits:2", "any"), ("exits:2", "on-failure")] {
+            for action in ["continue", "pause", "rollback"] {
+                // Longer than either runs.
+                let config = json!({ "Order": "start-first", "FailureAction": action, "Monitor": 9_000_000_000u64 });
+                let (mut world, id) = converged("healthy:1", 3, config);
+                let old: Vec<Id> = world.serving(&id).iter().map(|task| task.id.clone()).collect();
+                world.update(&id, |spec| {
+                    spec["TaskTemplate"]["RestartPolicy"] = json!({ "Condition": condition });
+                    spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
+                });
+                let until = world.now + seconds(200);
+                while world.now < until {
+                    world.advance(until);
+                    let serving = world.serving(&id);
+                    let stays = |id: &Id| serving.iter().any(|task| task.id == *id);
+                    assert!(old.iter().all(stays), "{image} {condition} {action}");
+                }
+                let state = match action {
+                    "continue" => UpdateState::Completed,
+                    "pause" => UpdateState::Paused,
+                    _ => UpdateState::RollbackCompleted,
+                };
+                assert_eq!(world.update_state(&id), Some(state), "{image} {condition} {action}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rollback_that_starts_first_keeps_what_runs_until_the_restored_has_lasted() {
+        let mut world = World::new(1, 1);
+        let mut value = replicated("web", "crashes:1", 2);
+        value["TaskTemplate"]["RestartPolicy"] = json!({ "Condition": "any", "Delay": 1_000_000_000 });
+        value["RollbackConfig"] = json!({ "Order": "start-first", "Monitor": 9_000_000_000u64 });
+        let id = world.create(spec(value));
+        world.image(&id, "healthy:2");
+        world.run_for(seconds(120));
+        assert_eq!(world.serving(&id).iter().filter(|task| task.template == 2).count(), 2);
+        assert!(world.roll_back(&id));
+        let until = world.now + seconds(120);
+        while world.now < until {
+            world.advance(until);
+            assert_eq!(world.serving(&id).iter().filter(|task| task.template == 2).count(), 2);
+        }
+        assert_eq!(world.update_state(&id), Some(UpdateState::RollbackPaused));
+    }
+
+    #[test]
+    fn starting_first_no_slot_waits_for_another_to_have_lasted() {
+        let n = 20;
+        let config = json!({ "Parallelism": 1, "Order": "start-first" });
+        let (mut world, id) = converged("healthy:1", n, config);
+        world.image(&id, "healthy:2");
+        let (began, mut most) = (world.now, 0);
+        run_until(&mut world, |world| {
+            let serving = world.serving(&id);
+            let lasts = |task: &&Arc<Task>| task.template == 2 && world.now >= task.status.ran_at.unwrap() + seconds(5);
+            let n_old = serving.iter().filter(|task| task.template == 1).count();
+            let n_lasting = serving.iter().filter(lasts).count();
+            assert!(n_old + n_lasting >= 20, "one goes when the other has lasted");
+            most = most.max(serving.len());
+            world.update_state(&id) == Some(UpdateState::Completed)
+        });
+        // Starting them takes a moment each, and the last is watched for 5 s: as long as it took without waiting for others.
+        assert!(
+            world.now.since(began) < seconds(n / 2 + 6),
+            "{:?}",
+            world.now.since(began)
+        );
+        assert!(world.serving(&id).iter().all(|task| task.template == 2) && most > 20);
+    }
+
+    #[test]
+    fn of_two_that_run_in_a_slot_the_next_update_keeps_the_one_that_has_lasted() {
+        let (mut world, id) = converged("healthy:1", 1, json!({ "Order": "start-first" }));
+        let old = world.serving(&id)[0].id.clone();
+        world.image(&id, "healthy:2");
+        run_until(&mut world, |world| world.serving(&id).len() == 2);
+        world.image(&id, "fails:3");
+        world.run_for(seconds(60));
+        let serving: Vec<Id> = world.serving(&id).iter().map(|task| task.id.clone()).collect();
+        assert_eq!(serving, [old]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use spec::{
     OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_job,
     is_same_template, mode, restart_policy, rollback_config, stop_grace, update_config,
 };
-pub use task::{Cause, Container, Exit, Hold, JobRun, Task, TaskAddress, TaskState, TaskStatus};
+pub use task::{Cause, Container, Exit, Hold, JobRun, Task, TaskAddress, TaskState, TaskStatus, Unfit};
 pub use tidy::tidy;
 pub use time::Time;
 

@@ -166,11 +166,26 @@ pub struct TaskStatus {
     /// Why it failed or does not get on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What keeps it from the nodes, while it has none for that: what `error` says in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfit: Vec<Unfit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
     /// When it reached `Running`, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_at: Option<Time>,
+}
+
+/// Why a node does not take a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfit {
+    NotAvailable,
+    Resources,
+    Constraints,
+    Platform,
+    HostPort,
+    MaxReplicas,
 }
 
 /// What runs, or ran, a task.

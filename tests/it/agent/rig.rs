@@ -260,6 +260,7 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
             state: TaskState::Assigned,
             message: String::new(),
             error: None,
+            unfit: Vec::new(),
             container: None,
             ran_at: None,
         },
