@@ -120,6 +120,7 @@ fn full() -> Snapshot {
         addr_pool: Vec::new(),
         subnet_size: 24,
         data_path_port: 4789,
+        authority: None,
     };
     let mut writes = vec![
         Write::Put(Object::Swarm(Arc::new(swarm))),
@@ -184,6 +185,7 @@ impl Runtime for Words {
                 hostname: String::new(),
             },
             reach: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()),
+            note: None,
         };
         Box::pin(async { Ok(started) })
     }

@@ -223,7 +223,8 @@ impl Driven {
                         HealthState::Starting => {}
                         HealthState::Healthy => {
                             agent.publish(&id, started.reach.as_ref());
-                            self.report(TaskState::Running, "started", None);
+                            let note = started.note.map(|note| format!("started ({note})"));
+                            self.report(TaskState::Running, note.as_deref().unwrap_or("started"), None);
                         }
                         HealthState::Unhealthy => {
                             self.leave().await;

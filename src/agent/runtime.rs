@@ -56,6 +56,8 @@ pub struct Started {
     pub container: Container,
     /// `None` if it has no network: nobody reaches it.
     pub reach: Option<Reach>,
+    /// What was made otherwise than its service says, in a few words for its status.
+    pub note: Option<&'static str>,
 }
 
 /// What there is of a task.

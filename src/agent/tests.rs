@@ -146,6 +146,7 @@ impl Fake {
                 hostname: String::new(),
             },
             reach: Some(SocketAddr::from(ADDR).into()),
+            note: None,
         }
     }
 }

@@ -4,13 +4,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -19,7 +19,6 @@ use tokio::net::UnixStream;
 
 use super::outside::Outside;
 use super::wire::{self, Answer, ApiError, Caller, NEWEST, RequestBody, Version};
-use crate::model::swarm::SANDBOX_LABEL;
 use crate::places::{Cut, Places};
 
 fn none_here() -> ApiError {
@@ -33,6 +32,8 @@ pub(super) struct Engine {
     outside: Arc<dyn Outside>,
     /// The newest version that it was last heard to speak.
     known: Mutex<Option<Version>>,
+    /// When it last did not say.
+    silent_at: Mutex<Option<Instant>>,
     /// For each connection that became its own.
     streams: Arc<Places<Caller>>,
 }
@@ -42,6 +43,7 @@ impl Engine {
         Engine {
             outside,
             known: Mutex::default(),
+            silent_at: Mutex::default(),
             streams,
         }
     }
@@ -64,8 +66,6 @@ impl Engine {
             .query()
             .map(|query| format!("?{query}"))
             .unwrap_or_default();
-        // Whoever asks for them sees them.
-        let is_list = path == "/containers/json" && request.method() == Method::GET && !query.contains(SANDBOX_LABEL);
         let path = format!("/v{}{path}{query}", self.spoken(&socket, version).await);
         let caller = Caller::of(&request);
         let (mut parts, body) = request.into_parts();
@@ -93,15 +93,6 @@ impl Engine {
             let mut answer = wire::empty(StatusCode::SWITCHING_PROTOCOLS);
             *answer.headers_mut() = head.headers;
             return Ok(answer);
-        }
-        if is_list && head.status.is_success() {
-            let bytes = body.collect().await;
-            let bytes = bytes.map_err(|error| ApiError::gateway(error.to_string()))?.to_bytes();
-            let bytes = without_sandboxes(&bytes).map_or(bytes, Bytes::from);
-            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-            head.headers.remove(TRANSFER_ENCODING);
-            let body = Full::new(bytes).map_err(io::Error::other).boxed_unsync();
-            return Ok(hyper::Response::from_parts(head, body));
         }
         let body = body.map_err(io::Error::other).boxed_unsync();
         Ok(hyper::Response::from_parts(head, body))
@@ -181,6 +172,24 @@ impl Engine {
         self.known().map_or(NEWEST, |version| version.min(NEWEST))
     }
 
+    /// The same as it was last heard. One that was never heard is asked, but not again and again.
+    pub(super) async fn known_newest(&self) -> Version {
+        // std mutex: nothing awaits under it.
+        let silent_at = || self.silent_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *self.known();
+        match known {
+            Some(version) => version.min(NEWEST),
+            None if silent_at().is_some_and(|at| at.elapsed() < SILENCE) => NEWEST,
+            None => {
+                let newest = self.newest().await;
+                if self.known().is_none() {
+                    *silent_at() = Some(Instant::now());
+                }
+                newest
+            }
+        }
+    }
+
     /// The newest version up to `wanted` that the engine speaks.
     async fn spoken(&self, socket: &Path, wanted: Version) -> Version {
         let known = *self.known();
@@ -196,13 +205,6 @@ impl Engine {
 impl Cut for TokioIo<Upgraded> {
     /// Its bytes are the other end's own.
     fn cut(&self) {}
-}
-
-/// A list of containers without those that only hold the networks of tasks. `None`: it is no such list.
-fn without_sandboxes(list: &[u8]) -> Option<Vec<u8>> {
-    let mut containers: Vec<Value> = serde_json::from_slice(list).ok()?;
-    containers.retain(|container| container["Labels"].get(SANDBOX_LABEL).is_none());
-    serde_json::to_vec(&containers).ok()
 }
 
 fn request(method: Method, path: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>, ApiError> {
@@ -252,6 +254,8 @@ async fn ask_version(socket: &Path) -> Option<Version> {
     tokio::time::timeout(PING_PATIENCE, ping).await.ok()?
 }
 
+/// One that does not say what it speaks is asked for it no sooner again, but by those who want to know.
+const SILENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The command line gives up on the first answer after two seconds.
 const PING_PATIENCE: Duration = Duration::from_secs(1);

@@ -21,7 +21,7 @@ pub(super) fn network(network: &Network) -> Value {
         "Driver": network.driver,
         "EnableIPv4": true,
         "EnableIPv6": network.ipv6,
-        "IPAM": { "Driver": "default", "Options": {}, "Config": ipam(network) },
+        "IPAM": { "Driver": "default", "Options": null, "Config": ipam(network) },
         "Internal": network.is_internal,
         "Attachable": network.is_attachable,
         "Ingress": network.is_ingress,
@@ -29,7 +29,7 @@ pub(super) fn network(network: &Network) -> Value {
         "ConfigOnly": false,
         "Containers": null,
         "Options": network.options,
-        "Labels": network.labels,
+        "Labels": Some(&network.labels).filter(|labels| !labels.is_empty()),
     })
 }
 
@@ -120,6 +120,30 @@ fn endpoint_id(network: &Network, task: &Task) -> String {
         .chain_update(network.id.as_str())
         .chain_update(task.id.as_str());
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The networks of a task as its container shows them, by name.
+pub(super) fn endpoints(snapshot: &Snapshot, task: &Task) -> Map<String, Value> {
+    let own = task.addresses.iter().filter_map(|own| {
+        let network = snapshot.network(own.network.as_str())?;
+        let shown = json!({
+            "IPAMConfig": { "IPv4Address": own.addr },
+            "Links": null,
+            "Aliases": null,
+            "MacAddress": "",
+            "DriverOpts": null,
+            "NetworkID": network.id,
+            "EndpointID": endpoint_id(network, task),
+            "Gateway": "",
+            "IPAddress": own.addr,
+            "IPPrefixLen": own.prefix,
+            "IPv6Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+        });
+        Some((network.name.clone(), shown))
+    });
+    own.collect()
 }
 
 /// A network that is there on each node without being made.

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 
-use crate::model::swarm::{Id, Time};
+use crate::model::swarm::{Id, SwarmAuthority, Time};
 
 /// The lines of a task's output.
 pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
@@ -53,6 +53,12 @@ pub trait Outside: Send + Sync {
     fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, String>;
 
     fn host(&self) -> Host;
+
+    /// The addresses of an interface of this host; `None` where none has that name.
+    fn interface(&self, name: &str) -> Option<Vec<IpAddr>>;
+
+    /// A certificate authority that nobody else has. Errors: why there is none.
+    fn new_authority(&self) -> Result<SwarmAuthority, String>;
 
     /// Who holds a TCP port of this host, if it is not anynode.
     fn port_holder(&self, port: u16) -> Option<String>;

@@ -9,7 +9,9 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::backend::Backend;
-use super::resources::{containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks};
+use super::resources::{
+    container_list, containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks,
+};
 use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, RequestBody, Version};
 
 /// Leads requests to whoever answers them.
@@ -30,6 +32,7 @@ impl Router {
 
     /// Keeps what changes for those who ask later, for ever.
     pub(super) async fn follow_events(&self) {
+        swarm::see_to_authority(&self.backend).await;
         self.events.follow(&*self.backend.store).await;
     }
 
@@ -42,7 +45,7 @@ impl Router {
                 failed(&error)
             }
         };
-        stamp(answer.headers_mut());
+        stamp(answer.headers_mut(), self.backend.engine.known_newest().await);
         answer
     }
 
@@ -117,6 +120,8 @@ impl Router {
             ["nodes", id, "update"] if post => nodes::update(backend, asked, id).await,
             ["configs" | "secrets", rest @ ..] => payloads::dispatch(backend, asked, rest).await,
             ["containers", "create"] if post => containers::create(backend, asked, version).await,
+            ["containers", "json"] if get => container_list::list(backend, &asked, version).await,
+            ["containers", id, "json"] if get => container_list::inspect(backend, &asked, id, version).await,
             ["networks", id, what @ ("connect" | "disconnect")] if post => {
                 containers::join(backend, asked, id, what, version).await
             }
@@ -132,6 +137,7 @@ fn is_ours(method: &Method, path: &[&str]) -> bool {
         ["_ping" | "version" | "info" | "events"] => true,
         ["swarm" | "services" | "tasks" | "nodes" | "configs" | "secrets", ..] => true,
         ["containers", "create"] => *method == Method::POST,
+        ["containers", "json"] | ["containers", _, "json"] => *method == Method::GET,
         ["networks", ..] => matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE),
         _ => false,
     }
@@ -172,20 +178,15 @@ async fn beside(
     answered.unwrap_or_else(|error| Err(ApiError::unknown(error.to_string())))
 }
 
-/// What each answer has in its head.
-fn stamp(headers: &mut HeaderMap) {
-    let version = HeaderValue::from_str(&NEWEST.to_string());
-    // What the engine beside it answered says so of itself.
-    if let Ok(version) = version {
-        headers.entry("Api-Version").or_insert(version);
+/// What each answer has in its head, whoever it is from: clients take it from any of them.
+fn stamp(headers: &mut HeaderMap, newest: Version) {
+    if let Ok(newest) = HeaderValue::from_str(&newest.to_string()) {
+        headers.insert("Api-Version", newest);
     }
     headers.insert("Ostype", HeaderValue::from_static("linux"));
     headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
-    headers.entry(SERVER).or_insert(HeaderValue::from_static(concat!(
-        "anynode/",
-        env!("CARGO_PKG_VERSION"),
-        " (linux)"
-    )));
+    let program = concat!("anynode/", env!("CARGO_PKG_VERSION"), " (linux)");
+    headers.insert(SERVER, HeaderValue::from_static(program));
 }
 
 fn failed(error: &ApiError) -> Answer {

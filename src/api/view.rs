@@ -217,7 +217,23 @@ pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> V
     all
 }
 
-pub(super) fn node(node: &Node) -> Value {
+/// What the certificates of a swarm's nodes are trusted by.
+fn tls_info(swarm: Option<&Swarm>) -> Value {
+    let authority = swarm.and_then(|swarm| swarm.authority.as_ref());
+    authority.map_or_else(
+        || json!({}),
+        |authority| {
+            json!({
+                "TrustRoot": authority.certificate,
+                "CertIssuerSubject": authority.subject,
+                "CertIssuerPublicKey": authority.public_key,
+            })
+        },
+    )
+}
+
+/// `swarm`: the one that it is a node of.
+pub(super) fn node(node: &Node, swarm: Option<&Swarm>) -> Value {
     let mut spec = value(&node.spec);
     default(&mut spec, "Labels", json!({}));
     let mut engine = json!({ "EngineVersion": node.engine_version });
@@ -234,7 +250,7 @@ pub(super) fn node(node: &Node) -> Value {
                 "Platform": { "Architecture": node.architecture, "OS": node.os },
                 "Resources": { "NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory },
                 "Engine": engine,
-                "TLSInfo": {},
+                "TLSInfo": tls_info(swarm),
             },
             "Status": { "State": if node.is_up { "ready" } else { "down" }, "Addr": node.addr },
         }),
@@ -282,7 +298,7 @@ pub(super) fn swarm(swarm: &Swarm, has_tokens: bool) -> Value {
         &swarm.meta,
         json!({
             "Spec": spec,
-            "TLSInfo": {},
+            "TLSInfo": tls_info(Some(swarm)),
             "RootRotationInProgress": false,
             "DefaultAddrPool": swarm.addr_pool,
             "SubnetSize": swarm.subnet_size,

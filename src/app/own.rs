@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -21,8 +23,9 @@ use crate::agent::process::{ProcessSettings, Processes, UserRange};
 use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
 use crate::api::{self, Api, Host, Outside};
 use crate::control;
+use crate::link::Authority;
 use crate::model::Cluster;
-use crate::model::swarm::{Id, Object, Task, TaskState, TaskStatus, Write};
+use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, Write};
 use crate::proxy::{PortState, Ports};
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
@@ -30,6 +33,7 @@ use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::native::NativeSource;
 use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, StoreHealth, update};
 use crate::sys::inet_diag::Holders;
+use crate::sys::rtnetlink::RtNetlink;
 
 /// Why a node cannot be a swarm by itself.
 #[derive(Debug, thiserror::Error)]
@@ -377,6 +381,29 @@ impl Outside for Beside {
             memory: i64::try_from(u64::from(info.mem_unit).saturating_mul(info.totalram as u64)).unwrap_or(i64::MAX),
             addrs: outgoing_addr().into_iter().collect(),
         }
+    }
+
+    fn interface(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let asked = RtNetlink::open().and_then(|mut netlink| netlink.addresses_of(name));
+        asked.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the addresses of interfaces");
+            None
+        })
+    }
+
+    fn new_authority(&self) -> Result<SwarmAuthority, String> {
+        let made = Authority::generate().and_then(|pem| {
+            let authority = Authority::from_pem(&pem)?;
+            let (subject, public_key) = authority.subject_and_public_key()?;
+            let certificate = authority.certificate_pem().to_owned();
+            Ok(SwarmAuthority {
+                key: pem.replace(&certificate, "").into(),
+                certificate,
+                subject: STANDARD.encode(subject),
+                public_key: STANDARD.encode(public_key),
+            })
+        });
+        made.map_err(|error| error.to_string())
     }
 
     fn port_holder(&self, port: u16) -> Option<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::bounds::PORTION;
-use crate::model::swarm::{Id, Key, Kind, Object, Service, Task, TaskSpec, TaskState, Time, Write};
+use crate::model::swarm::{Id, Key, Kind, Object, Service, Swarm, Task, TaskSpec, TaskState, Time, Write};
 use crate::store::THIS_REVISION;
 
 pub(super) struct Draft {
@@ -55,9 +55,18 @@ impl Draft {
         self.complaints.push(of);
     }
 
-    pub(super) fn task_spec(&mut self, service: &Service) -> Arc<TaskSpec> {
+    /// As it is declared, with what the swarm says of tasks in general.
+    pub(super) fn task_spec(&mut self, service: &Service, swarm: Option<&Swarm>) -> Arc<TaskSpec> {
         let spec = self.specs.entry(service.id.clone());
-        spec.or_insert_with(|| Arc::new(service.task_spec())).clone()
+        let made = || {
+            let spec = service.task_spec();
+            let log_driver = spec.log_driver.clone();
+            Arc::new(TaskSpec {
+                log_driver: log_driver.or_else(|| swarm.and_then(Swarm::log_driver)),
+                ..spec
+            })
+        };
+        spec.or_insert_with(made).clone()
     }
 
     pub(super) fn wake_at(&mut self, at: Time) {

@@ -65,7 +65,7 @@ pub(super) fn new_task(
         service_name: service.name().into(),
         slot,
         node,
-        spec: draft.task_spec(service),
+        spec: draft.task_spec(service, context.snapshot.swarm().map(|swarm| &**swarm)),
         template: service.template,
         spec_version: service.spec_version,
         cause,

@@ -93,6 +93,7 @@ impl World {
             join_token_manager: String::new(),
             addr_pool: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_size: 24,
+            authority: None,
             data_path_port: 4789,
         };
         let mut writes = vec![

@@ -111,6 +111,7 @@ fn swarm(history: i64) -> Swarm {
         addr_pool: vec!["10.0.0.0/8".parse().unwrap()],
         subnet_size: 24,
         data_path_port: 4789,
+        authority: None,
     }
 }
 

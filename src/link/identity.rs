@@ -131,6 +131,17 @@ impl Authority {
         &self.certificate_pem
     }
 
+    /// Its own name and its public key, each in DER. Errors: its certificate has neither.
+    pub fn subject_and_public_key(&self) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
+        let wrong = |reason: String| IdentityError::Certificate { reason };
+        let der = CertificateDer::from_pem_slice(self.certificate_pem.as_bytes()).map_err(|e| wrong(e.to_string()))?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|error| wrong(error.to_string()))?;
+        Ok((
+            certificate.subject().as_raw().to_vec(),
+            certificate.public_key().raw.to_vec(),
+        ))
+    }
+
     /// Writes a certificate for the holder of `public_key` (SubjectPublicKeyInfo, DER). Whoever uses it must have the
     /// private key, so nothing is lost by writing one for a key that the asker does not have.
     pub fn issue(&self, node: &str, role: Role, public_key: &[u8], life: Duration) -> Result<String, IdentityError> {

@@ -1,5 +1,5 @@
-//! How an object is written: JSON with the revision that it was written in; what configs and secrets hold and
-//! what images are pulled with is sealed.
+//! How an object is written: JSON with the revision that it was written in; what configs and secrets hold,
+//! what images are pulled with, and the key of the swarm's authority is sealed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,22 +42,13 @@ pub(super) fn key_of(text: &str) -> Option<Key> {
 }
 
 pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u8>, String> {
-    let place = object.key().to_string();
+    let key = object.key();
+    let (place, object_kind) = (key.to_string(), key.kind);
     let value = match object {
         Object::Swarm(object) => serde_json::to_value(&**object),
         Object::Node(object) => serde_json::to_value(&**object),
         Object::Network(object) => serde_json::to_value(&**object),
-        Object::Service(service) => {
-            let mut value = serde_json::to_value(&**service).map_err(|error| error.to_string())?;
-            for pointer in REGISTRY_AUTHS {
-                if let Some(auth) = value.pointer_mut(pointer) {
-                    let plain = auth.as_str().unwrap_or_default().as_bytes();
-                    let sealed = seal.seal(&place, plain).map_err(|error| error.to_string())?;
-                    *auth = STANDARD.encode(sealed).into();
-                }
-            }
-            Ok(value)
-        }
+        Object::Service(object) => serde_json::to_value(&**object),
         Object::Task(object) => serde_json::to_value(&**object),
         Object::Config(payload) | Object::Secret(payload) => {
             let sealed = seal.seal(&place, &payload.data).map_err(|error| error.to_string())?;
@@ -71,29 +62,33 @@ pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u
             })
         }
     };
-    let object = value.map_err(|error| error.to_string())?;
+    let mut object = value.map_err(|error| error.to_string())?;
+    for pointer in secrets_of(object_kind) {
+        if let Some(secret) = object.pointer_mut(pointer) {
+            let plain = secret.as_str().unwrap_or_default().as_bytes();
+            let sealed = seal.seal(&place, plain).map_err(|error| error.to_string())?;
+            *secret = STANDARD.encode(sealed).into();
+        }
+    }
     serde_json::to_vec(&Record { revision, object }).map_err(|error| error.to_string())
 }
 
 pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64), String> {
-    let Record { revision, object } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let Record { revision, mut object } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    for pointer in secrets_of(key.kind) {
+        if let Some(secret) = object.pointer_mut(pointer) {
+            let sealed = secret.as_str().and_then(|text| STANDARD.decode(text).ok());
+            let plain = sealed.and_then(|sealed| seal.open_sealed(&key.to_string(), &sealed));
+            let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
+            *secret = plain.ok_or(DOES_NOT_OPEN)?.into();
+        }
+    }
     let said = |error: serde_json::Error| error.to_string();
     let object = match key.kind {
         Kind::Swarm => Object::Swarm(serde_json::from_value(object).map_err(said)?),
         Kind::Node => Object::Node(serde_json::from_value(object).map_err(said)?),
         Kind::Network => Object::Network(serde_json::from_value(object).map_err(said)?),
-        Kind::Service => {
-            let mut object = object;
-            for pointer in REGISTRY_AUTHS {
-                if let Some(auth) = object.pointer_mut(pointer) {
-                    let sealed = auth.as_str().and_then(|text| STANDARD.decode(text).ok());
-                    let plain = sealed.and_then(|sealed| seal.open_sealed(&key.to_string(), &sealed));
-                    let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
-                    *auth = plain.ok_or(DOES_NOT_OPEN)?.into();
-                }
-            }
-            Object::Service(serde_json::from_value(object).map_err(said)?)
-        }
+        Kind::Service => Object::Service(serde_json::from_value(object).map_err(said)?),
         Kind::Task => Object::Task(serde_json::from_value(object).map_err(said)?),
         Kind::Config => Object::Config(open(key, object, seal)?),
         Kind::Secret => Object::Secret(open(key, object, seal)?),
@@ -104,8 +99,15 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
     }
 }
 
-/// Where a service keeps what its images are pulled with.
-const REGISTRY_AUTHS: [&str; 2] = ["/registry_auth", "/previous/registry_auth"];
+/// Where an object of this kind keeps what is sealed: what images are pulled with, an authority's key.
+fn secrets_of(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Service => &["/registry_auth", "/previous/registry_auth"],
+        Kind::Swarm => &["/authority/key"],
+        Kind::Node | Kind::Network | Kind::Task | Kind::Config | Kind::Secret => &[],
+    }
+}
+
 const DOES_NOT_OPEN: &str = "its contents do not open with the key of this store";
 
 fn open(key: &Key, object: Value, seal: &Seal) -> Result<Arc<Payload>, String> {

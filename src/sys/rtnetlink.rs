@@ -48,6 +48,18 @@ impl RtNetlink {
         self.dump(libc::RTM_GETADDR, &[0; 8], parse_address)
     }
 
+    /// The addresses of one interface; `None` where none has that name. Errors: the kernel's.
+    pub fn addresses_of(&mut self, interface: &str) -> io::Result<Option<Vec<IpAddr>>> {
+        // struct ifinfomsg, and the rest is zero in a question.
+        let names = self.dump(libc::RTM_GETLINK, &[0; 16], parse_link)?;
+        let Some((index, _)) = names.into_iter().find(|(_, name)| name == interface) else {
+            return Ok(None);
+        };
+        let is_of = |body: &[u8]| u32_ne(body, 4) == Some(index);
+        let parse = |body: &[u8]| Some(parse_address(body).filter(|_| is_of(body))?.addr());
+        self.dump(libc::RTM_GETADDR, &[0; 8], parse).map(Some)
+    }
+
     /// Brings loopback up. Does nothing when it is. Errors: the kernel's; those of a namespace that is not ours to change.
     pub fn loopback_up(&mut self) -> io::Result<()> {
         let up = libc::IFF_UP.cast_unsigned().to_ne_bytes();
@@ -235,6 +247,14 @@ fn parse_address(body: &[u8]) -> Option<IpNet> {
     // The peer's of a point-to-point link is in the one, the own in the other.
     let own = attr(attrs, libc::IFA_LOCAL).or_else(|| attr(attrs, libc::IFA_ADDRESS))?;
     IpNet::new(ip(own)?, header[1]).ok()
+}
+
+/// Reads a struct ifinfomsg and its attributes: an interface's index and name.
+fn parse_link(body: &[u8]) -> Option<(u32, String)> {
+    let (header, attrs) = (body.get(..16)?, body.get(16..)?);
+    let name = attr(attrs, libc::IFLA_IFNAME)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    Some((u32_ne(header, 4)?, String::from_utf8(name.to_vec()).ok()?))
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {

@@ -66,7 +66,6 @@ pub(super) fn of(assignment: &Assignment, owner: &str) -> Result<ContainerCreate
         let (ip, name) = host.split_once(char::is_whitespace)?;
         Some(format!("{}:{ip}", name.trim()))
     });
-    let driver = task.spec.log_driver.clone();
     let host_config = HostConfig {
         mounts: Some(mounts?),
         nano_cpus: most.nano_cpus,
@@ -87,18 +86,10 @@ pub(super) fn of(assignment: &Assignment, owner: &str) -> Result<ContainerCreate
         ulimits: spec.ulimits.clone(),
         network_mode: network_of(assignment),
         security_opt: Some(security(&spec)?),
-        log_config: Some(match driver {
-            Some(driver) => HostConfigLogConfig {
-                typ: driver.name,
-                config: driver.options,
-            },
-            None => HostConfigLogConfig {
-                typ: Some("json-file".to_owned()),
-                config: Some(HashMap::from([
-                    ("max-size".to_owned(), "10m".to_owned()),
-                    ("max-file".to_owned(), "3".to_owned()),
-                ])),
-            },
+        // Without one, that of the engine with its options.
+        log_config: task.spec.log_driver.clone().map(|driver| HostConfigLogConfig {
+            typ: driver.name,
+            config: driver.options,
         }),
         ..HostConfig::default()
     };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use bollard::models::{Mount, MountBindOptionsPropagationEnum as Propagation, MountType};
+use bollard::models::{ContainerInspectResponse, Mount, MountBindOptionsPropagationEnum as Propagation, MountType};
 
 use crate::agent::Assignment;
 use crate::model::labels::DOCKER_SOCKET;
@@ -49,6 +49,16 @@ pub(super) fn lead_to(mounts: &mut Vec<Mount>, engine: &Path, api: &Path) -> boo
     mounts.append(&mut more);
     any
 }
+
+/// Whether a container has `api` where its service has it mount the engine's.
+pub(super) fn is_led_to(container: &ContainerInspectResponse, api: Option<&Path>) -> bool {
+    let host_config = container.host_config.as_ref();
+    let mut mounts = host_config.and_then(|host| host.mounts.as_ref()).into_iter().flatten();
+    api.is_some_and(|api| mounts.any(|mount| mount.source.as_deref().map(Path::new) == Some(api)))
+}
+
+/// What the status of such a task says.
+pub(super) const NOTE: &str = "its docker.sock is anynode's: see label anynode.docker-socket";
 
 /// Whatever the paths: /var/run is mostly a link to /run.
 fn is_same(one: &Path, other: &Path) -> bool {

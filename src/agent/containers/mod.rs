@@ -114,6 +114,10 @@ impl Containers {
         Containers { api: Some(api), ..self }
     }
 
+    fn api_path(&self) -> Option<&Path> {
+        self.api.as_ref().map(|api| api.path())
+    }
+
     /// Has a task that mounts the engine's socket mount the swarm's.
     async fn lead_to_api(&self, assignment: &Assignment, body: &mut ContainerCreateBody) {
         let mounts = body.host_config.as_mut().and_then(|host| host.mounts.as_mut());
@@ -513,7 +517,12 @@ fn said(error: &Error) -> String {
 }
 
 /// `sandbox`: whose network it has, if that is another's.
-fn started(container: &ContainerInspectResponse, sandbox: Option<&ContainerInspectResponse>) -> Option<Started> {
+/// `api`: the socket that those have which were to have the engine's.
+fn started(
+    container: &ContainerInspectResponse,
+    sandbox: Option<&ContainerInspectResponse>,
+    api: Option<&Path>,
+) -> Option<Started> {
     let state = container.state.as_ref()?;
     let host = container
         .host_config
@@ -540,6 +549,7 @@ fn started(container: &ContainerInspectResponse, sandbox: Option<&ContainerInspe
                 .unwrap_or_default(),
         },
         reach,
+        note: engine_socket::is_led_to(container, api).then_some(engine_socket::NOTE),
     })
 }
 
@@ -593,7 +603,7 @@ impl Runtime for Containers {
                         self.shut_off(task, &container).await;
                     }
                     self.tie(task, sandbox.as_ref(), &container);
-                    started(&container, sandbox.as_ref()).ok_or_else(gone)
+                    started(&container, sandbox.as_ref(), self.api_path()).ok_or_else(gone)
                 }
                 Ok(None) => Err(gone()),
                 Err(error) => Err(failed(error)),
@@ -625,7 +635,7 @@ impl Runtime for Containers {
                     self.shut_off(task, &container).await;
                 }
                 self.tie(task, sandbox.as_ref(), &container);
-                return started(&container, sandbox.as_ref()).map_or(Found::Nothing, Found::Running);
+                return started(&container, sandbox.as_ref(), self.api_path()).map_or(Found::Nothing, Found::Running);
             }
             self.end_sandbox(task).await;
             let state = container.state.unwrap_or_default();

@@ -512,6 +512,7 @@ fn started(dir: &Dir, pid: i64, keeper: u32, job: &Job) -> Started {
             hostname: job.env.get(HOSTNAME).cloned().unwrap_or_default(),
         },
         reach: Some(reach),
+        note: None,
     }
 }
 

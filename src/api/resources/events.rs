@@ -28,14 +28,66 @@ pub(in crate::api) struct Events {
 struct Past {
     /// Up to where events are made.
     until: Arc<Snapshot>,
-    events: VecDeque<(Time, Arc<Value>)>,
+    /// How many there were.
+    n: u64,
+    kept: Kept,
+    /// Those of tasks, apart: there are many, and few ask for them.
+    of_tasks: Kept,
+}
+
+impl Past {
+    fn add(&mut self, at: Time, event: &Arc<Value>) {
+        self.n += 1;
+        let kept = match event["Type"] == "task" {
+            true => &mut self.of_tasks,
+            false => &mut self.kept,
+        };
+        kept.add((self.n, at, event.clone()));
+    }
+
+    /// All that are kept, in their order.
+    fn all(&self) -> Vec<Told> {
+        let mut all: Vec<Told> = self.kept.events.iter().chain(&self.of_tasks.events).cloned().collect();
+        all.sort_by_key(|(n, ..)| *n);
+        all
+    }
+}
+
+/// The last events, bounded in number and in bytes.
+#[derive(Default)]
+struct Kept {
+    events: VecDeque<Told>,
+    bytes: usize,
+}
+
+/// Its number, when it was, and what is told.
+type Told = (u64, Time, Arc<Value>);
+
+impl Kept {
+    fn add(&mut self, event: Told) {
+        self.bytes += bytes_of(&event.2);
+        self.events.push_back(event);
+        while self.events.len() > EVENTS_KEPT || self.bytes > EVENT_BYTES_KEPT {
+            let Some((.., oldest)) = self.events.pop_front() else {
+                break;
+            };
+            self.bytes -= bytes_of(&oldest);
+        }
+    }
+}
+
+/// What an event takes, as a line.
+fn bytes_of(event: &Value) -> usize {
+    line(event).len()
 }
 
 impl Events {
     pub(in crate::api) fn new(store: &dyn Store) -> Events {
         let past = Past {
             until: store.snapshot(),
-            events: VecDeque::new(),
+            n: 0,
+            kept: Kept::default(),
+            of_tasks: Kept::default(),
         };
         Events {
             past: Mutex::new(past),
@@ -57,12 +109,10 @@ impl Events {
             let at = Time::now();
             for event in events(&past.until, &now, at) {
                 let event = Arc::new(event);
-                past.events.push_back((at, event.clone()));
+                past.add(at, &event);
                 // An error says that nobody listens.
                 let _ = self.live.send(event);
             }
-            let too_many = past.events.len().saturating_sub(EVENTS_KEPT);
-            past.events.drain(..too_many);
             past.until = now;
         }
         past
@@ -87,16 +137,17 @@ pub(in crate::api) async fn stream(
     let (since, until) = (asked.time("since")?, asked.time("until")?);
     let (past, live) = {
         let past = known.catch_up(&*backend.store);
-        (past.events.clone(), known.live.subscribe())
+        (past.all(), known.live.subscribe())
     };
     let (lines, received) = mpsc::channel(LINES_AHEAD);
     // Without either only what comes is told.
     let is_past_wanted = since.is_some() || until.is_some();
     let is_wanted = |at: Time| since.is_none_or(|since| at >= since) && until.is_none_or(|until| at <= until);
-    let past: Vec<Bytes> = past
+    // Lines are made one by one, so that who does not read keeps no copy of them.
+    let past: Vec<Arc<Value>> = past
         .into_iter()
-        .filter(|(at, event)| is_past_wanted && is_wanted(*at) && wants(&filters, event))
-        .map(|(_, event)| line(&event))
+        .filter(|(_, at, event)| is_past_wanted && is_wanted(*at) && wants(&filters, event))
+        .map(|(.., event)| event)
         .collect();
     tokio::spawn(tell(backend.clone(), past, live, filters.clone(), until, lines.clone()));
     if let Some(said) = of_engine(backend, asked, &filters, version).await {
@@ -120,14 +171,14 @@ fn line(event: &Value) -> Bytes {
 /// Tells of the past and then of what comes, until `until`, or until nobody listens any more.
 async fn tell(
     backend: Arc<Backend>,
-    past: Vec<Bytes>,
+    past: Vec<Arc<Value>>,
     mut live: broadcast::Receiver<Arc<Value>>,
     filters: Filters,
     until: Option<Time>,
     lines: mpsc::Sender<Bytes>,
 ) {
-    for line in past {
-        if lines.send(line).await.is_err() {
+    for event in past {
+        if lines.send(line(&event)).await.is_err() {
             return;
         }
     }
@@ -385,8 +436,10 @@ const ENGINES_KEYS: [&str; 15] = [
     "daemon",
     "builder",
 ];
-/// As many as Docker keeps.
-const EVENTS_KEPT: usize = 256;
+/// More than Docker's 256, which a few deployments fill; so many of tasks, and so many of all else.
+const EVENTS_KEPT: usize = 2_000;
+/// A name of an image may be as long as a spec.
+const EVENT_BYTES_KEPT: usize = 4 << 20;
 /// So far may a listener be behind.
 const EVENTS_AHEAD: usize = 1024;
 const LINES_AHEAD: usize = 64;

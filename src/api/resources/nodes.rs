@@ -13,7 +13,7 @@ use crate::store::THIS_REVISION;
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
     let snapshot = backend.store.snapshot();
-    find::swarm(&snapshot)?;
+    let swarm = find::swarm(&snapshot)?;
     let known = ["id", "name", "label", "node.label", "role", "membership"];
     let filters = Filters::read(asked.query("filters"), &known)?;
     for (key, values) in [("role", ["manager", "worker"]), ("membership", ["accepted", "pending"])] {
@@ -39,15 +39,19 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
             && filters.any("role", |wanted| wanted == role)
             && filters.any("membership", |wanted| wanted == "accepted")
     };
-    let nodes: Vec<_> = snapshot.nodes().filter(matches).map(|node| view::node(node)).collect();
+    let nodes: Vec<_> = snapshot
+        .nodes()
+        .filter(matches)
+        .map(|node| view::node(node, Some(&swarm)))
+        .collect();
     Ok(wire::json(StatusCode::OK, &nodes))
 }
 
 pub(in crate::api) fn inspect(backend: &Backend, id: &str) -> Result<Answer, ApiError> {
     let snapshot = backend.store.snapshot();
-    find::swarm(&snapshot)?;
+    let swarm = find::swarm(&snapshot)?;
     let node = find::node(&snapshot, id)?;
-    Ok(wire::json(StatusCode::OK, &view::node(&node)))
+    Ok(wire::json(StatusCode::OK, &view::node(&node, Some(&swarm))))
 }
 
 pub(in crate::api) fn remove(backend: &Backend, id: &str) -> Result<Answer, ApiError> {

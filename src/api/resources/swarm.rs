@@ -14,9 +14,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::api::backend::{Backend, new_id};
+use crate::api::outside::Outside;
 use crate::api::wire::{self, Answer, ApiError, Asked, Json};
 use crate::api::{find, view};
-use crate::model::swarm::{Meta, Network, Node, Object, Swarm, Time, Write};
+use crate::model::swarm::{Meta, Network, Node, Object, Swarm, SwarmAuthority, Time, Write};
 use crate::store::THIS_REVISION;
 
 pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
@@ -69,6 +70,7 @@ fn part_of_a_swarm() -> ApiError {
 struct Init {
     listen_addr: String,
     advertise_addr: String,
+    data_path_addr: String,
     data_path_port: u32,
     default_addr_pool: Option<Vec<String>>,
     subnet_size: u32,
@@ -92,12 +94,17 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
             return Err(ApiError::invalid(wrong));
         }
     };
-    let addr = match init.advertise_addr.is_empty() {
-        true => host.addrs.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        false => address(&init.advertise_addr)?,
+    let listens_at = match init.listen_addr.as_str() {
+        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        text => Named::Listen.resolve(&*backend.outside, text)?,
     };
-    if !init.listen_addr.is_empty() {
-        address(&init.listen_addr)?;
+    let addr = match init.advertise_addr.as_str() {
+        "" if !listens_at.is_unspecified() => listens_at,
+        "" => host.addrs.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        text => Named::Advertise.resolve(&*backend.outside, text)?,
+    };
+    if !init.data_path_addr.is_empty() {
+        Named::DataPath.resolve(&*backend.outside, &init.data_path_addr)?;
     }
     let pools = init.default_addr_pool.unwrap_or_default();
     let mut addr_pool = Vec::new();
@@ -125,6 +132,8 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
         })?,
     };
     let spec = with_defaults(init.spec)?;
+    refuse_other_authorities(&spec)?;
+    let authority = new_authority(backend)?;
     let (swarm_id, node_id, network_id) = (new_id(), new_id(), new_id());
     let digest = random_text(50)?;
     let token = || Ok::<_, ApiError>(format!("SWMTKN-1-{digest}-{}", random_text(25)?));
@@ -146,6 +155,7 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
                 addr_pool: addr_pool.clone(),
                 subnet_size,
                 data_path_port,
+                authority: Some(authority.clone()),
             };
             let node = Node {
                 id: node_id.clone(),
@@ -200,14 +210,124 @@ fn locked() -> ApiError {
     )
 }
 
-/// `1.2.3.4`, with or without a port.
-fn address(text: &str) -> Result<IpAddr, ApiError> {
-    let with_port = text.parse::<SocketAddr>().map(|addr| addr.ip());
-    with_port.or_else(|_| text.parse()).map_err(|_| {
-        ApiError::invalid(format!(
-            "invalid address \"{text}\": expected one such as \"192.0.2.1\" or \"192.0.2.1:2377\""
+fn new_authority(backend: &Backend) -> Result<SwarmAuthority, ApiError> {
+    let made = backend.outside.new_authority();
+    made.map_err(|error| ApiError::unknown(format!("the swarm's certificate authority: {error}")))
+}
+
+/// A swarm that an earlier version made gets an authority.
+pub(in crate::api) async fn see_to_authority(backend: &Backend) {
+    let has_none = |swarm: &Swarm| swarm.authority.is_none();
+    if !backend.store.snapshot().swarm().is_some_and(|swarm| has_none(swarm)) {
+        return;
+    }
+    let made = async {
+        let authority = new_authority(backend)?;
+        let given = backend.update(|snapshot| {
+            let swarm = find::swarm(snapshot)?;
+            let next = Swarm {
+                authority: Some(authority.clone()),
+                ..Swarm::clone(&swarm)
+            };
+            let writes = match has_none(&swarm) {
+                true => vec![Write::Put(Object::Swarm(Arc::new(next)))],
+                false => Vec::new(),
+            };
+            Ok((writes, ()))
+        });
+        given.await.map(drop)
+    };
+    if let Err(error) = made.await {
+        tracing::warn!(error.message, "the swarm has no certificate authority");
+    }
+}
+
+/// Errors: another authority than the swarm has is asked for.
+fn refuse_other_authorities(spec: &SwarmSpec) -> Result<(), ApiError> {
+    let Some(ca) = &spec.ca_config else { return Ok(()) };
+    let is_said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if is_said(&ca.signing_ca_cert) || is_said(&ca.signing_ca_key) || ca.force_rotate.unwrap_or(0) != 0 {
+        return Err(ApiError::not_implemented(
+            "the swarm's certificate authority cannot be replaced yet: expected \"docker swarm ca\" without --rotate, and no \
+             SigningCACert, SigningCAKey or other ForceRotate",
+        ));
+    }
+    if ca.external_cas.as_ref().is_some_and(|cas| !cas.is_empty()) {
+        return Err(ApiError::not_implemented(
+            "external certificate authorities do not work yet: expected no --external-ca",
+        ));
+    }
+    Ok(())
+}
+
+/// An address that an init names, or an interface that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Listen,
+    Advertise,
+    DataPath,
+}
+
+impl Named {
+    /// Errors: in Docker's words.
+    fn resolve(self, outside: &dyn Outside, text: &str) -> Result<IpAddr, ApiError> {
+        let host = match (self, split_host_port(text)) {
+            // It has no port of its own.
+            (Named::DataPath, _) => text,
+            (_, Some(host)) => host,
+            (Named::Listen | Named::Advertise, None) => text,
+        };
+        if let Some(addrs) = outside.interface(host) {
+            return of_interface(host, &addrs);
+        }
+        let addr: Option<IpAddr> = host.parse().ok();
+        let is_good = |addr: &IpAddr| self == Named::Listen || !addr.is_unspecified();
+        addr.filter(is_good).ok_or_else(|| {
+            ApiError::bad(match self {
+                Named::Listen => {
+                    "listen address must be an IP address or network interface (with optional port number)"
+                }
+                Named::Advertise => {
+                    "advertise address must be a non-zero IP address or network interface (with optional port number)"
+                }
+                Named::DataPath => {
+                    "data path address must be a non-zero IP address or network interface (without a port number)"
+                }
+            })
+        })
+    }
+}
+
+/// The host of `host:port`, without the brackets of IPv6. `None`: it is no such text.
+fn split_host_port(text: &str) -> Option<&str> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return match addr {
+            SocketAddr::V4(_) => text.split(':').next(),
+            SocketAddr::V6(_) => text.strip_prefix('[')?.split(']').next(),
+        };
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    (!host.contains(':') && port.parse::<u16>().is_ok()).then_some(host)
+}
+
+fn of_interface(name: &str, addrs: &[IpAddr]) -> Result<IpAddr, ApiError> {
+    let several = |kind: &str, one: IpAddr, other: IpAddr| {
+        ApiError::bad(format!(
+            "interface {name} has more than one {kind} address ({one} and {other})"
         ))
-    })
+    };
+    let of_kind = |is_ipv4: bool| -> Vec<IpAddr> {
+        let all = addrs.iter().copied();
+        all.filter(|addr| addr.is_ipv4() == is_ipv4).collect()
+    };
+    match (of_kind(true).as_slice(), of_kind(false).as_slice()) {
+        ([one, other, ..], _) => Err(several("IPv4", *one, *other)),
+        (_, [one, other, ..]) => Err(several("IPv6", *one, *other)),
+        ([one], _) | ([], [one]) => Ok(*one),
+        ([], []) => Err(ApiError::bad(format!(
+            "interface {name} has no usable IPv4 or IPv6 address"
+        ))),
+    }
 }
 
 /// What a swarm that says nothing of it has.
@@ -228,6 +348,10 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
     let raft = spec.raft.unwrap_or_default();
     let dispatcher = spec.dispatcher.unwrap_or_default();
     let ca = spec.ca_config.unwrap_or_default();
+    let expiry = ca.node_cert_expiry.unwrap_or(0);
+    if expiry != 0 && expiry < CERTIFICATE_LIFE_LEAST {
+        return Err(ApiError::invalid("minimum certificate expiry time is: 1h0m0s"));
+    }
     Ok(SwarmSpec {
         name: Some("default".to_owned()),
         labels: Some(spec.labels.unwrap_or_default()),
@@ -288,6 +412,7 @@ async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError
         return Err(ApiError::bad("invalid JSON: null: expected an object"));
     }
     let spec = with_defaults(wire::typed(&body)?)?;
+    refuse_other_authorities(&spec)?;
     let (worker_secret, manager_secret) = (random_text(25)?, random_text(25)?);
     backend
         .update(|snapshot| {
@@ -312,6 +437,9 @@ async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError
         .await?;
     Ok(wire::empty(StatusCode::OK))
 }
+
+/// In nanoseconds.
+const CERTIFICATE_LIFE_LEAST: i64 = 3_600_000_000_000;
 
 /// Letters and digits that nobody can guess. Errors: the system has no random bytes.
 fn random_text(length: usize) -> Result<String, ApiError> {

@@ -4,7 +4,7 @@ use crate::api::backend::Backend;
 use crate::api::view;
 use crate::api::wire::{self, Answer, OLDEST};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
 pub(in crate::api) async fn ping(backend: &Backend, has_body: bool) -> Answer {
@@ -30,6 +30,7 @@ pub(in crate::api) async fn ping(backend: &Backend, has_body: bool) -> Answer {
         HeaderValue::from_static("no-cache, no-store, must-revalidate"),
     );
     headers.insert("Pragma", HeaderValue::from_static("no-cache"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     if has_body {
         *answer.body_mut() = wire::whole("OK");
     }
@@ -56,18 +57,45 @@ pub(in crate::api) async fn version(backend: &Backend) -> Value {
         "GoVersion": "",
         "BuildTime": "",
     });
-    // The engine beside it is a component.
-    if let Ok(Value::Object(engine)) = backend.engine.get("/version").await {
-        let component = json!({
-            "Name": "Docker Engine",
-            "Version": engine.get("Version").cloned().unwrap_or_default(),
-            "Details": { "ApiVersion": engine.get("ApiVersion").cloned().unwrap_or_default() },
-        });
-        if let Some(components) = answer["Components"].as_array_mut() {
-            components.push(component);
-        }
+    // The engine beside it is a component, and so are its own.
+    if let Ok(engine) = backend.engine.get("/version").await
+        && let Some(components) = answer["Components"].as_array_mut()
+    {
+        components.extend(components_of(&engine));
     }
     answer
+}
+
+/// What an engine is made of, as it says of itself. Engines of old have no components.
+fn components_of(engine: &Value) -> Vec<Value> {
+    const NAME: &str = "Docker Engine";
+    let own = engine["Components"].as_array().cloned().unwrap_or_default();
+    if own.is_empty() {
+        let details = [
+            "ApiVersion",
+            "MinAPIVersion",
+            "GitCommit",
+            "GoVersion",
+            "Os",
+            "Arch",
+            "KernelVersion",
+            "BuildTime",
+        ];
+        let details = details
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), engine.get(key)?.clone())));
+        return vec![
+            json!({ "Name": NAME, "Version": engine["Version"], "Details": Value::Object(details.collect()) }),
+        ];
+    }
+    let renamed = own.into_iter().map(|mut component| {
+        // The command line shows only the first of that name, which is anynode.
+        if component["Name"] == "Engine" {
+            component["Name"] = json!(NAME);
+        }
+        component
+    });
+    renamed.collect()
 }
 
 /// Architectures have other names there.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::body::{Bodies, RequestBody, typed};
 use super::error::ApiError;
 use super::json::Json;
+use super::syntax;
 use crate::model::swarm::Time;
 
 /// A request for the swarm part, its body still to be read.
@@ -91,7 +92,11 @@ impl Asked {
         }
         match Json::parse(&bytes) {
             Ok(json) => Ok((bytes, json)),
-            Err(error) => Err(ApiError::bad(format!("invalid JSON: {error}"))),
+            Err(error) => Err(ApiError::bad(match syntax::fault(&bytes) {
+                Some(fault) => format!("invalid JSON: {fault}"),
+                None if error.to_string().starts_with("trailing") => "unexpected content after JSON".to_owned(),
+                None => format!("invalid JSON: {error}"),
+            })),
         }
     }
 

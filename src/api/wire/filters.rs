@@ -48,6 +48,30 @@ impl Filters {
         Ok(filters)
     }
 
+    /// The values of one key, whatever the others are; none of what is no such text.
+    pub(in crate::api) fn any_of(text: &str, key: &str) -> Vec<String> {
+        let value: Value = serde_json::from_str(text).unwrap_or_default();
+        match &value[key] {
+            Value::Object(values) => values.keys().cloned().collect(),
+            Value::Array(values) => values
+                .iter()
+                .filter_map(|value| value.as_str().map(str::to_owned))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same text without a key.
+    pub(in crate::api) fn without(text: &str, key: &str) -> String {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(mut all)) => {
+                all.remove(key);
+                Value::Object(all).to_string()
+            }
+            _ => text.to_owned(),
+        }
+    }
+
     pub(in crate::api) fn values(&self, key: &str) -> &[String] {
         self.by_key.get(key).map_or(&[], Vec::as_slice)
     }

@@ -5,6 +5,7 @@ mod body;
 mod error;
 mod filters;
 mod json;
+mod syntax;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

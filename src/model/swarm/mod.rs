@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use bollard_stubs::models::{EndpointPortConfig, EndpointSpec, NetworkAttachmentConfig, NodeSpec, SwarmSpec};
+use bollard_stubs::models::{
+    EndpointPortConfig, EndpointSpec, NetworkAttachmentConfig, NodeSpec, SwarmSpec, TaskSpecLogDriver,
+};
 pub use bollard_stubs::models::{ServiceSpec, TaskSpec};
 use serde::{Deserialize, Serialize};
 
@@ -486,6 +488,31 @@ pub struct Swarm {
     pub addr_pool: Vec<ipnet::Ipv4Net>,
     pub subnet_size: u8,
     pub data_path_port: u16,
+    /// `None` in swarms of earlier versions, until one is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<SwarmAuthority>,
+}
+
+/// The certificate authority of a swarm: what `docker swarm ca` shows, and a key that nothing shows. The store writes that one
+/// encrypted.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmAuthority {
+    /// PEM.
+    pub certificate: String,
+    /// The name that it is said to be, in DER, as base64.
+    pub subject: String,
+    /// In DER, as base64.
+    pub public_key: String,
+    /// PEM.
+    pub key: Box<str>,
+}
+
+impl std::fmt::Debug for SwarmAuthority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SwarmAuthority")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Swarm {
@@ -494,6 +521,17 @@ impl Swarm {
         let orchestration = self.spec.orchestration.as_ref();
         let limit = orchestration.and_then(|orchestration| orchestration.task_history_retention_limit);
         usize::try_from(limit.unwrap_or(5)).ok()
+    }
+
+    /// Of tasks whose service names none.
+    pub fn log_driver(&self) -> Option<TaskSpecLogDriver> {
+        let defaults = self.spec.task_defaults.as_ref()?;
+        let driver = defaults.log_driver.clone()?;
+        driver.name.as_ref().filter(|name| !name.is_empty())?;
+        Some(TaskSpecLogDriver {
+            name: driver.name,
+            options: driver.options,
+        })
     }
 }
 

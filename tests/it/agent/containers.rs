@@ -106,7 +106,11 @@ async fn what_a_container_is_given_and_how_it_ends() {
     assert_eq!(seen["Config"]["Labels"]["com.docker.swarm.task.name"], name.as_str());
     assert_eq!(seen["HostConfig"]["Memory"], 64 << 20);
     assert_eq!(seen["HostConfig"]["SecurityOpt"], json!(["no-new-privileges:true"]));
-    assert_eq!(seen["HostConfig"]["LogConfig"]["Config"]["max-size"], "10m");
+    // The engine's own, which it was started with.
+    assert_eq!(
+        seen["HostConfig"]["LogConfig"],
+        json!({ "Type": "json-file", "Config": { "max-size": "7m" } })
+    );
     let ip = seen["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
         .as_str()
         .unwrap();

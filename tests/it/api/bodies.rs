@@ -24,11 +24,11 @@ fn what_is_no_such_json_is_refused_and_said_where() {
     let deep = format!("{{\"Labels\":{}", "[".repeat(100_000));
     for (kind, body, status, words) in [
         (json, "", 400, "got EOF while reading request body"),
-        (json, "{", 400, "invalid JSON"),
+        (json, "{", 400, "invalid JSON: unexpected EOF"),
         (json, "null", 400, "mismatched Runtime and *Spec fields"),
         (json, "[]", 400, "invalid JSON"),
         (json, "\"x\"", 400, "invalid JSON"),
-        (json, "{} {}", 400, "invalid JSON"),
+        (json, "{} {}", 400, "unexpected content after JSON"),
         (json, &deep, 400, "invalid JSON"),
         (json, "{\"Name\": 7}", 400, "Name"),
         (json, "{\"Name\": \"\\ud800\"}", 400, "invalid JSON"),

@@ -298,7 +298,11 @@ fn answers_about_the_whole_join_both() {
     let info = rig.get("/info").json();
     assert_eq!((&info["ID"], &info["Containers"]), (&json!("engine"), &json!(7)));
     assert_eq!(info["Swarm"]["LocalNodeState"], "active");
-    assert_eq!(rig.get("/version").json()["Components"][1]["Version"], "24.0.9");
+    let components = rig.get("/version").json()["Components"].clone();
+    assert_eq!(
+        (&components[1]["Name"], &components[1]["Version"]),
+        (&json!("Docker Engine"), &json!("24.0.9"))
+    );
     assert_eq!(
         rig.docker(&["network", "ls", "--format", "{{.Name}} {{.Scope}}"]),
         "bridge local\ningress swarm"

@@ -183,7 +183,7 @@ fn of_the_swarm() {
                 "/swarm/init",
                 json!({ "AdvertiseAddr": "nowhere:x" }),
                 400,
-                "\"nowhere:x\"",
+                "advertise address must be a non-zero IP address or network interface (with optional port number)",
             ),
             (
                 "POST",
@@ -907,7 +907,21 @@ fn of_everything_else() {
                 "no Docker Engine",
             ),
             // What only an engine could do.
-            ("GET", "/containers/json", Value::Null, 501, "no Docker Engine"),
+            ("GET", "/containers/c/json", Value::Null, 501, "no Docker Engine"),
+            (
+                "GET",
+                "/containers/json?filters=%7B%22x%22:[%22y%22]%7D",
+                Value::Null,
+                400,
+                "invalid filter 'x'",
+            ),
+            (
+                "GET",
+                "/containers/json?limit=x",
+                Value::Null,
+                400,
+                "invalid limit \"x\"",
+            ),
             ("POST", "/build", Value::Null, 501, "no Docker Engine"),
             (
                 "GET",

@@ -151,6 +151,38 @@ fn of_the_past_and_of_some_kinds() {
 }
 
 #[test]
+fn two_thousand_are_kept_and_those_of_tasks_push_no_others_out() {
+    let rig = Rig::swarm();
+    rig.post("/services/create", &service("first", None));
+    for n in 0..300 {
+        rig.post("/configs/create", &json!({ "Name": format!("c{n}"), "Data": "YQ==" }));
+    }
+    // More events of tasks than are kept.
+    let mut body = service("many", None);
+    body["Mode"] = json!({ "Replicated": { "Replicas": 600 } });
+    rig.post("/services/create", &body);
+    rig.wait_running("many", 600);
+    std::thread::sleep(Duration::from_millis(1100));
+    let past = |filter: &str| {
+        let args = [
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "--filter",
+            filter,
+            "--format",
+            "{{.Actor.Attributes.name}}",
+        ];
+        rig.docker(&args).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(past("type=config").len(), 300);
+    assert_eq!(past("type=service").first().map(String::as_str), Some("first"));
+    assert_eq!(past("type=task").len(), 2_000);
+}
+
+#[test]
 fn of_the_engine_too() {
     let engine = Engine::start();
     let rig = Rig::beside(engine.socket());

@@ -12,3 +12,4 @@ pub mod rig;
 mod shapes;
 mod spelling;
 mod stacks;
+mod whole;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anynode::api::{Api, Host, LogLine, LogQuery, LogStream, Outside};
 use anynode::control;
-use anynode::model::swarm::{Container, Id, Object, Task, TaskState, Time, Write};
+use anynode::model::swarm::{Container, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
 use bytes::Bytes;
 use futures_util::stream;
@@ -71,6 +71,26 @@ impl Outside for Around {
             memory: 8 << 30,
             addrs: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
         }
+    }
+
+    fn interface(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let text = match name {
+            "eth0" => "192.0.2.9 fe80::9",
+            "eth1" => "2001:db8::9",
+            "eth2" => "192.0.2.10 192.0.2.11",
+            "eth3" => "",
+            _ => return None,
+        };
+        Some(text.split(' ').filter_map(|addr| addr.parse().ok()).collect())
+    }
+
+    fn new_authority(&self) -> Result<SwarmAuthority, String> {
+        Ok(SwarmAuthority {
+            certificate: "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned(),
+            subject: "c3ViamVjdA==".to_owned(),
+            public_key: "a2V5".to_owned(),
+            key: "the key".into(),
+        })
     }
 
     fn faults(&self) -> BTreeMap<String, Vec<String>> {

@@ -295,7 +295,16 @@ fn normal(value: &Value, ids: &BTreeMap<String, String>, key: &str) -> Value {
         Value::String(text) => json!(match key {
             "CreatedAt" | "UpdatedAt" | "Created" | "StartedAt" | "CompletedAt" | "Timestamp" | "LastExecution" =>
                 "<time>".to_owned(),
-            "Addr" | "Subnet" | "Gateway" | "Worker" | "Manager" | "Hostname" | "EngineVersion" => "<any>".to_owned(),
+            "Addr"
+            | "Subnet"
+            | "Gateway"
+            | "Worker"
+            | "Manager"
+            | "Hostname"
+            | "EngineVersion"
+            | "TrustRoot"
+            | "CertIssuerSubject"
+            | "CertIssuerPublicKey" => "<any>".to_owned(),
             _ => plain(text, ids),
         }),
         other => other.clone(),

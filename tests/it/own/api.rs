@@ -86,7 +86,7 @@ fn what_is_wrong_is_said_in_dockers_words() {
         .contains("attempting to demote the last manager of the swarm")
     );
     assert!(
-        own.docker_fails(&["ps"])
+        own.docker_fails(&["images"])
             .contains("there is no Docker Engine beside this anynode")
     );
     own.docker(&["config", "create", "c", "/proc/version"]);

@@ -53,6 +53,45 @@ fn all_else_goes_to_the_engine() {
         "nginx:latest",
     ]);
     own.wait_for("two tasks", LONG, || own.living_tasks().len() == 3);
+    // What the engine knows nothing of: the swarm's networks, and where tasks are reached.
+    own.docker(&["network", "create", "-d", "overlay", "app"]);
+    let ports = [
+        "--publish",
+        "8081:80",
+        "--publish",
+        "mode=host,published=8082,target=81",
+    ];
+    let create = ["service", "create", "--detach", "--name", "api", "--network", "app"];
+    own.docker(&[&create[..], &ports, &["nginx:latest"]].concat());
+    let row = "{{.Networks}} {{.Ports}}";
+    own.wait_for("ports and networks", LONG, || {
+        own.docker(&["ps", "--filter", "name=api", "--format", row]) == "app 80/tcp, 0.0.0.0:8082->81/tcp"
+    });
+    assert_eq!(own.docker(&["ps", "-q", "--filter", "network=app"]).lines().count(), 1);
+    let container = own.docker(&["ps", "-q", "--filter", "name=api"]);
+    let look = "{{.HostConfig.NetworkMode}} {{(index .NetworkSettings.Networks \"app\").IPAddress}} {{.NetworkSettings.Ports}}";
+    let said = own.docker(&["inspect", "-f", look, &container]);
+    assert!(
+        said.starts_with("default 10.") && said.ends_with("map[80/tcp:[] 81/tcp:[{0.0.0.0 8082}]]"),
+        "{said}"
+    );
+    assert_eq!(
+        own.docker(&["ps", "--filter", "name=plain", "--format", row])
+            .split_whitespace()
+            .next(),
+        Some("bridge")
+    );
+    own.docker(&["service", "rm", "api"]);
+    // The engine's components are beside ours.
+    let components = own.docker(&[
+        "version",
+        "-f",
+        "{{range .Server.Components}}{{.Name}}={{.Details.ApiVersion}},{{end}}",
+    ]);
+    assert!(
+        components.starts_with("Engine=") && components.contains(",Docker Engine=1.41,containerd="),
+        "{components}"
+    );
     let networks = own.docker(&["network", "ls", "--format", "{{.Name}}"]);
     assert!(
         networks.contains("ingress") && networks.contains("bridge"),
@@ -166,6 +205,12 @@ fn a_container_that_mounts_the_docker_socket_sees_the_swarm_also_after_a_kill() 
         })
     };
     own.wait_for("each to see its own", LONG, || is_as_it_should(&own));
+    for (service, _, _, _, whose) in cases {
+        let task = own.docker(&["service", "ps", "-q", "--no-trunc", service]);
+        let said = own.docker(&["inspect", "-f", "{{.Status.Message}}", &task]);
+        let is_said = said.starts_with("started (its docker.sock is anynode's");
+        assert_eq!(is_said, whose == "swarm", "{service}: {said}");
+    }
     let ids = own.docker(&["ps", "-q", "--no-trunc"]);
     for is_kill in [true, false, true] {
         match is_kill {

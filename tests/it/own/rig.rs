@@ -386,9 +386,11 @@ impl Own {
     pub fn cluster(&self, args: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster");
         let mut command = Command::new(script);
+        let mut args_of_dockerd = "--log-opt max-size=7m".to_owned();
         if self.images == Images::FastApi {
-            command.env("ANYNODE_DOCKERD_ARGS", format!("--registry-mirror http://{MIRROR}"));
+            args_of_dockerd += &format!(" --registry-mirror http://{MIRROR}");
         }
+        command.env("ANYNODE_DOCKERD_ARGS", args_of_dockerd);
         run(command.args(["--name", &self.name]).args(args))
     }
 
