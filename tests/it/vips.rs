@@ -1,5 +1,5 @@
 //! Services' own addresses on the node: they are answered, and are in nobody's way. The real program, and a real nginx where it
-//! is installed; ANYNODE_SERVICES=10000 is the long form of the last. Where the privileges are missing, VIPs are off, and that is what is looked at.
+//! is installed; ANYNODE_N_SERVICES=10000 is the long form of the last. Where the privileges are missing, VIPs are off, and that is what is looked at.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -285,7 +285,7 @@ fn services_by_the_thousand_take_no_descriptors() {
         }
         text
     };
-    let n = std::env::var("ANYNODE_SERVICES")
+    let n = std::env::var("ANYNODE_N_SERVICES")
         .ok()
         .and_then(|text| text.parse().ok());
     let n: usize = n.unwrap_or(2_000);

@@ -251,7 +251,7 @@ fn published(name: &str, port: Option<u64>) -> Value {
     })
 }
 
-/// More services than the ingress network has addresses. The long form: `ANYNODE_SERVICES=2000 ANYNODE_REST_SECONDS=60`.
+/// More services than the ingress network has addresses. The long form: `ANYNODE_N_SERVICES=2000 ANYNODE_REST_SECONDS=60`.
 #[test]
 fn many_published_services_at_rest_cost_nothing() {
     let Some(mut own) = rig::up("rest", Tasks::Processes) else {
@@ -259,7 +259,7 @@ fn many_published_services_at_rest_cost_nothing() {
     };
     own.start();
     own.docker(&["swarm", "init"]);
-    let n_services = number("ANYNODE_SERVICES", 540);
+    let n_services = number("ANYNODE_N_SERVICES", 540);
     let seconds = number("ANYNODE_REST_SECONDS", 3);
     let mut door = Door::open(&own);
     for n in 0..n_services {
