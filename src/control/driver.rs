@@ -118,7 +118,8 @@ impl<'a> Driver<'a> {
             if round.is_at_rest {
                 self.rest(round.complaints);
                 let took = started.elapsed();
-                if took > SLOW {
+                // Looking again where nothing is to be done is nothing to tell, however busy the machine is.
+                if took > SLOW && n_rounds + n_portions > 0 {
                     tracing::debug!(?took, "reconciled slowly");
                 }
                 return Next::Change(round.wake_at);
