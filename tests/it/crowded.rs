@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::RecvFlags;
+
 use crate::harness::{Origin, free_port, wait_until};
 
 struct Program {
@@ -275,7 +277,11 @@ fn whoever_takes_all_of_the_api_keeps_nobody_from_anything() {
     }
     drop(unread);
     // A long body that does come is read meanwhile, and streams that are silent last while there is room.
-    let _bodies = hold_api(8, &program, long.as_bytes());
+    let bodies = hold_api(8, &program, long.as_bytes());
+    // Four have places. Until the others were told so, they are newer than who comes next, and take his.
+    let is_told =
+        |stream: &&UnixStream| rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok();
+    wait_until("four to give way", || bodies.iter().filter(is_told).count() == 4);
     let mut events = hold_api(1, &program, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n");
     let body = format!("{{{}}}", " ".repeat(100_000));
     let mut stream = UnixStream::connect(program.socket()).unwrap();
