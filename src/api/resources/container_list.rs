@@ -29,7 +29,7 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
         known.any(|network| network.name == *wanted || network.id.as_str().starts_with(wanted.as_str()))
     };
     let is_by_network = networks.iter().any(is_ours);
-    let mut query: Vec<String> = Vec::new();
+    let mut query: Vec<(&String, String)> = Vec::new();
     for (key, value) in &asked.query {
         let value = match key.as_str() {
             "filters" if is_by_network => Filters::without(value, "network"),
@@ -37,11 +37,16 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
             "limit" if is_by_network => continue,
             _ => value.clone(),
         };
-        query.push(format!("{key}={}", wire::encode(&value)));
+        query.push((key, value));
     }
     let answer = backend
         .engine
-        .send(Method::GET, version, &path_of("/containers/json", &query), Vec::new())
+        .send(
+            Method::GET,
+            version,
+            &wire::with_query("/containers/json", query),
+            Vec::new(),
+        )
         .await?;
     // Whoever asks for them sees them.
     let is_for_sandboxes = filters.contains(SANDBOX_LABEL);
@@ -82,12 +87,7 @@ pub(in crate::api) async fn inspect(
     id: &str,
     version: Version,
 ) -> Result<Answer, ApiError> {
-    let query: Vec<String> = asked
-        .query
-        .iter()
-        .map(|(key, value)| format!("{key}={}", wire::encode(value)))
-        .collect();
-    let path = path_of(&format!("/containers/{}/json", wire::encode(id)), &query);
+    let path = wire::with_query(&format!("/containers/{}/json", wire::encode(id)), &asked.query);
     let answer = backend.engine.send(Method::GET, version, &path, Vec::new()).await?;
     let snapshot = backend.store.snapshot();
     amended(answer, |container| {
@@ -114,13 +114,6 @@ pub(in crate::api) async fn inspect(
         hide_sandbox(&mut container["HostConfig"]);
     })
     .await
-}
-
-fn path_of(path: &str, query: &[String]) -> String {
-    match query.is_empty() {
-        true => path.to_owned(),
-        false => format!("{path}?{}", query.join("&")),
-    }
 }
 
 /// An answer of the engine in JSON, changed; one that says that something is wrong stays.

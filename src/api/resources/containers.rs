@@ -39,11 +39,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked, version
             .send(Method::POST, version, "/containers/create", Vec::new())
             .await;
     }
-    let query: Vec<String> = asked
-        .query
-        .iter()
-        .map(|(key, value)| format!("{key}={}", wire::encode(value)))
-        .collect();
+    let path = wire::with_query("/containers/create", &asked.query);
     let (body, json) = asked.json_and_bytes().await?;
     // What is wrong with the rest the engine says.
     let wanted: Create = wire::typed(&json).unwrap_or_default();
@@ -55,10 +51,6 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked, version
     {
         refuse_swarms(backend, &network)?;
     }
-    let path = match query.is_empty() {
-        true => "/containers/create".to_owned(),
-        false => format!("/containers/create?{}", query.join("&")),
-    };
     backend.engine.send(Method::POST, version, &path, body.to_vec()).await
 }
 

@@ -217,13 +217,10 @@ async fn of_engine(backend: &Backend, asked: &Asked, filters: &Filters, version:
     if is_only_ours || backend.outside.engine().is_none() {
         return None;
     }
-    let query: Vec<String> = ["since", "until", "filters"]
-        .into_iter()
-        .filter_map(|key| Some(format!("{key}={}", wire::encode(asked.query(key)?))))
-        .collect();
+    let query = ["since", "until", "filters"].map(|key| asked.query(key).map(|value| (key, value)));
     let opened = backend
         .engine
-        .open(version, &format!("/events?{}", query.join("&")))
+        .open(version, &wire::with_query("/events", query.into_iter().flatten()))
         .await;
     opened
         .inspect_err(|error| tracing::debug!(error.message, "the engine's events"))

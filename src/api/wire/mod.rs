@@ -118,6 +118,18 @@ pub(super) fn encode(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
+/// A path with a query of these keys and values; without any, the path alone. Keys stay as they are.
+pub(super) fn with_query<K: AsRef<str>, V: AsRef<str>>(path: &str, pairs: impl IntoIterator<Item = (K, V)>) -> String {
+    let pairs = pairs
+        .into_iter()
+        .map(|(key, value)| format!("{}={}", key.as_ref(), encode(value.as_ref())));
+    let pairs: Vec<String> = pairs.collect();
+    match pairs.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", pairs.join("&")),
+    }
+}
+
 pub(super) fn parse_query(query: &str) -> BTreeMap<String, String> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let read = |text: &str| decode(&text.replace('+', " "));
