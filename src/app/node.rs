@@ -345,7 +345,6 @@ impl Node {
                 }
             });
         }
-        beside.spawn(refill_retry_budgets(table, stopped()));
         let is_asked = watch::Sender::new(false);
         let asked = async {
             shutdown.await;
@@ -457,17 +456,5 @@ async fn serve_inside(networks: TaskNets, served: Option<Served>, shutdown: impl
     }
 }
 
-async fn refill_retry_budgets(table: Arc<TableHandle>, shutdown: impl Future<Output = ()>) {
-    let mut ticks = tokio::time::interval(REFILL_EVERY);
-    tokio::pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            _ = ticks.tick() => table.refill_retry_budgets(REFILL_EVERY),
-        }
-    }
-}
-
 /// An instance that takes over waits so long for what it serves inside namespaces.
 const LOOK_INSIDE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
-const REFILL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);

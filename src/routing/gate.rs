@@ -1,10 +1,8 @@
-//! What waits are made of: something of which there is only so much, the queue of those who wait for it, and how many
-//! retries there may be.
+//! What waits are made of: something of which there is only so much, and the queue of those who wait for it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -121,82 +119,9 @@ impl Drop for GatePlace<'_> {
     }
 }
 
-/// How many retries a service may still spend: each request earns a fifth of one, each retry costs one, and a small
-/// reserve grows back with time. What keeps retries from doubling the load on endpoints that are failing.
-#[derive(Debug)]
-pub struct RetryBudget {
-    milli_tokens: AtomicI64,
-}
-
-impl Default for RetryBudget {
-    fn default() -> RetryBudget {
-        RetryBudget {
-            milli_tokens: AtomicI64::new(RETRY_RESERVE),
-        }
-    }
-}
-
-const RETRY_COST: i64 = 1000;
-const RETRY_EARNED: i64 = 200;
-const RETRY_RESERVE: i64 = 20 * RETRY_COST;
-const RETRY_SAVED_MOST: i64 = 500 * RETRY_COST;
-
-impl RetryBudget {
-    /// A request was made.
-    pub fn earn(&self) {
-        if self.milli_tokens.load(Ordering::Relaxed) < RETRY_SAVED_MOST {
-            self.milli_tokens.fetch_add(RETRY_EARNED, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes a retry out of the budget, if there is one.
-    pub fn spend(&self) -> bool {
-        self.milli_tokens
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                (left >= RETRY_COST).then_some(left - RETRY_COST)
-            })
-            .is_ok()
-    }
-
-    /// Tops the budget up to its reserve: called once a second, so that a quiet service may retry too.
-    pub fn refill(&self, elapsed: Duration) {
-        let earned = i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX).saturating_mul(3);
-        let _ = self
-            .milli_tokens
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                (left < RETRY_RESERVE).then(|| left.saturating_add(earned).min(RETRY_RESERVE))
-            });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fifth_of_the_requests_may_be_retried() {
-        let budget = RetryBudget::default();
-        let reserve = std::iter::repeat_with(|| budget.spend())
-            .take_while(|spent| *spent)
-            .count();
-        assert_eq!(reserve, 20);
-        (0..5).for_each(|_| budget.earn());
-        assert!(budget.spend() && !budget.spend());
-        budget.refill(Duration::from_secs(1));
-        assert_eq!(
-            std::iter::repeat_with(|| budget.spend())
-                .take_while(|spent| *spent)
-                .count(),
-            3
-        );
-        (0..100_000).for_each(|_| budget.earn());
-        assert_eq!(
-            std::iter::repeat_with(|| budget.spend())
-                .take_while(|spent| *spent)
-                .count(),
-            500
-        );
-    }
 
     #[test]
     fn a_gate_lets_only_so_many_wait() {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -139,13 +138,6 @@ impl TableHandle {
         let is_meant = |task: &Arc<TaskRef>| *task.id == *id && !task.is_remote;
         let mut left = writer.retired.values().flatten().filter_map(Weak::upgrade);
         left.find(|endpoint| endpoint.is_draining() && endpoint.task().is_some_and(is_meant))
-    }
-
-    /// Lets every service's retry budget grow back for the time passed.
-    pub fn refill_retry_budgets(&self, elapsed: Duration) {
-        for service in self.peek().services() {
-            service.state().retry_budget.refill(elapsed);
-        }
     }
 }
 

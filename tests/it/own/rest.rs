@@ -275,6 +275,8 @@ fn many_published_services_at_rest_cost_nothing() {
     let before = spent(&own);
     std::thread::sleep(Duration::from_secs(seconds));
     let after = spent(&own);
+    // The first connection may have been idle for too long.
+    let mut door = Door::open(&own);
     let ms = (after.ticks - before.ticks) * 10;
     println!("{n_services} services, half of them published, take {ms} ms of processor time in {seconds} s");
     assert_eq!(
