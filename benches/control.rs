@@ -121,6 +121,7 @@ fn full() -> Snapshot {
         subnet_size: 24,
         data_path_port: 4789,
         authority: None,
+        unlock_key: None,
     };
     let mut writes = vec![
         Write::Put(Object::Swarm(Arc::new(swarm))),

@@ -308,6 +308,12 @@ fn write_store(store: &StoreHealth, out: &mut DescriptorEncoder<'_>) {
         ),
         (
             MetricType::Gauge,
+            "anynode_store_locked",
+            "Whether the swarm waits for the key that unlocks it; tasks and traffic go on meanwhile.",
+            u64::from(store.is_locked()),
+        ),
+        (
+            MetricType::Gauge,
             "anynode_store_revision",
             "Revision of what is declared.",
             store.revision(),

@@ -58,7 +58,7 @@ pub(super) struct StatusView {
 /// Where what is declared is kept.
 #[derive(Serialize)]
 struct StoreView {
-    /// written, or failing.
+    /// written, failing, or locked.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     failing_seconds: Option<u64>,
@@ -89,7 +89,11 @@ impl StoreView {
             what: lost.to_string(),
         });
         StoreView {
-            state: if failing.is_some() { "failing" } else { "written" },
+            state: match &failing {
+                _ if store.is_locked() => "locked",
+                Some(_) => "failing",
+                None => "written",
+            },
             failing_seconds: failing
                 .as_ref()
                 .map(|failing| now.saturating_duration_since(failing.since).as_secs()),
@@ -406,6 +410,9 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
         lines.push(format!("source: what is served cannot be kept for a restart: {reason}"));
     }
     if let Some(store) = &state.store {
+        if store.is_locked() {
+            lines.push("store: locked: nothing can be declared before \"docker swarm unlock\"".to_owned());
+        }
         if let Some(failing) = store.failing() {
             let secs = failing.since.elapsed().as_secs();
             lines.push(format!(

@@ -20,7 +20,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::{self, FuturesUnordered};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -167,6 +168,25 @@ impl Agent {
         }
     }
 
+    /// Says where the tasks are reached that run already, for as long as nobody can say which there are to be. Nothing is done to
+    /// any of them. Never ends; what was said by then holds until `run` says otherwise.
+    pub async fn watch_over(&self) {
+        let mut watched: FuturesUnordered<_> = self.list().await.into_iter().map(|id| self.watch_one(id)).collect();
+        while watched.next().await.is_some() {}
+        std::future::pending().await
+    }
+
+    async fn watch_one(&self, id: Id) {
+        let Found::Running(started) = self.runtime.find(&id).await else {
+            return;
+        };
+        tracing::info!(task = %id, pid = started.container.pid, "it goes on while the swarm is locked");
+        self.publish(&id, started.reach.as_ref());
+        self.runtime.ended(&id).await;
+        self.unpublish(&id);
+        self.networks.close(&id);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,7 +226,21 @@ impl Agent {
 
     /// Has what an earlier run made and nobody knows any more be taken away, as long as the answer lives.
     async fn remove_strays(&self, assignments: &Assignments) -> JoinSet<()> {
-        let found = loop {
+        let found = self.list().await;
+        let mut removing = JoinSet::new();
+        for id in found.into_iter().filter(|id| !assignments.contains_key(id)) {
+            tracing::warn!(task = %id, "it runs here and belongs to no service: removed");
+            self.unpublish(&id);
+            self.networks.close(&id);
+            let runtime = self.runtime.clone();
+            removing.spawn(async move { runtime.remove(&id).await });
+        }
+        removing
+    }
+
+    /// All tasks that there is something of.
+    async fn list(&self) -> Vec<Id> {
+        loop {
             match self.runtime.list().await {
                 Ok(found) => break found,
                 Err(error) => {
@@ -214,14 +248,7 @@ impl Agent {
                     tokio::time::sleep(LIST_AGAIN).await;
                 }
             }
-        };
-        let mut removing = JoinSet::new();
-        for id in found.into_iter().filter(|id| !assignments.contains_key(id)) {
-            tracing::warn!(task = %id, "it runs here and belongs to no service: removed");
-            let runtime = self.runtime.clone();
-            removing.spawn(async move { runtime.remove(&id).await });
         }
-        removing
     }
 
     fn publish(&self, task: &Id, reach: Option<&Reach>) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 
 use super::engine::Engine;
-use super::outside::Outside;
+use super::outside::{Lock, Outside};
 use super::wire::ApiError;
 use crate::model::swarm::{Id, Service, ServiceSpec, Write};
 use crate::store::{self, Snapshot, Store};
@@ -35,6 +35,11 @@ impl Backend {
             gone: std::sync::Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
         }
+    }
+
+    /// The lock of the swarm, while nobody has unlocked it.
+    pub(super) fn lock(&self) -> Option<&dyn Lock> {
+        self.outside.lock().filter(|lock| lock.is_locked())
     }
 
     /// A service was removed; its tasks are still found by its labels.

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 
-use crate::model::swarm::{Id, SwarmAuthority, Time};
+use crate::model::swarm::{Id, SwarmAuthority, Time, UnlockKey};
 
 /// The lines of a task's output.
 pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
@@ -47,6 +47,30 @@ pub struct Host {
     pub addrs: Vec<IpAddr>,
 }
 
+/// What is answered later.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A swarm that may wait for its key. Until it has it, the API's store is empty, and takes nothing.
+pub trait Lock: Send + Sync {
+    fn is_locked(&self) -> bool;
+
+    /// Ready once it is not.
+    fn opened(&self) -> Later<'_, ()>;
+
+    /// Opens the store. Errors: it is locked as before.
+    fn unlock<'a>(&'a self, key: &'a UnlockKey) -> Later<'a, Result<(), UnlockError>>;
+
+    /// Gives up the swarm, whose key nobody has: an empty store is open after it. Errors: why not.
+    fn leave(&self) -> Later<'_, Result<(), String>>;
+}
+
+/// Why a swarm is still locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnlockError {
+    WrongKey,
+    Failed(String),
+}
+
 /// What the API needs of others.
 pub trait Outside: Send + Sync {
     /// The output of a task of this node. Errors: why there is none.
@@ -71,4 +95,9 @@ pub trait Outside: Send + Sync {
 
     /// The socket of the engine beside this one.
     fn engine(&self) -> Option<PathBuf>;
+
+    /// `None`: the swarm was open from the beginning, or there was none.
+    fn lock(&self) -> Option<&dyn Lock> {
+        None
+    }
 }

@@ -24,7 +24,7 @@ pub(super) struct Router {
 impl Router {
     pub(super) fn new(backend: Backend) -> Router {
         Router {
-            events: Arc::new(events::Events::new(&*backend.store)),
+            events: Arc::new(events::Events::new(&backend)),
             bodies: Arc::default(),
             backend: Arc::new(backend),
         }
@@ -32,6 +32,9 @@ impl Router {
 
     /// Keeps what changes for those who ask later, for ever.
     pub(super) async fn follow_events(&self) {
+        if let Some(lock) = self.backend.lock() {
+            lock.opened().await;
+        }
         swarm::see_to_authority(&self.backend).await;
         self.events.follow(&*self.backend.store).await;
     }
@@ -85,7 +88,12 @@ impl Router {
             body,
             bodies: self.bodies.clone(),
         };
-        self.dispatch(asked, version).await
+        let is_locked = self.backend.lock().is_some();
+        let answered = self.dispatch(asked, version).await;
+        answered.map_err(|error| match is_locked {
+            true => error.of_locked_swarm(),
+            false => error,
+        })
     }
 
     async fn dispatch(&self, asked: Asked, version: Version) -> Result<Answer, ApiError> {

@@ -9,6 +9,7 @@ mod demo;
 mod doors;
 mod freshness;
 mod handoff;
+mod lock;
 mod networks;
 mod node;
 mod own;

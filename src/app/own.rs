@@ -18,10 +18,11 @@ use tokio::task::JoinSet;
 
 use super::api_socket::{ApiSocket, ApiSocketError};
 use super::config::{EngineChoice, OwnConfig};
+use super::lock::{self, OwnLock};
 use crate::agent::containers::{Containers, EngineError};
 use crate::agent::process::{ProcessSettings, Processes, UserRange};
 use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
-use crate::api::{self, Api, Host, Outside};
+use crate::api::{self, Api, Host, Lock, Outside};
 use crate::control;
 use crate::link::Authority;
 use crate::model::Cluster;
@@ -31,7 +32,8 @@ use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::native::NativeSource;
-use crate::store::{CommitError, Embedded, OpenError, Snapshot, Store, StoreHealth, update};
+use crate::source::swarm::ClusterKeeper;
+use crate::store::{CommitError, Embedded, Late, OpenError, Snapshot, Store, StoreHealth, update};
 use crate::sys::inet_diag::Holders;
 use crate::sys::rtnetlink::RtNetlink;
 
@@ -93,6 +95,11 @@ pub struct OwnSwarm {
     pub(super) faults: Arc<Faults>,
     /// `None`: somebody else opened it.
     pub(super) store_health: Option<Arc<StoreHealth>>,
+    /// `None`: it was open when this began.
+    lock: Option<Arc<OwnLock>>,
+    /// Of the last cluster. `None`: nothing is kept.
+    keeper: Option<ClusterKeeper>,
+    status: Arc<SourceStatus>,
     agent: Arc<Agent>,
     reporter: Reporter,
     api: Arc<Api>,
@@ -111,8 +118,17 @@ pub struct Plane {
 impl OwnSwarm {
     /// Opens the store and the API's socket.
     pub(super) async fn new(config: OwnConfig, data_dir: &Path, plane: Plane) -> Result<OwnSwarm, OwnError> {
-        let store = Embedded::open(&data_dir.join("store"))?;
-        let store_health = Some(store.health());
+        let (dir, health) = (data_dir.join("store"), Arc::new(StoreHealth::default()));
+        let (store, lock): (Arc<dyn Store>, _) = match Embedded::open_with(&dir, None, health.clone()) {
+            Ok(store) => (Arc::new(store), None),
+            Err(OpenError::Locked { .. }) => {
+                tracing::warn!("{}", lock::WAITS);
+                let late = Arc::new(Late::default());
+                let lock = OwnLock::new(dir, late.clone(), health.clone());
+                (late, Some(Arc::new(lock)))
+            }
+            Err(error) => return Err(error.into()),
+        };
         let engine = match config.engine {
             EngineChoice::None => None,
             EngineChoice::Socket(path) => Some(path),
@@ -146,14 +162,30 @@ impl OwnSwarm {
                 ))
             }
         };
-        let own = OwnSwarm::assemble(Arc::new(store), runtime, engine, api, plane)?;
-        Ok(OwnSwarm { store_health, ..own })
+        let own = OwnSwarm::join(store, lock, runtime, engine, api, plane)?;
+        Ok(OwnSwarm {
+            store_health: Some(health),
+            keeper: Some(ClusterKeeper::new(data_dir, watch::Sender::new(true).subscribe())),
+            ..own
+        })
     }
 
     /// Joins them. `engine` is the socket of the engine that gets what is not the swarm's, `api` where the API is to be
     /// served. Errors: it cannot be.
     pub fn assemble(
         store: Arc<dyn Store>,
+        runtime: Arc<dyn Runtime>,
+        engine: Option<PathBuf>,
+        api: Arc<ApiSocket>,
+        plane: Plane,
+    ) -> Result<OwnSwarm, OwnError> {
+        OwnSwarm::join(store, None, runtime, engine, api, plane)
+    }
+
+    /// `lock`: what the store, which is empty before, waits for.
+    fn join(
+        store: Arc<dyn Store>,
+        lock: Option<Arc<OwnLock>>,
         runtime: Arc<dyn Runtime>,
         engine: Option<PathBuf>,
         api: Arc<ApiSocket>,
@@ -179,12 +211,20 @@ impl OwnSwarm {
             ports,
             faults: faults.clone(),
             engine,
+            lock: lock.clone(),
         };
+        let mut tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
+        if lock.is_some() {
+            tables = tables.of_what_may_be_old();
+        }
         Ok(OwnSwarm {
             clusters: watch::Sender::default(),
-            tables: ClusterSource::new(table, status, faults.clone(), 0, NOT_TCP),
+            tables,
             faults,
             store_health: None,
+            lock,
+            keeper: None,
+            status,
             agent,
             reporter,
             api: Api::new(store.clone(), Arc::new(beside)),
@@ -203,23 +243,45 @@ impl OwnSwarm {
             async move { drop(stopping.wait_for(|is_stopping| *is_stopping).await) }
         };
         let own = watch::Sender::new(OwnNode::default());
-        let assignments = watch::Sender::new(Arc::new(assignments(&self.store.snapshot())));
         let local = watch::Sender::new(None);
         let mut parts = JoinSet::new();
-        let native = NativeSource::default();
-        parts.spawn(native.run(self.store.clone(), self.clusters.clone(), stopped()));
         parts.spawn(
             self.tables
                 .run(self.clusters.subscribe(), local.subscribe(), own.subscribe(), stopped()),
         );
         parts.spawn(follow_addresses(self.agent.addresses(), local, stopped()));
-        parts.spawn(self.agent.run(assignments.subscribe(), stopped()));
-        parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
-        parts.spawn(self.reporter.run(stopped()));
-        parts.spawn(control::run(self.store.clone(), stopped()));
         parts.spawn(self.api.serve(self.listener, stopped()));
         tracing::info!(socket = %self.socket.path().display(), "the Docker API is served");
-        shutdown.await;
+        tokio::pin!(shutdown);
+        let is_open = match &self.lock {
+            None => true,
+            Some(lock) => {
+                recall(self.keeper.as_ref(), &self.status, &self.clusters, &own);
+                tokio::select! {
+                    () = self.agent.watch_over() => false,
+                    () = lock.opened() => true,
+                    () = &mut shutdown => false,
+                }
+            }
+        };
+        if is_open {
+            let assignments = watch::Sender::new(Arc::new(assignments(&self.store.snapshot())));
+            let native = NativeSource::default();
+            parts.spawn(native.run(self.store.clone(), self.clusters.clone(), stopped()));
+            parts.spawn(self.agent.run(assignments.subscribe(), stopped()));
+            parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
+            parts.spawn(self.reporter.run(stopped()));
+            parts.spawn(control::run(self.store.clone(), stopped()));
+            if let Some(keeper) = self.keeper {
+                let (store, clusters) = (self.store.clone(), self.clusters.subscribe());
+                parts.spawn(lock::keep_cluster(keeper, store, clusters, stopped()));
+            }
+            if self.lock.is_some() {
+                tracing::info!("the swarm is unlocked");
+                self.status.confirmed();
+            }
+            shutdown.await;
+        }
         stopping.send_replace(true);
         while let Some(ended) = parts.join_next().await {
             if let Err(error) = ended {
@@ -235,8 +297,26 @@ impl OwnSwarm {
                 "tasks go on running, and the next start finds them; to end them all, `docker swarm leave --force` before this"
             ),
         }
-        self.socket.close(n_left > 0);
+        // Of a swarm that is locked nobody knows which run.
+        self.socket.close(n_left > 0 || !is_open);
     }
+}
+
+/// Has what was kept served.
+fn recall(
+    keeper: Option<&ClusterKeeper>,
+    status: &SourceStatus,
+    clusters: &watch::Sender<Arc<Cluster>>,
+    own: &watch::Sender<OwnNode>,
+) {
+    if let Some((keeper, (info, cluster))) = keeper.and_then(|keeper| Some((keeper, keeper.read()?))) {
+        status.recalled(keeper.kept_at().unwrap_or(std::time::UNIX_EPOCH));
+        own.send_replace(OwnNode {
+            id: info.node.as_str().into(),
+        });
+        clusters.send_replace(Arc::new(cluster));
+    }
+    status.stale(lock::WAITS.to_owned());
 }
 
 /// The tasks of this node, with what they need.
@@ -348,6 +428,7 @@ struct Beside {
     ports: Arc<Ports>,
     faults: Arc<Faults>,
     engine: Option<PathBuf>,
+    lock: Option<Arc<OwnLock>>,
 }
 
 impl Outside for Beside {
@@ -436,6 +517,10 @@ impl Outside for Beside {
 
     fn engine(&self) -> Option<PathBuf> {
         self.engine.clone()
+    }
+
+    fn lock(&self) -> Option<&dyn Lock> {
+        self.lock.as_deref().map(|lock| lock as &dyn Lock)
     }
 }
 

@@ -123,6 +123,9 @@ fn describe(status: &Value) -> String {
     if status["cluster"].is_object() {
         describe_cluster(&status["cluster"], &mut out);
     }
+    if status["store"]["state"] == "locked" {
+        out.push_str("! store: locked: nothing can be declared before \"docker swarm unlock\"\n");
+    }
     if let Some(reason) = status["store"]["reason"].as_str() {
         out.push_str(&format!(
             "! store: cannot be written for {} s, what is declared goes on and changes are refused: {reason}\n",

@@ -94,6 +94,7 @@ impl World {
             addr_pool: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_size: 24,
             authority: None,
+            unlock_key: None,
             data_path_port: 4789,
         };
         let mut writes = vec![

@@ -112,6 +112,7 @@ fn swarm(history: i64) -> Swarm {
         subnet_size: 24,
         data_path_port: 4789,
         authority: None,
+        unlock_key: None,
     }
 }
 

@@ -126,6 +126,17 @@ impl Acknowledged {
     }
 }
 
+/// The store goes, and nothing is to be missed of it.
+pub(super) fn forget(dir: &Path) -> io::Result<()> {
+    for name in [FILE, LOST_FILE] {
+        match std::fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// What was lost and not seen to yet.
 pub(super) fn lost_before(dir: &Path) -> Vec<Lost> {
     let file = dir.join(LOST_FILE);

@@ -7,13 +7,16 @@ use std::path::Path;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
-use super::record::{self, FORMAT};
+use super::record;
 use super::seal::Seal;
 use super::{OpenError, Snapshot};
 use crate::model::swarm::Write;
 
 const OBJECTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("objects");
 const ABOUT: TableDefinition<'static, &str, u64> = TableDefinition::new("about");
+/// In a locked store: its key, as the unlock key seals it.
+const LOCK: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("lock");
+const LOCK_KEY: &str = "key";
 const FORMAT_KEY: &str = "format";
 const REVISION_KEY: &str = "revision";
 /// In a directory of its own.
@@ -79,12 +82,30 @@ pub(super) fn format_of(database: &Database) -> Result<Option<u64>, redb::Error>
     Ok(about.get(FORMAT_KEY)?.map(|format| format.value()))
 }
 
-pub(super) fn write_format(database: &Database) -> Result<(), redb::Error> {
+/// Makes a new store of it; `lock`: its key, sealed, if it is to be a locked one.
+pub(super) fn write_format(database: &Database, lock: Option<&[u8]>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
-    transaction.open_table(ABOUT)?.insert(FORMAT_KEY, FORMAT)?;
+    let format = match lock {
+        Some(_) => record::LOCKED,
+        None => record::PLAIN,
+    };
+    transaction.open_table(ABOUT)?.insert(FORMAT_KEY, format)?;
     transaction.open_table(OBJECTS)?;
+    if let Some(lock) = lock {
+        transaction.open_table(LOCK)?.insert(LOCK_KEY, lock)?;
+    }
     transaction.commit()?;
     Ok(())
+}
+
+/// The key of a locked store, as it is sealed. `None`: there is none.
+pub(super) fn lock_of(database: &Database) -> Result<Option<Vec<u8>>, redb::Error> {
+    let transaction = database.begin_read()?;
+    match transaction.open_table(LOCK) {
+        Ok(table) => Ok(table.get(LOCK_KEY)?.map(|key| key.value().to_vec())),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(super) fn read_all(database: &Database, seal: &Seal) -> Result<Snapshot, String> {

@@ -1,5 +1,5 @@
 //! The store of one machine: one file that survives a crash at any moment, and a thread that writes it. Commits that wait
-//! at the same time are written together.
+//! at the same time are written together. A locked one opens with its key only.
 
 use std::io;
 use std::path::Path;
@@ -12,14 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::acknowledged::{self, Acknowledged};
 use super::disk::{self, FILE};
 use super::health::StoreHealth;
-use super::record::FORMAT;
+use super::record::{self, FORMAT};
+use super::relock::{self, KEY_FILE};
 use super::reserve::Reserve;
 use super::seal::Seal;
 use super::writer::{Log, Reopen, Request, Writer};
 use super::{CommitError, Later, OpenError, Snapshot, Store};
-use crate::model::swarm::Write;
+use crate::model::swarm::{UnlockKey, Write};
 
-const KEY_FILE: &str = "store.key";
 /// So many commits may wait.
 const QUEUE: usize = 1024;
 
@@ -48,8 +48,18 @@ impl OpenError {
 }
 
 impl Embedded {
-    /// Opens the store in `dir`, which is made if it is not there.
+    /// Opens the store in `dir`, which is made if it is not there. Errors: `Locked` where it needs a key.
     pub fn open(dir: &Path) -> Result<Embedded, OpenError> {
+        Embedded::open_with(dir, None, Arc::default())
+    }
+
+    /// The same, with the key that unlocks it; one that is not locked needs none. `health` says how it fares from here on.
+    /// Errors: `Locked` without a key where it needs one, `WrongKey` with another one than its own; both change nothing.
+    pub fn open_with(
+        dir: &Path,
+        unlock_key: Option<&UnlockKey>,
+        health: Arc<StoreHealth>,
+    ) -> Result<Embedded, OpenError> {
         let path = dir.join(FILE);
         disk::make_dir(dir).map_err(|error| OpenError::Io {
             path: dir.to_owned(),
@@ -62,10 +72,24 @@ impl Embedded {
             let path = path.clone();
             move || disk::open(&path, false)
         };
-        Embedded::start(database, Box::new(reopen), &path, dir, is_new)
+        let files = Files {
+            path: &path,
+            dir,
+            is_new,
+            may_be_locked: true,
+        };
+        Embedded::start(database, Box::new(reopen), &files, unlock_key, health)
     }
 
-    /// Opens a store on other storage than a file, with its key in `dir`: for tests that fail each write in turn.
+    /// Takes away the store in `dir`, locked or not, overwritten as far as that can be had. Nobody may have it open.
+    pub fn erase(dir: &Path) -> io::Result<()> {
+        // First, so that a store that is gone is not taken for a lost one.
+        acknowledged::forget(dir)?;
+        relock::erase(dir)
+    }
+
+    /// Opens a store on other storage than a file, with its key in `dir`: for tests that fail each write in turn. It cannot be
+    /// locked.
     pub fn open_on(backend: impl StorageBackend + Clone, dir: &Path) -> Result<Embedded, OpenError> {
         let path = dir.join(FILE);
         let database = disk::open_on(backend.clone(), &path)?;
@@ -74,7 +98,13 @@ impl Embedded {
             let path = path.clone();
             move || disk::open_on(backend.clone(), &path)
         };
-        Embedded::start(database, Box::new(reopen), &path, dir, is_new)
+        let files = Files {
+            path: &path,
+            dir,
+            is_new,
+            may_be_locked: false,
+        };
+        Embedded::start(database, Box::new(reopen), &files, None, Arc::default())
     }
 
     /// How it fares.
@@ -82,7 +112,14 @@ impl Embedded {
         self.health.clone()
     }
 
-    fn start(database: Database, reopen: Reopen, path: &Path, dir: &Path, is_new: bool) -> Result<Embedded, OpenError> {
+    fn start(
+        database: Database,
+        reopen: Reopen,
+        files: &Files<'_>,
+        unlock_key: Option<&UnlockKey>,
+        health: Arc<StoreHealth>,
+    ) -> Result<Embedded, OpenError> {
+        let Files { path, dir, is_new, .. } = *files;
         let damaged = |reason: String| OpenError::Damaged {
             path: path.to_owned(),
             reason,
@@ -98,18 +135,40 @@ impl Embedded {
                 found: found.to_string(),
             });
         }
+        let lock = disk::lock_of(&database).map_err(|error| damaged(error.to_string()))?;
+        if (has_objects == Some(record::LOCKED)) != lock.is_some() {
+            return Err(damaged(
+                "it has a lock and no key of its own, or the other way round".to_owned(),
+            ));
+        }
+        if files.may_be_locked {
+            relock::clear(dir, lock.is_some());
+        }
         let key = dir.join(KEY_FILE);
-        let seal =
-            Seal::open(&key, is_new || has_objects.is_none()).map_err(|error| OpenError::Key { path: key, error })?;
+        let failed_key = |error| OpenError::Key {
+            path: key.clone(),
+            error,
+        };
+        let is_locked = lock.is_some();
+        let seal = match (lock, unlock_key) {
+            (None, _) => Seal::open(&key, is_new || has_objects.is_none()).map_err(failed_key)?,
+            (Some(_), None) => {
+                health.set_locked(true);
+                return Err(OpenError::Locked { path: path.to_owned() });
+            }
+            (Some(lock), Some(unlock_key)) => {
+                let opened = Seal::unlock(unlock_key, &lock).map_err(failed_key)?;
+                opened.ok_or_else(|| OpenError::WrongKey { path: path.to_owned() })?
+            }
+        };
         if has_objects.is_none() {
             // A disk that is full is no damage, and what was made there is no store yet.
-            disk::write_format(&database).map_err(|error| match error {
+            disk::write_format(&database, None).map_err(|error| match error {
                 redb::Error::Io(error) => failed(error),
                 error => damaged(error.to_string()),
             })?;
         }
         let mut snapshot = disk::read_all(&database, &seal).map_err(damaged)?;
-        let health = Arc::new(StoreHealth::default());
         let acknowledged = compare(&mut snapshot, dir, &health);
         health.set_revision(snapshot.revision());
         let (requests, received) = mpsc::channel(QUEUE);
@@ -120,6 +179,8 @@ impl Embedded {
             reopen,
             dir: dir.to_owned(),
             seal,
+            lock: unlock_key.filter(|_| is_locked).cloned(),
+            may_be_locked: files.may_be_locked,
             snapshot: snapshot.clone(),
             changed: changed.clone(),
             health: health.clone(),
@@ -132,6 +193,7 @@ impl Embedded {
         let runtime = runtime.map_err(failed)?;
         let thread = std::thread::Builder::new().name("store".to_owned());
         let spawned = thread.spawn(move || runtime.block_on(writer.run(received)));
+        health.set_locked(false);
         Ok(Embedded {
             snapshot,
             changed,
@@ -140,6 +202,16 @@ impl Embedded {
             writer: Some(spawned.map_err(failed)?),
         })
     }
+}
+
+/// Where a store is.
+struct Files<'a> {
+    path: &'a Path,
+    dir: &'a Path,
+    /// There was none.
+    is_new: bool,
+    /// The file can be replaced by another one.
+    may_be_locked: bool,
 }
 
 /// A file that is gone or empty would be made anew, and all that it declared would be ended as nobody's.

@@ -1,6 +1,6 @@
 //! How the store fares, for whoever shows it: written by the store, read by `admin`. Not here: what is done about it.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ pub struct StoreHealth {
     failing: Mutex<Option<Failing>>,
     lost: Mutex<Vec<Lost>>,
     revision: AtomicU64,
+    is_locked: AtomicBool,
     /// Commits that could not be written.
     pub write_failures_total: AtomicU64,
 }
@@ -37,6 +38,15 @@ impl StoreHealth {
     /// Of the last commit.
     pub fn revision(&self) -> u64 {
         self.revision.load(Relaxed)
+    }
+
+    /// It waits for the key that opens it; nothing is known of what it holds.
+    pub fn is_locked(&self) -> bool {
+        self.is_locked.load(Relaxed)
+    }
+
+    pub(super) fn set_locked(&self, is_locked: bool) {
+        self.is_locked.store(is_locked, Relaxed);
     }
 
     pub(super) fn set_failing(&self, failing: Option<Failing>) {

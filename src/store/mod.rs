@@ -7,7 +7,9 @@ mod acknowledged;
 mod disk;
 mod embedded;
 mod health;
+mod late;
 mod record;
+mod relock;
 mod reserve;
 mod seal;
 mod snapshot;
@@ -26,6 +28,7 @@ use crate::model::swarm::{Key, Write};
 pub use acknowledged::Lost;
 pub use embedded::Embedded;
 pub use health::{Failing, StoreHealth};
+pub use late::Late;
 pub use snapshot::{Objects, Snapshot, Stored};
 
 /// What is answered later.
@@ -61,6 +64,11 @@ pub enum OpenError {
     Newer { path: PathBuf, found: String },
     #[error("{path} is damaged ({reason}): put back a copy, or move its whole directory away to begin with nothing")]
     Damaged { path: PathBuf, reason: String },
+    /// Whoever has the key may try again with it.
+    #[error("{path} is locked: expected the key that \"docker swarm unlock-key\" has shown")]
+    Locked { path: PathBuf },
+    #[error("{path} is locked with another key")]
+    WrongKey { path: PathBuf },
     #[error("{path}: the key that {} is encrypted with", disk::FILE)]
     Key {
         path: PathBuf,

@@ -1,5 +1,6 @@
 //! How an object is written: JSON with the revision that it was written in; what configs and secrets hold,
-//! what images are pulled with, and the key of the swarm's authority is sealed.
+//! what images are pulled with, the key of the swarm's authority and what opens the swarm is sealed. In a locked store all of it
+//! is, once more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,12 @@ use serde_json::Value;
 use super::seal::Seal;
 use crate::model::swarm::{Id, Key, Kind, Meta, Object, Payload};
 
-/// The version of this format. One that is newer is not read, and not written over.
-pub(super) const FORMAT: u64 = 1;
+/// The newest version of this format. One that is newer is not read, and not written over.
+pub(super) const FORMAT: u64 = LOCKED;
+/// Of a store that is not locked, as earlier versions of anynode read it.
+pub(super) const PLAIN: u64 = 1;
+/// Of a locked one.
+pub(super) const LOCKED: u64 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -70,10 +75,24 @@ pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u
             *secret = STANDARD.encode(sealed).into();
         }
     }
-    serde_json::to_vec(&Record { revision, object }).map_err(|error| error.to_string())
+    let bytes = serde_json::to_vec(&Record { revision, object }).map_err(|error| error.to_string())?;
+    match seal.is_of_all() {
+        true => seal.seal(&whole(&place), &bytes).map_err(|error| error.to_string()),
+        false => Ok(bytes),
+    }
+}
+
+/// Where a record as a whole stands, which is another place than that of what is in it.
+fn whole(place: &str) -> String {
+    format!("record {place}")
 }
 
 pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64), String> {
+    let opened = match seal.is_of_all() {
+        true => Some(seal.open_sealed(&whole(&key.to_string()), bytes).ok_or(DOES_NOT_OPEN)?),
+        false => None,
+    };
+    let bytes = opened.as_deref().unwrap_or(bytes);
     let Record { revision, mut object } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     for pointer in secrets_of(key.kind) {
         if let Some(secret) = object.pointer_mut(pointer) {
@@ -99,11 +118,11 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
     }
 }
 
-/// Where an object of this kind keeps what is sealed: what images are pulled with, an authority's key.
+/// Where an object of this kind keeps what is sealed: what images are pulled with, an authority's key, what opens the swarm.
 fn secrets_of(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Service => &["/registry_auth", "/previous/registry_auth"],
-        Kind::Swarm => &["/authority/key"],
+        Kind::Swarm => &["/authority/key", "/unlock_key"],
         Kind::Node | Kind::Network | Kind::Task | Kind::Config | Kind::Secret => &[],
     }
 }

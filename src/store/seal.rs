@@ -1,5 +1,7 @@
 //! Encryption at rest: what configs and secrets hold is never on disk in the clear. The key lies beside the store in a file
-//! that only its owner reads, so what is protected is the store's file where it is copied without the key.
+//! that only its owner reads, so what is protected is the store's file where it is copied without the key. Of a store that is
+//! locked nothing is in the clear but what its objects are called by, and its key is nowhere but in the store itself, sealed
+//! with the unlock key, which is on no disk.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,10 +9,14 @@ use std::path::Path;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 
+use crate::model::swarm::UnlockKey;
+
 /// Seals and opens payloads.
 #[derive(Debug)]
 pub(super) struct Seal {
     key: LessSafeKey,
+    /// Of a store that is locked.
+    is_of_all: bool,
 }
 
 impl Seal {
@@ -34,7 +40,44 @@ impl Seal {
         let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
         Some(Seal {
             key: LessSafeKey::new(key),
+            is_of_all: false,
         })
+    }
+
+    /// A new key for a store that `unlock_key` locks, and what is kept of it: the key as `unlock_key` seals it.
+    pub(super) fn new_locked(unlock_key: &UnlockKey) -> io::Result<(Seal, Vec<u8>)> {
+        let mut key = [0; UnlockKey::BYTES];
+        fill(&mut key)?;
+        let wrapped = Seal::by(unlock_key)?.seal(WRAPPED, &key)?;
+        Ok((Seal::of_all(&key)?, wrapped))
+    }
+
+    /// The key that was kept. `None`: another unlock key than this one locks it.
+    pub(super) fn unlock(unlock_key: &UnlockKey, wrapped: &[u8]) -> io::Result<Option<Seal>> {
+        let key = Seal::by(unlock_key)?.open_sealed(WRAPPED, wrapped);
+        key.map(|key| Seal::of_all(&key)).transpose()
+    }
+
+    fn by(unlock_key: &UnlockKey) -> io::Result<Seal> {
+        Seal::of(unlock_key.bytes()).ok_or_else(no_key)
+    }
+
+    fn of_all(key: &[u8]) -> io::Result<Seal> {
+        let seal = Seal::of(key).ok_or_else(no_key)?;
+        Ok(Seal {
+            is_of_all: true,
+            ..seal
+        })
+    }
+
+    /// Whether nothing of an object is written in the clear.
+    pub(super) fn is_of_all(&self) -> bool {
+        self.is_of_all
+    }
+
+    /// A key that is made now, in place of one that may be there.
+    pub(super) fn renew(path: &Path) -> io::Result<Seal> {
+        Seal::of(&make(path)?).ok_or_else(no_key)
     }
 
     /// `place` is where the sealed bytes stand: they cannot be opened elsewhere.
@@ -65,6 +108,10 @@ impl Seal {
     }
 }
 
+fn no_key() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is of another length than keys have")
+}
+
 /// An earlier copy may have been put back with another mode.
 fn own(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -80,6 +127,7 @@ fn fill(bytes: &mut [u8]) -> io::Result<()> {
         .map_err(|_| io::Error::other("the system gives no random bytes"))
 }
 
+/// Makes a key at `path`, in place of whatever was there.
 fn make(path: &Path) -> io::Result<Vec<u8>> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut key = vec![0; CHACHA20_POLY1305.key_len()];
@@ -100,6 +148,9 @@ fn make(path: &Path) -> io::Result<Vec<u8>> {
     Ok(key)
 }
 
+/// Where a wrapped key stands.
+const WRAPPED: &str = "the key of a locked store";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +169,23 @@ mod tests {
             assert!(seal.open_sealed("secret/a", &changed).is_none(), "{at}");
         }
         assert!(seal.open_sealed("secret/a", &sealed[..5]).is_none());
+    }
+
+    #[test]
+    fn a_locked_key_opens_by_its_unlock_key_only() {
+        let (one, other) = (UnlockKey::new([1; 32]), UnlockKey::new([2; 32]));
+        let (seal, wrapped) = Seal::new_locked(&one).unwrap();
+        let sealed = seal.seal("a", b"b").unwrap();
+        let opened = Seal::unlock(&one, &wrapped).unwrap().unwrap();
+        assert_eq!(opened.open_sealed("a", &sealed).unwrap(), b"b");
+        assert!(opened.is_of_all());
+        assert!(Seal::unlock(&other, &wrapped).unwrap().is_none());
+        assert!(
+            Seal::by(&one).unwrap().open_sealed("a", &sealed).is_none(),
+            "it seals the key alone"
+        );
+        let (again, _) = Seal::new_locked(&one).unwrap();
+        assert!(again.open_sealed("a", &sealed).is_none(), "each has a key of its own");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::CommitError;
 use super::THIS_REVISION;
-use crate::model::swarm::{Id, Key, Kind, Network, Node, Object, Payload, Service, Swarm, Task, Write};
+use crate::model::swarm::{Id, Key, Kind, Network, Node, Object, Payload, Service, Swarm, Task, UnlockKey, Write};
 
 /// An object and the revision that it was last written in.
 #[derive(Debug)]
@@ -59,6 +59,11 @@ impl Snapshot {
     /// `None` before `swarm init`.
     pub fn swarm(&self) -> Option<&Arc<Swarm>> {
         self.swarm.as_ref().map(|stored| &stored.object)
+    }
+
+    /// What locks the store that this is of.
+    pub fn unlock_key(&self) -> Option<&UnlockKey> {
+        self.swarm()?.unlock_key.as_ref()
     }
 
     pub fn node(&self, id: &str) -> Option<&Arc<Node>> {

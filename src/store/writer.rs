@@ -15,8 +15,8 @@ use super::acknowledged::Acknowledged;
 use super::health::{Failing, StoreHealth};
 use super::reserve::Reserve;
 use super::seal::Seal;
-use super::{CommitError, OpenError, Snapshot, disk};
-use crate::model::swarm::Write;
+use super::{CommitError, OpenError, Snapshot, disk, relock};
+use crate::model::swarm::{UnlockKey, Write};
 
 /// So many commits are written at once.
 const TOGETHER: usize = 256;
@@ -50,6 +50,10 @@ pub(super) struct Writer {
     /// The store's.
     pub(super) dir: PathBuf,
     pub(super) seal: Seal,
+    /// What the file is locked with.
+    pub(super) lock: Option<UnlockKey>,
+    /// The file can be replaced by another one.
+    pub(super) may_be_locked: bool,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) changed: watch::Sender<u64>,
     pub(super) health: Arc<StoreHealth>,
@@ -167,7 +171,7 @@ impl Writer {
         if made.is_empty() {
             return;
         }
-        match self.write_made(&made, now.revision()) {
+        match self.write_made(&made, &now) {
             Ok(()) => {
                 self.acknowledged.note(now.revision());
                 self.health.set_revision(now.revision());
@@ -204,12 +208,15 @@ impl Writer {
     }
 
     /// Errors: nothing of it is in the file, as far as that can be had.
-    fn write_made(&mut self, made: &[(u64, Write)], revision: u64) -> Result<(), String> {
+    fn write_made(&mut self, made: &[(u64, Write)], now: &Snapshot) -> Result<(), String> {
         let Some(database) = &self.database else {
             let failing = self.health.failing();
             return Err(failing.map(|failing| failing.reason).unwrap_or_default());
         };
-        let Err(reason) = disk::write_all(database, &self.seal, made, revision) else {
+        if now.unlock_key() != self.lock.as_ref() {
+            return self.relock(now).inspect_err(|reason| self.log.refused(reason));
+        }
+        let Err(reason) = disk::write_all(database, &self.seal, made, now.revision()) else {
             return Ok(());
         };
         // After an error it takes nothing more, whatever comes.
@@ -229,6 +236,27 @@ impl Writer {
             }
         }
         Err(reason)
+    }
+
+    /// Has all of `now` in a file that is locked as it says. Errors: the file is what it was.
+    fn relock(&mut self, now: &Snapshot) -> Result<(), String> {
+        if !self.may_be_locked {
+            return Err("it is not in a file, and cannot be locked".to_owned());
+        }
+        let lock = now.unlock_key();
+        let placed = relock::prepare(&self.dir, now, lock)
+            .and_then(|prepared| prepared.take_place().map_err(|error| error.to_string()));
+        if let Ok((database, seal)) = placed {
+            // The one before is closed by that, and writes no more to what is overwritten next.
+            self.database = Some(database);
+            self.seal = seal;
+            self.lock = lock.cloned();
+            self.reserve = Reserve::new(&self.dir.join(disk::FILE));
+            relock::clear(&self.dir, self.lock.is_some());
+            return Ok(());
+        }
+        relock::clear(&self.dir, self.lock.is_some());
+        placed.map(drop)
     }
 
     /// Returns when to try again, if it is to be.

@@ -459,7 +459,7 @@ async fn a_second_process_a_lost_key_a_newer_format_and_damage_are_told_apart() 
         transaction.commit().unwrap();
     }
     let newer = Embedded::open(dir.path()).unwrap_err().to_string();
-    assert!(newer.contains("format 7") && newer.contains("up to 1"), "{newer}");
+    assert!(newer.contains("format 7") && newer.contains("up to 2"), "{newer}");
 
     std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     let half = Embedded::open(dir.path());

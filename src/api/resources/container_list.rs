@@ -18,6 +18,9 @@ use crate::store::Snapshot;
 /// `GET /containers/json`.
 pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
     if backend.outside.engine().is_none() {
+        if backend.lock().is_some() {
+            return Err(ApiError::locked());
+        }
         return processes(backend, asked);
     }
     let snapshot = backend.store.snapshot();

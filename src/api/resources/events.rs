@@ -26,8 +26,8 @@ pub(in crate::api) struct Events {
 }
 
 struct Past {
-    /// Up to where events are made.
-    until: Arc<Snapshot>,
+    /// Up to where events are made. `None`: the swarm was locked, and nothing has happened as long as that.
+    until: Option<Arc<Snapshot>>,
     /// How many there were.
     n: u64,
     kept: Kept,
@@ -82,9 +82,9 @@ fn bytes_of(event: &Value) -> usize {
 }
 
 impl Events {
-    pub(in crate::api) fn new(store: &dyn Store) -> Events {
+    pub(in crate::api) fn new(backend: &Backend) -> Events {
         let past = Past {
-            until: store.snapshot(),
+            until: backend.lock().is_none().then(|| backend.store.snapshot()),
             n: 0,
             kept: Kept::default(),
             of_tasks: Kept::default(),
@@ -104,16 +104,17 @@ impl Events {
     fn catch_up(&self, store: &dyn Store) -> MutexGuard<'_, Past> {
         let mut past = self.past();
         let now = store.snapshot();
+        let Some(until) = past.until.clone() else { return past };
         // Of two who catch up at once, one may have an older snapshot.
-        if now.revision() > past.until.revision() {
+        if now.revision() > until.revision() {
             let at = Time::now();
-            for event in events(&past.until, &now, at) {
+            for event in events(&until, &now, at) {
                 let event = Arc::new(event);
                 past.add(at, &event);
                 // An error says that nobody listens.
                 let _ = self.live.send(event);
             }
-            past.until = now;
+            past.until = Some(now);
         }
         past
     }
@@ -121,6 +122,7 @@ impl Events {
     /// Makes events as things change, for ever.
     pub(in crate::api) async fn follow(&self, store: &dyn Store) {
         let mut changed = store.changed();
+        self.past().until.get_or_insert_with(|| store.snapshot());
         while changed.changed().await.is_ok() {
             drop(self.catch_up(store));
         }

@@ -14,14 +14,17 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::api::backend::{Backend, new_id};
-use crate::api::outside::Outside;
+use crate::api::outside::{Lock, Outside, UnlockError};
 use crate::api::wire::{self, Answer, ApiError, Asked, Json};
 use crate::api::{find, view};
-use crate::model::swarm::{Meta, Network, Node, Object, Swarm, SwarmAuthority, Time, Write};
+use crate::model::swarm::{Meta, Network, Node, Object, Swarm, SwarmAuthority, Time, UnlockKey, UnlockKeyError, Write};
 use crate::store::THIS_REVISION;
 
 pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
+    if let Some(lock) = backend.lock() {
+        return while_locked(lock, asked, rest).await;
+    }
     match rest {
         [] if get => {
             let snapshot = backend.store.snapshot();
@@ -32,8 +35,9 @@ pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest:
         ["leave"] if post => leave(backend, asked).await,
         ["update"] if post => update(backend, asked).await,
         ["unlockkey"] if get => {
-            find::swarm(&backend.store.snapshot())?;
-            Ok(wire::json(StatusCode::OK, &json!({ "UnlockKey": "" })))
+            let swarm = find::swarm(&backend.store.snapshot())?;
+            let key = swarm.unlock_key.as_ref().map(ToString::to_string).unwrap_or_default();
+            Ok(wire::json(StatusCode::OK, &json!({ "UnlockKey": key })))
         }
         ["join"] if post => {
             asked.object().await?;
@@ -51,6 +55,50 @@ pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest:
                 None => Err(no_part_of_a_swarm()),
             }
         }
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Unlock {
+    unlock_key: String,
+}
+
+/// What a swarm does that waits for its key.
+async fn while_locked(lock: &dyn Lock, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
+    let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
+    match rest {
+        ["init" | "join"] if post => {
+            asked.object().await?;
+            Err(part_of_a_swarm())
+        }
+        ["leave"] if post => {
+            let is_forced = asked.is_on("force");
+            asked.no_body().await?;
+            if !is_forced {
+                return Err(ApiError::unavailable(
+                    "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.",
+                ));
+            }
+            lock.leave().await.map_err(ApiError::internal)?;
+            Ok(wire::empty(StatusCode::OK))
+        }
+        ["unlock"] if post => {
+            let Unlock { unlock_key } = asked.json().await?;
+            let wrong = || ApiError::unauthorized("swarm could not be unlocked: invalid key provided");
+            let key: UnlockKey = unlock_key.parse().map_err(|error| match error {
+                UnlockKeyError::NoKey => ApiError::bad(error.to_string()),
+                UnlockKeyError::Length => wrong(),
+            })?;
+            lock.unlock(&key).await.map_err(|error| match error {
+                UnlockError::WrongKey => wrong(),
+                UnlockError::Failed(why) => ApiError::internal(format!("swarm component could not be started: {why}")),
+            })?;
+            Ok(wire::empty(StatusCode::OK))
+        }
+        [] | ["unlockkey"] if get => Err(ApiError::locked()),
+        ["update"] if post => Err(ApiError::locked()),
         _ => Err(ApiError::page_not_found()),
     }
 }
@@ -82,9 +130,6 @@ struct Init {
 async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
     let init: Init = asked.json().await?;
     let host = backend.outside.host();
-    if init.auto_lock_managers {
-        return Err(locked());
-    }
     let availability = match init.availability.as_str() {
         "" | "active" => NodeSpecAvailabilityEnum::ACTIVE,
         "pause" => NodeSpecAvailabilityEnum::PAUSE,
@@ -131,8 +176,14 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
             ApiError::invalid(format!("invalid DataPathPort {port}: expected one from 1024 to 49151"))
         })?,
     };
-    let spec = with_defaults(init.spec)?;
+    let mut spec = with_defaults(init.spec)?;
+    if init.auto_lock_managers {
+        spec.encryption_config = Some(SwarmSpecEncryptionConfig {
+            auto_lock_managers: Some(true),
+        });
+    }
     refuse_other_authorities(&spec)?;
+    let unlock_key = is_to_be_locked(&spec).then(new_unlock_key).transpose()?;
     let authority = new_authority(backend)?;
     let (swarm_id, node_id, network_id) = (new_id(), new_id(), new_id());
     let digest = random_text(50)?;
@@ -156,6 +207,7 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
                 subnet_size,
                 data_path_port,
                 authority: Some(authority.clone()),
+                unlock_key: unlock_key.clone(),
             };
             let node = Node {
                 id: node_id.clone(),
@@ -204,10 +256,17 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
     Ok(wire::json(StatusCode::OK, &node_id))
 }
 
-fn locked() -> ApiError {
-    ApiError::not_implemented(
-        "locked swarms do not work yet: expected no --autolock, AutoLockManagers to be false, and no rotateManagerUnlockKey",
-    )
+fn is_to_be_locked(spec: &SwarmSpec) -> bool {
+    let encryption = spec.encryption_config.as_ref();
+    encryption.is_some_and(|config| config.auto_lock_managers == Some(true))
+}
+
+/// One that nobody can guess. Errors: the system has no random bytes.
+fn new_unlock_key() -> Result<UnlockKey, ApiError> {
+    let mut bytes = [0; UnlockKey::BYTES];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| ApiError::unknown("the system has no random bytes for an unlock key"))?;
+    Ok(UnlockKey::new(bytes))
 }
 
 fn new_authority(backend: &Backend) -> Result<SwarmAuthority, ApiError> {
@@ -340,10 +399,6 @@ fn with_defaults(spec: SwarmSpec) -> Result<SwarmSpec, ApiError> {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     let positive = |value: Option<i64>, default: i64| Some(value.filter(|value| *value != 0).unwrap_or(default));
-    let encryption = spec.encryption_config.as_ref();
-    if encryption.is_some_and(|config| config.auto_lock_managers == Some(true)) {
-        return Err(locked());
-    }
     let orchestration = spec.orchestration.unwrap_or_default();
     let raft = spec.raft.unwrap_or_default();
     let dispatcher = spec.dispatcher.unwrap_or_default();
@@ -402,9 +457,7 @@ async fn leave(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError>
 async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> {
     let version = asked.version("swarm")?;
     let (worker, manager) = (asked.truth("rotateWorkerToken")?, asked.truth("rotateManagerToken")?);
-    if asked.truth("rotateManagerUnlockKey")? {
-        return Err(locked());
-    }
+    let is_key_rotated = asked.truth("rotateManagerUnlockKey")?;
     find::swarm(&backend.store.snapshot())?;
     let (_, body) = asked.json_and_bytes().await?;
     if body == Json::Null {
@@ -414,6 +467,7 @@ async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError
     let spec = with_defaults(wire::typed(&body)?)?;
     refuse_other_authorities(&spec)?;
     let (worker_secret, manager_secret) = (random_text(25)?, random_text(25)?);
+    let new_key = new_unlock_key()?;
     backend
         .update(|snapshot| {
             let swarm = find::swarm(snapshot)?;
@@ -422,6 +476,12 @@ async fn update(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError
             }
             let mut next = Swarm::clone(&swarm);
             next.spec = spec.clone();
+            // Of a swarm that is not locked nothing is rotated, as in Docker.
+            next.unlock_key = match (is_to_be_locked(&spec), next.unlock_key.take()) {
+                (false, _) => None,
+                (true, Some(key)) if !is_key_rotated => Some(key),
+                (true, _) => Some(new_key.clone()),
+            };
             next.meta.version = THIS_REVISION;
             next.meta.updated_at = Time::now();
             for (is_rotated, secret, token) in [

@@ -2,7 +2,7 @@
 
 use crate::api::backend::Backend;
 use crate::api::view;
-use crate::api::wire::{self, Answer, OLDEST};
+use crate::api::wire::{self, Answer, LOCKED, OLDEST};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ pub(in crate::api) async fn ping(backend: &Backend, has_body: bool) -> Answer {
     let newest = backend.engine.newest().await;
     let state = match backend.store.snapshot().swarm() {
         Some(_) => "active/manager",
+        None if backend.lock().is_some() => "locked",
         None => "inactive",
     };
     let mut answer = wire::empty(StatusCode::OK);
@@ -133,10 +134,16 @@ pub(in crate::api) async fn info(backend: &Backend) -> Value {
     };
     let snapshot = backend.store.snapshot();
     info["Swarm"] = match snapshot.swarm() {
-        None => json!({
-            "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
-            "RemoteManagers": null,
-        }),
+        None => {
+            let (state, error) = match backend.lock() {
+                Some(_) => ("locked", LOCKED),
+                None => ("inactive", ""),
+            };
+            json!({
+                "NodeID": "", "NodeAddr": "", "LocalNodeState": state, "ControlAvailable": false, "Error": error,
+                "RemoteManagers": null,
+            })
+        }
         Some(swarm) => {
             let node = snapshot.node(swarm.node.as_str());
             let addr = node.as_ref().map(|node| node.addr.to_string()).unwrap_or_default();

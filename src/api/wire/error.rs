@@ -44,6 +44,11 @@ impl ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
+    /// What dockerd says of itself.
+    pub(in crate::api) fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
     pub(in crate::api) fn conflict(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::CONFLICT, message)
     }
@@ -54,6 +59,10 @@ impl ApiError {
 
     pub(in crate::api) fn forbidden(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, message)
+    }
+
+    pub(in crate::api) fn unauthorized(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, message)
     }
 
     pub(in crate::api) fn not_implemented(message: impl Into<String>) -> ApiError {
@@ -81,12 +90,26 @@ impl ApiError {
     }
 
     pub(in crate::api) fn no_swarm() -> ApiError {
-        ApiError::unavailable(
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
-             swarm and try again.",
-        )
+        ApiError::unavailable(NO_SWARM)
+    }
+
+    pub(in crate::api) fn locked() -> ApiError {
+        ApiError::unavailable(LOCKED)
+    }
+
+    /// What is said where it seems that there is no swarm, since it is locked.
+    pub(in crate::api) fn of_locked_swarm(self) -> ApiError {
+        match self.message == NO_SWARM {
+            true => ApiError::locked(),
+            false => self,
+        }
     }
 }
+
+const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node \
+                        to swarm and try again.";
+pub(in crate::api) const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker \
+                                         swarm unlock\" to unlock it.";
 
 impl From<CommitError> for ApiError {
     fn from(error: CommitError) -> ApiError {

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub(super) use asked::{Asked, Caller, parse_time};
 pub(super) use body::{Bodies, RequestBody, typed};
-pub(super) use error::ApiError;
+pub(super) use error::{ApiError, LOCKED};
 pub(super) use filters::Filters;
 pub(super) use json::Json;
 

@@ -9,6 +9,7 @@ mod spec;
 mod task;
 mod tidy;
 mod time;
+mod unlock;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -28,6 +29,7 @@ pub use spec::{
 pub use task::{Cause, Container, Exit, Hold, JobRun, Task, TaskAddress, TaskState, TaskStatus, Unfit};
 pub use tidy::tidy;
 pub use time::Time;
+pub use unlock::{UnlockKey, UnlockKeyError};
 
 /// On a container that only holds a task's network: the task's id.
 pub const SANDBOX_LABEL: &str = "anynode.sandbox";
@@ -491,6 +493,9 @@ pub struct Swarm {
     /// `None` in swarms of earlier versions, until one is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<SwarmAuthority>,
+    /// What opens this swarm after a restart. `None`: it is not locked. The store encrypts all of itself by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// The certificate authority of a swarm: what `docker swarm ca` shows, and a key that nothing shows. The store writes that one

@@ -155,7 +155,16 @@ impl ClusterKeeper {
         }
     }
 
-    fn write(&self, cluster: &Cluster, info: &EngineInfo) -> io::Result<()> {
+    /// Nothing is kept any more.
+    pub fn forget(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes it now, whether or not this directory is ours to write to. It blocks.
+    pub fn write(&self, cluster: &Cluster, info: &EngineInfo) -> io::Result<()> {
         let file = File {
             format: FORMAT,
             node: info.node.clone(),

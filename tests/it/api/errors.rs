@@ -148,13 +148,6 @@ fn of_the_swarm() {
                 400,
                 "swarm spec must be named \"default\"",
             ),
-            (
-                "POST",
-                &path,
-                json!({ "EncryptionConfig": { "AutoLockManagers": true } }),
-                501,
-                "AutoLockManagers",
-            ),
             ("GET", "/swarm/nothing", Value::Null, 404, "page not found"),
             ("POST", "/swarm", json!({}), 404, "page not found"),
         ],
@@ -184,13 +177,6 @@ fn of_the_swarm() {
                 json!({ "AdvertiseAddr": "nowhere:x" }),
                 400,
                 "advertise address must be a non-zero IP address or network interface (with optional port number)",
-            ),
-            (
-                "POST",
-                "/swarm/init",
-                json!({ "AutoLockManagers": true }),
-                501,
-                "--autolock",
             ),
             (
                 "POST",

@@ -111,3 +111,61 @@ fn words_in_capitals_and_a_rollback_of_rollbacks_are_taken() {
         "{message}"
     );
 }
+
+#[test]
+fn autolock_in_every_spelling() {
+    let key = |rig: &Rig| {
+        rig.get("/swarm/unlockkey").json()["UnlockKey"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    for init in [
+        json!({ "AutoLockManagers": true }),
+        json!({ "autoLockManagers": true, "Spec": { "EncryptionConfig": null } }),
+        json!({ "Spec": { "EncryptionConfig": { "AutoLockManagers": true } } }),
+    ] {
+        let rig = Rig::up();
+        assert_eq!(rig.post("/swarm/init", &init).status, 200, "{init}");
+        assert_eq!(
+            rig.get("/swarm").json()["Spec"]["EncryptionConfig"]["AutoLockManagers"],
+            true
+        );
+        let key = key(&rig);
+        assert!(key.starts_with("SWMKEY-1-") && key.len() == 52, "{init}: {key}");
+    }
+    let rig = Rig::swarm();
+    let update = |query: &str, spec: serde_json::Value| {
+        let version = &rig.get("/swarm").json()["Version"]["Index"];
+        rig.post(&format!("/swarm/update?version={version}{query}"), &spec)
+            .status
+    };
+    let on = || json!({ "EncryptionConfig": { "AutoLockManagers": true } });
+    assert_eq!(key(&rig), "");
+    // There is nothing to rotate, which Docker does not mind.
+    assert_eq!(update("&rotateManagerUnlockKey=true", json!({})), 200);
+    assert_eq!(key(&rig), "");
+    assert_eq!(
+        update("", json!({ "encryptionconfig": { "autolockmanagers": true } })),
+        200
+    );
+    let first = key(&rig);
+    assert!(first.starts_with("SWMKEY-1-"), "{first}");
+    assert_eq!(update("", on()), 200);
+    assert_eq!(
+        update("&rotateManagerUnlockKey=false&rotateWorkerToken=true", on()),
+        200
+    );
+    assert_eq!(key(&rig), first, "it is asked for no other");
+    assert_eq!(update("&rotateManagerUnlockKey=1", on()), 200);
+    let second = key(&rig);
+    assert!(second.starts_with("SWMKEY-1-") && second != first, "{second}");
+    assert_eq!(update("&rotateManagerUnlockKey=maybe", on()), 400);
+    assert_eq!(
+        update("", json!({ "EncryptionConfig": { "AutoLockManagers": "yes" } })),
+        400
+    );
+    assert_eq!(key(&rig), second);
+    assert_eq!(update("", json!({ "EncryptionConfig": null })), 200);
+    assert_eq!(key(&rig), "");
+}

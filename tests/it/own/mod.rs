@@ -10,6 +10,7 @@ mod hour;
 mod inside;
 mod isolation;
 mod jobs;
+mod lock;
 mod names;
 mod resolver;
 mod rest;
