@@ -14,13 +14,14 @@ use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::doors::Door;
-use super::handoff::{self, HandoffError, Inherited, Offer, Succession};
+use super::handoff::{self, HandoffError, Inherited, Offer, OwnRelease, Succession};
 use super::own::{OwnError, OwnSwarm, Plane};
 use super::swarm::SwarmNode;
 use super::verify;
 use crate::admin::{AdminState, ClosedDoors, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer, Responder};
 use crate::health::Prober;
+use crate::model::swarm::UnlockKey;
 use crate::proxy::{Beside, Grace, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
@@ -36,7 +37,8 @@ pub struct Node {
     proxy: Proxy,
     source: Option<FileSource>,
     swarm: Option<SwarmNode>,
-    own: Option<OwnSwarm>,
+    /// With whom it tells that it has let go of its store, and with what that is unlocked.
+    own: Option<(OwnSwarm, watch::Sender<Option<Option<UnlockKey>>>)>,
     takeover: Option<Arc<Takeover>>,
     networks: TaskNets,
     prober: Prober,
@@ -71,9 +73,6 @@ impl Node {
         config.proxy.files_max = usize::try_from(limits::raise_open_files()).unwrap_or(usize::MAX);
         let claim = handoff::claim(&config.data_dir, config.proxy.n_workers).await?;
         let mut inherited = claim.inherited;
-        if config.own.is_some() && inherited.is_waited_for() {
-            return Err(OwnError::InUse.into());
-        }
         let mut named = Vec::new();
         let table = Arc::new(TableHandle::default());
         // A cluster says otherwise, where there is one.
@@ -140,7 +139,8 @@ impl Node {
                     ports: proxy.ports().clone(),
                     networks: Arc::new(networks.clone()),
                 };
-                Some(OwnSwarm::new(own, &config.data_dir, plane).await?)
+                let unlock_key = inherited.release().await?;
+                Some(OwnSwarm::new(own, &config.data_dir, plane, unlock_key).await?)
             }
             None => None,
         };
@@ -171,6 +171,7 @@ impl Node {
             verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
+        let released = own.as_ref().map(|_| watch::Sender::new(None));
         let offer = Offer {
             lock: claim.lock,
             door: claim.door,
@@ -178,6 +179,11 @@ impl Node {
             named,
             proxy: proxy.handle(),
             may_write,
+            release: released.as_ref().map(|released| OwnRelease {
+                asked: watch::Sender::new(false),
+                released: released.subscribe(),
+                is_lost: watch::Sender::new(false),
+            }),
         };
         Ok(Node {
             table,
@@ -185,7 +191,7 @@ impl Node {
             proxy,
             source,
             swarm,
-            own,
+            own: own.zip(released),
             takeover,
             networks,
             prober,
@@ -268,9 +274,52 @@ impl Node {
                 }
             });
         }
-        if let Some(own) = own {
-            beside.spawn(own.run(stopped()));
+        // Of a swarm of our own the next instance has the store before it is ready.
+        let release = offer.release.as_ref();
+        let release = release.map(|release| (release.asked.subscribe(), release.is_lost.subscribe()));
+        let (is_asked_for, mut is_lost) = release.unzip();
+        if let Some(((own, released), mut is_asked_for)) = own.zip(is_asked_for) {
+            let (stopped, networks) = (stopped(), networks.clone());
+            beside.spawn(async move {
+                let asked = async {
+                    // An error says that nobody can ask any more.
+                    let is_over = is_asked_for.wait_for(|is_asked| *is_asked).await.is_err();
+                    if is_over {
+                        std::future::pending().await
+                    }
+                };
+                let ends = async {
+                    tokio::select! {
+                        () = stopped => {}
+                        () = asked => {}
+                    }
+                };
+                let unlock_key = own.run(ends).await;
+                if *is_asked_for.borrow() {
+                    networks.leave_all().await;
+                }
+                released.send_replace(Some(unlock_key));
+            });
         }
+        let shutdown = async move {
+            let lost = async {
+                match &mut is_lost {
+                    // An error says that it is not lost any more.
+                    Some(is_lost) => is_lost.wait_for(|is_lost| *is_lost).await.is_err(),
+                    None => true,
+                }
+            };
+            let lost = async {
+                let is_none = lost.await;
+                if is_none {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = shutdown => {}
+                () = lost => {}
+            }
+        };
         let drain_link = swarm.as_ref().map(SwarmNode::drain);
         let accepting = watch::Sender::new(false);
         if let Some(swarm) = swarm {

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,7 +26,7 @@ use crate::api::{self, Api, Host, Lock, Outside};
 use crate::control;
 use crate::link::Authority;
 use crate::model::Cluster;
-use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, Write};
+use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, UnlockKey, Write};
 use crate::proxy::{PortState, Ports};
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
@@ -46,10 +46,6 @@ pub enum OwnError {
     Api(#[from] ApiSocketError),
     #[error("api.engine")]
     Engine(#[from] EngineError),
-    #[error(
-        "data_dir: another anynode is a swarm in it: expected that one to be stopped first; only its tasks go on meanwhile"
-    )]
-    InUse,
     #[error("this program's own path")]
     Program(#[source] io::Error),
     #[error("process.users = {range}: {reason}")]
@@ -116,12 +112,17 @@ pub struct Plane {
 }
 
 impl OwnSwarm {
-    /// Opens the store and the API's socket.
-    pub(super) async fn new(config: OwnConfig, data_dir: &Path, plane: Plane) -> Result<OwnSwarm, OwnError> {
+    /// Opens the store and the API's socket. `unlock_key`: from the instance before.
+    pub(super) async fn new(
+        config: OwnConfig,
+        data_dir: &Path,
+        plane: Plane,
+        unlock_key: Option<UnlockKey>,
+    ) -> Result<OwnSwarm, OwnError> {
         let (dir, health) = (data_dir.join("store"), Arc::new(StoreHealth::default()));
-        let (store, lock): (Arc<dyn Store>, _) = match Embedded::open_with(&dir, None, health.clone()) {
+        let (store, lock): (Arc<dyn Store>, _) = match open_released(&dir, unlock_key.as_ref(), &health).await {
             Ok(store) => (Arc::new(store), None),
-            Err(OpenError::Locked { .. }) => {
+            Err(OpenError::Locked { .. } | OpenError::WrongKey { .. }) => {
                 tracing::warn!("{}", lock::WAITS);
                 let late = Arc::new(Late::default());
                 let lock = OwnLock::new(dir, late.clone(), health.clone());
@@ -234,8 +235,8 @@ impl OwnSwarm {
         })
     }
 
-    /// Runs everything until `shutdown`; tasks live on.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    /// Runs everything until `shutdown`; tasks live on. Answers what unlocks the store, which is let go of.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Option<UnlockKey> {
         let stopping = watch::Sender::new(false);
         let stopped = || {
             let mut stopping = stopping.subscribe();
@@ -299,6 +300,22 @@ impl OwnSwarm {
         }
         // Of a swarm that is locked nobody knows which run.
         self.socket.close(n_left > 0 || !is_open);
+        self.store.snapshot().unlock_key().cloned()
+    }
+}
+
+/// Opens the store. The instance before may be about to close it.
+async fn open_released(
+    dir: &Path,
+    unlock_key: Option<&UnlockKey>,
+    health: &Arc<StoreHealth>,
+) -> Result<Embedded, OpenError> {
+    let until = Instant::now() + CLOSED_WITHIN;
+    loop {
+        match Embedded::open_with(dir, unlock_key, health.clone()) {
+            Err(OpenError::InUse { .. }) if Instant::now() < until => tokio::time::sleep(CLOSED_LOOK).await,
+            opened => return opened,
+        }
     }
 }
 
@@ -655,6 +672,8 @@ const NOT_TCP: &str = "not served yet, only tcp is";
 const USUAL_ENGINE: &str = "/var/run/docker.sock";
 const REPORTS_TOGETHER: usize = 1024;
 const REPORT_AGAIN: Duration = Duration::from_secs(1);
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
+const CLOSED_LOOK: Duration = Duration::from_millis(10);
 const OUT_LONGEST: Duration = Duration::from_secs(5);
 const IN_FLIGHT_LONGEST: Duration = Duration::from_secs(5);
 const IN_FLIGHT_LOOK: Duration = Duration::from_millis(5);

@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::wire::{Channel, Hello, Key, Message, VERSION};
-use super::{DOOR, LOCK, PATIENCE, READY_WITHIN};
+use super::{DOOR, LOCK, PATIENCE, READY_WITHIN, RELEASE_WITHIN};
 use crate::app::datadir::DataDirLock;
+use crate::model::swarm::UnlockKey;
 use crate::proxy::ProxyHandle;
 use crate::routing::Listen;
 use crate::sys::handoff;
@@ -29,6 +30,30 @@ pub(in crate::app) struct Offer {
     pub(in crate::app) proxy: ProxyHandle,
     /// Whether the data directory is ours to write to.
     pub(in crate::app) may_write: watch::Sender<bool>,
+    /// `None`: it is no swarm by itself.
+    pub(in crate::app) release: Option<OwnRelease>,
+}
+
+/// How the store of a swarm of our own is let go of.
+pub(in crate::app) struct OwnRelease {
+    /// Whether it is to be.
+    pub(in crate::app) asked: watch::Sender<bool>,
+    /// Once it is: what unlocks it, if it is locked.
+    pub(in crate::app) released: watch::Receiver<Option<Option<UnlockKey>>>,
+    /// It was let go of in vain: this instance cannot go on.
+    pub(in crate::app) is_lost: watch::Sender<bool>,
+}
+
+impl OwnRelease {
+    /// Errors: it takes too long.
+    async fn release(&self) -> io::Result<Option<UnlockKey>> {
+        tracing::info!("letting go of the store, and serving what is known");
+        self.asked.send_replace(true);
+        let mut released = self.released.clone();
+        let released = timeout(RELEASE_WITHIN, released.wait_for(Option::is_some)).await?;
+        let released = released.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(released.clone().flatten())
+    }
 }
 
 /// What another instance has taken over from this one.
@@ -151,7 +176,7 @@ async fn visit(
     tracing::info!(to = hello.instance, workers = hello.n_workers, "handing over");
     let lent = offer.lend(&channel, &hello, door.as_fd()).await;
     let taken = match lent {
-        Ok(()) => ready(&channel).await,
+        Ok(()) => ready(&channel, offer.release.as_ref()).await,
         Err(error) => Err(error),
     };
     let reason = match taken {
@@ -163,6 +188,13 @@ async fn visit(
         Ok(None) => format!("the new one was not ready within {} seconds", READY_WITHIN.as_secs()),
         Err(error) => format!("the new one is gone or does not keep to the protocol: {error}"),
     };
+    if let Some(release) = offer.release.as_ref().filter(|release| *release.asked.borrow()) {
+        tracing::error!(
+            reason,
+            "the store was let go of and nobody takes over: this instance ends"
+        );
+        release.is_lost.send_replace(true);
+    }
     offer.proxy.take_back();
     offer.may_write.send_replace(true);
     refuse(reason).await;
@@ -184,7 +216,7 @@ async fn greet(channel: &Channel) -> io::Result<Hello> {
 }
 
 /// Waits for `ready`: what is left to us. `None`: it did not come in time, and cannot come any more.
-async fn ready(channel: &Channel) -> io::Result<Option<(HashSet<Listen>, Succession)>> {
+async fn ready(channel: &Channel, own: Option<&OwnRelease>) -> io::Result<Option<(HashSet<Listen>, Succession)>> {
     let mut ports = HashSet::new();
     let mut succession = Succession::default();
     let mut until = Instant::now() + READY_WITHIN;
@@ -209,6 +241,12 @@ async fn ready(channel: &Channel) -> io::Result<Option<(HashSet<Listen>, Success
                         Key::Named(name) => drop(succession.left.insert(name)),
                     }
                 }
+            }
+            Some((Message::Release, _)) => {
+                let own = own.ok_or_else(|| io::Error::other("this instance is no swarm by itself"))?;
+                let unlock_key = own.release().await?;
+                timeout(PATIENCE, channel.send(&Message::Released { unlock_key }, &[])).await??;
+                until = Instant::now() + READY_WITHIN;
             }
             Some((Message::Ready, _)) => return Ok(Some((ports, succession))),
             Some((other, _)) => return Err(unexpected(&other)),

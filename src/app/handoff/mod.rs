@@ -5,6 +5,8 @@
 //!
 //! - new: `hello`. Old: lends its sockets in batches, with the lock of the data directory among them, and says `end`. It
 //!   goes on as before, but opens and closes no port and writes nothing to the directory.
+//! - new, if it is a swarm by itself: `release`. Old: ends its control plane, says `released` with the key of the store if that is
+//!   locked, and serves what it knew last. From here on it does not go on as before: without a `ready` it drains and ends.
 //! - new: brings up its table, says what it has no use for (`left`), then `ready`, and accepts from that moment. It may be
 //!   gone at any time before: the sockets are only duplicates.
 //! - old: accepts no more on what was taken, drains what was left, gives up its share of the lock, and ends when its
@@ -20,7 +22,7 @@ mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(super) use self::give::{Offer, Succession};
+pub(super) use self::give::{Offer, OwnRelease, Succession};
 pub(super) use self::take::{Inherited, claim};
 use super::datadir::DataDirError;
 
@@ -62,6 +64,8 @@ pub(super) const LINK: &str = "link";
 
 /// How long each side waits for the other's next message, where it has nothing to do but to send it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an old instance may take to let go of its store.
+const RELEASE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a new instance has from the last socket to `ready`.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How long a new instance that has no last table waits for its source.

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::wire::{Channel, Hello, Key, Message, VERSION};
-use super::{DNS, DOOR, HandoffError, LOCK, PATIENCE, SOCKET, SOURCE_WITHIN};
+use super::{DNS, DOOR, HandoffError, LOCK, PATIENCE, RELEASE_WITHIN, SOCKET, SOURCE_WITHIN};
 use crate::app::datadir::{self, DataDirError, DataDirLock};
+use crate::model::swarm::UnlockKey;
 use crate::proxy::Proxy;
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
@@ -175,6 +176,26 @@ impl Inherited {
     /// Whether another instance still serves, and waits for `finish`.
     pub(in crate::app) fn is_waited_for(&self) -> bool {
         self.before.is_some()
+    }
+
+    /// Has the instance before let go of the store of the swarm that it is by itself, and answers what unlocks that if it is
+    /// locked. From then on it does not go on as before. Nobody before, or one that is gone, has let go.
+    pub(in crate::app) async fn release(&self) -> Result<Option<UnlockKey>, HandoffError> {
+        let Some(before) = &self.before else { return Ok(None) };
+        let path = || before.path.clone();
+        let said = timeout(PATIENCE, before.channel.send(&Message::Release, &[])).await;
+        // Whoever is gone is seen when nothing is received.
+        drop(said.map_err(|_| HandoffError::Silent { path: path() })?);
+        match timeout(RELEASE_WITHIN + PATIENCE, before.channel.receive()).await {
+            Err(_) => Err(HandoffError::Silent { path: path() }),
+            Ok(Ok(Some((Message::Released { unlock_key }, _)))) => Ok(unlock_key),
+            Ok(Ok(Some((Message::Refused { reason }, _)))) => Err(HandoffError::Refused { path: path(), reason }),
+            Ok(Ok(Some((other, _)))) => Err(HandoffError::Nonsense {
+                path: path(),
+                error: io::Error::new(io::ErrorKind::InvalidData, format!("not expected here: {other:?}")),
+            }),
+            Ok(Ok(None) | Err(_)) => Ok(None),
+        }
     }
 
     /// The sockets that were lent under `name`, in their order.

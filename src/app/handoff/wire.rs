@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::model::swarm::UnlockKey;
 use crate::routing::Listen;
 use crate::sys::handoff;
 
@@ -27,6 +28,10 @@ pub(super) enum Message {
     End { instance: String, n_sockets: usize },
     /// New: it has no use for these. May be said several times.
     Left(Vec<Key>),
+    /// New: it is a swarm by itself, whose store two cannot have open.
+    Release,
+    /// Old: it has let go of the store, and this unlocks it if it is locked.
+    Released { unlock_key: Option<UnlockKey> },
     /// New: it accepts from now on.
     Ready,
     /// Old: not now, or not with you.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::rig::{self, LONG, Own, Tasks};
+use super::survival::{Load, no_failure};
 use crate::harness::Seed;
 
 const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to \
@@ -359,4 +360,76 @@ fn killed_while_its_lock_changes_it_opens_with_the_one_key_or_the_other() {
     println!(
         "{n_before} with the key before, {n_after} with the one after, {n_untold} with one that nobody was told yet"
     );
+}
+
+/// An update of anynode needs no key from anybody, costs no request from outside, and leaves the key to nobody else.
+fn update(tasks: Tasks) {
+    let name = if tasks == Tasks::Processes { "locku" } else { "lockv" };
+    let Some(mut own) = rig::up(name, tasks) else {
+        return;
+    };
+    own.start();
+    let key = key_in(&own.docker(&["swarm", "init", "--autolock"]));
+    secret(&own, "password");
+    own.docker(&["network", "create", "-d", "overlay", "app"]);
+    let args = [
+        "--replicas",
+        "2",
+        "--publish",
+        "8080:80",
+        "--network",
+        "app",
+        "--secret",
+        "password",
+    ];
+    create(&own, "web", &args);
+    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    own.wait_for("both tasks", LONG, || answers(&own).len() == 2);
+    let living = own.living_tasks();
+    for _ in 0..2 {
+        let before = own.pid();
+        let loads = [
+            Load::start(&own, 8080, &["--new", "--threads", "2", "--pause-us", "10000"]),
+            Load::start(&own, 8080, &["--pause-us", "5000"]),
+        ];
+        own.wait_for("the load", LONG, || answers(&own).len() == 2);
+        own.update_without_waiting();
+        own.wait_for("the next one", LONG, || {
+            own.docker_out(&["secret", "ls", "-q"]).status.success() && own.log_since_update().contains("took over")
+        });
+        own.wait_for("both tasks", LONG, || answers(&own).len() == 2);
+        for load in loads {
+            no_failure(&own, "an update", &load.stop());
+        }
+        own.wait_for_end_of_before();
+        assert_ne!(own.pid(), before);
+        assert_eq!(state(&own), "active");
+        assert_eq!(own.living_tasks(), living, "nothing was done to them");
+        assert_eq!(own.docker(&["swarm", "unlock-key", "-q"]), key);
+        if tasks == Tasks::Processes {
+            own.wait_for("names inside a task", LONG, || asks_web(living[0]));
+        }
+    }
+    // It is a swarm as before.
+    own.docker(&["service", "scale", "--detach", "web=3"]);
+    own.wait_for("three tasks", LONG, || n_running(&own, "web") == 3);
+    own.stop();
+    own.start();
+    assert_eq!(state(&own), "locked", "who starts again has not been handed it");
+    // One that has no key has none to hand over.
+    own.update();
+    assert_eq!(state(&own), "locked");
+    own.wait_for("traffic", LONG, || answers(&own).len() >= 2);
+    unlocks(&own, &key);
+    assert_eq!(n_running(&own, "web"), 3);
+}
+
+#[test]
+fn an_update_hands_the_key_over_on_processes() {
+    update(Tasks::Processes);
+}
+
+#[test]
+fn an_update_hands_the_key_over_on_containers() {
+    update(Tasks::Containers);
 }

@@ -57,6 +57,9 @@ pub struct Own {
     name: String,
     dir: tempfile::TempDir,
     anynode: Option<Child>,
+    /// The one that an update takes the place of.
+    before: Option<Child>,
+    updated_at: usize,
     _turn: File,
 }
 
@@ -141,6 +144,8 @@ pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
         name: format!("own-{name}"),
         dir: tempfile::tempdir().unwrap(),
         anynode: None,
+        before: None,
+        updated_at: 0,
         _turn: crate::harness::turn(),
     };
     own.network_down();
@@ -323,6 +328,37 @@ impl Own {
             assert!(started.elapsed() < LONG, "it does not end\n{}", self.log_tail());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Starts another one, which takes over; the one before ends by itself.
+    pub fn update(&mut self) {
+        self.update_without_waiting();
+        self.wait_for_end_of_before();
+        self.wait_for("the API", LONG, || self.docker_out(&["version"]).status.success());
+    }
+
+    /// The same; the one before may have connections yet.
+    pub fn update_without_waiting(&mut self) {
+        assert!(self.before.is_none());
+        self.updated_at = self.log().len();
+        self.before = self.anynode.replace(self.command(None).spawn().unwrap());
+    }
+
+    pub fn wait_for_end_of_before(&mut self) {
+        let mut before = self.before.take().unwrap();
+        let started = Instant::now();
+        while before.try_wait().unwrap().is_none() {
+            if started.elapsed() > LONG {
+                drop((before.kill(), before.wait()));
+                panic!("the one before does not end\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What was said since the last update.
+    pub fn log_since_update(&self) -> String {
+        self.log()[self.updated_at..].to_owned()
     }
 
     pub fn pid(&self) -> u32 {
@@ -511,7 +547,7 @@ impl Drop for Own {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
         }
-        if let Some(mut anynode) = self.anynode.take() {
+        for mut anynode in self.anynode.take().into_iter().chain(self.before.take()) {
             let _ = anynode.kill();
             let _ = anynode.wait();
         }

@@ -11,10 +11,10 @@ use crate::harness::Seed;
 use crate::swarm::rig::task_program;
 
 /// Requests from inside until it is waited for.
-struct Load(Child);
+pub(super) struct Load(Child);
 
 impl Load {
-    fn start(own: &Own, port: u16, args: &[&str]) -> Load {
+    pub(super) fn start(own: &Own, port: u16, args: &[&str]) -> Load {
         let mut command = own.inside(task_program());
         command.args(["load", &format!("127.0.0.1:{port}")]).args(args);
         Load(command.stdout(Stdio::piped()).spawn().unwrap())
@@ -26,13 +26,13 @@ impl Load {
     }
 
     /// Has it end now.
-    fn stop(self) -> Value {
+    pub(super) fn stop(self) -> Value {
         drop(std::process::Command::new("kill").arg(self.0.id().to_string()).status());
         self.wait()
     }
 }
 
-fn no_failure(own: &Own, what: &str, report: &Value) {
+pub(super) fn no_failure(own: &Own, what: &str, report: &Value) {
     assert!(report["ok"].as_u64().unwrap() > 0, "{what}: {report}");
     assert_eq!(report["failed"], 0, "{what}: {report}\n{}", own.log_tail());
 }
