@@ -184,7 +184,7 @@ mod tests {
     use crate::routing::{Asker, EndpointState, Listen, ListenKind, Outcome};
     use proptest::collection::vec;
     use proptest::prelude::{prop_assert_eq, proptest};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     fn spec(name: &str, publish: &[&str], endpoints: &[&str]) -> ServiceSpec {
         let mut spec = ServiceSpec::new(ServiceName::new(name).unwrap());
