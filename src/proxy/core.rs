@@ -3,13 +3,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use slab::Slab;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::balancer;
@@ -149,7 +149,7 @@ pub(super) fn dialer() -> Option<Arc<dyn Dialer>> {
 }
 
 /// Has dead peers of `stream` noticed. An error means that the connection is gone already, which its next read will say.
-pub(super) fn set_liveness(stream: &TcpStream) {
+pub(super) fn set_liveness(stream: &impl AsFd) {
     CORE.with(|core| {
         drop(socket::set_liveness(
             &socket2::SockRef::from(stream),

@@ -18,6 +18,7 @@ mod patience;
 mod ports;
 mod relay;
 mod rounds;
+mod side;
 mod tcp;
 mod upstream;
 mod vips;

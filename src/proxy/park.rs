@@ -69,7 +69,11 @@ pub(super) fn park(relay: TcpRelay, lease: Lease) -> Result<(), (TcpRelay, Lease
         tracing::debug!(%error, "a connection cannot be parked");
         return Err((relay, lease));
     }
-    let (connection, client, upstream, rest) = relay.into_parts();
+    let (connection, sockets, rest) = relay.into_parts();
+    let Some((client, upstream)) = sockets else {
+        connection.close(CloseReason::Limit);
+        return Ok(());
+    };
     if connection.stop_growing_old() {
         // Nobody tells it any more that it has lasted: it has.
         upstream.set_liveness();
@@ -100,7 +104,7 @@ pub(super) fn park(relay: TcpRelay, lease: Lease) -> Result<(), (TcpRelay, Lease
 }
 
 fn watch_both(watch: &Watch, relay: &TcpRelay) -> std::io::Result<()> {
-    let (client, upstream) = relay.sockets();
+    let (client, upstream) = relay.sockets().ok_or(std::io::ErrorKind::Unsupported)?;
     let upstream = upstream.tcp().ok_or(std::io::ErrorKind::Unsupported)?;
     let (key, rest) = (relay.connection().key(), relay.rest());
     watch.add(client, key, rest.has_client_ended())?;

@@ -7,14 +7,15 @@
 use std::borrow::Borrow;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
 use tokio::time::Sleep;
 
 use super::core::{self, Connection, Signal};
+use super::side::Side;
 use super::wire::Wire;
 use crate::model::Timeouts;
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
@@ -52,7 +53,10 @@ where
         Ending::Discard => {
             // The upstream has said everything and wants no more. Closing now, with the client still sending, would
             // reset the connection and could destroy what the client has yet to read.
-            Box::pin(discard_a_while(&relay.client)).await;
+            relay.client.hear();
+            if let Some(client) = relay.client.wire() {
+                Box::pin(discard_a_while(client)).await;
+            }
             CloseReason::UpstreamFin
         }
         Ending::Quiet => return None,
@@ -76,8 +80,8 @@ enum Ending {
 /// connection, and what few connections need is in boxes of its own.
 pub(super) struct Relay<C, S, U> {
     connection: C,
-    client: S,
-    upstream: U,
+    client: Side<S>,
+    upstream: Side<U>,
     /// In, then out.
     halves: [Half; 2],
     /// Made when it is first needed, since most services have no limit.
@@ -136,8 +140,8 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         let [early_in, early_out] = early;
         Relay {
             connection,
-            client,
-            upstream,
+            client: Side::Hears(client),
+            upstream: Side::Hears(upstream),
             halves: [Half::new(Direction::In, early_in), Half::new(Direction::Out, early_out)],
             idle: None,
             first_end: None,
@@ -161,8 +165,8 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         };
         Relay {
             connection,
-            client,
-            upstream,
+            client: Side::Hears(client),
+            upstream: Side::Hears(upstream),
             halves: [half(0), half(1)],
             idle,
             first_end: rest.first_end,
@@ -180,9 +184,15 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         self.connection.borrow()
     }
 
-    /// The client's and the upstream's.
-    pub(super) fn sockets(&self) -> (&S, &U) {
-        (&self.client, &self.upstream)
+    /// The client's and the upstream's. `None`: one of them is deaf.
+    pub(super) fn sockets(&self) -> Option<(&S, &U)> {
+        Some((self.client.wire()?, self.upstream.wire()?))
+    }
+
+    /// The client's address, while it is there.
+    pub(super) fn client_addr(&self) -> Option<SocketAddr> {
+        let client = self.client.spliced()?;
+        socket2::SockRef::from(&client).peer_addr().ok()?.as_socket()
     }
 
     /// What there is to keep of it while it is quiet.
@@ -196,10 +206,11 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         }
     }
 
-    /// Only a relay that is quiet has no more than this.
-    pub(super) fn into_parts(self) -> (C, S, U, Rest) {
+    /// Only a relay that is quiet has no more than this. Without its sockets: one of them was lost.
+    pub(super) fn into_parts(self) -> (C, Option<(S, U)>, Rest) {
         let rest = self.rest();
-        (self.connection, self.client, self.upstream, rest)
+        let sockets = self.client.into_wire().zip(self.upstream.into_wire());
+        (self.connection, sockets, rest)
     }
 
     /// Whether a byte of the upstream has come.
@@ -236,8 +247,8 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
                 continue;
             }
             let polled = match i {
-                0 => half.poll(cx, &self.client, &self.upstream, is_last, stats),
-                _ => half.poll(cx, &self.upstream, &self.client, is_last, stats),
+                0 => half.poll(cx, &mut self.client, &self.upstream, is_last, stats),
+                _ => half.poll(cx, &mut self.upstream, &self.client, is_last, stats),
             };
             let half_moved = std::mem::take(&mut half.is_moved);
             self.has_answered |= half_moved && i == 1;
@@ -257,7 +268,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
         }
         // A source that nobody reads may be reset without anybody noticing.
         let has_unread = self.halves.iter().any(Half::is_unread);
-        let can_park = self.may_park && self.halves.iter().all(Half::is_empty);
+        let can_park = self.may_park && self.halves.iter().all(Half::is_empty) && self.sockets().is_some();
         connection.had_turn(has_unread, can_park, is_moved);
         match self.poll_idle(cx, is_moved) {
             Poll::Pending if is_to_park && can_park && !is_moved => Poll::Ready(Ending::Quiet),
@@ -396,14 +407,17 @@ impl Half {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &impl Wire,
-        sink: &impl Wire,
+        source: &mut Side<impl Wire>,
+        sink: &Side<impl Wire>,
         is_last: bool,
         stats: &ServiceStats,
     ) -> Poll<Result<(), Failure>> {
         // One side may send faster than the other core of the machine can follow; others want their turn too.
         for _ in 0..MOVES_PER_TURN {
-            ready!(self.poll_flush(cx, sink, stats))?;
+            if self.poll_flush(cx, sink, stats)?.is_pending() {
+                source.deafen();
+                return Poll::Pending;
+            }
             if self.is_ended {
                 ready!(sink.poll_end(cx, is_last));
                 return Poll::Ready(Ok(()));
@@ -426,7 +440,7 @@ impl Half {
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &impl Wire,
+        sink: &Side<impl Wire>,
         stats: &ServiceStats,
     ) -> Poll<Result<(), Failure>> {
         while let Some(held) = &mut self.held {
@@ -438,12 +452,12 @@ impl Half {
             self.count(stats, BytePath::Copy, n);
         }
         while let Some(pipe) = &mut self.pipe {
-            let Some(sink) = sink.tcp().filter(|_| !pipe.is_empty()) else {
+            let Some(sink) = sink.spliced().filter(|_| !pipe.is_empty()) else {
                 self.put_pipe();
                 break;
             };
             ready!(sink.poll_write_ready(cx)).map_err(|_| Failure::Sink)?;
-            match sink.try_io(Interest::WRITABLE, || pipe.drain(sink)) {
+            match sink.try_write(|| pipe.drain(sink)) {
                 Ok(n) => self.count(stats, BytePath::Splice, n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Poll::Ready(Err(Failure::Sink)),
@@ -456,8 +470,8 @@ impl Half {
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        source: &impl Wire,
-        sink: &impl Wire,
+        source: &mut Side<impl Wire>,
+        sink: &Side<impl Wire>,
         stats: &ServiceStats,
     ) -> Poll<Result<Option<usize>, Failure>> {
         core::with_scratch(|scratch| {
@@ -491,20 +505,20 @@ impl Half {
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
-        source: &impl Wire,
-        sink: &impl Wire,
+        source: &mut Side<impl Wire>,
+        sink: &Side<impl Wire>,
         stats: &ServiceStats,
     ) -> Poll<Result<Option<usize>, Failure>> {
-        let (Some(from), Some(_)) = (source.tcp(), sink.tcp()) else {
-            self.way = Way::CopyOnly;
-            return Poll::Ready(Ok(None));
-        };
         loop {
+            let (Some(from), Some(_)) = (source.spliced(), sink.spliced()) else {
+                self.way = Way::CopyOnly;
+                return Poll::Ready(Ok(None));
+            };
             ready!(from.poll_read_ready(cx)).map_err(|_| Failure::Source)?;
             let Some(mut pipe) = core::take_pipe() else {
                 return self.poll_copy(cx, source, sink, stats);
             };
-            match from.try_io(Interest::READABLE, || pipe.fill(from, SPLICE_AT_MOST)) {
+            match from.try_read(|| pipe.fill(from, SPLICE_AT_MOST)) {
                 Ok(0) => {
                     core::put_pipe(pipe);
                     return Poll::Ready(Ok(Some(0)));
@@ -525,7 +539,7 @@ impl Half {
                 Err(error) => {
                     core::put_pipe(pipe);
                     match error.kind() {
-                        io::ErrorKind::WouldBlock => {}
+                        io::ErrorKind::WouldBlock => source.hear(),
                         _ if splice::is_unsupported(&error) => {
                             self.way = Way::CopyOnly;
                             return Poll::Ready(Ok(None));

@@ -103,7 +103,7 @@ fn judge(relay: &TcpRelay, lease: &Lease, reason: CloseReason) {
         true => lease.endpoint().answered(),
         false if has_ended => {
             // Without an address the client is gone already.
-            if let Ok(peer) = relay.sockets().0.peer_addr() {
+            if let Some(peer) = relay.client_addr() {
                 let service = relay.connection().service();
                 service.left_unanswered(lease.endpoint(), Asker::of(peer), Instant::now());
             }

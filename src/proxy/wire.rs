@@ -74,7 +74,7 @@ pub enum Refused {
 }
 
 /// One side of a relay.
-pub(super) trait Wire {
+pub(super) trait Wire: Sized {
     /// Reads into `buffer`; 0 is the end.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
     /// Writes of `bytes` what is taken; never 0 unless there are none.
@@ -85,6 +85,14 @@ pub(super) trait Wire {
     fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()>;
     /// The socket, where its bytes are the stream's: only those can be spliced.
     fn tcp(&self) -> Option<&TcpStream>;
+    /// The socket, where it is the stream's and this one's own.
+    fn into_tcp(self) -> Result<TcpStream, Self> {
+        Err(self)
+    }
+    /// What `into_tcp` gave away. `None`: it gives nothing away.
+    fn from_tcp(_: TcpStream) -> Option<Self> {
+        None
+    }
     /// An error that nobody has read yet, or that there is none.
     fn take_error(&self) -> io::Result<Option<io::Error>>;
     /// Closing will reset, so that the peer never takes a truncated stream for a complete one.
@@ -152,6 +160,14 @@ impl Wire for TcpStream {
 
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
+    }
+
+    fn into_tcp(self) -> Result<TcpStream, TcpStream> {
+        Ok(self)
+    }
+
+    fn from_tcp(stream: TcpStream) -> Option<TcpStream> {
+        Some(stream)
     }
 
     fn take_error(&self) -> io::Result<Option<io::Error>> {
@@ -316,6 +332,17 @@ impl Wire for Leg {
 
     fn tcp(&self) -> Option<&TcpStream> {
         either!(self, wire => wire.tcp())
+    }
+
+    fn into_tcp(self) -> Result<TcpStream, Leg> {
+        match self {
+            Leg::Tcp(stream) => Ok(stream),
+            Leg::Tunnel(_) => Err(self),
+        }
+    }
+
+    fn from_tcp(stream: TcpStream) -> Option<Leg> {
+        Some(Leg::Tcp(stream))
     }
 
     fn take_error(&self) -> io::Result<Option<io::Error>> {

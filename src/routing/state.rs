@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 use super::gate::Gate;
-use super::retry_budget::RetryBudget;
 use super::lookout::Lookouts;
+use super::retry_budget::RetryBudget;
 use super::stats::ServiceStats;
 use crate::model::ServiceName;
 

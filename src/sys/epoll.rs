@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -68,6 +69,14 @@ pub fn wait_for_events(watch: Arc<Watch>) -> io::Result<AsyncFd<Arc<Watch>>> {
     // after `AsyncFd` has let go of it.
     let events = unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) };
     Ok(events?)
+}
+
+/// Has tokio say when there is room to write, and nothing else. Gives back what cannot be watched.
+pub fn watch_for_room(stream: TcpStream) -> Result<AsyncFd<TcpStream>, TcpStream> {
+    // SAFETY: a stream has one descriptor, always gives that one, and closes it when it is dropped, which happens after
+    // `AsyncFd` has let go of it.
+    let watched = unsafe { AsyncFd::register_with_interest(stream, Interest::WRITABLE) };
+    watched.map_err(|error| error.into_parts().0)
 }
 
 impl AsRawFd for Watch {

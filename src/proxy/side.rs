@@ -1,0 +1,225 @@
+//! One side of a relay: a wire, which can be made deaf while nobody would read what comes.
+//!
+//! tokio has a socket watched for both directions for as long as it is registered. While the other side takes nothing, a
+//! source that goes on sending would wake the worker with each segment, to do nothing. So such a source is registered for
+//! writing only. It is read without being asked first, as it mostly holds much by then, and hears again once it holds
+//! nothing.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::{Context, Poll, ready};
+
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+
+use super::wire::Wire;
+use crate::sys::{epoll, socket};
+
+pub(super) enum Side<W> {
+    Hears(W),
+    Deaf(AsyncFd<std::net::TcpStream>),
+    /// tokio could neither keep it nor let go of it: closed.
+    Lost,
+}
+
+impl<W: Wire> Side<W> {
+    /// Whoever waits for what comes waits no more. Only a TCP socket can be deaf.
+    pub(super) fn deafen(&mut self) {
+        *self = match std::mem::replace(self, Side::Lost) {
+            Side::Hears(wire) => match wire.into_tcp() {
+                Ok(stream) => Side::deaf(stream),
+                Err(wire) => Side::Hears(wire),
+            },
+            other => other,
+        };
+    }
+
+    fn deaf(stream: TcpStream) -> Side<W> {
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return Side::lost(error),
+        };
+        match epoll::watch_for_room(stream) {
+            Ok(stream) => Side::Deaf(stream),
+            Err(stream) => Side::hearing(stream),
+        }
+    }
+
+    fn hearing(stream: std::net::TcpStream) -> Side<W> {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => W::from_tcp(stream).map_or(Side::Lost, Side::Hears),
+            Err(error) => Side::lost(error),
+        }
+    }
+
+    /// What comes is told again.
+    pub(super) fn hear(&mut self) {
+        *self = match std::mem::replace(self, Side::Lost) {
+            Side::Deaf(stream) => Side::hearing(stream.into_inner()),
+            other => other,
+        };
+    }
+
+    #[cold]
+    fn lost(error: io::Error) -> Side<W> {
+        tracing::warn!(%error, "a connection was lost: its socket cannot be watched");
+        Side::Lost
+    }
+
+    /// The wire, unless it is deaf.
+    pub(super) fn wire(&self) -> Option<&W> {
+        match self {
+            Side::Hears(wire) => Some(wire),
+            Side::Deaf(_) | Side::Lost => None,
+        }
+    }
+
+    pub(super) fn into_wire(mut self) -> Option<W> {
+        self.hear();
+        match self {
+            Side::Hears(wire) => Some(wire),
+            Side::Deaf(_) | Side::Lost => None,
+        }
+    }
+
+    /// As `Wire::poll_read`. A deaf one that holds nothing hears again.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Side::Deaf(stream) = self {
+            match rustix::net::recv(stream.get_ref(), &mut *buffer, RecvFlags::empty()) {
+                Ok((n, _)) => return Poll::Ready(Ok(n)),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => self.hear(),
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        match self {
+            Side::Hears(wire) => wire.poll_read(cx, buffer),
+            Side::Deaf(_) | Side::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// As `Wire::poll_write`.
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Side::Hears(wire) => wire.poll_write(cx, bytes),
+            Side::Deaf(stream) => loop {
+                let send = |stream: &std::net::TcpStream| Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?);
+                let mut guard = ready!(stream.poll_write_ready(cx))?;
+                // An error of this kind means that it was not ready after all.
+                if let Ok(result) = guard.try_io(|stream| send(stream.get_ref())) {
+                    return Poll::Ready(result);
+                }
+            },
+            Side::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// As `Wire::poll_flush`.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Side::Hears(wire) => wire.poll_flush(cx),
+            Side::Deaf(_) | Side::Lost => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// As `Wire::poll_end`.
+    pub(super) fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()> {
+        match self {
+            Side::Hears(wire) => wire.poll_end(cx, is_last),
+            Side::Deaf(stream) => {
+                if !is_last {
+                    // An error means that the peer is gone, which the other direction will notice.
+                    let _ = stream.get_ref().shutdown(std::net::Shutdown::Write);
+                }
+                Poll::Ready(())
+            }
+            Side::Lost => Poll::Ready(()),
+        }
+    }
+
+    /// What can be spliced from and to.
+    pub(super) fn spliced(&self) -> Option<Spliced<'_>> {
+        match self {
+            Side::Hears(wire) => wire.tcp().map(Spliced::Hears),
+            Side::Deaf(stream) => Some(Spliced::Deaf(stream)),
+            Side::Lost => None,
+        }
+    }
+
+    /// As `Wire::take_error`.
+    pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match self {
+            Side::Hears(wire) => wire.take_error(),
+            Side::Deaf(stream) => stream.get_ref().take_error(),
+            Side::Lost => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// As `Wire::reset_on_close`.
+    pub(super) fn reset_on_close(&self) {
+        match self {
+            Side::Hears(wire) => wire.reset_on_close(),
+            Side::Deaf(stream) => socket::reset_on_close(stream.get_ref()),
+            Side::Lost => {}
+        }
+    }
+
+    /// As `Wire::set_liveness`.
+    pub(super) fn set_liveness(&self) {
+        match self {
+            Side::Hears(wire) => wire.set_liveness(),
+            Side::Deaf(stream) => super::core::set_liveness(stream.get_ref()),
+            Side::Lost => {}
+        }
+    }
+}
+
+/// A socket whose bytes are the stream's.
+#[derive(Clone, Copy)]
+pub(super) enum Spliced<'a> {
+    Hears(&'a TcpStream),
+    Deaf(&'a AsyncFd<std::net::TcpStream>),
+}
+
+impl AsFd for Spliced<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Spliced::Hears(stream) => stream.as_fd(),
+            Spliced::Deaf(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Spliced<'_> {
+    /// A deaf one is always to be asked.
+    pub(super) fn poll_read_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Spliced::Hears(stream) => stream.poll_read_ready(cx),
+            Spliced::Deaf(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(super) fn poll_write_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Spliced::Hears(stream) => stream.poll_write_ready(cx),
+            Spliced::Deaf(stream) => stream.poll_write_ready(cx).map_ok(drop),
+        }
+    }
+
+    /// Reads by `read`, which says `WouldBlock` where there is nothing.
+    pub(super) fn try_read<T>(self, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Spliced::Hears(stream) => stream.try_io(Interest::READABLE, read),
+            Spliced::Deaf(_) => read(),
+        }
+    }
+
+    /// Writes by `write`, which says `WouldBlock` where there is no room.
+    pub(super) fn try_write<T>(self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Spliced::Hears(stream) => stream.try_io(Interest::WRITABLE, write),
+            Spliced::Deaf(stream) => stream.try_io(Interest::WRITABLE, |_| write()),
+        }
+    }
+}
