@@ -8,6 +8,7 @@ mod api;
 mod churn;
 mod cli;
 mod crowded;
+mod deaf;
 mod dns;
 mod gone;
 mod gotemplate;

@@ -14,6 +14,7 @@ use crate::proxy::core;
 use crate::proxy::http::{
     Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, lower_response, parse_response,
 };
+use crate::proxy::side::Side;
 use crate::proxy::wire::{Leg, Wire};
 use crate::routing::{BytePath, Direction, ServiceStats};
 use crate::sys::splice::Pipe;
@@ -61,7 +62,7 @@ impl Failure {
 
 pub(super) struct Exchange<'a> {
     pub(super) client: &'a TcpStream,
-    pub(super) upstream: &'a Leg,
+    pub(super) upstream: &'a mut Side<Leg>,
     pub(super) stats: &'a ServiceStats,
     pub(super) head_bytes_max: usize,
     pub(super) fields_max: usize,
@@ -207,7 +208,10 @@ impl Exchange<'_> {
     /// Receives the response and passes it on. `Ready` once all of it was sent.
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failure>> {
         for _ in 0..MOVES_PER_TURN {
-            ready!(self.poll_flush(cx))?;
+            if self.poll_flush(cx)?.is_pending() {
+                self.upstream.deafen();
+                return Poll::Pending;
+            }
             let Some(response) = self.response else {
                 if !self.from_upstream.is_empty()
                     && let Some(ended) = self.forward_head()?
@@ -275,7 +279,11 @@ impl Exchange<'_> {
 
     /// Reads from the upstream. An end that completes the response's body is dealt with here.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let result = ready!(self.from_upstream.poll_fill(self.upstream, cx));
+        self.upstream.hear();
+        let result = match self.upstream.wire() {
+            Some(wire) => ready!(self.from_upstream.poll_fill(wire, cx)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
         Poll::Ready(match (result, &mut self.response) {
             (Ok(1..), _) => {
                 self.has_begun = true;
@@ -382,10 +390,10 @@ impl Exchange<'_> {
         let Some(response) = &mut self.response else {
             return Poll::Ready(Ok(false));
         };
-        let Some(upstream) = self.upstream.tcp() else {
-            return Poll::Ready(Ok(false));
-        };
         loop {
+            let Some(upstream) = self.upstream.spliced() else {
+                return Poll::Ready(Ok(false));
+            };
             ready!(upstream.poll_read_ready(cx)).map_err(|_| Failure::ResponseBody)?;
             let Some(mut pipe) = core::take_pipe() else {
                 return Poll::Ready(Ok(false));
@@ -393,7 +401,7 @@ impl Exchange<'_> {
             let most = usize::try_from(response.body.verbatim(response.coding))
                 .unwrap_or(usize::MAX)
                 .min(SPLICE_AT_MOST);
-            match upstream.try_io(Interest::READABLE, || pipe.fill(upstream, most)) {
+            match upstream.try_read(|| pipe.fill(upstream, most)) {
                 Ok(n @ 1..) => {
                     response.body.advance(n as u64);
                     self.pipe = Some(pipe);
@@ -407,7 +415,7 @@ impl Exchange<'_> {
                 Err(error) => {
                     core::put_pipe(pipe);
                     match error.kind() {
-                        io::ErrorKind::WouldBlock => {}
+                        io::ErrorKind::WouldBlock => self.upstream.hear(),
                         _ => return Poll::Ready(Ok(false)),
                     }
                 }

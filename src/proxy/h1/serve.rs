@@ -26,8 +26,9 @@ use crate::proxy::http::{
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
+use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Upstream};
-use crate::proxy::wire::Wire;
+use crate::proxy::wire::Leg;
 use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service};
 use crate::sys::socket;
 
@@ -287,11 +288,17 @@ impl Server<'_> {
                         .await;
                 }
             };
-            let endpoint = upstream.lease.endpoint().clone();
+            let Upstream {
+                stream,
+                lease,
+                is_reused,
+            } = upstream;
+            let mut stream = Side::Hears(stream);
+            let endpoint = lease.endpoint().clone();
             self.connection.hold(Some(endpoint.id()));
             let mut exchange = Exchange {
                 client: self.client,
-                upstream: &upstream.stream,
+                upstream: &mut stream,
                 stats,
                 head_bytes_max: self.shared.config.http_head_bytes_max,
                 fields_max: self.shared.config.http_fields_max,
@@ -326,16 +333,16 @@ impl Server<'_> {
             let ended = match outcome {
                 Outcome::Ended(ended) => ended,
                 Outcome::Lost => {
-                    upstream.stream.reset_on_close();
+                    stream.reset_on_close();
                     Ended::Failed(Failure::Lost)
                 }
                 Outcome::Cut(reason) => {
                     socket::reset_on_close(self.client);
-                    upstream.stream.reset_on_close();
+                    stream.reset_on_close();
                     return Err(reason);
                 }
                 Outcome::TooLate => {
-                    drop(upstream);
+                    drop((stream, lease));
                     self.connection.hold(None);
                     return self
                         .fail(
@@ -350,7 +357,7 @@ impl Server<'_> {
             };
             if !is_request_sent && !matches!(ended, Ended::Switched) {
                 // An orderly end could be taken for the end of the request's body.
-                upstream.stream.reset_on_close();
+                stream.reset_on_close();
             }
             match ended {
                 Ended::Response {
@@ -358,8 +365,14 @@ impl Server<'_> {
                     client_stays,
                 } => {
                     self.connection.hold(None);
-                    let Upstream { stream, lease, .. } = upstream;
-                    if upstream_stays && !lease.endpoint().is_draining() && !stream.is_leaving() {
+                    let stays = upstream_stays && !lease.endpoint().is_draining();
+                    let stream = if stays {
+                        stream.into_wire()
+                    } else {
+                        drop(stream);
+                        None
+                    };
+                    if let Some(stream) = stream.filter(|stream| !stream.is_leaving()) {
                         pool::put(
                             endpoint.id(),
                             target,
@@ -367,8 +380,6 @@ impl Server<'_> {
                             Instant::now(),
                             self.shared.config.http_pool_per_endpoint,
                         );
-                    } else {
-                        drop(stream);
                     }
                     drop(lease);
                     if n_retries > 0 {
@@ -382,7 +393,12 @@ impl Server<'_> {
                     }
                     return Err(CloseReason::ResponseEnd);
                 }
-                Ended::Switched => return Err(self.switch(upstream, from_upstream).await),
+                Ended::Switched => {
+                    let Some(stream) = stream.into_wire() else {
+                        return Err(CloseReason::UpstreamError);
+                    };
+                    return Err(self.switch(stream, from_upstream).await);
+                }
                 Ended::Failed(failure) => {
                     self.connection.hold(None);
                     let reason = match failure {
@@ -391,17 +407,17 @@ impl Server<'_> {
                         _ => None,
                     };
                     if let Some(reason) = reason {
-                        upstream.stream.reset_on_close();
+                        stream.reset_on_close();
                         if has_responded {
                             socket::reset_on_close(self.client);
                         }
                         return Err(reason);
                     }
-                    if !has_responded && !upstream.is_reused && failure.is_silence() {
+                    if !has_responded && !is_reused && failure.is_silence() {
                         let asker = self.asker(is_whole.then_some(&mut to_upstream));
                         service.left_unanswered(&endpoint, asker, Instant::now());
                     }
-                    drop(upstream);
+                    drop((stream, lease));
                     match failure {
                         Failure::NoResponse | Failure::Lost
                             if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX =>
@@ -597,12 +613,12 @@ impl Server<'_> {
     }
 
     /// Goes on as a relay of bytes.
-    async fn switch(&mut self, upstream: Upstream, from_upstream: Buffer) -> CloseReason {
+    async fn switch(&mut self, upstream: Leg, from_upstream: Buffer) -> CloseReason {
         let early = [
             std::mem::take(&mut self.from_client).into_rest(),
             from_upstream.into_rest(),
         ];
-        let mut relay = Relay::new(self.connection, self.client, upstream.stream, early);
+        let mut relay = Relay::new(self.connection, self.client, upstream, early);
         relay::run(&mut relay).await
     }
 }
