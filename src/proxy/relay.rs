@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
@@ -53,7 +53,7 @@ where
         Ending::Discard => {
             // The upstream has said everything and wants no more. Closing now, with the client still sending, would
             // reset the connection and could destroy what the client has yet to read.
-            relay.client.hear();
+            relay.client.hear(&mut Context::from_waker(Waker::noop()));
             if let Some(client) = relay.client.wire() {
                 Box::pin(discard_a_while(client)).await;
             }
@@ -415,7 +415,7 @@ impl Half {
         // One side may send faster than the other core of the machine can follow; others want their turn too.
         for _ in 0..MOVES_PER_TURN {
             if self.poll_flush(cx, sink, stats)?.is_pending() {
-                source.deafen();
+                source.deafen(cx);
                 return Poll::Pending;
             }
             if self.is_ended {
@@ -539,7 +539,7 @@ impl Half {
                 Err(error) => {
                     core::put_pipe(pipe);
                     match error.kind() {
-                        io::ErrorKind::WouldBlock => source.hear(),
+                        io::ErrorKind::WouldBlock => source.hear(cx),
                         _ if splice::is_unsupported(&error) => {
                             self.way = Way::CopyOnly;
                             return Poll::Ready(Ok(None));

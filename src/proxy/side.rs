@@ -25,11 +25,19 @@ pub(super) enum Side<W> {
 }
 
 impl<W: Wire> Side<W> {
-    /// Whoever waits for what comes waits no more. Only a TCP socket can be deaf.
-    pub(super) fn deafen(&mut self) {
+    /// What comes wakes nobody from now on. Only a TCP socket can be deaf.
+    ///
+    /// The other direction may have waited for room in the same socket, and tokio has forgotten it: so `cx` is woken.
+    pub(super) fn deafen(&mut self, cx: &mut Context<'_>) {
+        if let Side::Deaf(_) | Side::Lost = self {
+            return;
+        }
         *self = match std::mem::replace(self, Side::Lost) {
             Side::Hears(wire) => match wire.into_tcp() {
-                Ok(stream) => Side::deaf(stream),
+                Ok(stream) => {
+                    cx.waker().wake_by_ref();
+                    Side::deaf(stream)
+                }
                 Err(wire) => Side::Hears(wire),
             },
             other => other,
@@ -54,12 +62,19 @@ impl<W: Wire> Side<W> {
         }
     }
 
-    /// What comes is told again.
-    pub(super) fn hear(&mut self) {
-        *self = match std::mem::replace(self, Side::Lost) {
+    /// What comes is told again. `cx` is woken as by `deafen`.
+    pub(super) fn hear(&mut self, cx: &mut Context<'_>) {
+        if let Side::Deaf(_) = self {
+            cx.waker().wake_by_ref();
+            *self = std::mem::replace(self, Side::Lost).heard();
+        }
+    }
+
+    fn heard(self) -> Side<W> {
+        match self {
             Side::Deaf(stream) => Side::hearing(stream.into_inner()),
             other => other,
-        };
+        }
     }
 
     #[cold]
@@ -76,9 +91,8 @@ impl<W: Wire> Side<W> {
         }
     }
 
-    pub(super) fn into_wire(mut self) -> Option<W> {
-        self.hear();
-        match self {
+    pub(super) fn into_wire(self) -> Option<W> {
+        match self.heard() {
             Side::Hears(wire) => Some(wire),
             Side::Deaf(_) | Side::Lost => None,
         }
@@ -89,7 +103,7 @@ impl<W: Wire> Side<W> {
         if let Side::Deaf(stream) = self {
             match rustix::net::recv(stream.get_ref(), &mut *buffer, RecvFlags::empty()) {
                 Ok((n, _)) => return Poll::Ready(Ok(n)),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => self.hear(),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => self.hear(cx),
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }

@@ -190,6 +190,33 @@ fn a_source_that_was_not_heard_is_heard_again() {
     }
 }
 
+/// Both directions wait, and share their sockets.
+#[test]
+fn a_direction_goes_on_while_the_other_one_is_stuck() {
+    let stage = Stage::new("tcp");
+    let mut client = dial(stage.door);
+    let mut endpoint = stage.endpoint();
+    client.set_nonblocking(true).unwrap();
+    let mut n_up = 0;
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(300) {
+        match client.write(&pattern(n_up, 16 * 1024)) {
+            Ok(n) => (n_up, last) = (n_up + n, Instant::now()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    let n_down = stage.block(&mut endpoint, b"");
+    assert!(
+        read(&mut endpoint, n_up) == pattern(0, n_up),
+        "what came is not what was sent"
+    );
+    client.set_nonblocking(false).unwrap();
+    assert!(
+        read(&mut client, n_down) == pattern(0, n_down),
+        "what came is not what was sent"
+    );
+}
+
 #[test]
 fn a_reset_of_a_source_that_is_not_heard_is_passed_on() {
     let stage = Stage::new("tcp");

@@ -209,7 +209,7 @@ impl Exchange<'_> {
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failure>> {
         for _ in 0..MOVES_PER_TURN {
             if self.poll_flush(cx)?.is_pending() {
-                self.upstream.deafen();
+                self.upstream.deafen(cx);
                 return Poll::Pending;
             }
             let Some(response) = self.response else {
@@ -279,7 +279,7 @@ impl Exchange<'_> {
 
     /// Reads from the upstream. An end that completes the response's body is dealt with here.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.upstream.hear();
+        self.upstream.hear(cx);
         let result = match self.upstream.wire() {
             Some(wire) => ready!(self.from_upstream.poll_fill(wire, cx)),
             None => Err(io::ErrorKind::NotConnected.into()),
@@ -415,7 +415,7 @@ impl Exchange<'_> {
                 Err(error) => {
                     core::put_pipe(pipe);
                     match error.kind() {
-                        io::ErrorKind::WouldBlock => self.upstream.hear(),
+                        io::ErrorKind::WouldBlock => self.upstream.hear(cx),
                         _ => return Poll::Ready(Ok(false)),
                     }
                 }
