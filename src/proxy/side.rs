@@ -237,3 +237,84 @@ impl Spliced<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    async fn pair() -> (Side<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Side::Hears(listener.accept().await.unwrap().0), peer)
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_so_that_room_is_waited_for_anew() {
+        let (mut side, peer) = pair().await;
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(count.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let n_woken = || count.0.load(Ordering::SeqCst);
+        side.hear(cx);
+        assert_eq!(n_woken(), 0, "it heard already");
+        side.deafen(cx);
+        assert_eq!(n_woken(), 1);
+        side.deafen(cx);
+        assert_eq!(n_woken(), 1, "it was deaf already");
+        assert!(side.wire().is_none());
+        // What a deaf one holds is read; once it holds nothing it hears, and wakes for that.
+        peer.writable().await.unwrap();
+        peer.try_write(b"bytes").unwrap();
+        let mut buffer = [0; 8];
+        assert!(matches!(side.poll_read(cx, &mut buffer), Poll::Ready(Ok(5))));
+        assert_eq!((n_woken(), side.wire().is_none()), (1, true));
+        assert!(side.poll_read(cx, &mut buffer).is_pending());
+        assert_eq!((n_woken(), side.wire().is_some()), (2, true));
+    }
+
+    #[tokio::test]
+    async fn a_deaf_side_takes_what_is_written_and_its_end() {
+        let (mut side, peer) = pair().await;
+        side.deafen(&mut Context::from_waker(Waker::noop()));
+        let mut n_written = 0;
+        let bytes = vec![7; 1 << 16];
+        // Until there is no room, and after there is some again.
+        for _ in 0..2 {
+            while let Ok(written) = tokio::time::timeout(
+                Duration::from_millis(100),
+                std::future::poll_fn(|cx| side.poll_write(cx, &bytes)),
+            )
+            .await
+            {
+                n_written += written.unwrap();
+            }
+            let mut buffer = vec![0; 1 << 20];
+            while n_written > 0 {
+                peer.readable().await.unwrap();
+                match peer.try_read(&mut buffer) {
+                    Ok(n) => n_written -= n,
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+        }
+        std::future::poll_fn(|cx| side.poll_end(cx, false)).await;
+        peer.readable().await.unwrap();
+        assert_eq!(peer.try_read(&mut [0]).unwrap(), 0);
+    }
+}
