@@ -201,8 +201,8 @@ fn services() {
         "my-web",
     ]);
     assert!(said.contains("verify: Service my-web converged"), "{said}");
+    rig.wait_updated("my-web", "completed");
     let after = rig.get("/services/my-web").json();
-    assert_eq!(after["UpdateStatus"]["State"], "completed");
     assert_eq!(
         after["PreviousSpec"]["TaskTemplate"]["ContainerSpec"]["Image"],
         "nginx:latest"
@@ -214,9 +214,9 @@ fn services() {
         said.contains("rollback: manually requested rollback") && said.contains("verify: Service my-web converged"),
         "{said}"
     );
+    rig.wait_updated("my-web", "rollback_completed");
     let after = rig.get("/services/my-web").json();
     assert_eq!(after["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"], "nginx:latest");
-    assert_eq!(after["UpdateStatus"]["State"], "rollback_completed");
     let pretty = rig.docker(&["service", "inspect", "--pretty", "my-web"]);
     for words in [
         "Service Mode:\tReplicated",

@@ -256,6 +256,14 @@ impl Rig {
         }
     }
 
+    /// An update has ended so. The command line waits for as long as an update is watched, counted from when it saw the last
+    /// task run: which of the two comes first is not said.
+    pub fn wait_updated(&self, service: &str, state: &str) {
+        self.wait_for(state, || {
+            self.get(&format!("/services/{service}")).json()["UpdateStatus"]["State"] == state
+        });
+    }
+
     /// All tasks that a service wants run.
     pub fn wait_running(&self, service: &str, n: u64) {
         self.wait_for(&format!("{n} tasks of {service}"), || {

@@ -110,10 +110,7 @@ fn of_a_file() {
     let out = attached.output().unwrap();
     assert!(out.status.success(), "{out:?}");
     assert!(String::from_utf8_lossy(&out.stdout).contains(" converged"), "{out:?}");
-    assert_eq!(
-        rig.get("/services/app_web").json()["UpdateStatus"]["State"],
-        "completed"
-    );
+    rig.wait_updated("app_web", "completed");
     let external = STACK.replace("{front: {}}", "{front: {external: true}}");
     std::fs::write(dir.join("external.yml"), external).unwrap();
     let missing = rig.docker_fails(&["stack", "deploy", "--detach=true", "-c", "external.yml", "other"]);
