@@ -227,6 +227,8 @@ pub fn listen_hidden(n: usize, liveness: &Liveness) -> io::Result<Vec<TcpListene
         sockets.push(new(addr)?);
     }
     for socket in &sockets {
+        // What they accept has the port that was asked for, and inherits this: others may listen there once it is theirs.
+        socket.set_reuse_address(true)?;
         socket.listen(BACKLOG)?;
     }
     Ok(sockets.into_iter().map(TcpListener::from).collect())

@@ -240,6 +240,8 @@ fn listen(liveness: &Liveness) -> io::Result<TcpListener> {
     };
     let unwanted = UNWANTED_PORTS.into_iter().find_map(|port| try_port(port).ok());
     let socket = unwanted.map_or_else(|| try_port(0), Ok)?;
+    // What it accepts has the port that was asked for, and inherits this: a program inside may still listen there.
+    socket.set_reuse_address(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -137,6 +137,37 @@ fn a_program_reaches_services_by_name_and_by_address_on_any_port() {
     });
 }
 
+/// A program that waits for another service and listens on the same port then, as entry points of containers do, and one that
+/// is started again in the same network.
+#[test]
+fn a_program_may_listen_on_a_port_that_it_is_connected_to() {
+    let Some(mut place) = Place::set_up("within4") else {
+        return;
+    };
+    let _resolv = ResolvConf::of(&place.netns("task"));
+    place.task("0.0.0.0:8080");
+    place.serve_in("client", "0.0.0.0:9000");
+    let (task, client) = (place.path("task"), place.path("client"));
+    place.node(&format!(
+        "services:
+  web: {{ endpoints: [{{ address: '10.99.2.2:8080', netns: {task} }}] }}
+  api: {{ endpoints: [{{ address: '10.99.1.2:9000', netns: {client} }}] }}
+"
+    ));
+    wait_until("a way to the service", || {
+        !sh(&place, "task", "curl -s -m 5 http://api:80/").is_empty()
+    });
+    let script = "import socket
+def listen():
+    with socket.create_server(('0.0.0.0', 80)):
+        pass
+listen()                                        # what has just ended lingers
+held = socket.create_connection(('api', 80))
+listen()
+print('listened')";
+    assert_eq!(sh(&place, "task", &format!("python3 -c \"{script}\" 2>&1")), "listened");
+}
+
 /// As Docker has it in a container on a network of its own: its rules lead from there to its resolver, on another port.
 #[test]
 fn where_dockers_own_resolver_is_it_is_the_one_that_is_asked() {
