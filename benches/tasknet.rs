@@ -98,6 +98,7 @@ fn bench(criterion: &mut Criterion) {
         is_closed: false,
         has_dns: true,
         nameservers: Vec::new(),
+        links: Vec::new(),
     };
     let open = async |n: u16| networks.open("task", place(n)).await.expect("the privileges");
     // What is made once for all is there after the first.

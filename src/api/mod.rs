@@ -17,5 +17,5 @@ mod validate;
 mod view;
 mod wire;
 
-pub use outside::{Host, Later, Lock, LogLine, LogQuery, LogStream, Outside, UnlockError};
+pub use outside::{Attaching, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside, Turn, UnlockError};
 pub use server::Api;

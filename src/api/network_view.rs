@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::swarm::{Id, Network, Task, TaskAddress, TaskState};
+use crate::model::swarm::{AttachedContainer, Id, Network, Task, TaskAddress, TaskState};
 use crate::store::Snapshot;
 
 /// Networks of each node that are there without being made; each has its name for an id.
@@ -48,7 +48,7 @@ fn ipam(network: &Network) -> Value {
     json!([config])
 }
 
-/// The same with the tasks that are on it and their nodes. `is_verbose`: by their services too.
+/// The same with the tasks and the other containers that are on it, and their nodes. `is_verbose`: by their services too.
 pub(super) fn with_tasks(snapshot: &Snapshot, network: &Network, is_verbose: bool) -> Value {
     let mut all = self::network(network);
     let on_network = |task: &'_ Task| {
@@ -60,7 +60,12 @@ pub(super) fn with_tasks(snapshot: &Snapshot, network: &Network, is_verbose: boo
         .tasks()
         .filter_map(|task| Some((&**task, on_network(task)?)))
         .collect();
-    if tasks.is_empty() {
+    let others: Vec<(&AttachedContainer, &TaskAddress)> = snapshot
+        .containers()
+        .filter(|container| container.network == network.id)
+        .filter_map(|container| Some((&**container, container.address.as_ref()?)))
+        .collect();
+    if tasks.is_empty() && others.is_empty() {
         return all;
     }
     let mut containers = Map::new();
@@ -74,13 +79,24 @@ pub(super) fn with_tasks(snapshot: &Snapshot, network: &Network, is_verbose: boo
             .map_or(task.id.as_str(), |container| &container.id);
         let shown = json!({
             "Name": task.name(),
-            "EndpointID": endpoint_id(network, task),
+            "EndpointID": endpoint_id(&network.id, &task.id),
             // Nothing of it is on a link.
             "MacAddress": "",
             "IPv4Address": format!("{}/{}", own.addr, own.prefix),
             "IPv6Address": "",
         });
         containers.insert(container.to_owned(), shown);
+    }
+    for (container, own) in others {
+        nodes.insert(&container.node);
+        let shown = json!({
+            "Name": container.name,
+            "EndpointID": endpoint_id(&network.id, &container.id),
+            "MacAddress": "",
+            "IPv4Address": format!("{}/{}", own.addr, own.prefix),
+            "IPv6Address": "",
+        });
+        containers.insert(container.container.clone(), shown);
     }
     all["Containers"] = Value::Object(containers);
     let nodes = nodes.into_iter().filter_map(|id| snapshot.node(id.as_str()));
@@ -99,7 +115,7 @@ fn services(snapshot: &Snapshot, network: &Network, tasks: &[(&Task, TaskAddress
         let host = node.map(|node| node.addr.to_string()).unwrap_or_default();
         by_service.entry(task.service.as_str()).or_default().push(json!({
             "Name": task.name(),
-            "EndpointID": endpoint_id(network, task),
+            "EndpointID": endpoint_id(&network.id, &task.id),
             "EndpointIP": own.addr,
             "Info": { "Host IP": host },
         }));
@@ -114,11 +130,9 @@ fn services(snapshot: &Snapshot, network: &Network, tasks: &[(&Task, TaskAddress
     Value::Object(shown.collect())
 }
 
-/// A task's place on a network, by a name of the length that Docker's have.
-fn endpoint_id(network: &Network, task: &Task) -> String {
-    let hash = Sha256::new()
-        .chain_update(network.id.as_str())
-        .chain_update(task.id.as_str());
+/// The place of a task, or of another container, on a network, by a name of the length that Docker's have.
+pub(super) fn endpoint_id(network: &Id, of: &Id) -> String {
+    let hash = Sha256::new().chain_update(network.as_str()).chain_update(of.as_str());
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -133,7 +147,7 @@ pub(super) fn endpoints(snapshot: &Snapshot, task: &Task) -> Map<String, Value> 
             "MacAddress": "",
             "DriverOpts": null,
             "NetworkID": network.id,
-            "EndpointID": endpoint_id(network, task),
+            "EndpointID": endpoint_id(&network.id, &task.id),
             "Gateway": "",
             "IPAddress": own.addr,
             "IPPrefixLen": own.prefix,

@@ -1,9 +1,11 @@
 //! What the API needs of others: this machine, tasks' output, the engine's socket. `app` joins it.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -71,6 +73,19 @@ pub enum UnlockError {
     Failed(String),
 }
 
+/// Nobody else does anything about a container until this is dropped.
+pub type Turn = Box<dyn Send>;
+
+/// Containers that are no tasks, on networks of the swarm.
+pub trait Attaching: Send + Sync {
+    /// Makes the network of a container ready, by the engine's id, which is about to be started while the turn is held. `None`:
+    /// it is none of these. Errors: why it cannot be, for people.
+    fn attach<'a>(&'a self, container: &'a str) -> Later<'a, Result<Option<Turn>, String>>;
+
+    /// Ready when those that have ended are gone from the store, as far as that does not take long.
+    fn look(&self) -> Later<'_, ()>;
+}
+
 /// What the API needs of others.
 pub trait Outside: Send + Sync {
     /// The output of a task of this node. Errors: why there is none.
@@ -98,6 +113,11 @@ pub trait Outside: Send + Sync {
 
     /// `None`: the swarm was open from the beginning, or there was none.
     fn lock(&self) -> Option<&dyn Lock> {
+        None
+    }
+
+    /// Who has containers that are no tasks be on networks of the swarm. `None`: this node may not, or has no engine.
+    fn attaching(&self) -> Option<Arc<dyn Attaching>> {
         None
     }
 }

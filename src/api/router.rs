@@ -73,7 +73,10 @@ impl Router {
         if !is_ours(request.method(), &words) {
             return match self.backend.outside.engine() {
                 None if !is_an_engines(&words) => Err(ApiError::page_not_found()),
-                _ => self.backend.engine.pass(request, version, &rest).await,
+                _ => {
+                    let _turn = containers::before(&self.backend, request.method(), &words).await?;
+                    self.backend.engine.pass(request, version, &rest).await
+                }
             };
         }
         let query = wire::parse_query(request.uri().query().unwrap_or_default());

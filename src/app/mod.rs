@@ -2,6 +2,7 @@
 //! only parses arguments.
 
 mod api_socket;
+mod attached;
 mod check;
 mod config;
 mod datadir;

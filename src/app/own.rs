@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::api_socket::{ApiSocket, ApiSocketError};
+use super::attached::{AttachedContainers, Reaches};
 use super::config::{EngineChoice, OwnConfig};
 use super::lock::{self, OwnLock};
 use crate::agent::containers::{Containers, EngineError};
@@ -101,6 +102,8 @@ pub struct OwnSwarm {
     api: Arc<Api>,
     listener: UnixListener,
     socket: Arc<ApiSocket>,
+    /// `None`: there can be none.
+    attached: Option<Arc<AttachedContainers>>,
 }
 
 /// The data plane that a swarm's services are served by.
@@ -130,6 +133,7 @@ impl OwnSwarm {
             }
             Err(error) => return Err(error.into()),
         };
+        let mut attached = None;
         let engine = match config.engine {
             EngineChoice::None => None,
             EngineChoice::Socket(path) => Some(path),
@@ -141,6 +145,9 @@ impl OwnSwarm {
             Some(path) => {
                 let owner = data_dir.display().to_string();
                 let containers = Containers::connect(path, owner, plane.networks.clone()).await?;
+                if containers.can_attach() {
+                    attached = Some(Arc::new(AttachedContainers::new(store.clone(), containers.clone())));
+                }
                 Arc::new(containers.with_api(api.clone()))
             }
             None => {
@@ -163,7 +170,7 @@ impl OwnSwarm {
                 ))
             }
         };
-        let own = OwnSwarm::join(store, lock, runtime, engine, api, plane)?;
+        let own = OwnSwarm::join(store, lock, runtime, engine, api, plane, attached)?;
         Ok(OwnSwarm {
             store_health: Some(health),
             keeper: Some(ClusterKeeper::new(data_dir, watch::Sender::new(true).subscribe())),
@@ -180,7 +187,7 @@ impl OwnSwarm {
         api: Arc<ApiSocket>,
         plane: Plane,
     ) -> Result<OwnSwarm, OwnError> {
-        OwnSwarm::join(store, None, runtime, engine, api, plane)
+        OwnSwarm::join(store, None, runtime, engine, api, plane, None)
     }
 
     /// `lock`: what the store, which is empty before, waits for.
@@ -191,6 +198,7 @@ impl OwnSwarm {
         engine: Option<PathBuf>,
         api: Arc<ApiSocket>,
         plane: Plane,
+        attached: Option<Arc<AttachedContainers>>,
     ) -> Result<OwnSwarm, OwnError> {
         let Plane {
             table,
@@ -213,6 +221,7 @@ impl OwnSwarm {
             faults: faults.clone(),
             engine,
             lock: lock.clone(),
+            attached: attached.clone(),
         };
         let mut tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
         if lock.is_some() {
@@ -231,6 +240,7 @@ impl OwnSwarm {
             api: Api::new(store.clone(), Arc::new(beside)),
             listener,
             socket: api,
+            attached,
             store,
         })
     }
@@ -250,7 +260,11 @@ impl OwnSwarm {
             self.tables
                 .run(self.clusters.subscribe(), local.subscribe(), own.subscribe(), stopped()),
         );
-        parts.spawn(follow_addresses(self.agent.addresses(), local, stopped()));
+        let of_others = self
+            .attached
+            .as_ref()
+            .map_or_else(nobody, |attached| attached.reaches());
+        parts.spawn(follow_addresses(self.agent.addresses(), of_others, local, stopped()));
         parts.spawn(self.api.serve(self.listener, stopped()));
         tracing::info!(socket = %self.socket.path().display(), "the Docker API is served");
         tokio::pin!(shutdown);
@@ -260,6 +274,7 @@ impl OwnSwarm {
                 recall(self.keeper.as_ref(), &self.status, &self.clusters, &own);
                 tokio::select! {
                     () = self.agent.watch_over() => false,
+                    () = watch_over(self.attached.as_deref()) => false,
                     () = lock.opened() => true,
                     () = &mut shutdown => false,
                 }
@@ -270,6 +285,10 @@ impl OwnSwarm {
             let native = NativeSource::default();
             parts.spawn(native.run(self.store.clone(), self.clusters.clone(), stopped()));
             parts.spawn(self.agent.run(assignments.subscribe(), stopped()));
+            if let Some(attached) = self.attached.clone() {
+                let stopped = stopped();
+                parts.spawn(async move { attached.run(stopped).await });
+            }
             parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
             parts.spawn(self.reporter.run(stopped()));
             parts.spawn(control::run(self.store.clone(), stopped()));
@@ -405,18 +424,25 @@ async fn follow_store(
     }
 }
 
-/// Passes on where this node's tasks are reached.
+/// Passes on where this node's tasks are reached, and other containers on its networks.
 async fn follow_addresses(
-    mut addresses: watch::Receiver<Arc<agent::Addresses>>,
+    mut tasks: watch::Receiver<Arc<agent::Addresses>>,
+    mut others: watch::Receiver<Arc<Reaches>>,
     local: watch::Sender<Option<Arc<LocalTasks>>>,
     shutdown: impl Future<Output = ()>,
 ) {
     let follow = async {
         loop {
-            let now = addresses.borrow_and_update().clone();
-            let tasks = now.iter().map(|(id, reach)| (Arc::from(id.as_str()), reach.clone()));
-            local.send_replace(Some(Arc::new(tasks.collect())));
-            if addresses.changed().await.is_err() {
+            let now = tasks.borrow_and_update().clone();
+            let others_now = others.borrow_and_update().clone();
+            let all = now.iter().chain(others_now.iter());
+            let all = all.map(|(id, reach)| (Arc::from(id.as_str()), reach.clone()));
+            local.send_replace(Some(Arc::new(all.collect())));
+            let changed = tokio::select! {
+                changed = tasks.changed() => changed,
+                Ok(()) = others.changed() => Ok(()),
+            };
+            if changed.is_err() {
                 break;
             }
         }
@@ -425,6 +451,19 @@ async fn follow_addresses(
         () = follow => {}
         () = shutdown => {}
     }
+}
+
+/// Never ends.
+async fn watch_over(attached: Option<&AttachedContainers>) {
+    match attached {
+        Some(attached) => attached.watch_over().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where there are no other containers, ever.
+fn nobody() -> watch::Receiver<Arc<Reaches>> {
+    watch::Sender::default().subscribe()
 }
 
 /// The agent's words, on their way to the store.
@@ -446,6 +485,7 @@ struct Beside {
     faults: Arc<Faults>,
     engine: Option<PathBuf>,
     lock: Option<Arc<OwnLock>>,
+    attached: Option<Arc<AttachedContainers>>,
 }
 
 impl Outside for Beside {
@@ -538,6 +578,12 @@ impl Outside for Beside {
 
     fn lock(&self) -> Option<&dyn Lock> {
         self.lock.as_deref().map(|lock| lock as &dyn Lock)
+    }
+
+    fn attaching(&self) -> Option<Arc<dyn api::Attaching>> {
+        self.attached
+            .clone()
+            .map(|attached| attached as Arc<dyn api::Attaching>)
     }
 }
 

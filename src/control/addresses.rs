@@ -1,4 +1,5 @@
-//! An address for each task on each of its networks, before it has a node. A task keeps what it was given until it has ended.
+//! An address for each task on each of its networks, before it has a node. A task keeps what it was given until it has ended,
+//! another container until it is gone from the store.
 //! Not here: the networks' subnets and the services' addresses (`allocator`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,18 +8,30 @@ use std::sync::Arc;
 
 use super::draft::Draft;
 use super::{Context, Plan};
-use crate::model::swarm::{Id, Network, Task, TaskAddress, TaskState};
+use crate::model::swarm::{AttachedContainer, Id, Network, Task, TaskAddress, TaskState};
 use crate::store::Snapshot;
 
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
     let snapshot = context.snapshot;
     let mut open: Vec<&Arc<Task>> = snapshot.tasks().filter(|task| !is_given(task, snapshot)).collect();
-    if open.is_empty() {
+    let mut arrived: Vec<&Arc<AttachedContainer>> = snapshot.containers().filter(|one| one.address.is_none()).collect();
+    if open.is_empty() && arrived.is_empty() {
         return draft.into_plan();
     }
+    arrived.sort_by_key(|container| (container.meta.created_at, container.id.clone()));
     open.sort_by_key(|task| (task.meta.created_at, task.slot, task.id.clone()));
     let mut free = Free::of(snapshot);
+    for container in arrived {
+        if draft.is_full() {
+            break;
+        }
+        let given = free.give_container(container, snapshot);
+        draft.change_container(container, |container| match given {
+            Ok(address) => (container.address, container.error) = (Some(address), None),
+            Err(reason) => container.error = Some(reason),
+        });
+    }
     for task in open {
         if draft.is_full() {
             break;
@@ -85,6 +98,9 @@ impl Free {
         for task in snapshot.tasks().filter(|task| holds(task)) {
             task.addresses.iter().for_each(|own| take(&own.network, own.addr));
         }
+        for own in snapshot.containers().filter_map(|container| container.address.as_ref()) {
+            take(&own.network, own.addr);
+        }
         Free { taken }
     }
 
@@ -92,29 +108,53 @@ impl Free {
     fn give(&mut self, task: &Task, snapshot: &Snapshot) -> Result<Vec<TaskAddress>, String> {
         let mut given = Vec::new();
         for network in networks(task, snapshot) {
-            let none = |why: &str| format!("network {}: {why}", network.name);
-            let Some(subnet) = network.subnet else {
-                return Err(none("it has no subnet, since the swarm's address pool is used up"));
-            };
-            let taken = self.taken.get(&network.id);
-            let Some(addr) = next(network, taken) else {
-                let of = network.range.unwrap_or(subnet);
-                return Err(none(&format!("no address is left in {of}")));
-            };
-            given.push(TaskAddress {
-                network: network.id.clone(),
-                addr,
-                prefix: subnet.prefix_len(),
-                is_internal: network.is_internal,
-            });
+            given.push(self.one_of(network, None)?);
         }
-        for address in &given {
-            self.taken
-                .entry(address.network.clone())
-                .or_default()
-                .insert(address.addr);
-        }
+        given.iter().for_each(|address| self.take(address));
         Ok(given)
+    }
+
+    /// The one that it asks for, or any. `Err`: why not, for people.
+    fn give_container(&mut self, container: &AttachedContainer, snapshot: &Snapshot) -> Result<TaskAddress, String> {
+        let network = snapshot.network(container.network.as_str());
+        let network = network.ok_or_else(|| format!("network {} is not there any more", container.network))?;
+        let given = self.one_of(network, container.wanted)?;
+        self.take(&given);
+        Ok(given)
+    }
+
+    fn take(&mut self, given: &TaskAddress) {
+        let taken = self.taken.entry(given.network.clone()).or_default();
+        taken.insert(given.addr);
+    }
+
+    /// `wanted`: that one and no other.
+    fn one_of(&self, network: &Network, wanted: Option<Ipv4Addr>) -> Result<TaskAddress, String> {
+        let none = |why: &str| format!("network {}: {why}", network.name);
+        let Some(subnet) = network.subnet else {
+            return Err(none("it has no subnet, since the swarm's address pool is used up"));
+        };
+        let taken = self.taken.get(&network.id);
+        let addr = match wanted {
+            Some(wanted) => {
+                let is_taken = taken.is_some_and(|taken| taken.contains(&wanted));
+                let is_reserved = network.reserved().any(|reserved| reserved == wanted);
+                if is_taken || is_reserved {
+                    return Err(none(&format!("address {wanted} is already in use")));
+                }
+                wanted
+            }
+            None => next(network, taken).ok_or_else(|| {
+                let of = network.range.unwrap_or(subnet);
+                none(&format!("no address is left in {of}"))
+            })?,
+        };
+        Ok(TaskAddress {
+            network: network.id.clone(),
+            addr,
+            prefix: subnet.prefix_len(),
+            is_internal: network.is_internal,
+        })
     }
 }
 
@@ -138,7 +178,8 @@ mod tests {
 
     use super::super::testing::{World, network, replicated, seconds, spec};
     use super::*;
-    use crate::model::swarm::Object;
+    use crate::model::swarm::{Meta, Object, Time};
+    use crate::store::THIS_REVISION;
 
     /// A swarm with the network `app`, whose subnet this is.
     fn world(subnet: &str, seed: u64) -> World {
@@ -227,6 +268,58 @@ mod tests {
             waiting.collect::<BTreeSet<_>>(),
             BTreeSet::from(["network app: no address is left in 10.9.0.128/29".to_owned()])
         );
+    }
+
+    #[test]
+    fn a_container_that_is_no_task_has_one_that_is_nobody_elses() {
+        let mut world = world("10.9.0.0/28", 1);
+        let web = create(&mut world, "web", "good", 3);
+        world.run_for(seconds(20));
+        let network = world.snapshot.networks().next().unwrap().id.clone();
+        let put = |world: &mut World, id: &str, wanted: Option<[u8; 4]>| {
+            let node = world.snapshot.nodes().next().unwrap().id.clone();
+            world.put(Object::Container(Arc::new(AttachedContainer {
+                id: id.into(),
+                meta: Meta::new(THIS_REVISION, Time::default()),
+                node,
+                network: network.clone(),
+                container: id.to_owned(),
+                name: id.to_owned(),
+                names: Vec::new(),
+                wanted: wanted.map(Ipv4Addr::from),
+                address: None,
+                error: None,
+            })));
+            world.run_for(seconds(1));
+            let stored = world.snapshot.container(id).unwrap();
+            let given = stored.address.as_ref().map(|own| (own.addr, own.prefix));
+            (given, stored.error.clone())
+        };
+        let taken = addrs(&world.serving(&web));
+        let (free, is_free) = put(&mut world, "any", None);
+        let (free, prefix) = free.unwrap();
+        assert_eq!((prefix, is_free), (28, None));
+        assert!(!taken.contains(&free) && free != Ipv4Addr::new(10, 9, 0, 1));
+        let wanted = Some([10, 9, 0, 14]);
+        assert_eq!(
+            put(&mut world, "wants", wanted).0,
+            Some((Ipv4Addr::new(10, 9, 0, 14), 28))
+        );
+        for asked in [taken[0], free, Ipv4Addr::new(10, 9, 0, 14), Ipv4Addr::new(10, 9, 0, 1)] {
+            let (given, error) = put(&mut world, "late", Some(asked.octets()));
+            assert_eq!(given, None);
+            assert_eq!(
+                error.unwrap(),
+                format!("network app: address {asked} is already in use")
+            );
+        }
+        // Nor do tasks get what these have.
+        world.scale(&web, 14);
+        world.run_for(seconds(20));
+        let given = addrs(&world.serving(&web));
+        // Of 14 the network has one, the service one, and these two.
+        assert_eq!(given.len(), 10);
+        assert!(!given.contains(&free) && !given.contains(&Ipv4Addr::new(10, 9, 0, 14)));
     }
 
     #[test]

@@ -76,7 +76,8 @@ impl Supply {
             *used.entry(&vip.network).or_default() += 1;
         }
         let tasks = snapshot.tasks().filter(|task| addresses::holds(task));
-        for own in tasks.flat_map(|task| &task.addresses) {
+        let of_containers = snapshot.containers().filter_map(|container| container.address.as_ref());
+        for own in tasks.flat_map(|task| &task.addresses).chain(of_containers) {
             *used.entry(&own.network).or_default() += 1;
         }
         let has_left = |network: &&Arc<Network>| {
@@ -302,6 +303,11 @@ impl Taken {
                 if let Some(addrs) = taken.addrs.get_mut(&own.network) {
                     addrs.taken.insert(u32::from(own.addr));
                 }
+            }
+        }
+        for own in snapshot.containers().filter_map(|container| container.address.as_ref()) {
+            if let Some(addrs) = taken.addrs.get_mut(&own.network) {
+                addrs.taken.insert(u32::from(own.addr));
             }
         }
         for service in snapshot.services() {

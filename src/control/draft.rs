@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::bounds::PORTION;
-use crate::model::swarm::{Id, Key, Kind, Object, Service, Swarm, Task, TaskSpec, TaskState, Time, Write};
+use crate::model::swarm::{
+    AttachedContainer, Id, Key, Kind, Object, Service, Swarm, Task, TaskSpec, TaskState, Time, Write,
+};
 use crate::store::THIS_REVISION;
 
 pub(super) struct Draft {
@@ -113,6 +115,20 @@ impl Draft {
         if task.desired < desired {
             self.change_task(task, |task| task.desired = task.desired.max(desired));
         }
+    }
+
+    pub(super) fn change_container(
+        &mut self,
+        container: &Arc<AttachedContainer>,
+        change: impl FnOnce(&mut AttachedContainer),
+    ) {
+        let mut next = AttachedContainer::clone(container);
+        change(&mut next);
+        if next == **container {
+            return;
+        }
+        next.meta.updated_at = self.now;
+        self.put(Object::Container(Arc::new(next)));
     }
 
     pub(super) fn change_service(&mut self, service: &Arc<Service>, change: impl FnOnce(&mut Service)) {

@@ -24,6 +24,8 @@ use crate::routing::{Endpoint, Service};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
     pub networks: Vec<Arc<str>>,
+    /// Names of its own for others, each with the one that it stands for; in lower case.
+    pub links: Vec<(Arc<str>, Arc<str>)>,
 }
 
 impl View {
@@ -40,7 +42,14 @@ pub(super) fn answer(question: &Query, zone: &Zone<'_>, view: &View, now: Instan
     let asked = Asked { zone, view, now };
     let labels: Option<Vec<String>> = question.name.iter().take(MAX_LABELS + 1).map(lower).collect();
     let labels = labels.filter(|labels| labels.len() <= MAX_LABELS).unwrap_or_default();
-    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let mut labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    if let Some((_, linked)) = view
+        .links
+        .iter()
+        .find(|(alias, _)| labels.iter().copied().eq(alias.split('.')))
+    {
+        labels = linked.split('.').collect();
+    }
     if let Some((mut ips, ttl)) = asked.found(&labels) {
         let wants = |ip: &IpAddr| match question.query_type {
             RecordType::A => ip.is_ipv4(),
@@ -204,8 +213,11 @@ impl<'a> Asked<'a> {
             here.filter_map(move |endpoint| {
                 let mut attachments = self.view.attachments(service);
                 let attachment = attachments.find(|attachment| address_on(endpoint, attachment) == ip)?;
-                let name = endpoint.task().map(|task| full_name(task));
-                let name = name.unwrap_or_else(|| format!("tasks.{}", service.name()));
+                let name = match endpoint.task() {
+                    Some(task) if task.is_by_itself() => attachment.aliases.first()?.to_string(),
+                    Some(task) => full_name(task),
+                    None => format!("tasks.{}", service.name()),
+                };
                 Some((TASKS_TTL_S, name_on(&name, attachment)?))
             })
         });
@@ -352,6 +364,7 @@ mod tests {
         };
         let view = View {
             networks: networks.iter().map(|network| (*network).into()).collect(),
+            links: vec![("kin".into(), "app_web.2.id2".into()), ("my.kin".into(), "www".into())],
         };
         match answer(
             &question,
@@ -369,6 +382,22 @@ mod tests {
                 shown.join(", ")
             }
         }
+    }
+
+    #[test]
+    fn a_container_by_itself_is_called_by_its_own_name() {
+        let handle = table();
+        let own = service("x1", &[("a", None, &["Box", "www"])], &[("x1", [172, 17, 0, 9])]);
+        handle.commit(&[own]).unwrap();
+        for (name, kind, expect) in [
+            ("box.", RecordType::A, "0 172.17.0.9"),
+            ("tasks.box.net-a.", RecordType::A, "0 172.17.0.9"),
+            ("www.", RecordType::A, "0 10.0.1.2, 0 172.17.0.4, 0 172.17.0.9"),
+            ("9.0.17.172.in-addr.arpa.", RecordType::PTR, "0 Box.net-a."),
+        ] {
+            assert_eq!(ask(&handle, &["a"], name, kind), expect, "{name}");
+        }
+        assert_eq!(ask(&handle, &["b"], "box.", RecordType::A), "-");
     }
 
     #[test]
@@ -401,6 +430,10 @@ mod tests {
             (&["a"], "tasks.web.example.test.", A, "0 172.17.0.2, 0 172.17.0.3"),
             (&["b"], "web.example.test.", A, "-"),
             (&["a"], "example.test.", A, "-"),
+            // Names that it has for others.
+            (&["a"], "Kin.", A, "0 172.17.0.3"),
+            (&["a"], "my.kin.", A, "0 10.0.1.2, 0 172.17.0.4"),
+            (&["c"], "kin.", A, "-"),
             // A task's own names.
             (&["a"], "id1-host.", A, "0 172.17.0.2"),
             (&["a"], "ID1-HOST.net-a.", A, "0 172.17.0.2"),
@@ -454,6 +487,7 @@ mod tests {
         };
         let view = View {
             networks: vec!["a".into()],
+            links: Vec::new(),
         };
         for labels in [
             &[&b"\xff"[..]][..],

@@ -505,6 +505,8 @@ pub struct TaskPlace {
     pub has_dns: bool,
     /// Who is asked for names that are not the cluster's; empty: whom this node asks.
     pub nameservers: Vec<SocketAddr>,
+    /// Names that are said to this task alone, each with the one that it stands for on the task's networks; in lower case.
+    pub links: Vec<(Arc<str>, Arc<str>)>,
 }
 
 impl TaskPlace {
@@ -563,6 +565,11 @@ impl TaskRef {
     pub fn address_on(&self, network: &str) -> Option<IpAddr> {
         let mut addresses = self.addresses.iter();
         addresses.find(|(of, _)| **of == *network).map(|(_, ip)| *ip)
+    }
+
+    /// Whether it is a container that is no task of a service: it stands for itself, under the aliases of its attachment.
+    pub fn is_by_itself(&self) -> bool {
+        self.id == self.service
     }
 }
 

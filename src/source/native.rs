@@ -1,6 +1,7 @@
 //! The own control plane as a source: what its store holds, cut down to a `Cluster` as any node has it. Not here: the way
 //! from there to a routing table, which is the same as for a Docker Swarm (`cluster`).
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use bollard_stubs::models::{EndpointPortConfig, NetworkAttachmentConfig};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::model::swarm::{self, Availability, Task};
+use crate::model::swarm::{self, AttachedContainer, Availability, Task};
 use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 use crate::store::{Snapshot, Store};
 
@@ -60,6 +61,18 @@ impl NativeSource {
                 None => self.cluster.remove(&format!("task/{id}")),
             }
         }
+        for (id, container) in snapshot.containers_since(&before) {
+            match container.and_then(|container| as_service(container, snapshot)) {
+                Some((service, task)) => {
+                    self.cluster.put(ClusterObject::Service(service));
+                    self.cluster.put(ClusterObject::Task(task));
+                }
+                None => {
+                    self.cluster.remove(&format!("service/{id}"));
+                    self.cluster.remove(&format!("task/{id}"));
+                }
+            }
+        }
         for node in before.nodes().filter(|node| snapshot.node(node.id.as_str()).is_none()) {
             self.cluster.remove(&format!("node/{}", node.id));
         }
@@ -94,7 +107,7 @@ fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
         // Those in host mode too: this node has all tasks there are, so each of its tasks is one of this node.
         ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        refused: std::collections::BTreeMap::new(),
+        refused: BTreeMap::new(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
         networks: attachments_of(service, snapshot),
     }
@@ -119,6 +132,40 @@ fn attachments_of(service: &swarm::Service, snapshot: &Snapshot) -> Vec<Attachme
         })
     };
     service.networks().iter().filter_map(attachment_of).collect()
+}
+
+/// A container that is no task, as others on its network see it: a service without an address of its own, whose one task it is.
+/// What it is called are the service's aliases, so that a name may be a service's too, as in Docker. `None` before it has an
+/// address.
+fn as_service(container: &AttachedContainer, snapshot: &Snapshot) -> Option<(ClusterService, ClusterTask)> {
+    let network = snapshot.network(container.network.as_str())?;
+    let own = container.address.as_ref()?;
+    let attachment = Attachment {
+        network: network.id.as_str().into(),
+        network_name: network.name.as_str().into(),
+        vip: None,
+        subnet: network.subnet.map(IpNet::V4),
+        aliases: container.names.iter().map(|name| name.as_str().into()).collect(),
+    };
+    let service = ClusterService {
+        id: container.id.to_string(),
+        // No service's that a user declares.
+        name: format!("container-{}", container.id),
+        ports: Vec::new(),
+        labels: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        stop_grace_ms: None,
+        networks: vec![attachment],
+    };
+    let task = ClusterTask {
+        id: container.id.to_string(),
+        service: container.id.to_string(),
+        node: container.node.to_string(),
+        slot: 1,
+        addresses: BTreeMap::from([(own.network.to_string(), own.addr.into())]),
+        names: Vec::new(),
+    };
+    Some((service, task))
 }
 
 fn millis(duration: Duration) -> u64 {

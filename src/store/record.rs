@@ -55,6 +55,7 @@ pub(super) fn write(object: &Object, revision: u64, seal: &Seal) -> Result<Vec<u
         Object::Network(object) => serde_json::to_value(&**object),
         Object::Service(object) => serde_json::to_value(&**object),
         Object::Task(object) => serde_json::to_value(&**object),
+        Object::Container(object) => serde_json::to_value(&**object),
         Object::Config(payload) | Object::Secret(payload) => {
             let sealed = seal.seal(&place, &payload.data).map_err(|error| error.to_string())?;
             serde_json::to_value(SealedPayload {
@@ -109,6 +110,7 @@ pub(super) fn read(key: &Key, bytes: &[u8], seal: &Seal) -> Result<(Object, u64)
         Kind::Network => Object::Network(serde_json::from_value(object).map_err(said)?),
         Kind::Service => Object::Service(serde_json::from_value(object).map_err(said)?),
         Kind::Task => Object::Task(serde_json::from_value(object).map_err(said)?),
+        Kind::Container => Object::Container(serde_json::from_value(object).map_err(said)?),
         Kind::Config => Object::Config(open(key, object, seal)?),
         Kind::Secret => Object::Secret(open(key, object, seal)?),
     };
@@ -123,7 +125,7 @@ fn secrets_of(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Service => &["/registry_auth", "/previous/registry_auth"],
         Kind::Swarm => &["/authority/key", "/unlock_key"],
-        Kind::Node | Kind::Network | Kind::Task | Kind::Config | Kind::Secret => &[],
+        Kind::Node | Kind::Network | Kind::Task | Kind::Container | Kind::Config | Kind::Secret => &[],
     }
 }
 

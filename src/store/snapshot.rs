@@ -6,7 +6,9 @@ use imbl::{OrdMap, OrdSet};
 
 use super::CommitError;
 use super::THIS_REVISION;
-use crate::model::swarm::{Id, Key, Kind, Network, Node, Object, Payload, Service, Swarm, Task, UnlockKey, Write};
+use crate::model::swarm::{
+    AttachedContainer, Id, Key, Kind, Network, Node, Object, Payload, Service, Swarm, Task, UnlockKey, Write,
+};
 
 /// An object and the revision that it was last written in.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct Snapshot {
     secrets: Objects<Payload>,
     services: Objects<Service>,
     tasks: Objects<Task>,
+    containers: Objects<AttachedContainer>,
     /// By kind and lower-case name.
     names: OrdMap<(Kind, Box<str>), Id>,
     by_service: OrdMap<Id, OrdSet<Id>>,
@@ -114,6 +117,15 @@ impl Snapshot {
         self.tasks.values().map(|stored| &stored.object)
     }
 
+    /// Containers that are no tasks, on networks of the swarm.
+    pub fn container(&self, id: &str) -> Option<&Arc<AttachedContainer>> {
+        self.containers.get(id).map(|stored| &stored.object)
+    }
+
+    pub fn containers(&self) -> impl Iterator<Item = &Arc<AttachedContainer>> {
+        self.containers.values().map(|stored| &stored.object)
+    }
+
     /// The tasks of a service, also of one that is gone.
     pub fn tasks_of_service(&self, service: &str) -> impl Iterator<Item = &Arc<Task>> {
         let ids = self.by_service.get(service).into_iter().flatten();
@@ -162,6 +174,18 @@ impl Snapshot {
         })
     }
 
+    /// Containers that differ from `before`, likewise.
+    pub fn containers_since<'a>(
+        &'a self,
+        before: &'a Snapshot,
+    ) -> impl Iterator<Item = (&'a Id, Option<&'a Arc<AttachedContainer>>)> {
+        use imbl::ordmap::DiffItem;
+        before.containers.diff(&self.containers).map(|item| match item {
+            DiffItem::Add(id, stored) | DiffItem::Update { new: (id, stored), .. } => (id, Some(&stored.object)),
+            DiffItem::Remove(id, _) => (id, None),
+        })
+    }
+
     pub fn object(&self, key: &Key) -> Option<Object> {
         let id = key.id.as_str();
         Some(match key.kind {
@@ -172,6 +196,7 @@ impl Snapshot {
             Kind::Secret => Object::Secret(self.secret(id)?.clone()),
             Kind::Service => Object::Service(self.service(id)?.clone()),
             Kind::Task => Object::Task(self.task(id)?.clone()),
+            Kind::Container => Object::Container(self.container(id)?.clone()),
         })
     }
 
@@ -189,6 +214,7 @@ impl Snapshot {
             Kind::Secret => self.secrets.get(&key.id).map(|stored| stored.revision),
             Kind::Service => self.services.get(&key.id).map(|stored| stored.revision),
             Kind::Task => self.tasks.get(&key.id).map(|stored| stored.revision),
+            Kind::Container => self.containers.get(&key.id).map(|stored| stored.revision),
         }
     }
 
@@ -203,6 +229,7 @@ impl Snapshot {
         keys.extend(self.secrets.keys().map(|id| key(Kind::Secret, id)));
         keys.extend(self.services.keys().map(|id| key(Kind::Service, id)));
         keys.extend(self.tasks.keys().map(|id| key(Kind::Task, id)));
+        keys.extend(self.containers.keys().map(|id| key(Kind::Container, id)));
         keys
     }
 
@@ -270,6 +297,7 @@ impl Snapshot {
             Object::Config(object) => drop(self.configs.insert(id, Stored { revision, object })),
             Object::Secret(object) => drop(self.secrets.insert(id, Stored { revision, object })),
             Object::Service(object) => drop(self.services.insert(id, Stored { revision, object })),
+            Object::Container(object) => drop(self.containers.insert(id, Stored { revision, object })),
             Object::Task(object) => {
                 self.by_service
                     .entry(object.service.clone())
@@ -319,6 +347,7 @@ impl Snapshot {
             Kind::Secret => drop(self.secrets.remove(id)),
             Kind::Service => drop(self.services.remove(id)),
             Kind::Task => drop(self.tasks.remove(id)),
+            Kind::Container => drop(self.containers.remove(id)),
         }
     }
 }
@@ -359,6 +388,10 @@ fn stamped(object: Object, revision: u64) -> Object {
         Object::Task(mut task) if is_open(task.meta.version) => {
             Arc::make_mut(&mut task).meta.version = revision;
             Object::Task(task)
+        }
+        Object::Container(mut container) if is_open(container.meta.version) => {
+            Arc::make_mut(&mut container).meta.version = revision;
+            Object::Container(container)
         }
         object => object,
     }

@@ -173,6 +173,7 @@ fn places(table: &RoutingTable, served: Served) -> BTreeMap<Arc<Path>, TaskPlace
                 is_internal: false,
                 has_dns: served == Served::Declared,
                 nameservers: Vec::new(),
+                links: Vec::new(),
             });
             let networks = service.spec().attachments.iter().map(|attachment| &attachment.network);
             for network in networks {

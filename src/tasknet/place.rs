@@ -171,6 +171,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn client(place: &TaskPlace, responder: &Responder) -> Option<Client> {
     let view = || View {
         networks: place.networks.clone(),
+        links: place.links.clone(),
     };
     place.has_dns.then(|| match place.is_internal {
         true => responder.internal_task(view()),

@@ -1,6 +1,7 @@
 //! Tasks as containers of the Docker Engine beside this program. The engine holds their output and health; this finds its
 //! own containers again by their labels, and touches no others.
 
+mod attached;
 mod body;
 mod cable;
 mod engine_socket;
@@ -31,12 +32,13 @@ use bollard::query_parameters::{
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::task::AbortHandle;
 
+pub use self::attached::{Attached, AttachedState};
 use self::files::{InMemory, archive};
 use super::files::TaskFile;
 use super::runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
 use super::{Assignment, Later, LogLine, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::Reach;
-use crate::model::swarm::{Container, Exit, Id, SANDBOX_LABEL, Time};
+use crate::model::swarm::{ATTACHED_LABEL, Container, Exit, Id, SANDBOX_LABEL, Time};
 use crate::sys::netns;
 
 /// The runtime.
@@ -750,6 +752,9 @@ impl Runtime for Containers {
                 .map_err(io::Error::other)?;
             let tasks = found.into_iter().filter_map(|container| {
                 let mut labels = container.labels?;
+                if labels.contains_key(ATTACHED_LABEL) {
+                    return None;
+                }
                 labels.remove(TASK_LABEL).or_else(|| labels.remove(SANDBOX_LABEL))
             });
             let mut tasks: BTreeSet<Id> = tasks.map(|task| Id::from(task.as_str())).collect();

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use super::{OWNER_LABEL, pause};
 use crate::agent::Assignment;
 use crate::model::TaskPlace;
-use crate::model::swarm::{Id, SANDBOX_LABEL};
+use crate::model::swarm::{ATTACHED_LABEL, AttachSpec, Id, SANDBOX_LABEL, TaskAddress, link_names};
 use crate::sys::entrances;
 use crate::sys::netns::{self, Netns};
 use crate::sys::process::signal_if;
@@ -58,10 +58,7 @@ pub(super) fn split(
     }
     let task = &assignment.task;
     let nameservers = host.dns.take().unwrap_or_default();
-    let mut options = host.dns_options.take().unwrap_or_default();
-    if !options.iter().any(|option| option.starts_with("ndots:")) {
-        options.push("ndots:0".to_owned());
-    }
+    let options = host.dns_options.take().unwrap_or_default();
     let (of_network, others) = host
         .sysctls
         .take()
@@ -70,27 +67,94 @@ pub(super) fn split(
         .partition(|(key, _)| key.starts_with("net."));
     host.sysctls = Some(others);
     host.network_mode = Some(format!("container:{}", name(&task.name())));
-    let addresses = task.addresses.iter().map(|own| format!("{}/{}", own.addr, own.prefix));
+    Some(body_of(Parts {
+        id: &task.id,
+        owner,
+        networks: networks.join(","),
+        addresses: &task.addresses,
+        is_internal: task.is_internal(),
+        nameservers,
+        dns_search: host.dns_search.take(),
+        dns_options: options,
+        extra_hosts: host.extra_hosts.take(),
+        sysctls: of_network,
+        hostname: body.hostname.take(),
+        domainname: None,
+        attached: None,
+    }))
+}
+
+/// The sandbox of a container that is no task.
+pub(super) fn of_attached(spec: &AttachSpec, address: &TaskAddress, owner: &str) -> ContainerCreateBody {
+    let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    body_of(Parts {
+        id: &spec.id,
+        owner,
+        networks: spec.network.to_string(),
+        addresses: std::slice::from_ref(address),
+        is_internal: address.is_internal,
+        nameservers: spec.dns.clone(),
+        dns_search: Some(spec.dns_search.clone()),
+        dns_options: spec.dns_options.clone(),
+        extra_hosts: Some(spec.extra_hosts.clone()),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        hostname: some(&spec.hostname),
+        domainname: some(&spec.domainname),
+        attached: Some(spec),
+    })
+}
+
+/// What sandboxes differ by.
+struct Parts<'a> {
+    /// Of the task, or the other container, whose it is.
+    id: &'a Id,
+    owner: &'a str,
+    /// Their ids, with commas.
+    networks: String,
+    addresses: &'a [TaskAddress],
+    is_internal: bool,
+    nameservers: Vec<String>,
+    dns_search: Option<Vec<String>>,
+    dns_options: Vec<String>,
+    extra_hosts: Option<Vec<String>>,
+    sysctls: HashMap<String, String>,
+    hostname: Option<String>,
+    domainname: Option<String>,
+    /// It is no task's.
+    attached: Option<&'a AttachSpec>,
+}
+
+fn body_of(parts: Parts<'_>) -> ContainerCreateBody {
+    let addresses = parts.addresses.iter().map(|own| format!("{}/{}", own.addr, own.prefix));
     let addresses = addresses.collect::<Vec<_>>().join(",");
-    let (networks, nameservers) = (networks.join(","), nameservers.join(","));
+    let nameservers = parts.nameservers.join(",");
+    let mut options = parts.dns_options;
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
     let mut labels = vec![
-        (SANDBOX_LABEL, task.id.as_str()),
-        (OWNER_LABEL, owner),
-        (NETWORKS_LABEL, &networks),
+        (SANDBOX_LABEL, parts.id.as_str()),
+        (OWNER_LABEL, parts.owner),
+        (NETWORKS_LABEL, &parts.networks),
         (NAMESERVERS_LABEL, &nameservers),
         (ADDRESSES_LABEL, &addresses),
     ];
-    if task.is_internal() {
+    if parts.is_internal {
         labels.push((INTERNAL_LABEL, "true"));
+    }
+    let links = parts.attached.map(|spec| spec.links.join(","));
+    if let Some(links) = &links {
+        labels.push((ATTACHED_LABEL, ""));
+        labels.push((LINKS_LABEL, links));
     }
     let host_config = HostConfig {
         // Without a cable there is no way out, whatever it may do inside.
-        network_mode: task.is_internal().then(|| "none".to_owned()),
+        network_mode: parts.is_internal.then(|| "none".to_owned()),
         dns: Some(vec![TaskPlace::NAMESERVER.to_string()]),
-        dns_search: host.dns_search.take(),
+        dns_search: parts.dns_search,
         dns_options: Some(options),
-        extra_hosts: host.extra_hosts.take(),
-        sysctls: Some(of_network),
+        extra_hosts: parts.extra_hosts,
+        sysctls: Some(parts.sysctls),
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         log_config: Some(HostConfigLogConfig {
@@ -99,9 +163,10 @@ pub(super) fn split(
         }),
         ..HostConfig::default()
     };
-    Some(ContainerCreateBody {
+    ContainerCreateBody {
         image: Some(image()),
-        hostname: body.hostname.take(),
+        hostname: parts.hostname,
+        domainname: parts.domainname,
         labels: Some(
             labels
                 .into_iter()
@@ -112,7 +177,7 @@ pub(super) fn split(
         stop_signal: Some("SIGKILL".to_owned()),
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
-    })
+    }
 }
 
 /// Makes the sandbox of a task whose container is `joined`, by whose id it is known unless its service says otherwise.
@@ -200,6 +265,11 @@ pub(super) fn place(sandbox: &ContainerInspectResponse) -> Option<TaskPlace> {
         is_internal: labels.contains_key(INTERNAL_LABEL),
         has_dns: true,
         nameservers: listed(NAMESERVERS_LABEL).into_iter().filter_map(nameserver).collect(),
+        links: listed(LINKS_LABEL)
+            .into_iter()
+            .filter_map(link_names)
+            .map(|(alias, whom)| (alias.into(), whom.into()))
+            .collect(),
     })
 }
 
@@ -217,6 +287,7 @@ pub(super) fn lone_place(container: &ContainerInspectResponse) -> Option<TaskPla
         is_internal: false,
         has_dns: true,
         nameservers: nameservers.filter_map(nameserver).collect(),
+        links: Vec::new(),
     })
 }
 
@@ -323,6 +394,7 @@ fn image() -> String {
 
 const ADDRESSES_LABEL: &str = "anynode.addresses";
 const INTERNAL_LABEL: &str = "anynode.internal";
+const LINKS_LABEL: &str = "anynode.links";
 const NETWORKS_LABEL: &str = "anynode.networks";
 const NAMESERVERS_LABEL: &str = "anynode.nameservers";
 const SHORT_ID: usize = 12;

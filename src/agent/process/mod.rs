@@ -533,6 +533,7 @@ fn place(network: &OwnNetwork, keeper: u32) -> TaskPlace {
         is_internal: network.is_internal,
         has_dns: true,
         nameservers: nameservers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect(),
+        links: Vec::new(),
     }
 }
 

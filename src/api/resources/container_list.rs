@@ -9,6 +9,7 @@ use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::attach;
 use crate::api::backend::Backend;
 use crate::api::network_view;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
@@ -61,6 +62,7 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
         }
         for container in containers.iter_mut() {
             let Some(task) = task_of(&snapshot, &container["Labels"]) else {
+                attach::show_in_list(container, &snapshot);
                 continue;
             };
             let endpoints = network_view::endpoints(&snapshot, &task);
@@ -95,7 +97,7 @@ pub(in crate::api) async fn inspect(
     let snapshot = backend.store.snapshot();
     amended(answer, |container| {
         let Some(task) = task_of(&snapshot, &container["Config"]["Labels"]) else {
-            return;
+            return attach::show(container, &snapshot);
         };
         let endpoints = network_view::endpoints(&snapshot, &task);
         if !endpoints.is_empty() {

@@ -336,7 +336,7 @@ fn ids(snapshot: &Snapshot, kind: Kind) -> Box<dyn Iterator<Item = &Id> + '_> {
         Kind::Network => Box::new(snapshot.networks().map(|network| &network.id)),
         Kind::Config => Box::new(snapshot.configs().map(|config| &config.id)),
         Kind::Secret => Box::new(snapshot.secrets().map(|secret| &secret.id)),
-        Kind::Swarm | Kind::Service | Kind::Task => Box::new(std::iter::empty()),
+        Kind::Swarm | Kind::Service | Kind::Task | Kind::Container => Box::new(std::iter::empty()),
     }
 }
 

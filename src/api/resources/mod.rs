@@ -1,5 +1,6 @@
 //! What may be asked for, one file for each kind. Not here: sockets, and which path leads where (`router`).
 
+mod attach;
 pub(super) mod container_list;
 pub(super) mod containers;
 pub(super) mod events;

@@ -133,6 +133,7 @@ async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
 }
 
 async fn remove(backend: &Arc<Backend>, id: &str) -> Result<Answer, ApiError> {
+    see_who_has_ended(backend).await;
     backend
         .update(|snapshot| {
             find::swarm(snapshot)?;
@@ -164,8 +165,21 @@ fn user_of(snapshot: &Snapshot, network: &Network) -> Option<String> {
     // Those of a service that was just removed are about to end, though nobody has told them yet.
     let is_kept = |task: &&Arc<Task>| task.is_live() && snapshot.service(task.service.as_str()).is_some();
     let mut tasks = snapshot.tasks().filter(is_kept);
-    let task = tasks.find(|task| task.spec.networks.iter().flatten().any(uses))?;
-    Some(format!("task {}", task.id))
+    if let Some(task) = tasks.find(|task| task.spec.networks.iter().flatten().any(uses)) {
+        return Some(format!("task {}", task.id));
+    }
+    let container = snapshot
+        .containers()
+        .find(|container| container.network == network.id)?;
+    Some(format!("container {}", container.name))
+}
+
+/// A container that has just ended uses no network any more, though the engine may not have said so yet.
+async fn see_who_has_ended(backend: &Backend) {
+    let attaching = backend.outside.attaching();
+    if let Some(attaching) = attaching.filter(|_| backend.store.snapshot().containers().next().is_some()) {
+        attaching.look().await;
+    }
 }
 
 fn is_used(snapshot: &Snapshot, network: &Network) -> bool {
@@ -182,6 +196,7 @@ async fn prune(backend: &Arc<Backend>, asked: &Asked, version: Version) -> Resul
         _ => return Err(ApiError::bad("more than one until filter specified")),
     };
     let mut deleted = Vec::new();
+    see_who_has_ended(backend).await;
     if backend.store.snapshot().swarm().is_some() {
         let pruned = backend.update(|snapshot| {
             let is_meant = |network: &&Arc<Network>| {

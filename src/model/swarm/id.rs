@@ -62,10 +62,12 @@ pub enum Kind {
     Secret,
     Service,
     Task,
+    /// One that is no task, on a network of the swarm.
+    Container,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Swarm,
         Kind::Node,
         Kind::Network,
@@ -73,6 +75,7 @@ impl Kind {
         Kind::Secret,
         Kind::Service,
         Kind::Task,
+        Kind::Container,
     ];
 
     /// As it stands in messages and in the store.
@@ -85,6 +88,7 @@ impl Kind {
             Kind::Secret => "secret",
             Kind::Service => "service",
             Kind::Task => "task",
+            Kind::Container => "container",
         }
     }
 }

@@ -1,9 +1,11 @@
-//! What a swarm's own control plane keeps: services, their tasks, nodes, networks, configs, secrets, and the swarm itself.
+//! What a swarm's own control plane keeps: services, their tasks, other containers on its networks, nodes, networks,
+//! configs, secrets, and the swarm itself.
 //!
 //! Specs are the Docker API's own types, as users declared them; everything around a spec is ours. The control room moves
 //! these nouns, the store keeps them, the agent makes tasks real, the API shows them. Not here: what routing needs of them
 //! (`Cluster`), and how any of them is written on the wire.
 
+mod attached;
 mod id;
 mod spec;
 mod task;
@@ -21,6 +23,7 @@ use bollard_stubs::models::{
 pub use bollard_stubs::models::{ServiceSpec, TaskSpec};
 use serde::{Deserialize, Serialize};
 
+pub use attached::{ATTACHED_LABEL, AttachSpec, AttachedContainer, link_names};
 pub use id::{Id, Key, Kind};
 pub use spec::{
     OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_job,
@@ -31,7 +34,7 @@ pub use tidy::tidy;
 pub use time::Time;
 pub use unlock::{UnlockKey, UnlockKeyError};
 
-/// On a container that only holds a task's network: the task's id.
+/// On a container that only holds the network of a task or of another container: the id of that in the store.
 pub const SANDBOX_LABEL: &str = "anynode.sandbox";
 
 /// What every object has.
@@ -433,15 +436,20 @@ pub struct Network {
 impl Network {
     /// What services and tasks have addresses from, as numbers, but for those that are reserved. `None`: it has no subnet yet.
     pub fn hosts(&self) -> Option<std::ops::RangeInclusive<u32>> {
+        let (first, last) = self.hosts_of_subnet()?.into_inner();
+        let range = self.range.or(self.subnet)?;
+        Some(first.max(u32::from(range.network()))..=last.min(u32::from(range.broadcast())))
+    }
+
+    /// All that anybody on it may have, as numbers.
+    pub fn hosts_of_subnet(&self) -> Option<std::ops::RangeInclusive<u32>> {
         let subnet = self.subnet?;
         let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
         // First and last of a subnet mean the subnet, where there are others.
-        let (first, last) = match last - first > 1 {
-            true => (first + 1, last - 1),
-            false => (first, last),
-        };
-        let range = self.range.unwrap_or(subnet);
-        Some(first.max(u32::from(range.network()))..=last.min(u32::from(range.broadcast())))
+        Some(match last - first > 1 {
+            true => first + 1..=last - 1,
+            false => first..=last,
+        })
     }
 
     /// The addresses that nobody is given.
@@ -550,6 +558,7 @@ pub enum Object {
     Secret(Arc<Payload>),
     Service(Arc<Service>),
     Task(Arc<Task>),
+    Container(Arc<AttachedContainer>),
 }
 
 impl Object {
@@ -562,6 +571,7 @@ impl Object {
             Object::Secret(secret) => (Kind::Secret, &secret.id),
             Object::Service(service) => (Kind::Service, &service.id),
             Object::Task(task) => (Kind::Task, &task.id),
+            Object::Container(container) => (Kind::Container, &container.id),
         };
         Key { kind, id: id.clone() }
     }
@@ -572,7 +582,7 @@ impl Object {
             Object::Service(service) => Some(service.name()),
             Object::Network(network) => Some(&network.name),
             Object::Config(payload) | Object::Secret(payload) => Some(&payload.name),
-            Object::Swarm(_) | Object::Node(_) | Object::Task(_) => None,
+            Object::Swarm(_) | Object::Node(_) | Object::Task(_) | Object::Container(_) => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A swarm in one binary, through the real docker command line: on processes, and on a real dockerd.
 
 mod api;
+mod attached;
 mod clients;
 mod declared;
 mod discovery;

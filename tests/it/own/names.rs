@@ -17,7 +17,7 @@ pub(super) fn pid_of(own: &Own, service: &str) -> Option<u32> {
 }
 
 /// What a program says that runs in a task's network and with its files; without them, only in its network.
-fn inside(pid: u32, has_files: bool, words: &[&str]) -> (i32, String) {
+pub(super) fn inside(pid: u32, has_files: bool, words: &[&str]) -> (i32, String) {
     let pid = pid.to_string();
     let mut command = Command::new("nsenter");
     command.args(["-t", &pid, "-n"]);
