@@ -3,6 +3,7 @@
 mod api;
 mod attached;
 mod clients;
+mod compose;
 mod declared;
 mod discovery;
 mod engine;
@@ -13,6 +14,7 @@ mod isolation;
 mod jobs;
 mod lock;
 mod names;
+mod peers;
 mod resolver;
 mod rest;
 pub mod rig;
