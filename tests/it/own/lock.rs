@@ -61,6 +61,20 @@ fn create(own: &Own, name: &str, args: &[&str]) {
     own.docker(&[&command[..], args, &["nginx:latest"]].concat());
 }
 
+/// Two tasks that answer on port 8080, have a network of their own and know a secret.
+fn serve_web(own: &Own) {
+    secret(own, "password");
+    own.docker(&["network", "create", "-d", "overlay", "app"]);
+    let args = [
+        "--replicas=2",
+        "--publish=8080:80",
+        "--network=app",
+        "--secret=password",
+    ];
+    create(own, "web", &args);
+    own.wait_for("two tasks", LONG, || n_running(own, "web") == 2);
+}
+
 fn n_running(own: &Own, service: &str) -> usize {
     let format = ["--format", "{{.CurrentState}}", "--filter", "desired-state=running"];
     let states = own.docker(&[&["service", "ps", service][..], &format].concat());
@@ -126,23 +140,7 @@ fn life(tasks: Tasks) {
     assert!(own.docker(&["swarm", "unlock-key"]).contains(&key));
     assert_eq!(unlock_fails(&own, &key), "Error: swarm is not locked");
     let token = own.docker(&["swarm", "join-token", "-q", "worker"]);
-    secret(&own, "password");
-    own.docker(&["network", "create", "-d", "overlay", "app"]);
-    create(
-        &own,
-        "web",
-        &[
-            "--replicas",
-            "2",
-            "--publish",
-            "8080:80",
-            "--network",
-            "app",
-            "--secret",
-            "password",
-        ],
-    );
-    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    serve_web(&own);
     own.wait_for("an answer", LONG, || own.curl("http://localhost:8080").is_some());
     own.wait_for("both tasks", LONG, || answers(&own).len() == 2);
     let (living, answered) = (own.living_tasks(), answers(&own));
@@ -370,20 +368,7 @@ fn update(tasks: Tasks) {
     };
     own.start();
     let key = key_in(&own.docker(&["swarm", "init", "--autolock"]));
-    secret(&own, "password");
-    own.docker(&["network", "create", "-d", "overlay", "app"]);
-    let args = [
-        "--replicas",
-        "2",
-        "--publish",
-        "8080:80",
-        "--network",
-        "app",
-        "--secret",
-        "password",
-    ];
-    create(&own, "web", &args);
-    own.wait_for("two tasks", LONG, || n_running(&own, "web") == 2);
+    serve_web(&own);
     own.wait_for("both tasks", LONG, || answers(&own).len() == 2);
     let living = own.living_tasks();
     for _ in 0..2 {
