@@ -227,7 +227,12 @@ async fn is_taken_for_another(
     }
     let ask = move || InetDiag::open()?.is_connected(target, client);
     // A kernel that cannot be asked leaves it to the time that a connection may take.
-    Ok(entrances.run(netns, ask).await?.unwrap_or(false))
+    if !entrances.run(netns, ask).await?.unwrap_or(false) {
+        return Ok(false);
+    }
+    // What was seen may be ours, on a busy machine: it stands out here before it does inside.
+    made.is_connected = try_connect(&SockRef::from(&made.stream), &target.into()).map_err(failed)?;
+    Ok(!made.is_connected)
 }
 
 async fn one(entrances: &Entrances, netns: &Netns, target: SocketAddr) -> Result<Inside, ConnectError> {
