@@ -2,19 +2,14 @@
 //! brings that, what was known last is served. So the last cluster is kept beside the store, in the clear, while there is a lock.
 //! Not here: what is encrypted (`store`), and what the API answers meanwhile (`api`).
 
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::sync::watch;
 
 use super::chain;
 use crate::api::{Later, Lock, UnlockError};
-use crate::model::Cluster;
 use crate::model::swarm::UnlockKey;
-use crate::source::swarm::{ClusterKeeper, EngineInfo};
+use crate::source::swarm::EngineInfo;
 use crate::store::{Embedded, Late, OpenError, Store, StoreHealth};
 
 /// The lock of this node's store, until it is opened.
@@ -91,61 +86,17 @@ impl Lock for OwnLock {
     }
 }
 
-/// Keeps the last cluster as long as the store is locked by somebody, for a start without the key.
-pub(super) async fn keep_cluster(
-    keeper: ClusterKeeper,
-    store: Arc<dyn Store>,
-    mut clusters: watch::Receiver<Arc<Cluster>>,
-    shutdown: impl Future<Output = ()>,
-) {
-    tokio::pin!(shutdown);
-    let keeper = Arc::new(keeper);
-    let mut is_failing = false;
-    let mut is_over = false;
-    clusters.mark_changed();
-    while !is_over {
-        is_over = tokio::select! {
-            () = &mut shutdown => true,
-            changed = clusters.changed() => changed.is_err(),
-            () = tokio::time::sleep(WRITE_AGAIN), if is_failing => false,
-        };
-        if !is_over {
-            is_over = tokio::select! {
-                () = &mut shutdown => true,
-                () = tokio::time::sleep(WRITE_AFTER) => false,
-            };
-        }
-        let cluster = clusters.borrow_and_update().clone();
-        let snapshot = store.snapshot();
-        let node = snapshot.swarm().map(|swarm| swarm.node.to_string());
-        let node = node.filter(|_| snapshot.unlock_key().is_some());
-        let keeper = keeper.clone();
-        // A disk may be slow, and what else happens here must not wait for it.
-        let kept = tokio::task::spawn_blocking(move || match node {
-            Some(node) => {
-                let info = EngineInfo {
-                    node,
-                    is_manager: true,
-                    ..EngineInfo::default()
-                };
-                keeper.write(&cluster, &info)
-            }
-            None => keeper.forget(),
-        });
-        let kept = kept.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        match kept {
-            Ok(()) => is_failing = false,
-            Err(error) => {
-                if !std::mem::replace(&mut is_failing, true) {
-                    tracing::warn!(%error, "the last cluster, which is served before the swarm is unlocked, cannot be kept");
-                }
-            }
-        }
-    }
+/// Whose the last cluster is that is kept for a start without the key: nobody's where no key is asked for.
+pub(super) fn whose(store: &dyn Store) -> Option<EngineInfo> {
+    let snapshot = store.snapshot();
+    snapshot.unlock_key()?;
+    Some(EngineInfo {
+        node: snapshot.swarm()?.node.to_string(),
+        is_manager: true,
+        ..EngineInfo::default()
+    })
 }
 
 /// Said until somebody unlocks it.
 pub(super) const WAITS: &str = "the swarm is locked: tasks and their traffic go on, and nothing can be declared before \"docker swarm \
                                 unlock\"";
-const WRITE_AFTER: Duration = Duration::from_millis(200);
-const WRITE_AGAIN: Duration = Duration::from_secs(1);

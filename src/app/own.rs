@@ -292,9 +292,10 @@ impl OwnSwarm {
             parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
             parts.spawn(self.reporter.run(stopped()));
             parts.spawn(control::run(self.store.clone(), stopped()));
-            if let Some(keeper) = self.keeper {
+            if let Some(mut keeper) = self.keeper {
+                keeper.tell(self.status.clone());
                 let (store, clusters) = (self.store.clone(), self.clusters.subscribe());
-                parts.spawn(lock::keep_cluster(keeper, store, clusters, stopped()));
+                parts.spawn(keeper.run(clusters, move || lock::whose(&*store), stopped()));
             }
             if self.lock.is_some() {
                 tracing::info!("the swarm is unlocked");

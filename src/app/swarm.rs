@@ -204,7 +204,9 @@ impl SwarmNode {
         let targets = watch::Sender::new(Vec::new());
         let mut parts = JoinSet::new();
         let (tasks, info) = (source.tasks(), source.info());
-        parts.spawn(keeper.run(cluster.subscribe(), info.clone(), stopped()));
+        let keeps = info.clone();
+        let keep = keeper.run(cluster.subscribe(), move || Some(keeps.borrow().clone()), stopped());
+        parts.spawn(keep);
         parts.spawn(tables.run(cluster.subscribe(), tasks, own.subscribe(), stopped()));
         parts.spawn(follow_node(info.clone(), own, stopped()));
         parts.spawn(freshness::watch(view, status, stopped()));

@@ -99,11 +99,12 @@ impl ClusterKeeper {
         std::fs::metadata(&self.path).ok()?.modified().ok()
     }
 
-    /// Writes what changes until `shutdown`, and then what is not written yet.
+    /// Writes what changes until `shutdown`, and then what is not written yet. `whose`: the node that keeps it; `None` for as
+    /// long as nothing is to be kept.
     pub async fn run(
         self,
         mut clusters: watch::Receiver<Arc<Cluster>>,
-        info: watch::Receiver<EngineInfo>,
+        whose: impl Fn() -> Option<EngineInfo>,
         shutdown: impl Future<Output = ()>,
     ) {
         tokio::pin!(shutdown);
@@ -130,14 +131,18 @@ impl ClusterKeeper {
                     () = tokio::time::sleep(WRITE_AFTER) => false,
                 };
             }
-            let cluster = clusters.borrow_and_update().clone();
-            if cluster.is_empty() || !*keeper.may_write.borrow() {
+            let (cluster, whose) = (clusters.borrow_and_update().clone(), whose());
+            let is_nothing = whose.is_some() && cluster.is_empty();
+            if is_nothing || !*keeper.may_write.borrow() {
                 continue;
             }
-            let (keeper, info) = (keeper.clone(), info.borrow().clone());
-            let path = keeper.path.clone();
+            let (keeper, path) = (keeper.clone(), keeper.path.clone());
             // A disk may be slow, and what else happens here must not wait for it.
-            let written = tokio::task::spawn_blocking(move || keeper.write(&cluster, &info)).await;
+            let written = tokio::task::spawn_blocking(move || match whose {
+                Some(info) => keeper.write(&cluster, &info),
+                None => keeper.forget(),
+            });
+            let written = written.await;
             match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
                 Ok(()) => {
                     is_failing = false;
@@ -241,12 +246,12 @@ mod tests {
         };
         cluster.put(node("n"));
         let clusters = watch::Sender::new(Arc::new(cluster.clone()));
-        let info = watch::Sender::new(EngineInfo::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(async {
+            let whose = || Some(EngineInfo::default());
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             let shutdown = async { drop(stopped.await) };
-            let running = tokio::spawn(keeper().run(clusters.subscribe(), info.subscribe(), shutdown));
+            let running = tokio::spawn(keeper().run(clusters.subscribe(), whose, shutdown));
             while keeper().read().is_none() {
                 tokio::time::sleep(WRITE_AFTER / 10).await;
             }
@@ -256,5 +261,19 @@ mod tests {
             running.await.unwrap();
         });
         assert_eq!(keeper().read().unwrap().1.digest(), cluster.digest());
+    }
+
+    #[tokio::test]
+    async fn what_is_nobodys_is_kept_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = || ClusterKeeper::new(dir.path(), watch::Sender::new(true).subscribe());
+        keeper().write(&Cluster::default(), &EngineInfo::default()).unwrap();
+        let clusters = watch::Sender::new(Arc::default());
+        let running = tokio::spawn(keeper().run(clusters.subscribe(), || None, std::future::pending()));
+        while keeper().read().is_some() {
+            tokio::time::sleep(WRITE_AFTER / 10).await;
+        }
+        drop(clusters);
+        running.await.unwrap();
     }
 }
