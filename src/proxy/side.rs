@@ -25,6 +25,8 @@ pub(super) enum Side<W> {
 }
 
 impl<W: Wire> Side<W> {
+    // The one variant that nearly every call meets is asked for first, and in the caller's own code.
+
     /// What comes wakes nobody from now on. Only a TCP socket can be deaf.
     ///
     /// The other direction may have waited for room in the same socket, and tokio has forgotten it: so `cx` is woken.
@@ -84,6 +86,7 @@ impl<W: Wire> Side<W> {
     }
 
     /// The wire, unless it is deaf.
+    #[inline]
     pub(super) fn wire(&self) -> Option<&W> {
         match self {
             Side::Hears(wire) => Some(wire),
@@ -99,7 +102,16 @@ impl<W: Wire> Side<W> {
     }
 
     /// As `Wire::poll_read`. A deaf one that holds nothing hears again.
+    #[inline]
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Side::Hears(wire) => wire.poll_read(cx, buffer),
+            Side::Deaf(_) | Side::Lost => self.poll_read_deaf(cx, buffer),
+        }
+    }
+
+    #[inline(never)]
+    fn poll_read_deaf(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         if let Side::Deaf(stream) = self {
             match rustix::net::recv(stream.get_ref(), &mut *buffer, RecvFlags::empty()) {
                 Ok((n, _)) => return Poll::Ready(Ok(n)),
@@ -114,22 +126,17 @@ impl<W: Wire> Side<W> {
     }
 
     /// As `Wire::poll_write`.
+    #[inline]
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Side::Hears(wire) => wire.poll_write(cx, bytes),
-            Side::Deaf(stream) => loop {
-                let send = |stream: &std::net::TcpStream| Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?);
-                let mut guard = ready!(stream.poll_write_ready(cx))?;
-                // An error of this kind means that it was not ready after all.
-                if let Ok(result) = guard.try_io(|stream| send(stream.get_ref())) {
-                    return Poll::Ready(result);
-                }
-            },
+            Side::Deaf(stream) => poll_write_deaf(stream, cx, bytes),
             Side::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
     /// As `Wire::poll_flush`.
+    #[inline]
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Side::Hears(wire) => wire.poll_flush(cx),
@@ -138,6 +145,7 @@ impl<W: Wire> Side<W> {
     }
 
     /// As `Wire::poll_end`.
+    #[inline]
     pub(super) fn poll_end(&self, cx: &mut Context<'_>, is_last: bool) -> Poll<()> {
         match self {
             Side::Hears(wire) => wire.poll_end(cx, is_last),
@@ -153,6 +161,7 @@ impl<W: Wire> Side<W> {
     }
 
     /// What can be spliced from and to.
+    #[inline]
     pub(super) fn spliced(&self) -> Option<Spliced<'_>> {
         match self {
             Side::Hears(wire) => wire.tcp().map(Spliced::Hears),
@@ -185,6 +194,22 @@ impl<W: Wire> Side<W> {
             Side::Hears(wire) => wire.set_liveness(),
             Side::Deaf(stream) => super::core::set_liveness(stream.get_ref()),
             Side::Lost => {}
+        }
+    }
+}
+
+#[inline(never)]
+fn poll_write_deaf(
+    stream: &AsyncFd<std::net::TcpStream>,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let send = |stream: &std::net::TcpStream| Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?);
+    loop {
+        let mut guard = ready!(stream.poll_write_ready(cx))?;
+        // An error of this kind means that it was not ready after all.
+        if let Ok(result) = guard.try_io(|stream| send(stream.get_ref())) {
+            return Poll::Ready(result);
         }
     }
 }

@@ -81,17 +81,22 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
 }
 
 /// Relays until the close, or until it is parked.
-pub(super) async fn go_on(mut relay: TcpRelay, mut lease: Lease) {
-    loop {
-        if let Some(reason) = relay::run_until_quiet(&mut relay).await {
-            if relay.connection().service().spec().passive == Passive::Strict {
-                judge(&relay, &lease, reason);
+///
+/// A block, since an `async fn` would keep its arguments twice: a task of this size is there for each connection.
+#[expect(clippy::manual_async_fn, reason = "half the size")]
+pub(super) fn go_on(mut relay: TcpRelay, mut lease: Lease) -> impl Future<Output = ()> {
+    async move {
+        loop {
+            if let Some(reason) = relay::run_until_quiet(&mut relay).await {
+                if relay.connection().service().spec().passive == Passive::Strict {
+                    judge(&relay, &lease, reason);
+                }
+                return relay.into_connection().close(reason);
             }
-            return relay.into_connection().close(reason);
-        }
-        match park::park(relay, lease) {
-            Ok(()) => return,
-            Err(back) => (relay, lease) = back,
+            match park::park(relay, lease) {
+                Ok(()) => return,
+                Err(back) => (relay, lease) = back,
+            }
         }
     }
 }
