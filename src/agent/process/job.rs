@@ -196,6 +196,15 @@ impl Dir {
         }
     }
 
+    /// What is to be the first of the logs, and what is to be another: there for a moment.
+    pub(super) fn log_aside(&self) -> PathBuf {
+        self.path.join("log-new")
+    }
+
+    pub(super) fn log_moved(&self) -> PathBuf {
+        self.path.join("log-moved")
+    }
+
     /// There must be none. What is below `root` is the user's, if one is named; the rest is nobody else's than ours.
     pub(super) fn make(&self, user: Option<&User>) -> io::Result<()> {
         let mut builder = fs::DirBuilder::new();

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Signal, WaitOptions};
 
 use super::found::{Process, Running};
-use super::job::{Dir, Job, OwnNetwork, User};
-use crate::model::swarm::Time;
+use super::job::{Dir, OwnNetwork, User};
+use super::log_files::LogFiles;
 use crate::sys::cgroup::Group;
 use crate::sys::private::{leave_mounts, leave_network, show_instead};
 use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
@@ -58,7 +58,7 @@ fn say(line: &str) {
 struct Kept {
     child: Child,
     output: [PipeReader; 2],
-    log: Arc<Mutex<Log>>,
+    log: Arc<Mutex<LogFiles>>,
     group: Group,
     _pins: Vec<OwnedFd>,
     /// Open as long as this process lives.
@@ -93,7 +93,7 @@ fn start(dir: &Dir, root: &Path) -> io::Result<Kept> {
     if job.network.is_some() {
         wait_for_go()?;
     }
-    let log = Arc::new(Mutex::new(Log::open(dir.clone(), &job)?));
+    let log = Arc::new(Mutex::new(LogFiles::open(dir.clone(), &job)?));
     if !job.dir.is_dir() {
         let reason = format!("{}: expected a directory to work in", job.dir.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, reason));
@@ -231,7 +231,7 @@ fn end_orphans() {
 }
 
 /// Takes lines as they come.
-fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<Log>>) -> std::thread::JoinHandle<()> {
+fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<LogFiles>>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();
@@ -249,54 +249,6 @@ fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<Log>>) -> s
             }
         }
     })
-}
-
-/// The files of a task's output: one that is written, and older ones.
-struct Log {
-    dir: Dir,
-    file: File,
-    length: u64,
-    most: u64,
-    n_files: u32,
-}
-
-impl Log {
-    fn open(dir: Dir, job: &Job) -> io::Result<Log> {
-        let file = open_log(&dir)?;
-        Ok(Log {
-            length: file.metadata()?.len(),
-            file,
-            dir,
-            most: job.log_bytes_max,
-            n_files: job.log_files.max(1),
-        })
-    }
-
-    fn write(&mut self, stream: u8, line: &[u8]) -> io::Result<()> {
-        let mut record = format!("{} {stream} ", Time::now()).into_bytes();
-        record.extend_from_slice(line);
-        record.push(b'\n');
-        if self.length > 0 && self.length + record.len() as u64 > self.most {
-            for n in (1..self.n_files).rev() {
-                match std::fs::rename(self.dir.log(n - 1), self.dir.log(n)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            if self.n_files == 1 {
-                std::fs::remove_file(self.dir.log(0))?;
-            }
-            self.file = open_log(&self.dir)?;
-            self.length = 0;
-        }
-        self.file.write_all(&record)?;
-        self.length += record.len() as u64;
-        Ok(())
-    }
-}
-
-fn open_log(dir: &Dir) -> io::Result<File> {
-    File::options().append(true).create(true).mode(0o600).open(dir.log(0))
 }
 
 /// A longer line is cut.

@@ -94,8 +94,7 @@ impl At {
 
     /// The file, at this place. `None`: it was removed. Errors: it may be there in a moment.
     fn open(self, dir: &Dir) -> io::Result<Option<BufReader<File>>> {
-        let mut all = (0..).map_while(|n| Some((n, FileId::named(dir, n)?)));
-        let Some((n, _)) = all.find(|(_, id)| *id == self.file) else {
+        let Some(n) = number_of(dir, self.file) else {
             return Ok(None);
         };
         let mut file = File::open(dir.log(n))?;
@@ -126,7 +125,7 @@ impl Reader {
             return Ok(self);
         };
         self.n_bytes_left = 0;
-        let (mut n_lines, mut n, mut file) = (0, 0, File::open(self.dir.log(0))?);
+        let (mut n_lines, mut file) = (0, File::open(self.dir.log(0))?);
         loop {
             let metadata = file.metadata()?;
             let mut end = end_of_last_line(&file, metadata.len())?;
@@ -144,13 +143,14 @@ impl Reader {
                 self.n_bytes_left += end - found.unwrap_or(begin);
                 end = begin;
             }
-            // Put aside meanwhile, perhaps.
-            let this = (n..)
-                .map_while(|n| Some((n, FileId::named(&self.dir, n)?)))
-                .find(|(_, id)| *id == FileId::of(&metadata));
-            let older = this.and_then(|(n, _)| Some((n + 1, File::open(self.dir.log(n + 1)).ok()?)));
+            // Put aside meanwhile, perhaps; it has two numbers for a moment then.
+            let this = FileId::of(&metadata);
+            let older = number_of(&self.dir, this).and_then(|number| {
+                let mut older = (number + 1..).map_while(|n| Some((n, File::open(self.dir.log(n)).ok()?)));
+                older.find(|(_, file)| id_of(file) != Some(this))
+            });
             match older {
-                Some(older) if found.is_none() => (n, file) = older,
+                Some((_, older)) if found.is_none() => file = older,
                 _ => {
                     self.at = At {
                         file: FileId::of(&metadata),
@@ -216,30 +216,33 @@ impl Reader {
 
     /// Whether there is a file after this one, which has been read to its end; then it is the one that is read.
     fn goes_on(&self, file: &mut BufReader<File>) -> bool {
-        let id_of = |file: &File| file.metadata().map(|metadata| FileId::of(&metadata)).ok();
-        let this = id_of(file.get_ref());
-        if this == FileId::named(&self.dir, 0) {
+        let Some(this) = id_of(file.get_ref()) else {
+            return false;
+        };
+        if FileId::named(&self.dir, 0) == Some(this) {
             return false;
         }
         // It was put aside, and nothing is written to it any more; something may have been before that.
         if is_there_more(file) {
             return true;
         }
-        let next = match (1..)
-            .map_while(|n| Some((n, FileId::named(&self.dir, n)?)))
-            .find(|(_, id)| Some(*id) == this)
-        {
-            Some((n, _)) => File::open(self.dir.log(n - 1)).ok(),
-            // It was removed, having been the oldest.
-            None => oldest(&self.dir),
-        };
-        match next {
-            // Put aside once more between two looks: the next look finds out.
-            Some(next) if id_of(&next) != this => {
-                *file = BufReader::new(next);
-                true
+        loop {
+            let (next, number) = match number_of(&self.dir, this) {
+                Some(0) => return false,
+                Some(n) => (File::open(self.dir.log(n - 1)).ok(), Some(n)),
+                // It was removed, having been the oldest.
+                None => (oldest(&self.dir), None),
+            };
+            let is_still = number.is_none_or(|n| FileId::named(&self.dir, n) == Some(this));
+            match next {
+                // All were put aside once more between two looks, and what was opened may be a later one.
+                Some(_) if !is_still => {}
+                Some(next) if id_of(&next) != Some(this) => {
+                    *file = BufReader::new(next);
+                    return true;
+                }
+                _ => return false,
             }
-            _ => false,
         }
     }
 
@@ -336,6 +339,16 @@ fn is_there_more(file: &mut BufReader<File>) -> bool {
     is_whole && back.is_ok()
 }
 
+fn id_of(file: &File) -> Option<FileId> {
+    file.metadata().map(|metadata| FileId::of(&metadata)).ok()
+}
+
+/// The lowest that it has. Files are given higher numbers meanwhile, never lower ones, so that none is passed over. `None`: it was removed.
+fn number_of(dir: &Dir, file: FileId) -> Option<u32> {
+    let mut all = (0..).map_while(|n| Some((n, FileId::named(dir, n)?)));
+    all.find_map(|(n, id)| (id == file).then_some(n))
+}
+
 fn oldest(dir: &Dir) -> Option<File> {
     let all = (0..).map_while(|n| File::open(dir.log(n)).ok());
     all.last()
@@ -377,6 +390,7 @@ const BLOCK_BYTES: u64 = 64 << 10;
 mod tests {
     use std::io::Write;
 
+    use super::super::log_files::LogFiles;
     use super::*;
 
     struct Written {
@@ -557,6 +571,40 @@ mod tests {
         written.line(5, 2, "last");
         drop(lock);
         assert_eq!(texts(reading.await.unwrap()), ["a", "b", "cd", "last"]);
+    }
+
+    /// A task that says much has its files put aside all the time, also in the moment in which somebody begins to read.
+    #[tokio::test]
+    async fn whoever_reads_while_files_are_put_aside_misses_nothing() {
+        let written = Written::new();
+        let job = serde_json::json!({
+            "words": [], "env": {}, "dir": "/", "port": 1, "log_bytes_max": 200, "log_files": 1000,
+        });
+        let mut files = LogFiles::open(written.dir.clone(), &serde_json::from_value(job).unwrap()).unwrap();
+        files.write(1, b"0").unwrap();
+        let lock = written.dir.lock().unwrap().unwrap();
+        let writing = std::thread::spawn(move || {
+            for n in 1..600 {
+                files.write(1, n.to_string().as_bytes()).unwrap();
+            }
+        });
+        let (mut followers, mut n_tails) = (Vec::new(), 0);
+        while !writing.is_finished() {
+            let query = LogQuery { follow: true, ..ALL };
+            followers.push(tokio::spawn(
+                read(written.dir.clone(), query).unwrap().collect::<Vec<_>>(),
+            ));
+            let query = LogQuery { tail: Some(1), ..ALL };
+            n_tails += 1;
+            assert_eq!(written.read(query).await.len(), 1, "of the last line, {n_tails}");
+        }
+        writing.join().unwrap();
+        drop(lock);
+        let all: Vec<String> = (0..600).map(|n| n.to_string()).collect();
+        assert!(followers.len() > 10, "{}", followers.len());
+        for follower in followers {
+            assert_eq!(texts(follower.await.unwrap()), all);
+        }
     }
 
     /// Of those who follow without a word, or do not read, there may be many.

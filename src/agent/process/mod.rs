@@ -8,6 +8,7 @@ mod health;
 mod job;
 pub mod keeper;
 mod known;
+mod log_files;
 mod logs;
 mod port;
 mod removal;
