@@ -151,7 +151,7 @@ async fn wait<T>(
     patience: &mut Patience<'_>,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> Result<T, CloseReason> {
-    let place = gate.enter(queue).ok_or(CloseReason::Limit)?;
+    let place = patience.enter(gate, queue).ok_or(CloseReason::Limit)?;
     let waiting = async {
         loop {
             if let Some(result) = attempt() {

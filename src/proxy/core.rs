@@ -521,6 +521,11 @@ impl Connection {
         &self.service
     }
 
+    /// Whose it is.
+    pub(super) fn party(&self) -> Party {
+        self.entry(|entry| entry.party)
+    }
+
     /// Says which endpoint the connection now holds.
     pub(super) fn hold(&self, endpoint: Option<EndpointId>) {
         self.entry(|entry| (entry.endpoint, entry.is_lost) = (endpoint, false));

@@ -38,6 +38,11 @@ impl Party {
         }
     }
 
+    /// `None`: nobody's who has others.
+    pub(super) fn number(self) -> Option<u64> {
+        (self != Party::ALONE).then_some(self.0)
+    }
+
     /// The task's of that number.
     pub(super) fn task(number: u64) -> Party {
         Party(Party::TASK | number & (Party::V4 - 1))

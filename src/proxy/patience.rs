@@ -6,7 +6,8 @@ use std::pin::pin;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::routing::{CloseReason, GatePlace};
+use super::crowd::Party;
+use crate::routing::{CloseReason, Gate, GatePlace};
 
 /// How long a client is waited with.
 ///
@@ -14,18 +15,26 @@ use crate::routing::{CloseReason, GatePlace};
 /// the place until the queue is full. Who has not, never will, and goes at once.
 pub(super) struct Patience<'a> {
     client: &'a TcpStream,
+    /// Whose places the client waits in: as `Gate::enter` has it.
+    party: Option<u64>,
     /// Whether all that the client has to send is here, now that it has ended.
     is_whole: &'a (dyn Fn() -> bool + Sync),
     has_ended: bool,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(client: &'a TcpStream, is_whole: &'a (dyn Fn() -> bool + Sync)) -> Patience<'a> {
+    pub(super) fn new(client: &'a TcpStream, party: Party, is_whole: &'a (dyn Fn() -> bool + Sync)) -> Patience<'a> {
         Patience {
             client,
+            party: party.number(),
             is_whole,
             has_ended: false,
         }
+    }
+
+    /// A place in the queue of `gate`, where `limit` may wait. `None`: there is none for this client.
+    pub(super) fn enter<'g>(&self, gate: &'g Gate, limit: u32) -> Option<GatePlace<'g>> {
+        gate.enter(limit, self.party)
     }
 
     /// Waits in `place` for `what`. Errors: the reason to close the client's connection with.

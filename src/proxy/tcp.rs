@@ -130,7 +130,7 @@ async fn connect(
         ..behalf
     };
     // Whatever it has sent may be all that it has to say.
-    let mut patience = Patience::new(client, &|| true);
+    let mut patience = Patience::new(client, connection.party(), &|| true);
     if !connection.try_admit() {
         Box::pin(connection.admit(&mut patience)).await?;
     }

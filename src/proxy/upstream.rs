@@ -95,7 +95,7 @@ pub(super) async fn connect(
                 };
                 if may_come {
                     if held.is_none() {
-                        held = Held::begin(table, &service.spec().limits, state, target);
+                        held = Held::begin(table, &service.spec().limits, state, target, patience);
                     }
                     if let Some(held) = &mut held
                         && Box::pin(held.wait(table, &mut service, patience)).await?
@@ -188,11 +188,17 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// `None`: nobody may wait, or as many as may do.
-    fn begin(table: &TableHandle, limits: &Limits, state: &'a ServiceState, target: u16) -> Option<Held<'a>> {
+    fn begin(
+        table: &TableHandle,
+        limits: &Limits,
+        state: &'a ServiceState,
+        target: u16,
+        patience: &Patience<'_>,
+    ) -> Option<Held<'a>> {
         if limits.hold_timeout.is_zero() {
             return None;
         }
-        let place = state.hold_gate.enter(limits.hold)?;
+        let place = patience.enter(&state.hold_gate, limits.hold)?;
         let lookout = state.lookouts.join(target);
         Some(Held {
             place,
@@ -268,7 +274,7 @@ async fn wait_first<'a>(
         true => CloseReason::NoEndpoint,
         false => CloseReason::ConnectFailed,
     };
-    let held = Held::begin(table, &service.spec().limits, state, target);
+    let held = Held::begin(table, &service.spec().limits, state, target, patience);
     let mut held = held.ok_or(reason)?;
     match held.wait(table, service, patience).await? {
         true => Ok(held),

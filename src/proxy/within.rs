@@ -189,7 +189,8 @@ async fn reach(
     endpoint: Arc<Endpoint>,
     to: SocketAddr,
 ) -> Result<(TcpStream, Lease), CloseReason> {
-    connection.admit(&mut Patience::new(client, &|| true)).await?;
+    let party = connection.party();
+    connection.admit(&mut Patience::new(client, party, &|| true)).await?;
     let spec = connection.service().spec().clone();
     if endpoint.state(Instant::now()) == EndpointState::Unready {
         return Err(CloseReason::ConnectFailed);

@@ -1,21 +1,21 @@
 //! What waits are made of: something of which there is only so much, and the queue of those who wait for it.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use super::waiters::Waiters;
 
 /// Something of which there is only so much, and a bounded queue of those who wait for it.
 #[derive(Debug, Default)]
 pub struct Gate {
     taken: AtomicU32,
+    /// As many as `waiters` has, to be read without its lock.
     waiting: AtomicU32,
     notify: Notify,
-    n_entered: AtomicU64,
-    /// Places whose clients may have gone, by when they came: given to others once the queue is full.
     /// std mutex: touched by those who wait, and nothing awaits under it.
-    yielding: Mutex<BTreeMap<u64, Arc<Notify>>>,
+    waiters: Mutex<Waiters>,
 }
 
 impl Gate {
@@ -40,30 +40,20 @@ impl Gate {
     }
 
     /// Takes a place in the queue. Where `limit` already wait, it is that of the first whose client may have gone
-    /// (`GatePlace::yields`), or there is none.
-    pub fn enter(&self, limit: u32) -> Option<GatePlace<'_>> {
-        let before = self.waiting.fetch_add(1, Ordering::SeqCst);
-        let place = GatePlace {
-            gate: self,
-            n: self.n_entered.fetch_add(1, Ordering::Relaxed),
-            lost: OnceLock::new(),
-        };
-        // Dropping the place gives it back.
-        (before < limit || (limit > 0 && self.take_one())).then_some(place)
+    /// (`GatePlace::yields`), else the newest of the party that has most, if that has more than `party` would; or there is none.
+    ///
+    /// `party`: a number for whose place it is; `None`: nobody's who has others.
+    pub fn enter(&self, limit: u32, party: Option<u64>) -> Option<GatePlace<'_>> {
+        let (n, lost) = self.with_waiters(|waiters| waiters.enter(limit as usize, party))?;
+        Some(GatePlace { gate: self, n, lost })
     }
 
-    /// Takes the oldest place that yields from who has it.
-    fn take_one(&self) -> bool {
-        let Some((_, lost)) = self.lock_yielding().pop_first() else {
-            return false;
-        };
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        lost.notify_one();
-        true
-    }
-
-    fn lock_yielding(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Notify>>> {
-        self.yielding.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_waiters<T>(&self, act: impl FnOnce(&mut Waiters) -> T) -> T {
+        let mut waiters: MutexGuard<'_, Waiters> = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut waiters);
+        self.waiting
+            .store(u32::try_from(waiters.len()).unwrap_or(u32::MAX), Ordering::SeqCst);
+        result
     }
 
     /// Something was freed: the first who waits looks again.
@@ -80,8 +70,8 @@ pub struct GatePlace<'a> {
     gate: &'a Gate,
     /// Those who came before have lower numbers.
     n: u64,
-    /// Told when the place is another's; made when it first yields.
-    lost: OnceLock<Arc<Notify>>,
+    /// Told when the place is another's.
+    lost: Arc<Notify>,
 }
 
 impl GatePlace<'_> {
@@ -92,28 +82,19 @@ impl GatePlace<'_> {
 
     /// From now on the place is kept only until somebody needs it: whoever has it may have gone.
     pub fn yields(&self) {
-        self.lost.get_or_init(|| {
-            let lost: Arc<Notify> = Arc::default();
-            self.gate.lock_yielding().insert(self.n, lost.clone());
-            lost
-        });
+        self.gate.with_waiters(|waiters| waiters.yields(self.n));
     }
 
-    /// Waits until the place, which yields, is another's; for ever if it does not yield.
+    /// Waits until the place is another's.
     pub async fn lost(&self) {
-        match self.lost.get() {
-            Some(lost) => lost.notified().await,
-            None => std::future::pending().await,
-        }
+        self.lost.notified().await;
     }
 }
 
 impl Drop for GatePlace<'_> {
     fn drop(&mut self) {
-        let is_lost = self.lost.get().is_some() && self.gate.lock_yielding().remove(&self.n).is_none();
-        if !is_lost {
-            self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
-        }
+        // `None`: it is another's.
+        let _ = self.gate.with_waiters(|waiters| waiters.leave(self.n));
         // Whoever leaves may have swallowed a wake-up that the next one needs.
         self.gate.freed();
     }
@@ -126,19 +107,20 @@ mod tests {
     #[test]
     fn a_gate_lets_only_so_many_wait() {
         let gate = Gate::default();
-        let first = gate.enter(1);
-        assert!(first.is_some() && gate.enter(1).is_none());
+        let first = gate.enter(1, None);
+        assert!(first.is_some() && gate.enter(1, None).is_none());
         assert_eq!(gate.depth(), 1);
         drop(first);
-        assert!(gate.enter(1).is_some());
+        assert!(gate.enter(1, None).is_some());
         assert_eq!(gate.depth(), 0);
     }
 
     #[test]
     fn a_full_gate_takes_the_oldest_place_that_yields() {
         let gate = Gate::default();
-        let [first, second, third] = [gate.enter(3), gate.enter(3), gate.enter(3)].map(Option::unwrap);
-        assert!(gate.enter(3).is_none());
+        let [first, second, third] =
+            [gate.enter(3, None), gate.enter(3, None), gate.enter(3, None)].map(Option::unwrap);
+        assert!(gate.enter(3, None).is_none());
         third.yields();
         second.yields();
         second.yields();
@@ -147,20 +129,20 @@ mod tests {
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             lost.as_mut().poll(&mut cx).is_ready()
         };
-        let fourth = gate.enter(3).unwrap();
+        let fourth = gate.enter(3, None).unwrap();
         assert_eq!([&first, &second, &third].map(is_lost), [false, true, false]);
-        let fifth = gate.enter(3).unwrap();
-        assert!(is_lost(&third) && gate.enter(3).is_none() && gate.enter(0).is_none());
+        let fifth = gate.enter(3, None).unwrap();
+        assert!(is_lost(&third) && gate.enter(3, None).is_none() && gate.enter(0, None).is_none());
         assert_eq!(gate.depth(), 3);
         drop((second, third));
         assert_eq!(gate.depth(), 3, "others have them");
         drop((first, fourth, fifth));
         assert_eq!(gate.depth(), 0);
-        let place = gate.enter(1).unwrap();
+        let place = gate.enter(1, None).unwrap();
         place.yields();
         drop(place);
         assert_eq!(gate.depth(), 0);
-        let _place = gate.enter(1).unwrap();
-        assert!(gate.enter(1).is_none(), "nothing is left of it");
+        let _place = gate.enter(1, None).unwrap();
+        assert!(gate.enter(1, None).is_none(), "nothing is left of it");
     }
 }

@@ -22,6 +22,7 @@ mod state;
 mod stats;
 mod table;
 mod vip;
+mod waiters;
 
 pub use endpoint::{Asker, Endpoint, EndpointId, EndpointState, Outcome};
 pub use gate::{Gate, GatePlace};

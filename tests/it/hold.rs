@@ -1,15 +1,17 @@
 //! Clients that come while a service has nobody to serve them: they wait, bounded in number and time.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anynode::model::{Mode, ServiceName, ServiceSpec, TaskRef};
 use anynode::routing::{Change, CloseReason};
+use socket2::{Domain, Socket, Type};
 
-use crate::harness::{Node, Origin, PATIENCE, ask, dial, door, free_port, service, wait_until};
+use crate::harness::{Node, Origin, PATIENCE, ask, dial, door, free_port, read_to_end, service, wait_until};
+use crate::netns::Space;
 
 /// A service whose clients wait.
 fn patient(endpoints: &[SocketAddr]) -> ServiceSpec {
@@ -112,7 +114,7 @@ fn only_so_many_wait_and_only_so_long() {
     let mut web = service("web", &[]);
     (web.limits.hold, web.limits.hold_timeout) = (2, Duration::from_millis(300));
     node.apply(&web);
-    let refused = |mut client: std::net::TcpStream| {
+    let refused = |mut client: TcpStream| {
         let error = client.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     };
@@ -138,6 +140,55 @@ fn only_so_many_wait_and_only_so_long() {
     let started = Instant::now();
     refused(dial(door(&web)));
     assert!(started.elapsed() < PATIENCE / 2);
+}
+
+/// Loopback stands for many, so that these have addresses of their own.
+#[test]
+fn whoever_takes_all_places_keeps_nobody_else_from_waiting() {
+    let Some(space) = Space::new() else {
+        return;
+    };
+    space.sh("ip link set lo up");
+    for ip in ["192.0.2.1/32", "192.0.2.2/32"] {
+        space.sh(&format!("ip addr add {ip} dev lo"));
+    }
+    space.run(|| {
+        let node = Node::start();
+        let mut web = patient(&[]);
+        web.limits.hold = 4;
+        node.apply(&web);
+        let dial_from = |ip: [u8; 4]| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+            socket.connect(&door(&web).into()).unwrap();
+            let stream = TcpStream::from(socket);
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+        };
+        let is_refused = |mut client: &TcpStream| {
+            let error = client.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        };
+        let greedy: Vec<TcpStream> = (1..=4)
+            .map(|n| {
+                let client = dial_from([192, 0, 2, 1]);
+                wait_until("it to wait", || held(&node, "web") == n);
+                client
+            })
+            .collect();
+        is_refused(&dial_from([192, 0, 2, 1]));
+        let other = dial_from([192, 0, 2, 2]);
+        is_refused(&greedy[3]);
+        assert_eq!(held(&node, "web"), 4);
+        assert_eq!(node.closed("web", CloseReason::NoEndpoint), 1);
+        assert_eq!(node.closed("web", CloseReason::Limit), 1);
+        let task = Origin::named("task");
+        web.endpoints = service("web", &[task.addr]).endpoints;
+        node.apply(&web);
+        for client in greedy[..3].iter().chain([&other]) {
+            assert_eq!(read_to_end(client), b"task");
+        }
+    });
 }
 
 /// One of those who wait tries, and nobody else: 300 that waited made 300 connects to each endpoint at once, and again

@@ -53,7 +53,10 @@ pub(in crate::proxy) async fn serve(
     let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
     let admitted = match connection.try_admit() {
         true => Ok(()),
-        false => Box::pin(async { connection.admit(&mut Patience::new(&client, &has_request)).await }).await,
+        false => {
+            let party = connection.party();
+            Box::pin(async { connection.admit(&mut Patience::new(&client, party, &has_request)).await }).await
+        }
     };
     let reason = match admitted {
         Ok(()) => {
@@ -505,7 +508,7 @@ impl Server<'_> {
         let received = self.from_client.rest();
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
-        let mut patience = Patience::new(self.client, &is_whole);
+        let mut patience = Patience::new(self.client, self.connection.party(), &is_whole);
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.

@@ -24,13 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A network namespace with a name, gone when dropped.
-struct Space {
+pub(super) struct Space {
     name: String,
 }
 
 impl Space {
     /// `None`, with a word, where none can be made.
-    fn new() -> Option<Space> {
+    pub(super) fn new() -> Option<Space> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             println!("skipped: not root");
@@ -54,7 +54,7 @@ impl Space {
     }
 
     /// Does `act` on a thread that is inside and then ends.
-    fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 let file = File::open(self.path()).unwrap();
@@ -68,7 +68,7 @@ impl Space {
         })
     }
 
-    fn sh(&self, command: &str) -> String {
+    pub(super) fn sh(&self, command: &str) -> String {
         sh(&format!("ip netns exec {} {command}", self.name))
     }
 
