@@ -65,6 +65,11 @@ impl Place {
         self.dir.path().join("tasks").join(id.as_str())
     }
 
+    /// Waits until no process is left. A keeper ends a moment after it has said how its task ended.
+    async fn emptied(&self) {
+        until("no process to be left", || self.processes().is_empty()).await;
+    }
+
     /// All processes of tasks and their keepers.
     pub(super) fn processes(&self) -> Vec<u32> {
         processes_with(self.dir.path())
@@ -209,7 +214,7 @@ async fn what_cannot_run_says_why() {
     let nowhere = world.task(container, json!({}));
     let error = world.wait(&nowhere, TaskState::Failed).await.error.unwrap();
     assert!(error.contains("/nonexistent/dir: expected a directory"), "{error}");
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 }
 
 #[tokio::test]
@@ -237,7 +242,7 @@ async fn it_is_asked_to_end_and_then_ended() {
     let status = world.wait(&deaf, TaskState::Shutdown).await;
     assert_eq!(status.container.unwrap().exit_code, 137);
     assert!(asked.elapsed() >= Duration::from_millis(350));
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 }
 
 #[tokio::test]
@@ -247,7 +252,7 @@ async fn what_a_program_started_ends_with_it() {
     // One in its group, and one that has left it and its session.
     let id = world.task(sh("sleep 1000 & setsid sleep 1001 & sleep 0.2; exit 0"), json!({}));
     world.wait(&id, TaskState::Complete).await;
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 }
 
 #[tokio::test]
@@ -260,7 +265,7 @@ async fn no_task_outlives_its_keeper() {
     signal(place.keeper(&id), Signal::KILL);
     let status = world.wait(&id, TaskState::Failed).await;
     assert_eq!(status.error.as_deref(), Some("task: non-zero exit (137)"));
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 }
 
 #[tokio::test]
@@ -323,7 +328,7 @@ async fn what_nobody_knows_is_taken_away() {
     // Another run, which has never heard of it.
     let _world = place.world();
     until("it to be gone", || !place.of_task(&id).exists()).await;
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 }
 
 /// Whatever becomes of the files that say what runs of a task, no process of it runs on unknown: it is found again, or ended.
@@ -410,7 +415,7 @@ async fn damaged_files_of_a_task_leave_nothing_running_untracked() {
             println!("{file} {name}: {}", if is_ended { "ended" } else { "found again" });
             world.forget(&id);
             until("its directory to be gone", || !place.of_task(&id).exists()).await;
-            assert_eq!(place.processes(), [0u32; 0], "{file} {name}");
+            place.emptied().await;
             assert!(
                 is_alive(victim),
                 "{file} {name}: a process that has nothing to do with it was ended"
@@ -608,7 +613,7 @@ async fn a_task_runs_as_its_user() {
     // Its keeper's end is still its own.
     signal(place.keeper(&id), Signal::KILL);
     world.wait(&id, TaskState::Failed).await;
-    assert_eq!(place.processes(), [0u32; 0]);
+    place.emptied().await;
 
     let mut container = sh("true");
     container["User"] = json!("nobody-of-that-name");
