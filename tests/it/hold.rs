@@ -180,8 +180,10 @@ fn whoever_takes_all_places_keeps_nobody_else_from_waiting() {
         let other = dial_from([192, 0, 2, 2]);
         is_refused(&greedy[3]);
         assert_eq!(held(&node, "web"), 4);
-        assert_eq!(node.closed("web", CloseReason::NoEndpoint), 1);
-        assert_eq!(node.closed("web", CloseReason::Limit), 1);
+        let closed = |reason| node.closed("web", reason);
+        wait_until("the closes", || {
+            (closed(CloseReason::NoEndpoint), closed(CloseReason::Limit)) == (1, 1)
+        });
         let task = Origin::named("task");
         web.endpoints = service("web", &[task.addr]).endpoints;
         node.apply(&web);

@@ -196,11 +196,12 @@ impl Dir {
         }
     }
 
-    /// What is to be the first of the logs, and what is to be another: there for a moment.
+    /// What is to be the first of the logs, for a moment.
     pub(super) fn log_aside(&self) -> PathBuf {
         self.path.join("log-new")
     }
 
+    /// Another name of a log that is given a higher number, for a moment.
     pub(super) fn log_moved(&self) -> PathBuf {
         self.path.join("log-moved")
     }

@@ -146,11 +146,11 @@ impl Reader {
             // Put aside meanwhile, perhaps; it has two numbers for a moment then.
             let this = FileId::of(&metadata);
             let older = number_of(&self.dir, this).and_then(|number| {
-                let mut older = (number + 1..).map_while(|n| Some((n, File::open(self.dir.log(n)).ok()?)));
-                older.find(|(_, file)| id_of(file) != Some(this))
+                let mut older = (number + 1..).map_while(|n| File::open(self.dir.log(n)).ok());
+                older.find(|file| id_of(file) != Some(this))
             });
             match older {
-                Some((_, older)) if found.is_none() => file = older,
+                Some(older) if found.is_none() => file = older,
                 _ => {
                     self.at = At {
                         file: FileId::of(&metadata),
