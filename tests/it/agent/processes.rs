@@ -17,6 +17,11 @@ use serde_json::{Value, json};
 use super::rig::{self, ALL, PATIENCE, World, is_alive, payload, processes_with, signal, until};
 use crate::harness::Seed;
 
+fn is_keeper(pid: &u32) -> bool {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).any(|word| word == b"keep")
+}
+
 /// A directory for tasks; nothing of them is left when this is dropped.
 pub(super) struct Place {
     dir: tempfile::TempDir,
@@ -65,9 +70,14 @@ impl Place {
         self.dir.path().join("tasks").join(id.as_str())
     }
 
-    /// Waits until no process is left. A keeper ends a moment after it has said how its task ended.
+    /// No process is left but keepers, and they end: each a moment after it has said how its task ended.
     async fn emptied(&self) {
-        until("no process to be left", || self.processes().is_empty()).await;
+        let left = self.processes();
+        let (keepers, others): (Vec<u32>, Vec<u32>) = left.into_iter().partition(is_keeper);
+        // Who ended since they were counted has no words any more.
+        let others: Vec<u32> = others.into_iter().filter(|pid| is_alive(*pid)).collect();
+        assert_eq!(others, [0u32; 0], "beside the keepers {keepers:?}");
+        until("their keepers to be gone", || self.processes().is_empty()).await;
     }
 
     /// All processes of tasks and their keepers.
@@ -76,10 +86,6 @@ impl Place {
     }
 
     pub(super) fn keeper(&self, id: &Id) -> u32 {
-        let is_keeper = |pid: &u32| {
-            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            words.split(|byte| *byte == 0).any(|word| word == b"keep")
-        };
         let of_task = processes_with(&self.of_task(id));
         of_task.into_iter().find(is_keeper).unwrap()
     }
