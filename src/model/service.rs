@@ -441,7 +441,8 @@ impl Default for Limits {
 /// Time limits of one service; zero means no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For one connection attempt to one endpoint.
+    /// For one connection attempt to one endpoint. By default more than the second after which a kernel sends a SYN again: one that
+    /// was lost, or found a full accept queue, is no failed attempt.
     pub connect: Duration,
     /// Without a byte in either direction (tcp, upgraded connections) or between requests (http).
     pub idle: Duration,
@@ -456,7 +457,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
-            connect: Duration::from_secs(1),
+            connect: Duration::from_millis(1250),
             idle: Duration::ZERO,
             half_closed: Duration::ZERO,
             request_head: Duration::from_secs(10),

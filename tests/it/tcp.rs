@@ -194,6 +194,27 @@ fn a_silent_endpoint_is_waited_for_no_longer_than_it_is_in_the_table() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
+/// A full accept queue drops the first packet of a connection, and the kernel sends it again after a second.
+#[test]
+fn a_packet_that_is_lost_once_fails_no_attempt() {
+    let full = Silent::start();
+    let node = Node::start();
+    let mut web = service("web", &[full.addr]);
+    // There is no second attempt.
+    web.limits.hold_timeout = Duration::ZERO;
+    node.apply(&web);
+    let endpoint = node.service("web").endpoints()[0].clone();
+    let mut client = dial(door(&web));
+    wait_until("the attempt", || endpoint.in_flight() == 1);
+    for _ in 0..full.queued.len() {
+        drop(full.accept());
+    }
+    full.accept().write_all(b"a").unwrap();
+    let mut byte = [0];
+    client.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, *b"a");
+}
+
 #[test]
 fn nobody_to_connect_to_is_a_reset_with_its_reason() {
     let node = Node::start();

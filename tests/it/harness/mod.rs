@@ -215,8 +215,8 @@ impl Drop for Origin {
 /// A listener that nobody accepts from and whose queue is full: a connect to it gets no answer.
 pub struct Silent {
     pub addr: SocketAddr,
-    _listener: socket2::Socket,
-    _queued: Vec<TcpStream>,
+    listener: socket2::Socket,
+    pub queued: Vec<TcpStream>,
 }
 
 impl Silent {
@@ -233,9 +233,14 @@ impl Silent {
         }
         Silent {
             addr,
-            _listener: listener,
-            _queued: queued,
+            listener,
+            queued,
         }
+    }
+
+    /// Accepts one of those who wait, and so makes room in the queue.
+    pub fn accept(&self) -> TcpStream {
+        self.listener.accept().unwrap().0.into()
     }
 }
 
