@@ -193,6 +193,10 @@ impl Job {
             let n = (progress.n_units.get(), progress.n_bytes.get());
             let (start, cpu) = (Instant::now(), machine::cpu_ns(&self.pids)?);
             tokio::time::sleep(run).await;
+            // On a busy machine a short turn may end before anything was answered.
+            while progress.n_bytes.get() == n.1 && start.elapsed() < run + ANSWER_TIME_MAX {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             let cpu_ns = machine::cpu_ns(&self.pids)? - cpu;
             let (seconds, (steal, busy)) = (start.elapsed().as_secs_f64(), ticks.since()?);
             let n_cores = std::fs::read_to_string("/proc/cpuinfo")?.matches("processor\t").count();
