@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{HealthCheck, HealthProbe, InvalidValue, Mode, ServiceName, ServiceSpec, parse_duration};
+use super::{HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, ServiceName, ServiceSpec, parse_duration};
 
 /// What labels say beside the spec itself.
 #[derive(Debug, Default, PartialEq)]
@@ -128,12 +128,15 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         "swarm" | "engine" => Ok(()),
         _ => Err(InvalidValue::new(text, "swarm or engine")),
     });
-    if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
-        let fault =
-            "label anynode.proxy-protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For";
-        reader.faults.push(fault.to_owned());
-        reader.wrong.insert("anynode.proxy-protocol".to_owned());
-        spec.proxy_protocol = None;
+    // Of a mode that means nothing it is not known what it was to be.
+    if !reader.wrong.contains("anynode.mode") {
+        let was_said = |option: &OneMode| labels.contains_key(option.label) && !reader.wrong.contains(option.label);
+        for option in OneMode::out_of_place(spec, was_said).collect::<Vec<_>>() {
+            let value = &labels[option.label];
+            reader.faults.push(format!("label {}={value}: {option}", option.label));
+            reader.wrong.insert(option.label.to_owned());
+        }
+        spec.proxy_protocol = spec.proxy_protocol.filter(|_| spec.mode == Mode::Tcp);
     }
     for (label, value) in labels {
         if !KNOWN.contains(&label.as_str()) {
@@ -287,6 +290,40 @@ mod tests {
             }
         );
         assert_eq!(check.interval, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn an_option_of_the_other_mode_is_refused() {
+        let of_http = [
+            ("anynode.abort-on-client-close", "true"),
+            ("anynode.timeout.request-head", "1s"),
+            ("anynode.timeout.response", "5s"),
+        ];
+        let of_tcp = [
+            ("anynode.proxy-protocol", "v1"),
+            ("anynode.client-address", "transparent"),
+        ];
+        for (mode, fits, others) in [("http", &of_http[..], &of_tcp[..]), ("tcp", &of_tcp, &of_http)] {
+            for option in fits {
+                assert_eq!(read(&[("anynode.mode", mode), *option]).1, Labels::default());
+            }
+            for option in others {
+                let (_, labels) = read(&[("anynode.mode", mode), *option]);
+                let begin = format!("label {}={}: expected mode ", option.0, option.1);
+                assert!(labels.faults[0].starts_with(&begin), "{labels:?}");
+                assert_eq!(labels.wrong, BTreeSet::from([option.0.to_owned()]));
+                // Of a mode that is none nothing follows.
+                assert_eq!(read(&[("anynode.mode", "htp"), *option]).1.faults.len(), 1);
+            }
+        }
+        for said_and_kept in [
+            ("anynode.abort-on-client-close", "false"),
+            ("anynode.timeout.response", "0s"),
+        ] {
+            assert_eq!(read(&[said_and_kept]).1, Labels::default());
+        }
+        let none = read(&[("anynode.mode", "http"), ("anynode.client-address", "none")]);
+        assert_eq!(none.1, Labels::default());
     }
 
     #[test]

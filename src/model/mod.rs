@@ -6,6 +6,7 @@
 mod asker;
 mod cluster;
 pub mod labels;
+mod one_mode;
 pub mod proxy_protocol;
 mod service;
 pub mod swarm;
@@ -16,6 +17,7 @@ pub use cluster::{
     Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
     DigestMismatch, ObjectDiff,
 };
+pub use one_mode::OneMode;
 pub use service::{
     Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,

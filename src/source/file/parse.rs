@@ -11,7 +11,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::words;
 use crate::model::{
-    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
+    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive, ProxyProtocol,
     PublishedPort, ServiceName, ServiceSpec, parse_duration,
 };
 
@@ -248,11 +248,6 @@ impl ServiceDto {
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
         spec.proxy_protocol = self.proxy_protocol.map(|text| text.0);
-        if spec.proxy_protocol.is_some() && spec.mode == Mode::Http {
-            return Err(
-                "proxy_protocol: expected mode tcp: in http mode the client's address is in X-Forwarded-For".to_owned(),
-            );
-        }
         set(&mut spec.stop_grace, self.stop_grace.map(|text| text.0.0));
         spec.publish = self
             .publish
@@ -261,6 +256,7 @@ impl ServiceDto {
             .map(|text| text.0)
             .collect();
         spec.expose = self.expose.unwrap_or_default().into_iter().map(|port| port.0).collect();
+        let says_client_address = self.client_address.is_some();
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
         set(&mut spec.abort_on_client_close, self.abort_on_client_close);
         spec.endpoints = self.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
@@ -283,13 +279,24 @@ impl ServiceDto {
             set(&mut to.hold, limits.hold);
             set(&mut to.hold_timeout, limits.hold_timeout.map(|text| text.0.0));
         }
+        let mut says_request_head = false;
         if let Some(timeouts) = self.timeouts {
+            says_request_head = timeouts.request_head.is_some();
             let to = &mut spec.timeouts;
             set(&mut to.connect, timeouts.connect.map(|text| text.0.0));
             set(&mut to.idle, timeouts.idle.map(|text| text.0.0));
             set(&mut to.half_closed, timeouts.half_closed.map(|text| text.0.0));
             set(&mut to.request_head, timeouts.request_head.map(|text| text.0.0));
             set(&mut to.response, timeouts.response.map(|text| text.0.0));
+        }
+        // What the others are by default asks for nothing.
+        let was_said = |option: &OneMode| match option.key {
+            "client_address" => says_client_address,
+            "timeouts.request_head" => says_request_head,
+            _ => true,
+        };
+        if let Some(option) = OneMode::out_of_place(&spec, was_said).next() {
+            return Err(format!("{}: {option}", option.key));
         }
         Ok(spec)
     }
@@ -594,6 +601,18 @@ services:
                 None,
                 "services",
                 &["web", "no port"],
+            ),
+            (
+                web("timeouts: { response: 5s }"),
+                None,
+                "services",
+                &["web", "timeouts.response: expected mode http"],
+            ),
+            (
+                web("mode: http\n    client_address: transparent"),
+                None,
+                "services",
+                &["web", "client_address: expected mode tcp"],
             ),
             ("services: [\n".to_owned(), None, "", &[]),
         ] {

@@ -231,11 +231,7 @@ impl Silent {
             queued.push(stream);
             assert!(queued.len() < 100, "the queue has no end");
         }
-        Silent {
-            addr,
-            listener,
-            queued,
-        }
+        Silent { addr, listener, queued }
     }
 
     /// Accepts one of those who wait, and so makes room in the queue.
