@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -201,8 +201,8 @@ async fn reach(
     let lease = Lease::of(endpoint);
     connection.hold(Some(lease.endpoint().id()));
     let peer = || client.peer_addr().ok();
-    let connect = upstream::connect_here(&spec, lease.endpoint(), to, peer, spec.timeouts.connect);
-    let connected = unless_ended(connection, client, connect).await?;
+    let connect = upstream::connect_here(&spec, lease.endpoint(), to, peer, LONGER_THAN_THE_KERNEL);
+    let connected = while_wanted(connection, client, connect).await?;
     let outcome = match &connected {
         Ok(_) => Outcome::Reached,
         Err(error) => Outcome::Failed(error.kind()),
@@ -212,8 +212,8 @@ async fn reach(
 }
 
 async fn to_outside(connection: Connection, client: TcpStream, sender: Arc<Sender>, to: SocketAddr) {
-    let connect = sender.connect(to, connection.service().spec().timeouts.connect);
-    let connected = Box::pin(unless_ended(&connection, &client, connect)).await;
+    let connect = sender.connect(to, LONGER_THAN_THE_KERNEL);
+    let connected = Box::pin(while_wanted(&connection, &client, connect)).await;
     let reason = match connected.and_then(|connected| connected.map_err(reason_of)) {
         Ok(stream) => {
             let mut relay = Relay::new(&connection, client, Leg::Tcp(stream), [Vec::new(), Vec::new()]);
@@ -227,17 +227,35 @@ async fn to_outside(connection: Connection, client: TcpStream, sender: Arc<Sende
     connection.close(reason);
 }
 
+/// Waits for a connection to where nobody else can be asked instead: as long as the client does, or until the kernel has sent its
+/// SYN in vain as often as for a program that connects by itself. Who has ended his side may have given up, or wait for an
+/// answer, and has the time of one attempt at an endpoint more.
+///
 /// Errors: the client is gone, or the connection was ended.
-async fn unless_ended<T>(
+async fn while_wanted<T>(
     connection: &Connection,
     client: &TcpStream,
     connect: impl Future<Output = T>,
 ) -> Result<T, CloseReason> {
+    let is_over = async {
+        // tokio counts the end of the other side to PRIORITY, which nothing else is.
+        let ready = client.ready(Interest::ERROR | Interest::PRIORITY).await;
+        if ready.is_ok_and(|ready| !ready.is_error()) {
+            let rest = client.ready(Interest::ERROR);
+            if tokio::time::timeout(connection.service().spec().timeouts.connect, rest)
+                .await
+                .is_err()
+            {
+                return CloseReason::ConnectTimeout;
+            }
+        }
+        CloseReason::ClientRst
+    };
     tokio::select! {
         biased;
         connected = connect => Ok(connected),
         reason = connection.ended() => Err(reason),
-        _ = client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
+        reason = is_over => Err(reason),
     }
 }
 
@@ -248,6 +266,8 @@ fn reason_of(error: io::Error) -> CloseReason {
     }
 }
 
+/// The kernel's own patience is 67 or 127 s by default (net.ipv4.tcp_syn_retries).
+const LONGER_THAN_THE_KERNEL: Duration = Duration::from_secs(3600);
 /// Namespaces that were served so far: each is a party of its own.
 static N_SERVED: AtomicU64 = AtomicU64::new(0);
 /// Listener, BPF link, trie of addresses, two sockets for names.

@@ -20,6 +20,26 @@ while True:
     c.close()
 "#;
 
+/// The same on port 7002, whose queue is full until two packets of a connection were lost.
+const FULL: &str = r#"
+import socket, time
+def n_lost():
+    names, numbers = [line.split() for line in open("/proc/net/netstat") if line.startswith("TcpExt:")]
+    return int(numbers[names.index("ListenDrops")])
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("0.0.0.0", 7002))
+s.listen(0)
+first = socket.create_connection(("127.0.0.1", 7002))
+expected = n_lost() + 2
+while n_lost() < expected:
+    time.sleep(0.01)
+while True:
+    c, peer = s.accept()
+    c.sendall(peer[0].encode())
+    c.close()
+"#;
+
 /// What is said at ADDRESS PORT, from the address FROM where one is named, N at once.
 const ASK: &str = r#"
 import socket, sys
@@ -50,8 +70,16 @@ impl Drop for Program {
     }
 }
 
-fn who(mut command: Command) -> Program {
-    Program(command.args(["-c", WHO]).stdin(Stdio::null()).spawn().unwrap())
+fn start(mut command: Command, program: &str) -> Program {
+    Program(command.args(["-c", program]).stdin(Stdio::null()).spawn().unwrap())
+}
+
+/// How many wait to be accepted there.
+fn n_queued(command: &mut Command, port: u16) -> usize {
+    let out = command.args(["-Hltn", &format!("sport = {port}")]).output().unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    let queued = said.split_whitespace().nth(1);
+    queued.map_or(0, |queued| queued.parse().unwrap())
 }
 
 fn ask_from(mut command: Command, to: &str, port: u16, source: &str, n: usize) -> String {
@@ -120,7 +148,7 @@ impl Stage {
         );
         sh(neighbour.command("sh"), &words);
         let before = host(&own);
-        let _who = [who(own.inside("python3")), who(neighbour.command("python3"))];
+        let _who = [own.inside("python3"), neighbour.command("python3")].map(|command| start(command, WHO));
         own.start();
         own.docker(&["swarm", "init"]);
         own.docker(&["network", "create", "-d", "overlay", "--internal", "vault"]);
@@ -213,16 +241,28 @@ fn what_a_task_sends_to_its_host_comes_from_the_task() {
         ask_from(within(stage.task, "python3"), HOST, 7001, "", 1),
         "ConnectionResetError"
     );
+    // What is lost is sent again, as long as the task waits: nobody else can be asked.
+    let full = [stage.own.inside("python3"), stage.neighbour.command("python3")].map(|command| start(command, FULL));
+    for (to, mut listing, said) in [
+        (HOST, stage.own.inside("ss"), &*address),
+        (NEIGHBOUR, stage.neighbour.command("ss"), HOST),
+    ] {
+        stage
+            .own
+            .wait_for("a full queue", LONG, || n_queued(&mut listing, 7002) == 1);
+        assert_eq!(ask_from(within(stage.task, "python3"), to, 7002, "", 1), said, "{to}");
+    }
+    drop(full);
     // The host's own rules decide, and those for loopback are not asked.
     stage.host("iptables -A INPUT -i lo -j ACCEPT");
     let subnet = format!("{}/24", address.rsplit_once('.').unwrap().0);
-    for what in ["DROP", "REJECT"] {
+    for (what, seen) in [("DROP", "TimeoutError"), ("REJECT", "ConnectionResetError")] {
         stage.host(&format!("iptables -A INPUT -s {subnet} -j {what}"));
-        assert_eq!(stage.ask(HOST), "ConnectionResetError", "{what}");
+        assert_eq!(stage.ask(HOST), seen, "{what}");
         stage.host(&format!("iptables -D INPUT -s {subnet} -j {what}"));
     }
     stage.host("iptables -P INPUT DROP");
-    assert_eq!(stage.ask(HOST), "ConnectionResetError");
+    assert_eq!(stage.ask(HOST), "TimeoutError");
     stage.host("iptables -P INPUT ACCEPT; iptables -F");
     assert_eq!(stage.ask(HOST), address);
     // What the host sends on to somebody else comes back as well.
