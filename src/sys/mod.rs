@@ -12,6 +12,7 @@ pub mod inet_diag;
 pub mod iptables;
 pub mod limits;
 pub mod memory;
+pub mod mounts;
 mod netlink;
 pub mod netns;
 pub mod nft;

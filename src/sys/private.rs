@@ -32,10 +32,13 @@ pub fn missing_capabilities() -> Vec<&'static str> {
 /// The same of those that it takes to give processes a view of files of their own, and to enter it.
 pub fn missing_for_views() -> Vec<&'static str> {
     missing(&[
-        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN),
-        ("CAP_SYS_CHROOT", CapabilitySet::SYS_CHROOT),
+        (NEEDED_FOR_VIEWS[0], CapabilitySet::SYS_ADMIN),
+        (NEEDED_FOR_VIEWS[1], CapabilitySet::SYS_CHROOT),
     ])
 }
+
+/// What `missing_for_views` asks for.
+pub const NEEDED_FOR_VIEWS: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"];
 
 /// The same of those that it takes to run programs as other users, which cannot gain more than they are to.
 pub fn missing_for_users() -> Vec<&'static str> {

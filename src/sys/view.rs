@@ -4,10 +4,10 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -95,18 +95,31 @@ fn hide_dir(dir: &Path, shown: &Path, held: &OwnedFd) -> io::Result<()> {
 /// With all that is mounted below.
 fn read_only(path: &Path) -> io::Result<()> {
     mount(Some(path), path, None, libc::MS_BIND | libc::MS_REC, "")?;
-    let target = text(path)?;
+    set_attributes(rustix::fs::CWD, &text(path)?, READ_ONLY, 0, true)
+}
+
+/// Sets attributes of the mount at a path, which is none for that of `dir` itself, and how it takes part in what others mount
+/// (`propagation`: 0 for as before). `with_below`: also of those that are mounted below.
+pub(super) fn set_attributes(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    set: u64,
+    propagation: u64,
+    with_below: bool,
+) -> io::Result<()> {
     let attributes = MountAttributes {
-        set: MOUNT_ATTR_RDONLY,
+        set,
+        propagation,
         ..MountAttributes::default()
     };
+    let below = if with_below { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path ends with a zero and the attributes are of the size that is said; both live until the call has returned.
     let result = unsafe {
         libc::syscall(
             MOUNT_SETATTR,
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            libc::AT_RECURSIVE,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            below | libc::AT_EMPTY_PATH,
             &raw const attributes,
             size_of::<MountAttributes>(),
         )
@@ -129,7 +142,7 @@ struct MountAttributes {
 
 /// The same number on all architectures; since Linux 5.12.
 const MOUNT_SETATTR: libc::c_long = 442;
-const MOUNT_ATTR_RDONLY: u64 = 1;
+pub(super) const READ_ONLY: u64 = 1;
 
 /// What a container has in /dev.
 fn few_devices() -> io::Result<()> {
