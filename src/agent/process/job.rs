@@ -16,6 +16,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::found::{self, Process, Running};
+use super::mounts::Mounts;
 use crate::sys::cgroup::Group;
 use crate::sys::private::enter;
 use crate::sys::process::{become_user, by_descriptor, gain_nothing, keep_at_most, pass_nothing_on, signal_if};
@@ -53,6 +54,9 @@ pub(super) struct Job {
     /// It has `CAPABILITIES` at most.
     #[serde(default)]
     pub(super) is_bounded: bool,
+    /// What it has mounted; `None`: nothing.
+    #[serde(default)]
+    pub(super) mounts: Option<Mounts>,
 }
 
 /// The network of a task that has one of its own.
@@ -182,6 +186,11 @@ impl Dir {
     /// What is shown to it as /etc/hosts.
     pub(super) fn hosts(&self) -> PathBuf {
         self.path.join("hosts")
+    }
+
+    /// Where its volumes are that have no names.
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.path.join("volumes")
     }
 
     /// The pipe whose other end a keeper holds as long as it lives.

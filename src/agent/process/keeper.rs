@@ -82,11 +82,17 @@ fn start(dir: &Dir, root: &Path) -> io::Result<Kept> {
     if let Some(network) = &job.network {
         make_network(dir, network)?;
     }
+    let mut hidden = job.hidden.clone();
+    if let Some(mounts) = &job.mounts {
+        // What is mounted over is seen no more, and what lies there by now is the task's.
+        let left = mounts.make(root, hidden.as_deref().unwrap_or_default());
+        hidden = Some(left.map_err(io::Error::other)?);
+    }
     // What starts the program is opened before the way there is hidden.
     let mut command = job
         .command(&job.words, None)?
         .ok_or_else(|| io::Error::other("its command has no words"))?;
-    if let Some(hidden) = &job.hidden {
+    if let Some(hidden) = &hidden {
         let is_root = job.user.as_ref().is_none_or(|user| user.uid == 0);
         narrow(hidden, root, is_root).map_err(failed("what it is to see"))?;
     }

@@ -1,4 +1,4 @@
-//! What the tasks' directories say of whom was given which address and which user, read once for each task: a thousand tasks that
+//! What the tasks' directories say of whom was given which address, user and volumes, read once for each task: a thousand tasks that
 //! start together do not read a thousand files each. Not here: how it is written (`job`).
 
 use std::collections::BTreeMap;
@@ -25,6 +25,9 @@ pub(super) struct Known {
     pub(super) address: Option<Ipv4Addr>,
     pub(super) uid: Option<u32>,
     pub(super) service: Option<String>,
+    pub(super) task: String,
+    /// The names of those that it has mounted.
+    pub(super) volumes: Vec<String>,
 }
 
 impl KnownTasks {
@@ -48,6 +51,22 @@ impl KnownTasks {
         read.values().cloned().collect()
     }
 
+    /// Those that run, and whose file is damaged or gone.
+    pub(super) fn unreadable(&self) -> Vec<String> {
+        let known = self.all();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        // What is about to be removed has a name that no task has.
+        let names = names.filter(|name| !name.starts_with('.'));
+        let others = names.filter(|name| !known.iter().any(|known| known.task == *name));
+        others
+            .filter(|name| {
+                let dir = Dir::new(self.dir.join(name));
+                dir.read_job().is_err() && dir.has_keeper()
+            })
+            .collect()
+    }
+
     /// To be called when a task's file was written anew.
     pub(super) fn forget(&self, task: &str) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +75,10 @@ impl KnownTasks {
 
     fn read_one(&self, name: &OsStr) -> Option<Arc<Known>> {
         let job = Dir::new(self.dir.join(name)).read_job().ok()?;
+        let mounts = job.mounts.unwrap_or_default();
         Some(Arc::new(Known {
+            task: name.to_string_lossy().into_owned(),
+            volumes: mounts.volumes().map(str::to_owned).collect(),
             address: job.network.map(|network| network.address),
             uid: job.user.map(|user| user.uid),
             service: job.service,

@@ -10,11 +10,15 @@ pub mod keeper;
 mod known;
 mod log_files;
 mod logs;
+mod mounting;
+mod mounts;
 mod port;
 mod removal;
 mod turns;
 mod user;
 mod users;
+mod volume_name;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,7 +51,9 @@ use crate::sys::cgroup::{self, Group};
 use crate::sys::private;
 use crate::sys::process::{lead_session, pass_nothing_on};
 
+pub use self::removal::Begun;
 pub use self::users::UserRange;
+pub use self::volumes::{Volume, VolumeError, Volumes};
 
 /// What tasks are made of.
 #[derive(Debug, Clone)]
@@ -79,6 +85,7 @@ pub struct Processes {
     known: Arc<KnownTasks>,
     turns: Turns,
     remover: Remover,
+    volumes: Arc<Volumes>,
     trees: cgroup::Trees,
     /// `None`: this program is not root, and all that it starts is its own user's.
     users: Option<Users>,
@@ -117,6 +124,7 @@ impl Processes {
             has_views: users.is_some() && missing.is_empty(),
             users,
             addresses: addresses.map(|network| AddressGiver::new(network, known.clone())),
+            volumes: Arc::new(Volumes::new(&settings.dir, known.clone())),
             known,
             turns: Turns::new(),
             remover: Remover::new(&settings.dir),
@@ -125,6 +133,11 @@ impl Processes {
             ports: PortGiver::default(),
             networks,
         }
+    }
+
+    /// Those that tasks can have mounted; `None`: they cannot have mounts.
+    pub fn volumes(&self) -> Option<Arc<Volumes>> {
+        self.has_views.then(|| self.volumes.clone())
     }
 
     fn dir(&self, task: &Id) -> Dir {
@@ -210,6 +223,7 @@ impl Processes {
             is_bounded: self.users.is_some(),
             gains_nothing: privileges.no_new_privileges.unwrap_or(false),
             group: Vec::new(),
+            mounts: self.mounts_of(assignment, &dir)?,
         })
     }
 
@@ -435,7 +449,6 @@ fn refuse_what_needs_a_container(spec: &TaskSpec, has_network: bool) -> Result<(
     let privileges = container.privileges.unwrap_or_default();
     let is_some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let asked = [
-        ("Mounts", container.mounts.is_some_and(|mounts| !mounts.is_empty())),
         ("ReadOnly", container.read_only == Some(true)),
         ("Hosts", is_some(&container.hosts)),
         (
@@ -638,7 +651,13 @@ impl Runtime for Processes {
             };
             let written = write();
             self.known.forget(assignment.task.id.as_str());
-            written.map_err(failed)
+            written.map_err(failed)?;
+            // From here on its volumes are known to be used.
+            let tried = self.try_mounts(&job, &dir, is_all_its).await;
+            if tried.is_err() {
+                self.remove(&assignment.task.id).await;
+            }
+            tried
         })
     }
 

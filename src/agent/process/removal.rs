@@ -1,4 +1,4 @@
-//! Takes the directories of tasks away, on a thread of its own: a task may have filled its own with as much as it liked. Not
+//! Takes the directories of tasks and volumes away, on a thread of its own: a task may have filled its own with as much as it liked. Not
 //! here: how a directory is removed (`sys::tree`).
 
 use std::io;
@@ -16,6 +16,19 @@ pub(super) struct Remover {
     thread: Mutex<Option<mpsc::Sender<Removal>>>,
 }
 
+/// It goes on when nobody waits for it.
+pub struct Begun(Option<oneshot::Receiver<io::Result<()>>>);
+
+impl Begun {
+    /// Ready when nothing is left.
+    pub async fn done(self) -> io::Result<()> {
+        match self.0 {
+            Some(done) => done.await.map_err(io::Error::other)?,
+            None => Ok(()),
+        }
+    }
+}
+
 struct Removal {
     path: PathBuf,
     /// Whoever waits for it may be gone.
@@ -23,13 +36,13 @@ struct Removal {
 }
 
 impl Remover {
-    /// What earlier runs began to remove among the tasks in `tasks` is removed by and by.
-    pub(super) fn new(tasks: &Path) -> Remover {
+    /// What earlier runs began to remove in `dir`, in which all are, is removed by and by.
+    pub(super) fn new(dir: &Path) -> Remover {
         let remover = Remover {
             thread: Mutex::default(),
         };
-        let entries = std::fs::read_dir(tasks).into_iter().flatten().flatten();
-        let begun = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(BEGUN));
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let begun = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PUT_ASIDE));
         for entry in begun {
             let removal = Removal {
                 path: entry.path(),
@@ -45,15 +58,20 @@ impl Remover {
     /// Ready when nothing of a task's directory is left; the task's name is free from the first call on. It goes on when
     /// nobody waits any more. Nothing to remove is no error.
     pub(super) async fn remove(&self, dir: &Dir) -> io::Result<()> {
-        let name = format!("{BEGUN}{}-{:016x}", dir.task(), fastrand::u64(..));
+        self.begin(dir)?.done().await
+    }
+
+    /// The same: the name is free when this returns.
+    pub(super) fn begin(&self, dir: &Dir) -> io::Result<Begun> {
+        let name = format!("{PUT_ASIDE}{}-{:016x}", dir.task(), fastrand::u64(..));
         let path = dir.path().with_file_name(name);
         match std::fs::rename(dir.path(), &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Begun(None)),
             renamed => renamed?,
         }
         let (done, is_done) = oneshot::channel();
         self.give(Removal { path, done: Some(done) })?;
-        is_done.await.map_err(io::Error::other)?
+        Ok(Begun(Some(is_done)))
     }
 
     fn give(&self, removal: Removal) -> io::Result<()> {
@@ -94,8 +112,8 @@ fn run(removals: &mpsc::Receiver<Removal>) {
     }
 }
 
-/// No task has a name that begins so.
-const BEGUN: &str = ".gone-";
+/// No task and no volume has a name that begins so.
+const PUT_ASIDE: &str = ".gone-";
 const STACK_BYTES: usize = 256 << 10;
 const NICE: i32 = 10;
 
@@ -107,7 +125,7 @@ mod tests {
     async fn a_name_is_free_at_once_and_what_was_begun_is_gone_on_with() {
         let parent = tempfile::tempdir().unwrap();
         let dir = Dir::new(parent.path().join("task"));
-        let full = parent.path().join(format!("{BEGUN}other-0"));
+        let full = parent.path().join(format!("{PUT_ASIDE}other-0"));
         std::fs::create_dir_all(full.join("a/b/c")).unwrap();
         std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
         let remover = Remover::new(parent.path());

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::known::KnownTasks;
+use super::volumes;
 
 /// The numbers that users may be given, both ends among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +103,9 @@ const MOST: u32 = u32::MAX - 2;
 /// Gives each service a number of its own.
 pub(super) struct Users {
     range: UserRange,
-    /// Beside the tasks' directories.
+    /// Of the tasks.
+    dir: PathBuf,
+    /// Beside it.
     file: PathBuf,
     tasks: Arc<KnownTasks>,
     /// std mutex: held while a number is found and written.
@@ -122,6 +125,7 @@ impl Users {
         Users {
             range,
             file: dir.with_file_name("users"),
+            dir: dir.to_owned(),
             tasks,
             kept: Mutex::default(),
         }
@@ -139,7 +143,8 @@ impl Users {
             return Ok(*known);
         }
         let given: BTreeSet<u32> = kept.by_service.values().copied().collect();
-        let used = in_use(&self.tasks);
+        let mut used = in_use(&self.tasks);
+        used.extend(volumes::owners(&self.dir));
         let numbers = || self.range.from(kept.next).filter(|uid| !used.contains(uid));
         // Then that of a service which has no task and was given its own before all others.
         let uid = numbers().find(|uid| !given.contains(uid)).or_else(|| numbers().next());

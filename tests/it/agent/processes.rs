@@ -204,7 +204,7 @@ async fn what_cannot_run_says_why() {
     for (key, value) in [
         (
             "Mounts",
-            json!([{ "Type": "bind", "Source": "/tmp", "Target": "/data" }]),
+            json!([{ "Type": "npipe", "Source": "/tmp", "Target": "/data" }]),
         ),
         ("ReadOnly", json!(true)),
         ("CapabilityDrop", json!(["ALL"])),
@@ -221,6 +221,38 @@ async fn what_cannot_run_says_why() {
     let error = world.wait(&nowhere, TaskState::Failed).await.error.unwrap();
     assert!(error.contains("/nonexistent/dir: expected a directory"), "{error}");
     place.emptied().await;
+}
+
+#[tokio::test]
+async fn what_it_binds_is_made_where_that_is_asked_for() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let (place, files) = (Place::new(), tempfile::tempdir().unwrap());
+    let at = |name: &str| files.path().join(name);
+    let bind = |source: &str, is_made: bool| {
+        let mut container = sh(&format!(
+            "echo here > {}/file; echo ready; sleep 100",
+            at("app").display()
+        ));
+        container["User"] = json!("0");
+        container["Mounts"] = json!([{
+            "Type": "bind", "Source": at(source), "Target": at("app"), "BindOptions": { "CreateMountpoint": is_made },
+        }]);
+        container
+    };
+    let world = place.world();
+    let id = world.task(bind("new/deep", true), json!({}));
+    world.wait(&id, TaskState::Running).await;
+    world.wait_said(&id, "ready").await;
+    assert_eq!(std::fs::read_to_string(at("new/deep/file")).unwrap(), "here\n");
+    let id = world.task(bind("none", false), json!({}));
+    let error = world.wait(&id, TaskState::Rejected).await.error.unwrap();
+    assert!(error.contains("bind source path does not exist: "), "{error}");
+    assert!(!at("none").exists());
+    // Of one that was rejected nothing is left.
+    assert!(!place.of_task(&id).exists());
 }
 
 #[tokio::test]
