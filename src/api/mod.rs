@@ -17,5 +17,8 @@ mod validate;
 mod view;
 mod wire;
 
-pub use outside::{Attaching, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside, Turn, UnlockError};
+pub use outside::{
+    Attaching, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside, Turn, UnlockError, Volume, VolumeError,
+    Volumes,
+};
 pub use server::Api;

@@ -86,6 +86,46 @@ pub trait Attaching: Send + Sync {
     fn look(&self) -> Later<'_, ()>;
 }
 
+/// A volume of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    pub name: String,
+    pub created_at: Time,
+    pub labels: BTreeMap<String, String>,
+    /// Where what it holds lies.
+    pub mountpoint: PathBuf,
+    /// The ids of the tasks that have it mounted, or may have it again.
+    pub tasks: Vec<String>,
+}
+
+/// Why nothing became of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeError {
+    NotFound,
+    /// It is no name.
+    Name(String),
+    /// The ids of the tasks that have it.
+    InUse(Vec<String>),
+    /// Something is mounted there.
+    Mounted(String),
+    Failed(String),
+}
+
+/// The volumes of this node, where no engine has them.
+pub trait Volumes: Send + Sync {
+    /// By their names.
+    fn list(&self) -> Later<'_, Result<Vec<Volume>, VolumeError>>;
+
+    /// One that is there stays as it is.
+    fn create<'a>(&'a self, name: &'a str, labels: BTreeMap<String, String>) -> Later<'a, Result<Volume, VolumeError>>;
+
+    /// Ready when nothing of it is left.
+    fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>>;
+
+    /// How much it holds, in bytes.
+    fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64>;
+}
+
 /// What the API needs of others.
 pub trait Outside: Send + Sync {
     /// The output of a task of this node. Errors: why there is none.
@@ -113,6 +153,11 @@ pub trait Outside: Send + Sync {
 
     /// `None`: the swarm was open from the beginning, or there was none.
     fn lock(&self) -> Option<&dyn Lock> {
+        None
+    }
+
+    /// `None`: an engine has them, if anybody.
+    fn volumes(&self) -> Option<Arc<dyn Volumes>> {
         None
     }
 

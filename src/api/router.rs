@@ -1,4 +1,5 @@
-//! What there is, by path: the swarm's is answered by the resources, everything else by the engine.
+//! What there is, by path: the swarm's is answered by the resources, everything else by the engine. Where there is none, volumes
+//! are this node's.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::backend::Backend;
 use super::resources::{
-    container_list, containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks,
+    container_list, containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks, volumes,
 };
 use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, RequestBody, Version};
 
@@ -70,7 +71,8 @@ impl Router {
         let version = version.unwrap_or(NEWEST);
         let path: Vec<String> = rest.split('/').skip(1).map(wire::decode).collect();
         let words: Vec<&str> = path.iter().map(String::as_str).collect();
-        if !is_ours(request.method(), &words) {
+        let has_volumes = words.first() == Some(&"volumes") && self.backend.outside.volumes().is_some();
+        if !is_ours(request.method(), &words) && !has_volumes {
             return match self.backend.outside.engine() {
                 None if !is_an_engines(&words) => Err(ApiError::page_not_found()),
                 _ => {
@@ -137,6 +139,10 @@ impl Router {
                 containers::join(backend, asked, id, what, version).await
             }
             ["networks", rest @ ..] => networks::dispatch(backend, asked, rest, version).await,
+            ["volumes", rest @ ..] => match backend.outside.volumes() {
+                Some(volumes) => volumes::dispatch(volumes, asked, rest, version).await,
+                None => Err(ApiError::page_not_found()),
+            },
             _ => Err(ApiError::page_not_found()),
         }
     }

@@ -19,6 +19,7 @@ mod status;
 mod swarm;
 mod up;
 mod verify;
+mod volumes;
 
 use std::io::Write;
 

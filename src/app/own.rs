@@ -20,6 +20,7 @@ use super::api_socket::{ApiSocket, ApiSocketError};
 use super::attached::{AttachedContainers, Reaches};
 use super::config::{EngineChoice, OwnConfig};
 use super::lock::{self, OwnLock};
+use super::volumes::NodeVolumes;
 use crate::agent::containers::{Containers, EngineError};
 use crate::agent::process::{ProcessSettings, Processes, UserRange};
 use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
@@ -106,6 +107,16 @@ pub struct OwnSwarm {
     attached: Option<Arc<AttachedContainers>>,
 }
 
+/// What tasks have beside them.
+struct EngineOrNot {
+    /// The socket of the engine that gets what is not the swarm's.
+    engine: Option<PathBuf>,
+    /// `None`: there can be none.
+    attached: Option<Arc<AttachedContainers>>,
+    /// `None`: an engine has them, or nobody can.
+    volumes: Option<Arc<NodeVolumes>>,
+}
+
 /// The data plane that a swarm's services are served by.
 pub struct Plane {
     pub table: Arc<TableHandle>,
@@ -133,7 +144,7 @@ impl OwnSwarm {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut attached = None;
+        let (mut attached, mut volumes) = (None, None);
         let engine = match config.engine {
             EngineChoice::None => None,
             EngineChoice::Socket(path) => Some(path),
@@ -155,7 +166,7 @@ impl OwnSwarm {
                     let range = config.process_users;
                     range.is_nobodys().map_err(|reason| OwnError::Users { range, reason })?;
                 }
-                Arc::new(Processes::new(
+                let processes = Processes::new(
                     ProcessSettings {
                         dir: data_dir.join("tasks"),
                         program: std::env::current_exe().map_err(OwnError::Program)?,
@@ -167,10 +178,17 @@ impl OwnSwarm {
                         hidden_from_root: own_dir(&config.api).into_iter().collect(),
                     },
                     plane.networks.clone(),
-                ))
+                );
+                volumes = processes.volumes().map(|volumes| Arc::new(NodeVolumes(volumes)));
+                Arc::new(processes)
             }
         };
-        let own = OwnSwarm::join(store, lock, runtime, engine, api, plane, attached)?;
+        let beside = EngineOrNot {
+            engine,
+            attached,
+            volumes,
+        };
+        let own = OwnSwarm::join(store, lock, runtime, beside, api, plane)?;
         Ok(OwnSwarm {
             store_health: Some(health),
             keeper: Some(ClusterKeeper::new(data_dir, watch::Sender::new(true).subscribe())),
@@ -187,7 +205,12 @@ impl OwnSwarm {
         api: Arc<ApiSocket>,
         plane: Plane,
     ) -> Result<OwnSwarm, OwnError> {
-        OwnSwarm::join(store, None, runtime, engine, api, plane, None)
+        let beside = EngineOrNot {
+            engine,
+            attached: None,
+            volumes: None,
+        };
+        OwnSwarm::join(store, None, runtime, beside, api, plane)
     }
 
     /// `lock`: what the store, which is empty before, waits for.
@@ -195,11 +218,15 @@ impl OwnSwarm {
         store: Arc<dyn Store>,
         lock: Option<Arc<OwnLock>>,
         runtime: Arc<dyn Runtime>,
-        engine: Option<PathBuf>,
+        beside: EngineOrNot,
         api: Arc<ApiSocket>,
         plane: Plane,
-        attached: Option<Arc<AttachedContainers>>,
     ) -> Result<OwnSwarm, OwnError> {
+        let EngineOrNot {
+            engine,
+            attached,
+            volumes,
+        } = beside;
         let Plane {
             table,
             status,
@@ -222,6 +249,7 @@ impl OwnSwarm {
             engine,
             lock: lock.clone(),
             attached: attached.clone(),
+            volumes,
         };
         let mut tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
         if lock.is_some() {
@@ -487,6 +515,7 @@ struct Beside {
     engine: Option<PathBuf>,
     lock: Option<Arc<OwnLock>>,
     attached: Option<Arc<AttachedContainers>>,
+    volumes: Option<Arc<NodeVolumes>>,
 }
 
 impl Outside for Beside {
@@ -579,6 +608,10 @@ impl Outside for Beside {
 
     fn lock(&self) -> Option<&dyn Lock> {
         self.lock.as_deref().map(|lock| lock as &dyn Lock)
+    }
+
+    fn volumes(&self) -> Option<Arc<dyn api::Volumes>> {
+        self.volumes.clone().map(|volumes| volumes as Arc<dyn api::Volumes>)
     }
 
     fn attaching(&self) -> Option<Arc<dyn api::Attaching>> {

@@ -13,3 +13,4 @@ pub(super) mod services;
 pub(super) mod swarm;
 pub(super) mod system;
 pub(super) mod tasks;
+pub(super) mod volumes;

@@ -110,13 +110,14 @@ fn go_arch(architecture: &str) -> &str {
 
 pub(in crate::api) async fn info(backend: &Backend) -> Value {
     let host = backend.outside.host();
+    let volume_drivers = backend.outside.volumes().map_or(Vec::new(), |_| vec!["local"]);
     let mut info = match backend.engine.get("/info").await {
         Ok(info @ Value::Object(_)) => info,
         _ => json!({
             "ID": "",
             "Containers": 0, "ContainersRunning": 0, "ContainersPaused": 0, "ContainersStopped": 0, "Images": 0,
             "Driver": "none",
-            "Plugins": { "Volume": [], "Network": ["overlay"], "Authorization": null, "Log": [] },
+            "Plugins": { "Volume": volume_drivers, "Network": ["overlay"], "Authorization": null, "Log": [] },
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
             "PidsLimit": true, "IPv4Forwarding": true,
             "OSType": "linux",

@@ -13,6 +13,7 @@ mod inside;
 mod isolation;
 mod jobs;
 mod lock;
+mod mounts;
 mod names;
 mod peers;
 mod resolver;

@@ -1,0 +1,78 @@
+//! The volumes of processes, as the API knows volumes. Each question on a thread beside: a disk may be slow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::agent::process::{self, Volumes};
+use crate::api::{Later, Volume, VolumeError};
+
+/// Those of this node.
+pub(super) struct NodeVolumes(pub(super) Arc<Volumes>);
+
+impl NodeVolumes {
+    async fn beside<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Volumes) -> Result<T, process::VolumeError> + Send + 'static,
+    ) -> Result<T, VolumeError> {
+        let volumes = self.0.clone();
+        let answered = tokio::task::spawn_blocking(move || ask(&volumes)).await;
+        let answered = answered.map_err(|error| VolumeError::Failed(error.to_string()))?;
+        answered.map_err(failed)
+    }
+}
+
+impl crate::api::Volumes for NodeVolumes {
+    fn list(&self) -> Later<'_, Result<Vec<Volume>, VolumeError>> {
+        Box::pin(async {
+            let all = self.beside(|volumes| Ok(volumes.list()?)).await?;
+            Ok(all.into_iter().map(shown).collect())
+        })
+    }
+
+    fn create<'a>(&'a self, name: &'a str, labels: BTreeMap<String, String>) -> Later<'a, Result<Volume, VolumeError>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let made = self.beside(move |volumes| volumes.create(&name, &labels));
+            made.await.map(shown)
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>> {
+        Box::pin(async move {
+            let name = name.to_owned();
+            let removed = self.beside(move |volumes| volumes.begin_removal(&name)).await?;
+            removed
+                .done()
+                .await
+                .map_err(|error| VolumeError::Failed(error.to_string()))
+        })
+    }
+
+    fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let size = self.beside(move |volumes| Ok(volumes.size(&name))).await;
+            size.unwrap_or_default()
+        })
+    }
+}
+
+fn shown(volume: process::Volume) -> Volume {
+    Volume {
+        name: volume.name,
+        created_at: volume.created_at,
+        labels: volume.labels,
+        mountpoint: volume.data,
+        tasks: volume.tasks,
+    }
+}
+
+fn failed(error: process::VolumeError) -> VolumeError {
+    match error {
+        process::VolumeError::NotFound => VolumeError::NotFound,
+        process::VolumeError::Name(reason) => VolumeError::Name(reason),
+        process::VolumeError::InUse(tasks) => VolumeError::InUse(tasks),
+        error @ process::VolumeError::Mounted(_) => VolumeError::Mounted(error.to_string()),
+        process::VolumeError::Io(error) => VolumeError::Failed(error.to_string()),
+    }
+}
