@@ -434,6 +434,49 @@ fn a_link_in_a_volume_leads_nowhere() {
 }
 
 #[test]
+fn who_swaps_a_directory_for_a_link_gains_nothing() {
+    let Some(stage) = stage("mounts-swap") else { return };
+    let app = stage.shown("app");
+    fs::create_dir(stage.at("outside")).unwrap();
+    let outside = stage.shown("outside");
+    let script = format!(
+        "cd {app}; echo swapping; while :; do mkdir d; mv -T d e; ln -sT {outside} d; rm -r e; ln -sT ../outside f; \
+         mv -T f d; rm -r d; done"
+    );
+    stage.create("swapper", &[volume("shared", &app)], &["--user", "0"], &script);
+    stage.wait_said("swapper", "swapping");
+    let deep = volume("other", stage.at("app/d/made/here"));
+    let over = format!("{},readonly", bind(&outside, stage.at("app/d")));
+    // The directory may be there, or a link, or nothing, and be another a moment later.
+    for (name, mounts) in [("deep", vec![deep.clone()]), ("both", vec![over, deep])] {
+        let mounts = [vec![volume("shared", &app)], mounts].concat();
+        let script = format!("echo x > {app}/d/made/here/file; exec sleep 1000");
+        stage.create(name, &mounts, &["--user", "12345:12345", "--replicas", "8"], &script);
+    }
+    let mut decided = std::collections::BTreeSet::new();
+    stage.own.wait_for("twenty tasks to run or be rejected", LONG, || {
+        std::thread::sleep(BETWEEN_LOOKS);
+        let words = ["--no-trunc", "--format", "{{.ID}} {{.CurrentState}}"];
+        let said = stage
+            .own
+            .docker(&[&["service", "ps", "deep", "both"], &words[..]].concat());
+        let is_decided = |line: &&str| line.contains(" Running") || line.contains(" Rejected");
+        let ids = said
+            .lines()
+            .filter(is_decided)
+            .filter_map(|line| line.split(' ').next());
+        decided.extend(ids.map(str::to_owned));
+        decided.len() >= 20
+    });
+    for service in ["deep", "both", "swapper"] {
+        stage.remove(service);
+    }
+    assert_eq!(n_entries(Path::new(&outside)), 0);
+    assert!(!Path::new("/made").exists());
+    stage.is_untouched();
+}
+
+#[test]
 fn what_tasks_are_not_to_see_is_not_bound() {
     let Some(stage) = stage("mounts-hidden") else { return };
     let (own, data) = (&stage.own, stage.own.data_dir());
