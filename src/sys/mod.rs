@@ -23,6 +23,7 @@ pub mod rtnetlink;
 pub mod sk_lookup;
 pub mod socket;
 pub mod splice;
+pub mod terminal;
 pub mod transit;
 pub mod transparent;
 pub mod tree;

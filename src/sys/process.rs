@@ -10,7 +10,7 @@ use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{
-    Gid, PidfdFlags, Signal, Uid, getpid, getppid, pidfd_open, pidfd_send_signal, set_child_subreaper,
+    Gid, PidfdFlags, Signal, Uid, getpid, getppid, ioctl_tiocsctty, pidfd_open, pidfd_send_signal, set_child_subreaper,
     set_parent_process_death_signal, setsid,
 };
 use rustix::thread::{
@@ -39,6 +39,18 @@ pub fn lead_session(command: &mut Command) {
     // SAFETY: between fork and exec only a system call is made.
     unsafe {
         command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
+    }
+}
+
+/// Has the program that `command` starts lead a session of its own at the terminal that is its standard input, whose signals
+/// reach it.
+pub fn lead_session_at_terminal(command: &mut Command) {
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            Ok(ioctl_tiocsctty(rustix::stdio::stdin())?)
+        });
     }
 }
 
