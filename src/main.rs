@@ -82,6 +82,9 @@ enum Command {
     /// Keeps one task that is a process; started by anynode itself
     #[command(hide = true)]
     Keep { dir: PathBuf },
+    /// Keeps a program beside such a task; started by anynode itself
+    #[command(hide = true)]
+    Beside { dir: PathBuf },
     /// Keeps the API's socket for the next run; started by anynode itself
     #[command(hide = true)]
     Hold { door: PathBuf, socket: PathBuf },
@@ -149,6 +152,7 @@ fn main() -> ExitCode {
         }
         Command::Up { stray: None, up } => app::up(up.into()),
         Command::Keep { dir } => anynode::agent::process::keeper::run(dir),
+        Command::Beside { dir: _ } => anynode::agent::process::beside::run(),
         Command::Hold { door, socket } => app::hold(&door, &socket),
         Command::Demo { port } => app::demo(DemoArgs { port }),
         Command::Whoami {

@@ -6,6 +6,7 @@
 
 pub mod containers;
 mod drive;
+mod exec;
 mod files;
 mod log;
 mod network;
@@ -26,8 +27,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::model::Reach;
+use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
 
+pub use exec::{Exec, ExecControl, ExecInput, ExecOutput};
 pub use log::{LogLine, LogQuery, LogStream};
 pub use network::{NoNetworks, TaskNetworks};
 pub use runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
@@ -141,6 +144,15 @@ impl Agent {
             })
         };
         Ok(stream::once(lines).flatten().boxed())
+    }
+
+    /// Runs a program beside a task's.
+    pub async fn exec(&self, task: &Id, spec: ExecSpec) -> Result<Exec, ExecError> {
+        let is_here = self.lock().contains_key(task);
+        match is_here {
+            true => self.runtime.exec(task, spec).await,
+            false => Err(ExecError::NotRunning),
+        }
     }
 
     /// Follows `assignments` until `shutdown`, or until it is dropped; tasks live on.

@@ -1,7 +1,8 @@
 //! What a runtime does: one trait, for processes and for containers.
 
-use super::{Assignment, Later, LogQuery, LogStream};
+use super::{Assignment, Exec, Later, LogQuery, LogStream};
 use crate::model::Reach;
+use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Container, Exit, Id};
 
 /// Makes tasks run. Each call is about one task, and none is made twice at once for the same.
@@ -34,6 +35,12 @@ pub trait Runtime: Send + Sync {
 
     /// The output of a task that has begun.
     fn logs(&self, task: &Id, query: LogQuery) -> std::io::Result<LogStream>;
+
+    /// Runs a program beside the task's, with all that the task's has. Where an engine runs tasks, it is asked instead.
+    fn exec<'a>(&'a self, _task: &'a Id, _spec: ExecSpec) -> Later<'a, Result<Exec, ExecError>> {
+        let reason = "tasks are an engine's containers here: expected the engine to be asked";
+        Box::pin(async move { Err(ExecError::Refused(reason.to_owned())) })
+    }
 }
 
 /// The socket of the Docker API that anynode serves, for tasks that mount one.

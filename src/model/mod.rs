@@ -5,6 +5,7 @@
 
 mod asker;
 mod cluster;
+pub mod exec;
 pub mod labels;
 mod one_mode;
 pub mod proxy_protocol;

@@ -108,12 +108,10 @@ impl Job {
                 return Err(io::Error::other("the process to run beside has ended"));
             }
         }
-        command
-            .args(args)
-            .env_clear()
-            .envs(&self.env)
-            .current_dir(&self.dir)
-            .stdin(Stdio::null());
+        command.args(args).env_clear().envs(&self.env).stdin(Stdio::null());
+        if beside.is_none() {
+            command.current_dir(&self.dir);
+        }
         self.group().hold(&mut command)?;
         if self.is_bounded {
             keep_at_most(&mut command, CAPABILITIES);

@@ -2,6 +2,8 @@
 //! process that starts it, holds its output and its exit code, and outlives this program.
 
 mod address;
+pub mod beside;
+mod exec;
 mod files;
 mod found;
 mod health;
@@ -14,6 +16,7 @@ mod mounting;
 mod mounts;
 mod port;
 mod removal;
+mod streams;
 mod turns;
 mod user;
 mod users;
@@ -44,7 +47,8 @@ use self::turns::Turns;
 use self::users::Users;
 use super::runtime::{Failure, Found, HealthState, Runtime, Started};
 use super::template;
-use super::{Assignment, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
+use super::{Assignment, Exec, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
+use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Container, Exit, Id, TaskSpec};
 use crate::model::{Reach, TaskPlace};
 use crate::sys::cgroup::{self, Group};
@@ -810,6 +814,15 @@ impl Runtime for Processes {
 
     fn logs(&self, task: &Id, query: LogQuery) -> io::Result<LogStream> {
         logs::read(self.dir(task), query)
+    }
+
+    fn exec<'a>(&'a self, task: &'a Id, spec: ExecSpec) -> Later<'a, Result<Exec, ExecError>> {
+        Box::pin(exec::start(
+            &self.settings.program,
+            self.dir(task),
+            spec,
+            self.users.is_some(),
+        ))
     }
 }
 

@@ -1,0 +1,155 @@
+//! What keeps a program that runs beside a task's: `anynode beside DIR`, DIR being the task's, for people to see. It starts the
+//! program in the task's view, waits for it, and says its exit code. All that the program started is its own, and ends with the
+//! task, or with the anynode that asked for it, however either ends. Not here: what is run (`exec`).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use super::found::{Process, parent};
+use super::job::Job;
+use crate::sys::handoff;
+use crate::sys::process::{
+    adopt_orphans, die_with_parent, do_not_listen, lead_session, lead_session_at_terminal, signal_if,
+};
+
+/// What it is told, as a line, after the program's three standard descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    /// The task's, with what is to be otherwise.
+    pub(super) job: Job,
+    /// Whose view the program has, and whose end is its end.
+    pub(super) keeper: Process,
+    pub(super) has_terminal: bool,
+}
+
+/// Keeps one program; the standard input is a socket. Says `pid N` there, or `missing WHY` or `refused WHY`, then `exit N`.
+/// Returns the exit code of this process.
+pub fn run() -> i32 {
+    let socket = match take_socket() {
+        Ok(socket) => socket,
+        Err(error) => {
+            eprintln!("error: {error}: anynode starts this itself");
+            return 1;
+        }
+    };
+    match start(&socket) {
+        Ok((wanted, child)) => {
+            say(&socket, &format!("pid {}", child.id()));
+            wait(&socket, &wanted, &child);
+            0
+        }
+        Err(error) => {
+            let kind = match error.kind() {
+                io::ErrorKind::NotFound => "missing",
+                _ => "refused",
+            };
+            say(&socket, &format!("{kind} {}", reason(&error)));
+            1
+        }
+    }
+}
+
+/// As C has it, without Rust's number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        io::ErrorKind::PermissionDenied => NOT_ALLOWED.to_owned(),
+        _ => error.to_string().replace('\n', " "),
+    }
+}
+
+fn take_socket() -> io::Result<UnixStream> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(UnixStream::from(taken))
+}
+
+/// Whoever listens may be gone; then this ends as well.
+fn say(mut socket: &UnixStream, line: &str) {
+    let _ = writeln!(socket, "{line}");
+}
+
+fn start(socket: &UnixStream) -> io::Result<(Wanted, Child)> {
+    do_not_listen()?;
+    adopt_orphans()?;
+    let (wanted, [stdin, stdout, stderr]) = hear(socket)?;
+    let beside = wanted.job.has_own_view().then_some(wanted.keeper);
+    let command = wanted.job.command(&wanted.job.words, beside)?;
+    let mut command = command.ok_or_else(|| io::Error::other("it has no words"))?;
+    command.stdin(stdin).stdout(stdout).stderr(stderr);
+    match wanted.has_terminal {
+        true => lead_session_at_terminal(&mut command),
+        false => lead_session(&mut command),
+    }
+    die_with_parent(&mut command);
+    // With the command go this process's ends of what the program reads and writes.
+    let child = command.spawn()?;
+    Ok((wanted, child))
+}
+
+fn hear(mut socket: &UnixStream) -> io::Result<(Wanted, [OwnedFd; 3])> {
+    poll(&mut [PollFd::new(&socket, PollFlags::IN)], None)?;
+    let (_, given) = handoff::receive(socket, &mut [0; 1])?;
+    let given = <[OwnedFd; 3]>::try_from(given);
+    let given = given.map_err(|_| io::Error::other("expected three descriptors"))?;
+    let mut line = Vec::new();
+    let mut part = [0; 4 << 10];
+    while line.last() != Some(&b'\n') {
+        match socket.read(&mut part)? {
+            0 => return Err(io::Error::other("whoever asked for it is gone")),
+            n => line.extend_from_slice(&part[..n]),
+        }
+    }
+    Ok((serde_json::from_slice(&line)?, given))
+}
+
+/// Until nothing is left of it.
+fn wait(socket: &UnixStream, wanted: &Wanted, child: &Child) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| end_with(socket, wanted.keeper));
+        let program = Pid::from_child(child);
+        loop {
+            match rustix::process::wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) if pid == program => {
+                    let signal = status.terminating_signal().map(|signal| 128 + signal);
+                    let code = status.exit_status().or(signal).unwrap_or(255);
+                    say(socket, &format!("exit {code}"));
+                }
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // There are none.
+                Err(_) => std::process::exit(0),
+            }
+        }
+    });
+}
+
+/// Ends all when the task has ended, or whoever asked for the program is gone; by then for as long as anything is left.
+fn end_with(socket: &UnixStream, keeper: Process) {
+    let held = Pid::from_raw(keeper.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(held) = held.filter(|_| keeper.is_alive()) {
+        let gone = PollFlags::IN | PollFlags::RDHUP;
+        let mut both = [PollFd::new(&socket, gone), PollFd::new(&held, PollFlags::IN)];
+        while poll(&mut both, None) == Err(rustix::io::Errno::INTR) {}
+    }
+    let own = std::process::id();
+    let is_child = |pid: i32| parent(pid).is_some_and(|parent| u32::try_from(parent) == Ok(own));
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in pids {
+            signal_if(pid, Signal::KILL, || is_child(pid));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+pub(super) const NOT_ALLOWED: &str = "permission denied";
+const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -1,0 +1,342 @@
+//! Programs beside tasks that are processes, as `docker exec` has them: who may run what, what each is connected to, and how what
+//! it says comes here. Each has a process of its own that keeps it (`beside`).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::KEEPER_PATIENCE;
+use super::beside::{NOT_ALLOWED, Wanted};
+use super::job::{Dir, Job, TASK_DIR, User};
+use super::streams::{Said, Streams};
+use super::user;
+use crate::agent::exec::{Exec, ExecControl};
+use crate::model::exec::{ExecError, ExecSpec};
+use crate::sys::process::{lead_session, pass_nothing_on};
+use crate::sys::{handoff, terminal};
+
+/// Runs a program beside the task in `dir`, by `program`, which is this one. `may_be_any`: this program is root.
+pub(super) async fn start(program: &Path, dir: Dir, spec: ExecSpec, may_be_any: bool) -> Result<Exec, ExecError> {
+    let of = (dir.clone(), spec.clone());
+    // Reads files, of the task's view too.
+    let judged = tokio::task::spawn_blocking(move || wanted(&of.0, &of.1, may_be_any)).await;
+    let wanted = judged.map_err(|error| ExecError::Refused(error.to_string()))??;
+    let refused = |error: io::Error| ExecError::Refused(format!("{FAILED}{error}"));
+    let streams = Streams::new(&spec, wanted.job.user.as_ref()).map_err(refused)?;
+    let its = streams.its.each_ref().map(AsFd::as_fd);
+    let (mut kept, socket) = keeper(program, &dir, its).map_err(refused)?;
+    // The ends of these are the program's alone.
+    drop(streams.its);
+    let told = tokio::time::timeout(KEEPER_PATIENCE, tell(socket, &wanted)).await;
+    let told = told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let (said, rest) = match told {
+        Ok(told) => told,
+        Err(error) => {
+            // It must not go on with what is given up here.
+            let _ = kept.start_kill();
+            return Err(refused(error));
+        }
+    };
+    let pid = match said.trim_end().split_once(' ') {
+        Some(("pid", pid)) => pid.parse().unwrap_or(0),
+        _ if !wanted.keeper.is_alive() => return Err(ExecError::NotRunning),
+        Some(("missing", reason)) => return Err(missing(&wanted.job, reason)),
+        // In a directory of $PATH that is closed, or no program there: engines look further, and find none.
+        Some(("refused", NOT_ALLOWED)) if !word(&wanted.job).contains('/') => {
+            return Err(missing(&wanted.job, NOT_ALLOWED));
+        }
+        Some((_, reason)) => {
+            let text = format!("{FAILED}exec: {:?}: {reason}: unknown", word(&wanted.job));
+            return Err(ExecError::Refused(text));
+        }
+        None => return Err(refused(io::Error::other("what keeps it ended without a word"))),
+    };
+    let (code, ended) = watch::channel(None);
+    let kill = CancellationToken::new();
+    let control = Control {
+        terminal: streams.terminal,
+        kill: kill.clone(),
+    };
+    tokio::spawn(follow(kept, rest, kill, code));
+    Ok(Exec {
+        pid,
+        input: streams.input,
+        output: Said::stream(streams.output, ended.clone()),
+        ended,
+        control: Arc::new(control),
+    })
+}
+
+/// What is to be run, if it may.
+fn wanted(dir: &Dir, spec: &ExecSpec, may_be_any: bool) -> Result<Wanted, ExecError> {
+    let job = dir.read_job().map_err(|_| ExecError::NotRunning)?;
+    let running = dir.running().filter(|running| running.program.is_alive());
+    let running = running.ok_or(ExecError::NotRunning)?;
+    let keeper = running.keeper.unwrap_or(running.program);
+    let named = match spec.user.as_str() {
+        "" => None,
+        name => Some(user::of(name, &[]).map_err(ExecError::Refused)?),
+    };
+    let job = judged(job, spec, named, may_be_any)?;
+    if !spec.dir.is_empty() {
+        let view = match job.has_own_view() {
+            true => PathBuf::from(format!("/proc/{}/root", keeper.pid)),
+            false => PathBuf::from("/"),
+        };
+        let place = view.join(spec.dir.trim_start_matches('/'));
+        let why = match place.metadata() {
+            Ok(found) if found.is_dir() => None,
+            Ok(_) => Some("not a directory"),
+            Err(_) => Some("no such file or directory"),
+        };
+        if let Some(why) = why {
+            let text = format!(
+                "{FAILED}chdir to cwd ({:?}) set in config.json failed: {why}: unknown",
+                spec.dir
+            );
+            return Err(ExecError::Missing(text));
+        }
+    }
+    Ok(Wanted {
+        job,
+        keeper,
+        has_terminal: spec.terminal.is_some(),
+    })
+}
+
+/// The task's job with what is to be otherwise for a program beside it. `named`: whom it is to run as, if somebody is named.
+fn judged(job: Job, spec: &ExecSpec, named: Option<Option<User>>, may_be_any: bool) -> Result<Job, ExecError> {
+    let is_root = |user: &Option<User>| user.as_ref().is_none_or(|user| user.uid == 0);
+    let is_hidden_from_root = job.hidden.is_some() && is_root(&job.user);
+    let mut job = Job {
+        user: named.unwrap_or_else(|| job.user.clone()),
+        words: spec.words.clone(),
+        is_bounded: job.is_bounded || may_be_any,
+        ..job
+    };
+    if may_be_any && is_root(&job.user) && !is_hidden_from_root {
+        return Err(ExecError::Refused(format!(
+            "User {:?}: the task is not one of root's, and what it sees is not hidden from root: expected another user, or a service \
+             with --user 0",
+            spec.user
+        )));
+    }
+    if spec.terminal.is_some() {
+        job.env.entry("TERM".to_owned()).or_insert_with(|| "xterm".to_owned());
+    }
+    let mark = job.env.get(TASK_DIR).cloned();
+    for variable in &spec.env {
+        match variable.split_once('=') {
+            Some((name, value)) => drop(job.env.insert(name.to_owned(), value.to_owned())),
+            None => drop(job.env.remove(variable)),
+        }
+    }
+    // It is found by that, whatever it was told.
+    job.env.extend(mark.map(|mark| (TASK_DIR.to_owned(), mark)));
+    if !spec.dir.is_empty() {
+        job.dir = PathBuf::from(&spec.dir);
+    }
+    Ok(job)
+}
+
+fn word(job: &Job) -> &str {
+    job.words.first().map_or("", String::as_str)
+}
+
+fn missing(job: &Job, reason: &str) -> ExecError {
+    let word = word(job);
+    ExecError::Missing(match word.contains('/') {
+        true => format!("{FAILED}exec: {word:?}: stat {word}: {reason}: unknown"),
+        false => format!("{FAILED}exec: {word:?}: executable file not found in $PATH: unknown"),
+    })
+}
+
+/// What keeps a program, started, and the socket that it hears on.
+fn keeper(program: &Path, dir: &Dir, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Child, UnixStream)> {
+    let (ours, its) = std::os::unix::net::UnixStream::pair()?;
+    let mut command = Command::new(program);
+    command
+        .arg("beside")
+        .arg(dir.path())
+        .current_dir("/")
+        .stdin(OwnedFd::from(its))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    lead_session(&mut command);
+    pass_nothing_on(&mut command);
+    handoff::send(&ours, b"\n", &streams)?;
+    ours.set_nonblocking(true)?;
+    let ours = UnixStream::from_std(ours)?;
+    Ok((tokio::process::Command::from(command).spawn()?, ours))
+}
+
+type Rest = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
+
+/// The first word of what keeps a program.
+async fn tell(socket: UnixStream, wanted: &Wanted) -> io::Result<(String, Rest)> {
+    let mut line = serde_json::to_vec(wanted)?;
+    line.push(b'\n');
+    let (said, mut socket) = socket.into_split();
+    socket.write_all(&line).await?;
+    let mut said = BufReader::new(said);
+    let mut word = String::new();
+    said.read_line(&mut word).await?;
+    Ok((word, (said, socket)))
+}
+
+/// Passes on how the program ends. What keeps it ends with `rest`, and all that is left of it.
+async fn follow(mut kept: Child, rest: Rest, kill: CancellationToken, code: watch::Sender<Option<i64>>) {
+    let (mut said, socket) = rest;
+    let mut line = String::new();
+    let heard = async {
+        // An error means that it was killed.
+        let _ = said.read_line(&mut line).await;
+        let ended = line.trim_end().strip_prefix("exit ").and_then(|code| code.parse().ok());
+        code.send_replace(Some(ended.unwrap_or(super::KILLED)));
+        // To its end.
+        line.clear();
+        let _ = said.read_line(&mut line).await;
+    };
+    tokio::select! {
+        () = heard => {}
+        () = kill.cancelled() => {}
+    }
+    drop((said, socket));
+    code.send_if_modified(|code| code.is_none() && code.replace(super::KILLED).is_none());
+    let _ = kept.wait().await;
+}
+
+struct Control {
+    terminal: Option<OwnedFd>,
+    kill: CancellationToken,
+}
+
+impl ExecControl for Control {
+    fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        match &self.terminal {
+            Some(ours) => terminal::resize(ours, rows, columns),
+            None => Err(io::Error::other(
+                "it has no terminal: expected one that was made with a terminal (-t)",
+            )),
+        }
+    }
+
+    fn kill(&self) {
+        self.kill.cancel();
+    }
+}
+
+/// What an engine says before what is wrong, which its clients know.
+const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process: ";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(user: Option<u32>, is_hidden: bool) -> Job {
+        let user = user.map(|uid| json!({ "uid": uid, "gid": uid, "groups": [uid] }));
+        let job = json!({
+            "words": ["task"], "env": { "A": "task", "B": "task", (TASK_DIR): "/task" }, "dir": "/task", "port": 1,
+            "log_bytes_max": 1, "log_files": 1, "user": user, "hidden": is_hidden.then_some(["/data"]), "is_bounded": true,
+        });
+        serde_json::from_value(job).unwrap()
+    }
+
+    fn uid(uid: u32) -> Option<User> {
+        let groups = Vec::new();
+        Some(User { uid, gid: uid, groups })
+    }
+
+    #[test]
+    fn it_is_the_tasks_but_for_what_is_said() {
+        let words = vec!["ls".to_owned()];
+        let plain = ExecSpec {
+            words,
+            ..ExecSpec::default()
+        };
+        let own = judged(job(Some(7), true), &plain, None, true).unwrap();
+        let expected = Job {
+            words: plain.words.clone(),
+            ..job(Some(7), true)
+        };
+        assert_eq!(own, expected);
+        let other = ExecSpec {
+            env: ["A=new", "B", "C=x=y", "ANYNODE_TASK_DIR=/elsewhere"]
+                .map(str::to_owned)
+                .to_vec(),
+            dir: "/tmp".to_owned(),
+            terminal: Some((1, 1)),
+            ..plain
+        };
+        let other = judged(job(Some(7), true), &other, Some(uid(8)), true).unwrap();
+        let env: Vec<(&str, &str)> = other
+            .env
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            env,
+            [("A", "new"), (TASK_DIR, "/task"), ("C", "x=y"), ("TERM", "xterm")]
+        );
+        assert_eq!((other.user, other.dir), (uid(8), PathBuf::from("/tmp")));
+    }
+
+    #[test]
+    fn root_is_where_the_task_is_roots_and_its_view_hides_what_roots_must() {
+        let plain = ExecSpec::default();
+        for (task, is_hidden, named, may_be_any, is_refused) in [
+            (Some(7), true, None, true, false),
+            (Some(7), true, Some(uid(8)), true, false),
+            (Some(7), true, Some(uid(0)), true, true),
+            (Some(0), true, None, true, false),
+            (Some(0), true, Some(uid(0)), true, false),
+            (Some(0), true, Some(uid(7)), true, false),
+            (Some(0), false, None, true, true),
+            (None, false, None, true, true),
+            // Of a program that is not root, all is its own user's.
+            (None, false, None, false, false),
+        ] {
+            let found = judged(job(task, is_hidden), &plain, named.clone(), may_be_any);
+            assert_eq!(
+                found.is_err(),
+                is_refused,
+                "{task:?} {is_hidden} {named:?} {may_be_any}"
+            );
+        }
+        // What an earlier version started may do no more than what this one starts.
+        let earlier = Job {
+            is_bounded: false,
+            ..job(Some(7), true)
+        };
+        assert!(judged(earlier, &plain, None, true).unwrap().is_bounded);
+    }
+
+    #[test]
+    fn what_is_missing_is_said_in_an_engines_words() {
+        let said = |word: &str| {
+            let job = Job {
+                words: vec![word.to_owned()],
+                ..job(None, false)
+            };
+            missing(&job, "no such file or directory")
+                .to_string()
+                .replace(FAILED, "")
+        };
+        assert_eq!(said("ls"), "exec: \"ls\": executable file not found in $PATH: unknown");
+        assert_eq!(
+            said("./ls"),
+            "exec: \"./ls\": stat ./ls: no such file or directory: unknown"
+        );
+    }
+}
