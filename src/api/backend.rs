@@ -7,8 +7,9 @@ use tokio::sync::Mutex;
 
 use super::engine::Engine;
 use super::outside::{Lock, Outside};
-use super::wire::ApiError;
+use super::wire::{ApiError, Caller};
 use crate::model::swarm::{Id, Service, ServiceSpec, Write};
+use crate::places::Places;
 use crate::store::{self, Snapshot, Store};
 
 /// The store and its surroundings, as resources see them.
@@ -16,6 +17,8 @@ pub(super) struct Backend {
     pub(super) store: Arc<dyn Store>,
     pub(super) outside: Arc<dyn Outside>,
     pub(super) engine: Engine,
+    /// For each answer that has no end, and each connection that became another's.
+    pub(super) streams: Arc<Places<Caller>>,
     /// Held while it is decided about a request that changes something: a decision may hang on other objects than it writes,
     /// such as whose a port is, and only those written are watched by the store.
     deciding: Mutex<()>,
@@ -26,11 +29,12 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>, engine: Engine) -> Backend {
+    pub(super) fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>, streams: Arc<Places<Caller>>) -> Backend {
         Backend {
             store,
+            engine: Engine::new(outside.clone(), streams.clone()),
             outside,
-            engine,
+            streams,
             deciding: Mutex::new(()),
             gone: std::sync::Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -9,7 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::io::AsyncWrite;
+use tokio::sync::watch;
 
+use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, SwarmAuthority, Time, UnlockKey};
 
 /// The lines of a task's output.
@@ -126,10 +130,38 @@ pub trait Volumes: Send + Sync {
     fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64>;
 }
 
+/// A program that runs beside a task's. It goes on when all of this is dropped, until the task ends or anynode does.
+pub struct Exec {
+    pub pid: i64,
+    /// What it reads; its end when this is dropped. `None`: it reads nothing.
+    pub input: Option<ExecInput>,
+    pub output: ExecOutput,
+    /// Its exit code. The other end is dropped when nothing is left of what it started either.
+    pub ended: watch::Receiver<Option<i64>>,
+    pub control: Arc<dyn ExecControl>,
+}
+
+pub type ExecInput = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// What a program says, and whether on the standard error. Ends after the program, and does not run ahead of who takes it.
+pub type ExecOutput = Pin<Box<dyn Stream<Item = (bool, Bytes)> + Send>>;
+
+/// What may be done to a program beside a task's.
+pub trait ExecControl: Send + Sync {
+    /// Tells it how large its terminal is. Errors: it has none.
+    fn resize(&self, rows: u16, columns: u16) -> io::Result<()>;
+
+    /// Ends it by force, with all that it started. Does not wait.
+    fn kill(&self);
+}
+
 /// What the API needs of others.
 pub trait Outside: Send + Sync {
     /// The output of a task of this node. Errors: why there is none.
     fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, String>;
+
+    /// Runs a program beside a task of this node that is a process.
+    fn exec<'a>(&'a self, task: &'a Id, spec: ExecSpec) -> Later<'a, Result<Exec, ExecError>>;
 
     fn host(&self) -> Host;
 

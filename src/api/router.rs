@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::backend::Backend;
 use super::resources::{
-    container_list, containers, events, logs, networks, nodes, payloads, services, swarm, system, tasks, volumes,
+    container_list, containers, events, exec, logs, networks, nodes, payloads, services, swarm, system, tasks, volumes,
 };
 use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST, RequestBody, Version};
 
@@ -19,6 +19,7 @@ use super::wire::{self, Answer, ApiError, Asked, Bodies, Caller, NEWEST, OLDEST,
 pub(super) struct Router {
     pub(super) backend: Arc<Backend>,
     events: Arc<events::Events>,
+    execs: exec::Execs,
     bodies: Arc<Bodies>,
 }
 
@@ -26,6 +27,7 @@ impl Router {
     pub(super) fn new(backend: Backend) -> Router {
         Router {
             events: Arc::new(events::Events::new(&backend)),
+            execs: exec::Execs::new(),
             bodies: Arc::default(),
             backend: Arc::new(backend),
         }
@@ -72,7 +74,10 @@ impl Router {
         let path: Vec<String> = rest.split('/').skip(1).map(wire::decode).collect();
         let words: Vec<&str> = path.iter().map(String::as_str).collect();
         let has_volumes = words.first() == Some(&"volumes") && self.backend.outside.volumes().is_some();
-        if !is_ours(request.method(), &words) && !has_volumes {
+        let is_ours = is_ours(request.method(), &words)
+            || has_volumes
+            || self.backend.outside.engine().is_none() && is_ours_without_engine(request.method(), &words);
+        if !is_ours {
             return match self.backend.outside.engine() {
                 None if !is_an_engines(&words) => Err(ApiError::page_not_found()),
                 _ => {
@@ -83,8 +88,9 @@ impl Router {
         }
         let query = wire::parse_query(request.uri().query().unwrap_or_default());
         let caller = Caller::of(&request);
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let asked = Asked {
+            upgrade: parts.extensions.remove(),
             caller,
             method: parts.method,
             query,
@@ -135,6 +141,10 @@ impl Router {
             ["containers", "create"] if post => containers::create(backend, asked, version).await,
             ["containers", "json"] if get => container_list::list(backend, &asked, version).await,
             ["containers", id, "json"] if get => container_list::inspect(backend, &asked, id, version).await,
+            ["containers", id, "exec"] if post => exec::create(backend, &self.execs, asked, id).await,
+            ["exec", id, "start"] if post => exec::start(backend, &self.execs, asked, id, version).await,
+            ["exec", id, "resize"] if post => exec::resize(&self.execs, &asked, id).await,
+            ["exec", id, "json"] if get => exec::inspect(&self.execs, id),
             ["networks", id, what @ ("connect" | "disconnect")] if post => {
                 containers::join(backend, asked, id, what, version).await
             }
@@ -156,6 +166,15 @@ fn is_ours(method: &Method, path: &[&str]) -> bool {
         ["containers", "create"] => *method == Method::POST,
         ["containers", "json"] | ["containers", _, "json"] => *method == Method::GET,
         ["networks", ..] => matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE),
+        _ => false,
+    }
+}
+
+/// Whether a path is an engine's where there is one, and is answered here where tasks are processes.
+fn is_ours_without_engine(method: &Method, path: &[&str]) -> bool {
+    match path {
+        ["containers", _, "exec"] | ["exec", _, "start" | "resize"] => *method == Method::POST,
+        ["exec", _, "json"] => *method == Method::GET,
         _ => false,
     }
 }

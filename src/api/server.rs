@@ -16,7 +16,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixListener;
 
 use super::backend::Backend;
-use super::engine::Engine;
 use super::outside::Outside;
 use super::router::Router;
 use super::wire::{Answer, Caller};
@@ -27,17 +26,13 @@ use crate::sys::limits;
 /// The API.
 pub struct Api {
     router: Router,
-    /// For each answer that has no end, and each connection that became the engine's.
-    streams: Arc<Places<Caller>>,
 }
 
 impl Api {
     pub fn new(store: Arc<dyn Store>, outside: Arc<dyn Outside>) -> Arc<Api> {
         let streams = Places::new(Table::ApiStreams, limits::share(STREAMS_MAX, 16));
-        let engine = Engine::new(outside.clone(), streams.clone());
         Arc::new(Api {
-            router: Router::new(Backend::new(store, outside, engine)),
-            streams,
+            router: Router::new(Backend::new(store, outside, streams)),
         })
     }
 
@@ -83,7 +78,7 @@ async fn serve(api: Arc<Api>, listener: UnixListener) {
                         tokio::task::yield_now().await;
                     }
                     let answer = api.router.answer(request).await;
-                    let stream = is_stream(&answer).then(|| api.streams.take(caller));
+                    let stream = is_stream(&answer).then(|| api.router.backend.streams.take(caller));
                     Ok::<_, Infallible>(answer.map(|body| UnsyncBoxBody::new(Told::new(body, busy, stream))))
                 }
             });

@@ -28,6 +28,7 @@ use crate::api::{self, Api, Host, Lock, Outside};
 use crate::control;
 use crate::link::Authority;
 use crate::model::Cluster;
+use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, UnlockKey, Write};
 use crate::proxy::{PortState, Ports};
 use crate::routing::TableHandle;
@@ -518,7 +519,33 @@ struct Beside {
     volumes: Option<Arc<NodeVolumes>>,
 }
 
+/// What is done to a program beside a task, as the API asks for it.
+struct Control(Arc<dyn agent::ExecControl>);
+
+impl api::ExecControl for Control {
+    fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        self.0.resize(rows, columns)
+    }
+
+    fn kill(&self) {
+        self.0.kill();
+    }
+}
+
 impl Outside for Beside {
+    fn exec<'a>(&'a self, task: &'a Id, spec: ExecSpec) -> Later<'a, Result<api::Exec, ExecError>> {
+        Box::pin(async move {
+            let exec = self.agent.exec(task, spec).await?;
+            Ok(api::Exec {
+                pid: exec.pid,
+                input: exec.input,
+                output: exec.output,
+                ended: exec.ended,
+                control: Arc::new(Control(exec.control)),
+            })
+        })
+    }
+
     fn logs(&self, task: &Id, query: api::LogQuery) -> Result<api::LogStream, String> {
         let query = agent::LogQuery {
             follow: query.follow,

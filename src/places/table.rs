@@ -14,6 +14,7 @@ pub enum Table {
     ApiStreams,
     /// Long request bodies that the API reads, by user.
     ApiBodies,
+    ApiExecs,
     /// DNS connections, by client address or task.
     DnsStreams,
     /// Queries that wait for upstream, by client address or task.
@@ -29,11 +30,12 @@ pub enum Table {
 }
 
 impl Table {
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Admin,
         Table::Api,
         Table::ApiStreams,
         Table::ApiBodies,
+        Table::ApiExecs,
         Table::DnsStreams,
         Table::DnsUpstream,
         Table::LinkHandshakes,
@@ -48,6 +50,7 @@ impl Table {
             Table::Api => "api",
             Table::ApiStreams => "api_streams",
             Table::ApiBodies => "api_bodies",
+            Table::ApiExecs => "api_execs",
             Table::DnsStreams => "dns_streams",
             Table::DnsUpstream => "dns_upstream",
             Table::LinkHandshakes => "link_handshakes",

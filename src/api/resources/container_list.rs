@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use http_body_util::BodyExt;
 use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::attach;
+use super::{attach, processes};
 use crate::api::backend::Backend;
 use crate::api::network_view;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
@@ -22,7 +22,7 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
         if backend.lock().is_some() {
             return Err(ApiError::locked());
         }
-        return processes(backend, asked);
+        return list_processes(backend, asked);
     }
     let snapshot = backend.store.snapshot();
     let filters = asked.query("filters").unwrap_or_default();
@@ -85,13 +85,16 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
     .await
 }
 
-/// `GET /containers/ID/json`, of an engine's.
+/// `GET /containers/ID/json`.
 pub(in crate::api) async fn inspect(
     backend: &Backend,
     asked: &Asked,
     id: &str,
     version: Version,
 ) -> Result<Answer, ApiError> {
+    if backend.outside.engine().is_none() {
+        return processes::inspect(backend, id, |snapshot, task| ports(snapshot, task, None));
+    }
     let path = wire::with_query(&format!("/containers/{}/json", wire::encode(id)), &asked.query);
     let answer = backend.engine.send(Method::GET, version, &path, Vec::new()).await?;
     let snapshot = backend.store.snapshot();
@@ -212,7 +215,7 @@ fn ports(snapshot: &Snapshot, task: &Task, others: Option<&Vec<Value>>) -> Value
 }
 
 /// The tasks that are processes, as containers.
-fn processes(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+fn list_processes(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &FILTERS)?;
     let limit = match asked.query("limit").filter(|limit| !limit.is_empty()) {
         None => None,
@@ -270,23 +273,6 @@ fn is_wanted(filters: &Filters, shown: &Value) -> bool {
 
 fn process(snapshot: &Snapshot, task: &Task, container: &Container, now: Time) -> Value {
     let spec = task.spec.container_spec.clone().unwrap_or_default();
-    let mut labels: Map<String, Value> = Map::new();
-    for (key, value) in spec.labels.unwrap_or_default() {
-        labels.insert(key, json!(value));
-    }
-    for (key, value) in [
-        ("com.docker.swarm.task", String::new()),
-        (TASK_LABEL, task.id.to_string()),
-        ("com.docker.swarm.task.name", task.name()),
-        (
-            "com.docker.swarm.node.id",
-            task.node.as_ref().map(ToString::to_string).unwrap_or_default(),
-        ),
-        ("com.docker.swarm.service.id", task.service.to_string()),
-        ("com.docker.swarm.service.name", task.service_name.to_string()),
-    ] {
-        labels.insert(key.to_owned(), json!(value));
-    }
     let state = task.status.state;
     let (state, status) = match state {
         TaskState::Starting | TaskState::Running => {
@@ -317,7 +303,7 @@ fn process(snapshot: &Snapshot, task: &Task, container: &Container, now: Time) -
         "Command": command.join(" "),
         "Created": task.meta.created_at.0 / 1_000_000_000,
         "Ports": ports,
-        "Labels": labels,
+        "Labels": processes::labels(task),
         "State": state,
         "Status": status,
         "HostConfig": { "NetworkMode": "default" },

@@ -22,6 +22,8 @@ pub(in crate::api) struct Asked {
     pub(in crate::api) query: BTreeMap<String, String>,
     pub(in crate::api) headers: HeaderMap,
     pub(in crate::api) body: RequestBody,
+    /// The connection, where the client would have it for something else.
+    pub(in crate::api) upgrade: Option<hyper::upgrade::OnUpgrade>,
     pub(in crate::api) caller: Caller,
     pub(in crate::api) bodies: Arc<Bodies>,
 }

@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anynode::api::{Api, Host, LogLine, LogQuery, LogStream, Outside};
+use anynode::api::{Api, Exec, Host, Later, LogLine, LogQuery, LogStream, Outside};
 use anynode::control;
+use anynode::model::exec::{ExecError, ExecSpec};
 use anynode::model::swarm::{Container, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
 use bytes::Bytes;
@@ -60,6 +61,10 @@ impl Outside for Around {
         Ok(Box::pin(stream::unfold(receiver, |mut receiver| async move {
             Some((receiver.recv().await?, receiver))
         })))
+    }
+
+    fn exec<'a>(&'a self, _: &'a Id, _: ExecSpec) -> Later<'a, Result<Exec, ExecError>> {
+        Box::pin(async { Err(ExecError::NotRunning) })
     }
 
     fn host(&self) -> Host {
