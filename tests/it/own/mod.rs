@@ -7,6 +7,7 @@ mod compose;
 mod declared;
 mod discovery;
 mod engine;
+mod exec;
 mod host;
 mod hour;
 mod inside;

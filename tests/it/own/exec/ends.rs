@@ -1,0 +1,77 @@
+//! When programs end: with their tasks, and with anynode; and many of them.
+
+use std::process::Stdio;
+
+use super::{a_while, container_of, running, said, service, up, words};
+use crate::own::rig::LONG;
+
+#[test]
+fn it_ends_with_its_task_and_with_anynode() {
+    let Some((mut own, web)) = up("exec-ends") else { return };
+    let (one, two) = (a_while(), a_while());
+    // In its group, out of its session, and deaf.
+    let script = format!("trap '' TERM HUP INT; setsid sleep {one} & sleep {two} & wait");
+    own.docker(&["exec", "-d", &web, "sh", "-c", &script]);
+    let is_there = || !running(&one).is_empty() && !running(&two).is_empty();
+    own.wait_for("both", LONG, is_there);
+    // What it leaves running goes on, as in a container.
+    let left = a_while();
+    assert_eq!(
+        said(&own, &[&web, "sh", "-c", &format!("sleep {left} & exit 6")]).2,
+        Some(6)
+    );
+    own.wait_for("what it left", LONG, || running(&left).len() == 1);
+    let third = a_while();
+    let mut attached = own.docker_command(&["exec", &web, "sleep", &third]).spawn().unwrap();
+    own.wait_for("the third", LONG, || !running(&third).is_empty());
+    own.docker(&["service", "rm", "web"]);
+    assert_eq!(attached.wait().unwrap().code(), Some(137));
+    let all = |words: &[&String]| words.iter().all(|word| running(word).is_empty());
+    own.wait_for("their end", LONG, || all(&[&one, &two, &left]));
+    // kill -9 of anynode.
+    let web = service(&own, "other", &[]);
+    own.docker(&["exec", "-d", "-t", &web, "sh", "-c", &script]);
+    own.wait_for("both", LONG, is_there);
+    let mut attached = own.docker_command(&["exec", &web, "sleep", &left]).spawn().unwrap();
+    own.wait_for("the third", LONG, || !running(&left).is_empty());
+    own.kill();
+    own.wait_for("their end", LONG, || all(&[&one, &two, &left]));
+    assert_ne!(attached.wait().unwrap().code(), Some(0));
+    own.start();
+    let again = container_of(&own, "other");
+    assert_eq!(again, web, "the task lived on");
+    assert_eq!(words(&own, &[&web, "echo", "again"]), "again");
+    // An update: the program goes on as long as the one that was asked for it, and others come to run meanwhile.
+    let mut attached = own.docker_command(&["exec", &web, "sleep", &one]).spawn().unwrap();
+    own.wait_for("it", LONG, || !running(&one).is_empty());
+    own.update();
+    own.wait_for("its end", LONG, || all(&[&one]));
+    attached.wait().unwrap();
+    assert_eq!(words(&own, &[&web, "echo", "again"]), "again");
+}
+
+#[test]
+fn many_at_once() {
+    let Some((own, web)) = up("exec-many") else { return };
+    let clients: Vec<_> = (0..40)
+        .map(|n| {
+            let script = format!("cat; echo {n}; exit {n}");
+            let mut client = own.docker_command(&["exec", "-i", &web, "sh", "-c", &script]);
+            client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for (n, client) in clients.into_iter().enumerate() {
+        let out = client.wait_with_output().unwrap();
+        assert_eq!(
+            (String::from_utf8(out.stdout).unwrap(), out.status.code()),
+            (format!("{n}\n"), i32::try_from(n).ok())
+        );
+    }
+    // Nothing is left of them.
+    let dir = own.data_dir();
+    let keeps = |pid: &u32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains(&dir.display().to_string())
+    };
+    own.wait_for("those who kept them", LONG, || !running("beside").iter().any(keeps));
+}
