@@ -892,8 +892,17 @@ fn of_everything_else() {
                 501,
                 "no Docker Engine",
             ),
-            // What only an engine could do.
-            ("GET", "/containers/c/json", Value::Null, 501, "no Docker Engine"),
+            // What tasks have that are processes, and what only an engine could do.
+            ("GET", "/containers/c/json", Value::Null, 404, "No such container: c"),
+            (
+                "POST",
+                "/containers/c/exec",
+                json!({ "Cmd": ["true"] }),
+                404,
+                "No such container: c",
+            ),
+            ("GET", "/exec/e/json", Value::Null, 404, "No such exec instance: e"),
+            ("GET", "/containers/c/stats", Value::Null, 501, "no Docker Engine"),
             (
                 "GET",
                 "/containers/json?filters=%7B%22x%22:[%22y%22]%7D",
