@@ -175,6 +175,11 @@ fn what_is_written_lands_where_it_was_meant_and_stays() {
     );
     stage.wait_said("web", "written");
     stage.wait_said("web", "read me");
+    // What runs beside the task has them too.
+    let container = stage.own.docker(&["ps", "-q"]);
+    let there = stage.shown("app/node_modules");
+    let beside = stage.own.docker(&["exec", "-w", &there, &container, "cat", "file"]);
+    assert_eq!(beside, "three");
     stage.is_untouched();
     let check = || {
         assert_eq!(stage.read("source/file"), "one\n");
