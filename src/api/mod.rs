@@ -18,7 +18,7 @@ mod view;
 mod wire;
 
 pub use outside::{
-    Attaching, Exec, ExecControl, ExecInput, ExecOutput, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside, Turn,
-    UnlockError, Volume, VolumeError, Volumes,
+    Attaching, Exec, ExecControl, ExecInput, ExecOutput, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside,
+    Turn, UnlockError, Volume, VolumeError, Volumes,
 };
 pub use server::Api;
