@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,20 +52,39 @@ impl KnownTasks {
         read.values().cloned().collect()
     }
 
-    /// Those that run, and whose file is damaged or gone.
-    pub(super) fn unreadable(&self) -> Vec<String> {
-        let known = self.all();
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        // What is about to be removed has a name that no task has.
-        let names = names.filter(|name| !name.starts_with('.'));
-        let others = names.filter(|name| !known.iter().any(|known| known.task == *name));
-        others
-            .filter(|name| {
-                let dir = Dir::new(self.dir.join(name));
-                dir.read_job().is_err() && dir.has_keeper()
-            })
-            .collect()
+    /// The tasks that have that volume, and those of which nobody knows, which run while their file is damaged or gone. Errors: not
+    /// all could be looked at, so that there may be others.
+    pub(super) fn holders_of(&self, volume: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut holders = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            // What is about to be removed has a name that no task has.
+            let task = name.to_string_lossy();
+            if task.starts_with('.') {
+                continue;
+            }
+            let dir = Dir::new(self.dir.join(&name));
+            let has_it = match dir.read_job() {
+                Ok(job) => job.mounts.unwrap_or_default().volumes().any(|name| name == volume),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::NotADirectory => false,
+                    // It is not there, or nobody can make sense of it.
+                    io::ErrorKind::NotFound | io::ErrorKind::Other => match dir.lock() {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                        lock => lock?.is_none(),
+                    },
+                    _ => return Err(error),
+                },
+            };
+            if has_it {
+                holders.push(task.into_owned());
+            }
+        }
+        Ok(holders)
     }
 
     /// To be called when a task's file was written anew.

@@ -170,10 +170,8 @@ impl Volumes {
     /// something is mounted there, whose files are not ours to remove.
     pub fn begin_removal(&self, name: &str) -> Result<Begun, VolumeError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let volume = self.get(name)?;
-        let mut tasks = volume.tasks;
-        // Nobody knows what those have.
-        tasks.extend(self.tasks.unreadable());
+        self.get(name)?;
+        let tasks = self.tasks.holders_of(name)?;
         if !tasks.is_empty() {
             return Err(VolumeError::InUse(tasks));
         }
@@ -344,6 +342,12 @@ mod tests {
             panic!("it is removed")
         };
         assert_eq!(error.to_string(), "volume is in use - [one]");
+        // Of another nobody can say what it has.
+        fs::create_dir_all(tasks.join("two/job")).unwrap();
+        fs::write(tasks.join("one/job"), "{}").unwrap();
+        assert!(matches!(volumes.begin_removal("db"), Err(VolumeError::Io(_))));
+        fs::remove_dir_all(tasks.join("two")).unwrap();
+        fs::write(tasks.join("one/job"), job.to_string()).unwrap();
         assert_eq!(volumes.get("db").unwrap().tasks, ["one"]);
         fs::remove_dir_all(tasks.join("one")).unwrap();
         volumes.begin_removal("db").unwrap().done().await.unwrap();
