@@ -13,6 +13,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use rustix::process::fchdir;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::entrances;
@@ -87,19 +90,36 @@ pub fn show_instead(file: &Path, at: &Path) -> io::Result<()> {
     mount(Some(file), &std::fs::canonicalize(at)?, None, libc::MS_BIND, "")
 }
 
-/// Has the program that `command` starts run with the network and the mounts of process `pid`, in the directory `dir` there.
-/// To be said before `process::become_user`. Errors: there is no such process.
-pub fn enter(command: &mut Command, pid: i32, dir: &Path) -> io::Result<()> {
+/// Has the program that `command` starts run with the network and the mounts of process `pid`. To be said before
+/// `process::become_user`. Errors: there is no such process.
+pub fn enter(command: &mut Command, pid: i32) -> io::Result<()> {
     let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}"));
     let (net, mnt) = (open("net")?, open("mnt")?);
-    let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let enter = move || {
         move_into_link_name_space(net.as_fd(), Some(LinkNameSpaceType::Network))?;
         move_into_link_name_space(mnt.as_fd(), Some(LinkNameSpaceType::Mount))?;
-        rustix::process::chdir(&*dir)?;
         Ok(())
     };
     // SAFETY: between fork and exec only system calls are made, on what was allocated before; the child has one thread.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
+}
+
+/// Has the program that `command` starts work in the directory `dir`, as whoever it is by then comes there: to be said after `enter`,
+/// and after `process::become_user` where the way there is not this program's own. Links of the kernel's own, such as /proc/1/root, which lead to root what nobody else may
+/// follow, are not followed.
+pub fn work_in(command: &mut Command, dir: &Path) -> io::Result<()> {
+    let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let enter = move || {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat2(CWD, &*dir, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+            Ok(found) => Ok(fchdir(found)?),
+            // Kernels before 5.6, and sandboxes that do not know it.
+            Err(Errno::NOSYS | Errno::PERM) => Ok(rustix::process::chdir(&*dir)?),
+            Err(error) => Err(error.into()),
+        }
+    };
+    // SAFETY: between fork and exec only system calls are made, on what was allocated before.
     unsafe { command.pre_exec(enter) };
     Ok(())
 }

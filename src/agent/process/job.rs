@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::found::{self, Process, Running};
 use super::mounts::Mounts;
 use crate::sys::cgroup::Group;
-use crate::sys::private::enter;
+use crate::sys::private::{enter, work_in};
 use crate::sys::process::{become_user, by_descriptor, gain_nothing, keep_at_most, pass_nothing_on, signal_if};
 
 /// What a keeper is to do.
@@ -100,24 +100,33 @@ impl Job {
         let Some((program, args)) = words.split_first() else {
             return Ok(None);
         };
-        let mut command = self.start_of(program)?;
+        let mut command = match beside.is_some() && self.has_mounted(Path::new(program)) {
+            // What lies there for this program is another.
+            true => Command::new(program),
+            false => self.start_of(program)?,
+        };
         if let Some(process) = beside {
-            enter(&mut command, process.pid, &self.dir)?;
+            enter(&mut command, process.pid)?;
             // What was opened is its own, and not of another that has its number by now.
             if !process.is_alive() {
                 return Err(io::Error::other("the process to run beside has ended"));
             }
         }
         command.args(args).env_clear().envs(&self.env).stdin(Stdio::null());
-        if beside.is_none() {
-            command.current_dir(&self.dir);
-        }
         self.group().hold(&mut command)?;
         if self.is_bounded {
             keep_at_most(&mut command, CAPABILITIES);
         }
+        // Its own directory may be closed to another user, and nobody can put a link in its place.
+        let is_own = self.env.get(TASK_DIR).is_some_and(|own| Path::new(own) == self.dir);
+        if is_own {
+            work_in(&mut command, &self.dir)?;
+        }
         if let Some(user) = &self.user {
             become_user(&mut command, user.uid, user.gid, &user.groups);
+        }
+        if !is_own {
+            work_in(&mut command, &self.dir)?;
         }
         if self.gains_nothing {
             gain_nothing(&mut command);
@@ -137,6 +146,11 @@ impl Job {
             true => by_descriptor(named),
             false => Ok(Command::new(program)),
         }
+    }
+
+    fn has_mounted(&self, path: &Path) -> bool {
+        let mounts = self.mounts.iter().flat_map(|mounts| &mounts.list);
+        mounts.into_iter().any(|mount| path.starts_with(&mount.target))
     }
 
     /// Its program sees other mounts than this one.
