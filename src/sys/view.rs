@@ -43,10 +43,17 @@ pub fn narrow(hidden: &[PathBuf], shown: &Path, has_root: bool) -> io::Result<()
         };
         hide().map_err(named(&path.display().to_string()))?;
     }
-    // Made anew, for it is one that the whole host has otherwise.
+    // Made anew, for it is one that the whole host has otherwise. Without a group named, group 0 sees all.
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     let proc = Path::new("/proc");
-    mount(Some(Path::new("proc")), proc, Some("proc"), flags, "hidepid=2").map_err(named("/proc"))?;
+    mount(
+        Some(Path::new("proc")),
+        proc,
+        Some("proc"),
+        flags,
+        "hidepid=2,gid=4294967294",
+    )
+    .map_err(named("/proc"))?;
     if has_root {
         for told in [
             "/proc/sys",
