@@ -4,6 +4,7 @@
 //! does not concern it; and its own end, however it comes, ends the program. It is never asked to end: signals that ask for
 //! it, as a supervisor sends them to whatever it finds, are for the program to answer.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
@@ -11,7 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use rustix::process::{Signal, WaitOptions};
 
@@ -189,13 +191,14 @@ fn wait_for_go() -> io::Result<()> {
 impl Kept {
     fn wait(self, dir: &Dir) {
         let [stdout, stderr] = self.output;
-        let copying = [copy(stdout, 1, self.log.clone()), copy(stderr, 2, self.log)];
+        let (done, both_done) = mpsc::channel();
+        copy(stdout, 1, self.log.clone(), done.clone());
+        copy(stderr, 2, self.log, done);
         let code = wait_for(&self.child);
         end_orphans();
-        // The pipes end with the last who held them.
-        for copying in copying {
-            let _ = copying.join();
-        }
+        // The pipes end with the last who held them. A program of the same user elsewhere may hold one by /proc for as long as it
+        // likes, so that what the task's own has said is waited for, and no more.
+        let _ = both_done.recv_timeout(SAID_WITHIN);
         if self.group.is_out_of_memory() {
             let _ = dir.write_out_of_memory();
         }
@@ -236,9 +239,10 @@ fn end_orphans() {
     }
 }
 
-/// Takes lines as they come.
-fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<LogFiles>>) -> std::thread::JoinHandle<()> {
+/// Takes lines as they come, on a thread of its own, which drops `done` at their end.
+fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<LogFiles>>, done: mpsc::Sender<Infallible>) {
     std::thread::spawn(move || {
+        let _done = done;
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();
         loop {
@@ -254,8 +258,10 @@ fn copy(pipe: impl Read + Send + 'static, stream: u8, log: Arc<Mutex<LogFiles>>)
                 }
             }
         }
-    })
+    });
 }
 
+/// A pipe holds 1 MiB at most.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
 /// A longer line is cut.
 const LINE_BYTES_MAX: u64 = 16 << 10;

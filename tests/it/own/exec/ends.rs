@@ -51,6 +51,24 @@ fn it_ends_with_its_task_and_with_anynode() {
 }
 
 #[test]
+fn a_task_that_has_crashed_is_followed_whoever_holds_what_it_wrote_to() {
+    let Some((own, web)) = up("exec-crash") else { return };
+    let word = a_while();
+    let pid = own.docker(&["inspect", "--format", "{{.State.Pid}}", &web]);
+    // As people write to the log of a container.
+    let script = format!("exec sleep {word} > /proc/{pid}/fd/1");
+    own.docker(&["exec", "-d", &web, "sh", "-c", &script]);
+    own.wait_for("it", LONG, || !running(&word).is_empty());
+    own.docker(&["exec", &web, "kill", "-9", &pid]);
+    let list = || own.docker(&["ps", "--quiet", "--no-trunc", "--filter", "name=web."]);
+    own.wait_for("another task", LONG, || {
+        let listed = list();
+        !listed.is_empty() && !listed.contains(&web)
+    });
+    own.wait_for("its end", LONG, || running(&word).is_empty());
+}
+
+#[test]
 fn many_at_once() {
     let Some((own, web)) = up("exec-many") else { return };
     let clients: Vec<_> = (0..40)
