@@ -125,12 +125,19 @@ pub(super) struct Said {
     ended: watch::Receiver<Option<i64>>,
     /// Which of them is read first: each in turn.
     first: usize,
+    /// How many bytes more are read of each, once the program has ended: others may go on to write.
+    rest: [usize; 2],
 }
 
 impl Said {
     /// Once `ended` says a code, it says what is there and no more.
     pub(super) fn stream(pipes: [Option<pipe::Receiver>; 2], ended: watch::Receiver<Option<i64>>) -> ExecOutput {
-        let said = Said { pipes, ended, first: 0 };
+        let said = Said {
+            pipes,
+            ended,
+            first: 0,
+            rest: [REST_MAX; 2],
+        };
         let parts = stream::unfold(said, |mut said| async move { Some((said.next().await?, said)) });
         parts.fuse().boxed()
     }
@@ -149,7 +156,15 @@ impl Said {
                     true => rustix::io::read(pipe, &mut part).map_err(io::Error::from),
                 };
                 match read {
-                    Ok(n @ 1..) => return Some((at == 1, Bytes::copy_from_slice(&part[..n]))),
+                    Ok(n @ 1..) => {
+                        if has_ended {
+                            self.rest[at] = self.rest[at].saturating_sub(n);
+                            if self.rest[at] == 0 {
+                                self.pipes[at] = None;
+                            }
+                        }
+                        return Some((at == 1, Bytes::copy_from_slice(&part[..n])));
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock && !has_ended => {}
                     // EIO: nobody is at the terminal any more.
@@ -183,6 +198,8 @@ async fn readable(pipe: &Option<pipe::Receiver>) {
 }
 
 const PART: usize = 16 << 10;
+/// As much as a pipe may hold, by default of the kernel's (fs.pipe-max-size).
+const REST_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -220,6 +237,24 @@ mod tests {
         assert_eq!(said.next().await, None);
         assert_eq!(said.next().await, None);
         drop(stdout);
+    }
+
+    #[tokio::test]
+    async fn who_writes_on_after_the_end_is_heard_no_longer_than_a_pipe_is() {
+        let Streams { its, output, .. } = Streams::new(&both(), None).unwrap();
+        let (code, ended) = watch::channel(None);
+        let mut said = Said::stream(output, ended);
+        let [_, stdout, stderr] = its;
+        drop(stderr);
+        code.send_replace(Some(0));
+        let mut other = File::from(stdout);
+        let writes = std::thread::spawn(move || while other.write_all(&[b'x'; 64 << 10]).is_ok() {});
+        let mut n_bytes = 0;
+        while let Some((_, part)) = said.next().await {
+            n_bytes += part.len();
+        }
+        assert!(n_bytes < REST_MAX + PART, "{n_bytes}");
+        writes.join().unwrap();
     }
 
     #[tokio::test]

@@ -176,19 +176,17 @@ pub(in crate::api) async fn start(
     let place = execs.places.take(caller);
     let is_framed = !asks.tty;
     if asks.detach {
-        let exec = match backend.outside.exec(&made.task, spec).await {
-            Ok(exec) => exec,
-            Err(error) => return Err(failed(&made, &error)),
-        };
-        made.runs(&exec);
-        tokio::spawn(see_through(
-            made,
-            place,
-            exec,
-            None::<(DuplexStream, bool)>,
-            std::future::pending(),
-        ));
-        return Ok(wire::empty(StatusCode::OK));
+        let backend = backend.clone();
+        // To its end, also where the client goes meanwhile.
+        let starting = tokio::spawn(async move {
+            let started = backend.outside.exec(&made.task, spec).await;
+            let exec = started.map_err(|error| failed(&made, &error))?;
+            made.runs(&exec);
+            let nobody = None::<(DuplexStream, bool)>;
+            tokio::spawn(see_through(made, place, exec, nobody, std::future::pending()));
+            Ok(wire::empty(StatusCode::OK))
+        });
+        return starting.await.map_err(|error| ApiError::internal(error.to_string()))?;
     }
     let kind = HeaderValue::from_static(match is_framed && version >= Version(1, 42) {
         true => "application/vnd.docker.multiplexed-stream",

@@ -112,6 +112,8 @@ pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
         // Nobody listens any more, or it has said all.
         while output.next().await.is_some() {
             place.moved();
+            // There may always be more.
+            tokio::task::yield_now().await;
         }
         let code = ended.wait_for(Option::is_some).await.ok().and_then(|code| *code);
         // Before the client is told: it asks for the code next.

@@ -102,29 +102,31 @@ impl Kept {
     /// One more; the oldest that do not run make room. Errors: all of its task run.
     pub(super) fn insert(&mut self, made: Made) -> Result<(), ApiError> {
         let of_task = |other: &Made| other.task == made.task;
-        if self.by_age.values().filter(|other| of_task(other)).count() >= OF_TASK_MAX && !self.forget_oldest(of_task) {
+        let n_of_task = self.by_age.values().filter(|other| of_task(other)).count();
+        if n_of_task >= OF_TASK_MAX && !self.forget_of_most(of_task) {
             let container = &made.container;
             return Err(ApiError::conflict(format!(
                 "container {container}: {OF_TASK_MAX} programs run beside it: expected one of them to end first"
             )));
         }
-        if self.by_age.len() >= KEPT_MAX {
-            // Of whoever has most of them.
-            let mut by_caller: BTreeMap<u32, usize> = BTreeMap::new();
-            for idle in self.by_age.values().filter(|made| made.is_idle()) {
-                *by_caller.entry(idle.caller.0).or_default() += 1;
-            }
-            let most = by_caller.into_iter().max_by_key(|(_, n)| *n);
-            let forgotten = most.is_some_and(|(caller, _)| self.forget_oldest(|made| made.caller.0 == caller));
-            if !forgotten {
-                return Err(ApiError::unavailable(format!(
-                    "{KEPT_MAX} programs run beside tasks: expected one of them to end first"
-                )));
-            }
+        if self.by_age.len() >= KEPT_MAX && !self.forget_of_most(|_| true) {
+            return Err(ApiError::unavailable(format!(
+                "{KEPT_MAX} programs run beside tasks: expected one of them to end first"
+            )));
         }
         self.by_age.insert(self.next, Arc::new(made));
         self.next += 1;
         Ok(())
+    }
+
+    /// The oldest of whoever has most of those that do not run. `false`: there is none.
+    fn forget_of_most(&mut self, is_wanted: impl Fn(&Made) -> bool) -> bool {
+        let mut by_caller: BTreeMap<u32, usize> = BTreeMap::new();
+        for idle in self.by_age.values().filter(|made| is_wanted(made) && made.is_idle()) {
+            *by_caller.entry(idle.caller.0).or_default() += 1;
+        }
+        let most = by_caller.into_iter().max_by_key(|(_, n)| *n);
+        most.is_some_and(|(caller, _)| self.forget_oldest(|made| is_wanted(made) && made.caller.0 == caller))
     }
 
     /// Of those that have ended, or else of those that were never started. `false`: there is none.
@@ -202,6 +204,13 @@ mod tests {
             kept.insert(made(id, &format!("task{}", id % 100), 2)).unwrap();
         }
         assert_eq!(kept.by_age.len(), KEPT_MAX);
+        assert!(kept.get("0").is_some() && kept.get("1").is_none());
+        // At one task too.
+        let mut kept = Kept::default();
+        kept.insert(made(0, "a", 1)).unwrap();
+        for id in 1..OF_TASK_MAX + 10 {
+            kept.insert(made(id, "a", 2)).unwrap();
+        }
         assert!(kept.get("0").is_some() && kept.get("1").is_none());
     }
 }
