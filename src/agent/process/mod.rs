@@ -212,6 +212,9 @@ impl Processes {
         let groups = container.groups.unwrap_or_default();
         let (log_bytes_max, log_files) = log_limits(&assignment.task.spec)?;
         let user = self.user_of(assignment, container.user.as_deref().unwrap_or_default(), &groups)?;
+        let mounts = self.mounts_of(assignment, &dir)?;
+        // What it has mounted over the host's files, programs of root's would believe.
+        let may_gain = mounts.is_none() || user.as_ref().is_none_or(|user| user.uid == 0);
         Ok(Job {
             words,
             env,
@@ -225,9 +228,9 @@ impl Processes {
             user,
             service: Some(assignment.task.service.to_string()),
             is_bounded: self.users.is_some(),
-            gains_nothing: privileges.no_new_privileges.unwrap_or(false),
+            gains_nothing: !may_gain || privileges.no_new_privileges.unwrap_or(false),
             group: Vec::new(),
-            mounts: self.mounts_of(assignment, &dir)?,
+            mounts,
         })
     }
 
@@ -636,6 +639,7 @@ impl Runtime for Processes {
             let failed = |error: io::Error| Failure(format!("prepare {}: {error}", dir.path().display()));
             let (network, _given) = self.network_of(assignment)?.unzip();
             let mut job = self.job_of(assignment, network)?;
+            mounting::judge(&job).await?;
             let files = task_files::of(assignment).map_err(|error| Failure(error.to_string()))?;
             // Of an attempt that was cut short, whatever it left.
             self.remove(&assignment.task.id).await;

@@ -1,10 +1,11 @@
 //! Sees to it that a task can have the mounts that its service asks for: before anything of the task is made, and before it is
 //! started, when they are made once where nobody sees them. Not here: how they are made (`mounts`).
 
-use super::job::{Dir, Job};
+use super::Processes;
+use super::job::{Dir, Job, User};
 use super::mounts::plan::{self, Places};
 use super::mounts::{Mounts, What};
-use super::{Processes, volumes};
+use super::volumes::{Volumes, make_nameless};
 use crate::agent::runtime::Failure;
 use crate::agent::{Assignment, template};
 use crate::sys::mounts::aside;
@@ -31,12 +32,10 @@ impl Processes {
         let expand = |text: &String| template::expand(text, assignment).map_err(|error| error.to_string());
         let settings = &self.settings;
         let kept_out = settings.hidden.iter().chain(&settings.hidden_from_root);
-        let mounts = Mounts {
+        Ok(Some(Mounts {
             list: plan::of(specs, &places, expand).map_err(Failure)?,
             kept_out: kept_out.chain([&settings.dir]).cloned().collect(),
-        };
-        mounts.judge().map_err(Failure)?;
-        Ok(Some(mounts))
+        }))
     }
 
     /// Makes what the mounts of a task are of, and tries them where nobody sees them. `has_own_user`: its service names none.
@@ -44,45 +43,70 @@ impl Processes {
         let Some(mounts) = job.mounts.clone() else {
             return Ok(());
         };
-        for mount in &mounts.list {
-            let failed = |error: &dyn std::fmt::Display| {
-                Failure(format!("ContainerSpec.Mounts: {}: {error}", mount.target.display()))
-            };
-            match &mount.what {
-                What::Volume {
-                    name: Some(name),
-                    labels,
-                    ..
-                } => {
-                    let user = job.user.as_ref();
-                    let made = self.volumes.make(name, labels, user);
-                    made.map_err(|error| failed(&error))?;
-                    let closed = user.filter(|_| has_own_user && !mount.read_only);
-                    if let Some(reason) = closed.and_then(|user| self.volumes.why_closed(name, user)) {
-                        return Err(failed(&reason));
-                    }
+        let (own, hidden) = (dir.clone(), job.hidden.clone().unwrap_or_default());
+        let (volumes, user) = (self.volumes.clone(), job.user.clone());
+        let try_all = move || {
+            make_sources(&volumes, &mounts, &own, user.as_ref(), has_own_user)?;
+            let tried = aside(|| mounts.make(&own.root(), &hidden));
+            let tried = tried.map_err(|error| format!("ContainerSpec.Mounts: mounts of its own: {error}"))?;
+            tried.map(drop)
+        };
+        on_a_thread(try_all).await
+    }
+}
+
+/// Looks at what a task is to have mounted. Nothing is made yet.
+pub(super) async fn judge(job: &Job) -> Result<(), Failure> {
+    match job.mounts.clone() {
+        Some(mounts) => on_a_thread(move || mounts.judge()).await,
+        None => Ok(()),
+    }
+}
+
+/// A disk may be slow, and one of another machine away.
+async fn on_a_thread(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| Failure(format!("ContainerSpec.Mounts: {error}")))?;
+    done.map_err(Failure)
+}
+
+/// Errors: in words, one that cannot be made, or a volume that is closed to the task.
+fn make_sources(
+    volumes: &Volumes,
+    mounts: &Mounts,
+    dir: &Dir,
+    user: Option<&User>,
+    has_own_user: bool,
+) -> Result<(), String> {
+    for mount in &mounts.list {
+        let failed =
+            |error: &dyn std::fmt::Display| format!("ContainerSpec.Mounts: {}: {error}", mount.target.display());
+        match &mount.what {
+            What::Volume {
+                name: Some(name),
+                labels,
+                ..
+            } => {
+                volumes.make(name, labels, user).map_err(|error| failed(&error))?;
+                let closed = user.filter(|_| has_own_user && !mount.read_only);
+                if let Some(reason) = closed.and_then(|user| volumes.why_closed(name, user)) {
+                    return Err(failed(&reason));
                 }
-                What::Volume { name: None, source, .. } => {
-                    let made = volumes::make_nameless(dir, source, job.user.as_ref());
-                    made.map_err(|error| failed(&error))?;
-                }
-                What::Bind {
-                    source, is_made: true, ..
-                } => std::fs::create_dir_all(source)
-                    .or_else(|error| match source.exists() {
-                        true => Ok(()),
-                        false => Err(error),
-                    })
-                    .map_err(|error| failed(&format!("bind source path {}: {error}", source.display())))?,
-                What::Bind { .. } | What::Memory { .. } => {}
             }
-        }
-        let (own, hidden) = (dir.root(), job.hidden.clone().unwrap_or_default());
-        let tried = tokio::task::spawn_blocking(move || aside(|| mounts.make(&own, &hidden))).await;
-        match tried {
-            Ok(Ok(made)) => made.map(drop).map_err(Failure),
-            Ok(Err(error)) => Err(Failure(format!("ContainerSpec.Mounts: mounts of its own: {error}"))),
-            Err(error) => Err(Failure(format!("ContainerSpec.Mounts: {error}"))),
+            What::Volume { name: None, source, .. } => {
+                let made = make_nameless(dir, source, user);
+                made.map_err(|error| failed(&error))?;
+            }
+            What::Bind {
+                source, is_made: true, ..
+            } => std::fs::create_dir_all(source)
+                .or_else(|error| match source.exists() {
+                    true => Ok(()),
+                    false => Err(error),
+                })
+                .map_err(|error| failed(&format!("bind source path {}: {error}", source.display())))?,
+            What::Bind { .. } | What::Memory { .. } => {}
         }
     }
+    Ok(())
 }

@@ -402,10 +402,20 @@ fn a_link_in_a_volume_leads_nowhere() {
     let outside = stage.shown("outside");
     let script = format!(
         "cd {app} && ln -s {outside} absolute && ln -s ../outside relative && ln -s ../../../../../../etc/x deep && \
-         echo planted; exec sleep 1000"
+         ln -s /proc/1/root kernel && echo planted; exec sleep 1000"
     );
     stage.create("planter", &[volume("shared", &app)], &["--user", "0"], &script);
     stage.wait_said("planter", "planted");
+    // The kernel's own links lead root everywhere.
+    let container = stage.own.docker(&["ps", "-q", "--filter", "name=planter."]);
+    for dir in [format!("{app}/kernel"), "/proc/1/root".to_owned()] {
+        let out = stage.own.docker_out(&["exec", "-w", &dir, &container, "ls"]);
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(
+            !out.status.success() && said.starts_with("OCI runtime exec failed: "),
+            "{dir}: {said}"
+        );
+    }
     let made_of = [
         |target: &Path| volume("other", target),
         |target: &Path| format!("type=tmpfs,target={}", target.display()),
@@ -570,6 +580,7 @@ fn tasks_with_mounts_live_on_when_anynode_is_killed() {
     assert!(used.contains(&format!("volume is in use - [{id}]")), "{used}");
     stage.remove("counter");
     stage.own.docker(&["volume", "rm", "deps"]);
-    assert!(n(&stage) > 0);
+    // It may have been killed between emptying it and writing.
+    assert!(stage.at("source/n").exists());
     stage.is_untouched();
 }
