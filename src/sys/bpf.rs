@@ -214,16 +214,38 @@ pub(super) fn load(code: &[Instruction], name: &[u8; 16]) -> io::Result<OwnedFd>
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_PROG_LOAD, &attr)?)) }
 }
 
-/// Puts a program to work in a network namespace. The link alone holds it.
-pub(super) fn create_link(program: &OwnedFd, namespace: &File) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
-        program: program.as_raw_fd(),
-        target: namespace.as_raw_fd(),
-        attach_type: BPF_SK_LOOKUP,
-        flags: 0,
-    };
-    // SAFETY: BPF_LINK_CREATE takes no pointers here; it returns a new descriptor, which nobody else owns.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(BPF_LINK_CREATE, &attr)?)) }
+/// A program at work in a network namespace, until this is dropped or the process dies.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+impl Link {
+    /// Puts a program to work. The link alone holds it.
+    pub(super) fn create(program: &OwnedFd, namespace: &File) -> io::Result<Link> {
+        let attr = LinkCreate {
+            program: program.as_raw_fd(),
+            target: namespace.as_raw_fd(),
+            attach_type: BPF_SK_LOOKUP,
+            flags: 0,
+        };
+        // SAFETY: BPF_LINK_CREATE takes no pointers here; it returns a new descriptor, which nobody else owns.
+        unsafe { Ok(Link(OwnedFd::from_raw_fd(bpf(BPF_LINK_CREATE, &attr)?))) }
+    }
+}
+
+impl Drop for Link {
+    /// To close it is not enough: a child that another thread has just forked holds the descriptor until it runs its program,
+    /// and meanwhile this program's would take connections for a socket that is closed.
+    fn drop(&mut self) {
+        let attr = LinkDetach {
+            link: self.0.as_raw_fd(),
+        };
+        // SAFETY: BPF_LINK_DETACH takes no pointers; the descriptor is alive during the call.
+        let detached = unsafe { bpf(BPF_LINK_DETACH, &attr) };
+        if let Err(error) = detached {
+            // Before Linux 5.9, and where the namespace is gone.
+            tracing::debug!(%error, "a BPF program is left to its descriptor's end");
+        }
+    }
 }
 
 /// Calls bpf(2). Errors: its own.
@@ -277,6 +299,11 @@ struct LinkCreate {
 }
 
 #[repr(C)]
+struct LinkDetach {
+    link: i32,
+}
+
+#[repr(C)]
 struct MapElement {
     map: u32,
     padding: u32,
@@ -292,6 +319,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_DETACH: libc::c_int = 34;
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;

@@ -5,14 +5,14 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::{IpNet, Ipv4Net};
 use rustix::thread::CapabilitySet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::bpf::{Instruction, Map, PASS, R0, R1, R2, R3, R6, R7, R10, SocketMap};
-use super::bpf::{create_link, load};
+use super::bpf::{Link, load};
 use super::socket::{BACKLOG, Liveness, UNWANTED_PORTS, listen, listen_beside, set_stream_options};
 
 /// The program for ports at work in one network namespace, until this is dropped or the process dies.
@@ -21,7 +21,7 @@ pub struct SkLookup {
     /// From protocol and port to a listening socket; the kernel takes out what is closed.
     sockets: SocketMap,
     /// Holds the program in its place.
-    _link: OwnedFd,
+    _link: Link,
 }
 
 /// Which step failed, for one cannot tell by the error number.
@@ -83,7 +83,7 @@ pub struct AddressLookup {
     /// A trie of prefixes; those of IPv4 as IPv6 writes them.
     addresses: Map<Prefix, u32>,
     /// Holds the program in its place, and the program the socket in its map.
-    _link: OwnedFd,
+    _link: Link,
 }
 
 impl AddressLookup {
@@ -133,7 +133,7 @@ pub enum Verdict {
 pub struct VipLookup {
     taken: Map<Vip, u32>,
     /// Holds the program in its place, and the program the sockets.
-    _link: OwnedFd,
+    _link: Link,
 }
 
 impl VipLookup {
@@ -426,10 +426,10 @@ fn finish(mut code: Vec<Instruction>) -> Vec<Instruction> {
 }
 
 /// Loads a program and attaches it to the network namespace of the calling thread. The link alone holds it.
-fn attach(code: &[Instruction], name: &[u8; 16]) -> Result<OwnedFd, SkLookupError> {
+fn attach(code: &[Instruction], name: &[u8; 16]) -> Result<Link, SkLookupError> {
     let program = load(code, name).map_err(SkLookupError::Program)?;
     File::open("/proc/thread-self/ns/net")
-        .and_then(|namespace| create_link(&program, &namespace))
+        .and_then(|namespace| Link::create(&program, &namespace))
         .map_err(SkLookupError::Attach)
 }
 

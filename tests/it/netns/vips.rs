@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use anynode::sys::entrances::Entrances;
@@ -10,6 +11,7 @@ use anynode::sys::socket::Liveness;
 use anynode::sys::transparent;
 use anynode::sys::vips::{self, LocalAddresses, VipError, remove_routes};
 use ipnet::IpNet;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::{DEADLINE, Space, Stage, TASK, TASK6, addr, entrances, exchange};
 
@@ -217,6 +219,37 @@ async fn what_an_instance_before_left_is_replaced() {
     entrances.run(&netns, remove_routes).await.unwrap().unwrap();
     assert_eq!(stage.task.routing(), others);
     assert_ne!(others, before);
+}
+
+/// As a child holds all descriptors from its fork until it runs its program.
+fn held_by_a_fork() -> Vec<OwnedFd> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let is_link = |fd: &RawFd| {
+        let name = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        name.is_ok_and(|name| name.to_string_lossy().contains("bpf_link"))
+    };
+    let names = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let fds = names.filter_map(|name| name.file_name().to_str()?.parse().ok());
+    fds.filter(is_link)
+        .filter_map(|fd| pidfd_getfd(&this, fd, PidfdGetfdFlags::empty()).ok())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_is_given_up_takes_nothing_though_a_fork_holds_it() {
+    let Some(stage) = Stage::new() else { return };
+    let entrances = entrances();
+    let addresses = local(&["10.200.0.2/32"]);
+    let mut before = open(&stage, &entrances).await;
+    before.set(&entrances, &addresses).await.unwrap();
+    let mut gone = open(&stage, &entrances).await;
+    gone.set(&entrances, &addresses).await.unwrap();
+    taken(&gone, connect(&stage.task, "10.200.0.2:80").unwrap());
+    let held = held_by_a_fork();
+    assert!(held.len() >= 2);
+    drop(gone);
+    taken(&before, connect(&stage.task, "10.200.0.2:80").unwrap());
+    drop(held);
 }
 
 #[tokio::test]
