@@ -248,7 +248,7 @@ impl Processes {
         }
         let user = match named {
             "" => {
-                let uid = users.of(assignment.task.service.as_str());
+                let uid = users.of(assignment.task.service.as_str(), &assignment.task.service_name);
                 let uid = uid.map_err(|error| Failure(format!("a user for the service: {error}")))?;
                 let groups = user::groups(groups).map_err(Failure)?;
                 Some(User { uid, gid: uid, groups })

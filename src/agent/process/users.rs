@@ -1,5 +1,6 @@
-//! A user for each service whose tasks are processes and which names none: its number is kept with the service, so that what its
-//! tasks write stays theirs over updates and restarts. Not here: names of users (`user`).
+//! A user for each service whose tasks are processes and which names none: its number is kept by the service's name, so that what
+//! its tasks write stays theirs over updates and restarts, and is theirs again when it is removed and made once more. Not here:
+//! names of users (`user`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -116,7 +117,19 @@ pub(super) struct Users {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     next: u32,
+    #[serde(default)]
+    by_name: BTreeMap<String, u32>,
+    /// By services' ids: what tasks say, and files of earlier versions. Each goes to its name when it is asked for.
+    #[serde(default)]
     by_service: BTreeMap<String, u32>,
+}
+
+impl Kept {
+    fn give(&mut self, name: &str, uid: u32) {
+        self.by_name.retain(|_, given| *given != uid);
+        self.by_service.retain(|_, given| *given != uid);
+        self.by_name.insert(name.to_owned(), uid);
+    }
 }
 
 impl Users {
@@ -132,31 +145,41 @@ impl Users {
     }
 
     /// The number of a service, which is that of its group too. Errors: none is left, or it cannot be kept.
-    pub(super) fn of(&self, service: &str) -> io::Result<u32> {
+    pub(super) fn of(&self, service: &str, name: &str) -> io::Result<u32> {
         let mut held = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = match held.take() {
             Some(kept) => kept,
             None => self.read()?,
         };
         let kept = held.insert(kept);
-        if let Some(known) = kept.by_service.get(service).filter(|uid| self.range.contains(**uid)) {
-            return Ok(*known);
+        let is_in_range = |uid: &u32| self.range.contains(*uid);
+        if let Some(known) = kept.by_name.get(name).copied().filter(is_in_range) {
+            return Ok(known);
         }
-        let given: BTreeSet<u32> = kept.by_service.values().copied().collect();
+        let mut new = kept.clone();
+        let uid = match kept.by_service.get(service).copied().filter(is_in_range) {
+            Some(known) => known,
+            None => {
+                let found = self.find(kept)?;
+                new.next = found.saturating_add(1);
+                found
+            }
+        };
+        new.give(name, uid);
+        self.write(&new)?;
+        *kept = new;
+        Ok(uid)
+    }
+
+    /// One that nobody uses. Errors: none is left.
+    fn find(&self, kept: &Kept) -> io::Result<u32> {
+        let given: BTreeSet<u32> = kept.by_name.values().chain(kept.by_service.values()).copied().collect();
         let mut used = in_use(&self.tasks);
         used.extend(volumes::owners(&self.dir));
         let numbers = || self.range.from(kept.next).filter(|uid| !used.contains(uid));
         // Then that of a service which has no task and was given its own before all others.
-        let uid = numbers().find(|uid| !given.contains(uid)).or_else(|| numbers().next());
-        let uid =
-            uid.ok_or_else(|| io::Error::other("process.users: all of them are used: expected a larger range"))?;
-        let mut new = kept.clone();
-        new.by_service.retain(|_, given| *given != uid);
-        new.by_service.insert(service.to_owned(), uid);
-        new.next = uid.saturating_add(1);
-        self.write(&new)?;
-        *kept = new;
-        Ok(uid)
+        let found = numbers().find(|uid| !given.contains(uid)).or_else(|| numbers().next());
+        found.ok_or_else(|| io::Error::other("process.users: all of them are used: expected a larger range"))
     }
 
     /// What cannot be read is made anew of the tasks that are there, so that these keep theirs.
@@ -182,7 +205,12 @@ impl Users {
             .collect();
         // Hardly where others were given theirs before.
         let next = fastrand::u32(self.range.first..=self.range.last);
-        Kept { next, by_service }
+        let by_name = BTreeMap::new();
+        Kept {
+            next,
+            by_name,
+            by_service,
+        }
     }
 
     fn write(&self, kept: &Kept) -> io::Result<()> {
@@ -252,27 +280,48 @@ mod tests {
         );
     }
 
+    /// Users of this range, as after each start.
+    fn new_users(parent: &Path, range: UserRange) -> Users {
+        let tasks = parent.join("tasks");
+        Users::new(range, &tasks, Arc::new(KnownTasks::new(tasks.clone())))
+    }
+
     #[test]
     fn a_service_keeps_its_own_and_no_two_have_the_same() {
         let parent = tempfile::tempdir().unwrap();
-        let tasks = parent.path().join("tasks");
         let range = UserRange::parse("5000-5003").unwrap();
-        let new = || Users::new(range, &tasks, Arc::new(KnownTasks::new(tasks.clone())));
+        let new = || new_users(parent.path(), range);
         let users = new();
         let mut given: Vec<u32> = ["a", "b", "c", "d"]
             .iter()
-            .map(|name| users.of(name).unwrap())
+            .map(|name| users.of(&format!("id-{name}"), name).unwrap())
             .collect();
-        assert_eq!(users.of("c").unwrap(), given[2]);
-        // Of another run.
+        assert_eq!(users.of("id-c", "c").unwrap(), given[2]);
+        // Of another run, and one that was removed and made again.
         let users = new();
-        assert_eq!(users.of("b").unwrap(), given[1]);
+        assert_eq!(users.of("id-b", "b").unwrap(), given[1]);
+        assert_eq!(users.of("another", "b").unwrap(), given[1]);
         // The first that was given, since none of them is used.
-        assert_eq!(users.of("e").unwrap(), given[0]);
+        assert_eq!(users.of("id-e", "e").unwrap(), given[0]);
         given.sort_unstable();
         assert_eq!(given, [5000, 5001, 5002, 5003]);
         fs::write(parent.path().join("users"), "{ damaged").unwrap();
-        assert!(range.contains(new().of("b").unwrap()));
+        assert!(range.contains(new().of("id-b", "b").unwrap()));
         assert!(parent.path().join("users.damaged").exists());
+    }
+
+    #[test]
+    fn what_an_earlier_version_gave_by_ids_is_kept_by_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let range = UserRange::parse("5000-5003").unwrap();
+        let before = r#"{"next":5002,"by_service":{"id-a":5000,"id-b":5001}}"#;
+        fs::write(parent.path().join("users"), before).unwrap();
+        let users = new_users(parent.path(), range);
+        assert_eq!(users.of("id-b", "b").unwrap(), 5001);
+        assert_eq!(users.of("id-c", "c").unwrap(), 5002);
+        let users = new_users(parent.path(), range);
+        assert_eq!(users.of("of-later", "b").unwrap(), 5001);
+        // Its own is still known by its id alone.
+        assert_eq!(users.of("id-a", "a").unwrap(), 5000);
     }
 }

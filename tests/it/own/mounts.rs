@@ -306,6 +306,18 @@ fn a_named_volume_outlives_services_and_is_removed_when_nobody_has_it() {
     own.docker(&["volume", "rm", "data"]);
     assert_eq!(own.docker(&["volume", "ls", "-q"]), "");
     assert!(!own.data_dir().join("volumes/data").exists());
+    // Who names no user has one of its own, and again when it is made once more.
+    for round in ["first", "second"] {
+        stage.create("again", &[volume("kept", &app)], &[], &script(round));
+        stage.wait_said("again", &format!("{round} written"));
+        stage.remove("again");
+    }
+    assert_eq!(
+        fs::read_to_string(own.data_dir().join("volumes/kept/_data/file")).unwrap(),
+        "first\nsecond\n"
+    );
+    let error = stage.rejected(&[volume("kept", &app)], &[]);
+    assert!(error.contains("volume kept is user "), "{error}");
     // Without a name it is the task's, and goes with it.
     stage.create(
         "nameless",
