@@ -31,7 +31,7 @@ const WORD: &str = "a word that there is none of is refused; Docker takes anothe
 const HOST: &str =
     "the host's network is each node's own, and known by its name; Docker names an object that no list shows";
 const BYTES: &str = "Go reads a list of numbers as bytes";
-const OPEN_NETWORKS: &str = "open: networks are another part of the same work";
+const NO_NAME: &str = "to Docker an empty name is the beginning of every network's id; here it is none's";
 
 pub const ROWS: &[Row] = &[
     // Texts alone.
@@ -83,9 +83,9 @@ pub const ROWS: &[Row] = &[
         ".message",
         "\"network  is ambiguous*",
         "\"network  not found\"",
-        OPEN_NETWORKS,
+        NO_NAME,
     ),
-    row("POST /services/*", ".status", "400", "404", OPEN_NETWORKS),
+    row("POST /services/*", ".status", "400", "404", NO_NAME),
     // What is there.
     row("*", "*.EnableIPv4", "(none)", "true", NEWER),
     row(
