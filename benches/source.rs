@@ -36,7 +36,7 @@ fn parse(c: &mut Criterion) {
             b.iter(|| black_box(file::parse(&text).is_ok()))
         });
         group.bench_function(BenchmarkId::new("to table", n), |b| {
-            b.iter(|| black_box(file::check(&text, network).is_ok()));
+            b.iter(|| black_box(file::check(&text, network, Vec::new()).is_ok()));
         });
     }
     group.finish();

@@ -19,8 +19,8 @@ use crate::model::Mode;
 use crate::places::Table;
 use crate::proxy::PortState;
 use crate::routing::{
-    BytePath, CloseReason, Direction, Endpoint, EndpointState, Histogram, HttpCode, RetryOutcome, Service,
-    ServiceState, ServiceStats,
+    BytePath, CloseReason, Direction, Endpoint, EndpointState, Histogram, HttpCode, RetryOutcome, RoutingTable,
+    Service, ServiceState, ServiceStats,
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
@@ -175,6 +175,7 @@ impl Collector for Scrape {
             .sample(&[], status.n_repairs);
         }
         write_connections(&all, out);
+        write_entry_points(&table, out);
         write_last_hops(&all, out);
         write_requests(&all, out);
         write_endpoints(&all, now, out);
@@ -185,7 +186,7 @@ impl Collector for Scrape {
     }
 }
 
-fn write_node(state: &AdminState, table: &crate::routing::RoutingTable, out: &mut DescriptorEncoder<'_>) {
+fn write_node(state: &AdminState, table: &RoutingTable, out: &mut DescriptorEncoder<'_>) {
     Family::new(out, MetricType::Gauge, "anynode_build_info", "This program.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     Family::new(
@@ -710,6 +711,57 @@ fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
 }
 
 /// What other nodes sent for tasks of this one. They count it as their clients' connections; here it stands apart.
+/// Connections to entry points, which are no service's, and the requests that no route took.
+fn write_entry_points(table: &RoutingTable, out: &mut DescriptorEncoder<'_>) {
+    let all = table.entry_points();
+    if all.is_empty() {
+        return;
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_entrypoint_routes",
+        "Routes of services at the entry point.",
+    );
+    for one in all {
+        family.sample(&[("entrypoint", one.name().as_str())], one.front().len() as u64);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_entrypoint_connections_active",
+        "Client connections to the entry point now open.",
+    );
+    for one in all {
+        let n = one.connections().stats().connections_active.load(Relaxed);
+        family.sample(&[("entrypoint", one.name().as_str())], u64::try_from(n).unwrap_or(0));
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_entrypoint_connections_closed",
+        "Client connections to the entry point that ended, by reason.",
+    );
+    for one in all {
+        for reason in CloseReason::ALL {
+            let labels = [("entrypoint", one.name().as_str()), ("reason", reason.as_str())];
+            sample_if_any(&mut family, &labels, one.connections().stats().closed_count(reason));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_entrypoint_unrouted_requests",
+        "Requests that no route took or that were refused, by class of the answer's code.",
+    );
+    for one in all {
+        for code in HttpCode::ALL {
+            let labels = [("entrypoint", one.name().as_str()), ("code_class", code.as_str())];
+            sample_if_any(&mut family, &labels, one.connections().stats().request_count(code));
+        }
+    }
+}
+
 fn write_last_hops(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     let some: Vec<(&str, &ServiceStats)> = all
         .iter()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::{AdminState, Phase, SwarmView};
-use crate::model::{HealthProbe, format_duration};
+use crate::model::{EntryPointName, HealthProbe, RouteSpec, format_duration};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
@@ -211,6 +211,9 @@ struct ServiceView {
     vip: Option<String>,
     vip_ports: Vec<u16>,
     publish: Vec<String>,
+    /// Rules, with the entry points where some are named.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<String>,
     stop_grace: String,
@@ -274,7 +277,10 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         };
         PortView {
             listen: listen.to_string(),
-            service: route.service.to_string(),
+            service: match route.kind {
+                ListenKind::EntryPoint => format!("entry point {}", route.service),
+                ListenKind::Published | ListenKind::Vip => route.service.to_string(),
+            },
             target: route.target,
             state,
             error,
@@ -468,6 +474,7 @@ impl ServiceView {
             vip: service.vip().map(|vip| vip.to_string()),
             vip_ports: spec.vip_ports(),
             publish: spec.publish.iter().map(ToString::to_string).collect(),
+            routes: spec.routes.iter().map(describe_route).collect(),
             health,
             stop_grace: format_duration(spec.stop_grace),
             connections: service
@@ -480,6 +487,14 @@ impl ServiceView {
                 .load(std::sync::atomic::Ordering::Relaxed),
             endpoints: endpoints.map(|endpoint| EndpointView::of(endpoint, now)).collect(),
         }
+    }
+}
+
+fn describe_route(route: &RouteSpec) -> String {
+    let names: Vec<&str> = route.entry_points.iter().map(EntryPointName::as_str).collect();
+    match names.is_empty() {
+        true => route.rule.to_string(),
+        false => format!("{} at {}", route.rule, names.join(", ")),
     }
 }
 

@@ -13,6 +13,7 @@ use futures_util::Stream;
 use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
+use crate::model::EntryPointSpec;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, SwarmAuthority, Time, UnlockKey};
 
@@ -173,6 +174,9 @@ pub trait Outside: Send + Sync {
 
     /// Who holds a TCP port of this host, if it is not anynode.
     fn port_holder(&self, port: u16) -> Option<String>;
+
+    /// The ports of nodes that services share.
+    fn entry_points(&self) -> Vec<EntryPointSpec>;
 
     /// What is wrong with services' labels and ports, by service name.
     fn faults(&self) -> BTreeMap<String, Vec<String>>;

@@ -36,7 +36,7 @@ pub fn check(flags: Flags) -> i32 {
             return EXIT_CONFIG;
         }
     };
-    match file::check(&text, config.vip_network) {
+    match file::check(&text, config.vip_network, config.entry_points.clone()) {
         Ok(n_services) => {
             print(&format!(
                 "ok: the configuration is valid, and so are the {n_services} services of {}\n",

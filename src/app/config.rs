@@ -15,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::agent::process::UserRange;
-use crate::model::parse_duration;
+use crate::model::{EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
 use crate::takeover::Mode;
@@ -39,6 +39,8 @@ pub struct Config {
     pub dns_upstreams: Vec<SocketAddr>,
     pub dns_upstream_timeout: Duration,
     pub proxy: ProxyConfig,
+    /// Ports that services share by routes; no two at one place.
+    pub entry_points: Vec<EntryPointSpec>,
     /// `None`: this node serves no Docker Swarm.
     pub swarm: Option<SwarmConfig>,
     /// `None`: this node is no swarm by itself.
@@ -271,6 +273,7 @@ impl Config {
             process_addresses,
             process_users,
         });
+        let entry_points = super::entry_points::read(s);
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
@@ -289,6 +292,7 @@ impl Config {
             dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),
             dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
             proxy,
+            entry_points,
             own: None,
             swarm: is_swarm.then_some(swarm),
             unknown_variables: s.strangers().to_vec(),
@@ -493,6 +497,20 @@ mod tests {
             let quoted = line.replace('\'', "\"");
             assert!(error.contains(line) || error.contains(&quoted), "{line}\nin\n{error}");
         }
+        let file = "[entrypoints.web]\nlisten = ':80'\n[entrypoints.same]\nlisten = '127.0.0.1:80'\n[entrypoints.none]\nlisten = ':0'\ntsl = true\n[entrypoints.'a b']\nlisten = '[::1]:81'\n";
+        let error = load(file, &[], Flags::default()).unwrap_err();
+        for line in [
+            "/c.toml: entrypoints.web.listen = \":80\": expected another address or port than that of entrypoints.same",
+            "/c.toml: entrypoints.none.listen = \":0\": expected an address with a port from 1",
+            "/c.toml: entrypoints.none.tsl = true: expected no such key: there is listen",
+            "/c.toml: entrypoints.a b = ",
+        ] {
+            assert!(error.contains(line), "{line}\nin\n{error}");
+        }
+        let variable = [("ANYNODE_ENTRYPOINTS", "{ web = { listen = '[::]:80' } }")];
+        let config = load("", &variable, Flags::default()).unwrap();
+        let web = &config.entry_points[0];
+        assert_eq!((web.name.as_str(), web.ip, web.port), ("web", None, 80));
         let error = load("workers = \n", &[], Flags::default()).unwrap_err();
         assert!(error.starts_with("/c.toml:1: "), "{error}");
     }

@@ -8,6 +8,7 @@ mod config;
 mod datadir;
 mod demo;
 mod doors;
+mod entry_points;
 mod freshness;
 mod handoff;
 mod lock;

@@ -74,7 +74,7 @@ impl Node {
         let claim = handoff::claim(&config.data_dir, config.proxy.n_workers).await?;
         let mut inherited = claim.inherited;
         let mut named = Vec::new();
-        let table = Arc::new(TableHandle::default());
+        let table = Arc::new(TableHandle::with_entry_points(config.entry_points.clone()));
         // A cluster says otherwise, where there is one.
         table.set_place(fastrand::u32(..));
         let doors: Arc<ClosedDoors> = Arc::default();

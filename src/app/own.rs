@@ -27,9 +27,9 @@ use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports
 use crate::api::{self, Api, Host, Lock, Outside};
 use crate::control;
 use crate::link::Authority;
-use crate::model::Cluster;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, UnlockKey, Write};
+use crate::model::{Cluster, EntryPointSpec};
 use crate::proxy::{PortState, Ports};
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
@@ -246,6 +246,12 @@ impl OwnSwarm {
         let beside = Beside {
             agent: agent.clone(),
             ports,
+            entry_points: table
+                .load()
+                .entry_points()
+                .iter()
+                .map(|one| one.spec().clone())
+                .collect(),
             faults: faults.clone(),
             engine,
             lock: lock.clone(),
@@ -512,6 +518,7 @@ impl Reports for Tells {
 struct Beside {
     agent: Arc<Agent>,
     ports: Arc<Ports>,
+    entry_points: Vec<EntryPointSpec>,
     faults: Arc<Faults>,
     engine: Option<PathBuf>,
     lock: Option<Arc<OwnLock>>,
@@ -618,6 +625,10 @@ impl Outside for Beside {
             }
             _ => None,
         }
+    }
+
+    fn entry_points(&self) -> Vec<EntryPointSpec> {
+        self.entry_points.clone()
     }
 
     fn faults(&self) -> BTreeMap<String, Vec<String>> {

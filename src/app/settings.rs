@@ -141,6 +141,11 @@ impl Settings {
                 Ok(number) => Value::Integer(number),
                 Err(_) => Value::String(text.to_owned()),
             },
+            // As a file has it on one line.
+            Some(Value::Table(_)) => match format!("value = {text}").parse::<toml::Table>() {
+                Ok(mut table) => table.remove("value").unwrap_or_else(|| Value::String(text.to_owned())),
+                Err(_) => Value::String(text.to_owned()),
+            },
             Some(Value::Array(_)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
@@ -185,6 +190,20 @@ impl Settings {
         })
     }
 
+    /// Notes that something within the value of `key`, which is a table of the user's own keys, is wrong.
+    pub(super) fn wrong_within(&mut self, key: &str, inner: &str, value: &str, expected: &str) {
+        let origin = self
+            .by_key
+            .get(key)
+            .map_or(Origin::Default, |(_, origin)| origin.clone());
+        self.errors.push(SettingError::Value {
+            origin,
+            key: format!("{key}.{inner}"),
+            value: value.to_owned(),
+            expected: expected.to_owned(),
+        });
+    }
+
     /// Notes that the value of `key` cannot be with those of others.
     pub(super) fn conflict(&mut self, key: &str, expected: &str) {
         self.value(key, expected, (), |_| None);
@@ -220,7 +239,7 @@ const MUCH_LIKE: f64 = 0.7;
 const NO_KEYS: &[&str] = &["CONFIG", "TASK_DIR", "IMAGE"];
 
 /// Tables whose keys are the user's own: a value as a whole.
-const OPEN: &[&str] = &["process.images"];
+const OPEN: &[&str] = &["process.images", "entrypoints"];
 
 fn flatten(prefix: &str, table: toml::Table, take: &mut impl FnMut(String, Value)) {
     for (key, value) in table {

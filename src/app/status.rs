@@ -173,7 +173,8 @@ fn describe(status: &Value) -> String {
         vec![["ENDPOINT", "SERVICE", "STATE", "IN FLIGHT", "TOTAL", "FAILED CONNECTS"].map(str::to_owned)];
     for service in list(&status["services"]) {
         let all = list(&service["endpoints"]);
-        let ports: Vec<String> = list(&service["publish"]).iter().map(text).collect();
+        let doors = [list(&service["publish"]), list(&service["routes"])].concat();
+        let ports: Vec<String> = doors.iter().map(text).collect();
         rows.push([
             text(&service["name"]),
             text(&service["mode"]),

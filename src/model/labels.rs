@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, ServiceName, ServiceSpec, parse_duration};
+use super::{
+    EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
+    ServiceName, ServiceSpec, parse_duration,
+};
 
 /// What labels say beside the spec itself.
 #[derive(Debug, Default, PartialEq)]
@@ -22,10 +25,14 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 25] = [
+pub const KNOWN: [&str; 29] = [
     "anynode.mode",
     "anynode.balance",
     "anynode.bind",
+    ROUTE,
+    "anynode.priority",
+    "anynode.entrypoints",
+    PORT,
     "anynode.proxy-protocol",
     "anynode.health.http",
     "anynode.health.tcp",
@@ -50,6 +57,12 @@ pub const KNOWN: [&str; 25] = [
     DOCKER_SOCKET,
 ];
 
+/// Which requests to entry points are the service's.
+pub const ROUTE: &str = "anynode.route";
+
+/// The port that tasks listen on for them.
+pub const PORT: &str = "anynode.port";
+
 /// Whose socket tasks get that mount the engine's. It says nothing of connections to the service.
 pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
 
@@ -68,6 +81,16 @@ pub fn faults_of(label: &str, labels: &BTreeMap<String, String>) -> Vec<String> 
     faults
         .filter(|fault| about.iter().any(|about| fault.starts_with(about)))
         .collect()
+}
+
+/// The routes that labels ask for; none where they are wrong.
+pub fn routes(labels: &BTreeMap<String, String>) -> Vec<RouteSpec> {
+    let Ok(any) = ServiceName::new("any") else {
+        return Vec::new();
+    };
+    let mut spec = ServiceSpec::new(any);
+    apply(labels, &mut spec);
+    spec.routes
 }
 
 /// What labels say, whatever the service.
@@ -97,6 +120,10 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         }
         Err(_) => Err(InvalidValue::new(text, "an IP address, such as 192.0.2.1 or ::1")),
     });
+    spec.routes.extend(reader.route());
+    if !spec.routes.is_empty() && !labels.contains_key("anynode.mode") {
+        spec.mode = Mode::Http;
+    }
     spec.health = reader.health();
     reader.set("anynode.health.passive", &mut spec.passive);
     let timeouts = &mut spec.timeouts;
@@ -216,6 +243,46 @@ impl Reader<'_> {
         });
     }
 
+    fn route(&mut self) -> Option<RouteSpec> {
+        let mut parts = RouteParts::default();
+        self.set_some(ROUTE, &mut parts.rule);
+        self.read("anynode.priority", |text| match text.parse::<i64>() {
+            // As Traefik has it: nothing is said.
+            Ok(0) => Ok(()),
+            Ok(priority) => {
+                parts.priority = Some(priority);
+                Ok(())
+            }
+            Err(_) => Err(InvalidValue::new(text, "a whole number, such as 100")),
+        });
+        self.read("anynode.entrypoints", |text| {
+            let names: Result<Vec<EntryPointName>, _> = text.split(',').map(|name| name.trim().parse()).collect();
+            names.map(|names| parts.entry_points = Some(names))
+        });
+        self.read(PORT, |text| match text.parse::<u16>() {
+            Ok(port @ 1..) => {
+                parts.port = Some(port);
+                Ok(())
+            }
+            _ => Err(InvalidValue::new(text, "a port from 1 to 65535")),
+        });
+        if self.wrong.contains(ROUTE) {
+            return None;
+        }
+        parts.into_route().unwrap_or_else(|(part, expected)| {
+            let label = match part {
+                RoutePart::Rule => ROUTE,
+                RoutePart::Priority => "anynode.priority",
+                RoutePart::EntryPoints => "anynode.entrypoints",
+                RoutePart::Port => PORT,
+            };
+            let value = self.labels.get(label).map_or("", String::as_str);
+            self.faults.push(format!("label {label}={value}: {expected}"));
+            self.wrong.insert(label.to_owned());
+            None
+        })
+    }
+
     fn health(&mut self) -> Option<HealthCheck> {
         let mut path = None;
         self.read("anynode.health.http", |text| {
@@ -293,6 +360,58 @@ mod tests {
     }
 
     #[test]
+    fn a_route_is_of_several_labels_and_makes_the_mode_http() {
+        let (spec, labels) = read(&[
+            ("anynode.route", "Host(`a.test`) && PathPrefix(`/api`)"),
+            ("anynode.priority", "7"),
+            ("anynode.entrypoints", "web, other"),
+            ("anynode.port", "8080"),
+        ]);
+        assert_eq!(labels, Labels::default());
+        assert_eq!(
+            (spec.mode, spec.routes[0].target, spec.routes[0].priority()),
+            (Mode::Http, 8080, 7)
+        );
+        let names: Vec<&str> = spec.routes[0].entry_points.iter().map(EntryPointName::as_str).collect();
+        assert_eq!(names, ["web", "other"]);
+        for (wrong, expected) in [
+            (
+                ("anynode.route", "Hots(`a`)"),
+                "label anynode.route: \"Hots(`a`)\" is not valid: expected Host, ",
+            ),
+            (
+                ("anynode.priority", "5"),
+                "label anynode.priority=5: expected a route beside it",
+            ),
+            (
+                ("anynode.entrypoints", "web"),
+                "label anynode.entrypoints=web: expected a route beside it",
+            ),
+            (
+                ("anynode.port", "80"),
+                "label anynode.port=80: expected a route beside it",
+            ),
+            (
+                ("anynode.port", "0"),
+                "label anynode.port: \"0\" is not valid: expected a port from 1",
+            ),
+            (
+                ("anynode.entrypoints", "a b"),
+                "label anynode.entrypoints: \"a b\" is not valid: expected an entry point's name",
+            ),
+        ] {
+            let (spec, labels) = read(&[wrong]);
+            assert!(labels.faults[0].starts_with(expected), "{labels:?}");
+            assert_eq!((labels.wrong.len(), spec.routes.len()), (1, 0));
+        }
+        let (_, labels) = read(&[("anynode.mode", "tcp"), ("anynode.route", "Host(`a`)")]);
+        assert_eq!(
+            labels.faults,
+            ["label anynode.route=Host(`a`): expected mode http: in tcp mode there are no requests"]
+        );
+    }
+
+    #[test]
     fn an_option_of_the_other_mode_is_refused() {
         let of_http = [
             ("anynode.abort-on-client-close", "true"),
@@ -330,10 +449,12 @@ mod tests {
     fn each_wrong_label_is_named_and_changes_nothing() {
         let default = read(&[]).0;
         for label in KNOWN {
-            let (spec, labels) = read(&[(label, "zzz")]);
+            // A word is an entry point's name.
+            let wrong = if label == "anynode.entrypoints" { "z z" } else { "zzz" };
+            let (spec, labels) = read(&[(label, wrong)]);
             assert_eq!(labels.faults.len(), 1, "{label}");
             assert!(
-                labels.faults[0].contains(label) && labels.faults[0].contains("\"zzz\""),
+                labels.faults[0].contains(label) && labels.faults[0].contains(&format!("{wrong:?}")),
                 "{label}"
             );
             assert!(labels.faults[0].contains("expected"), "{label}");

@@ -9,6 +9,8 @@ pub mod exec;
 pub mod labels;
 mod one_mode;
 pub mod proxy_protocol;
+mod route;
+pub mod rule;
 mod service;
 pub mod swarm;
 mod text;
@@ -19,6 +21,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use one_mode::OneMode;
+pub use route::{EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec};
 pub use service::{
     Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,

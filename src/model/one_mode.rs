@@ -18,7 +18,14 @@ pub struct OneMode {
     otherwise: &'static str,
 }
 
-const OPTIONS: [OneMode; 5] = [
+const OPTIONS: [OneMode; 6] = [
+    OneMode {
+        key: "route",
+        label: super::labels::ROUTE,
+        mode: Mode::Http,
+        is_asked_for: |spec| !spec.routes.is_empty(),
+        otherwise: "in tcp mode there are no requests",
+    },
     OneMode {
         key: "proxy_protocol",
         label: "anynode.proxy-protocol",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::InvalidValue;
+use super::{InvalidValue, RouteSpec};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -117,6 +117,8 @@ pub struct ServiceSpec {
     pub publish: Vec<PublishedPort>,
     /// Target ports that only the VIP answers, beside those of `publish`.
     pub expose: Vec<u16>,
+    /// Requests to entry points that are its own (http).
+    pub routes: Vec<RouteSpec>,
     pub balance: Balance,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
     pub health: Option<HealthCheck>,
@@ -143,6 +145,7 @@ impl ServiceSpec {
             mode: Mode::default(),
             publish: Vec::new(),
             expose: Vec::new(),
+            routes: Vec::new(),
             balance: Balance::default(),
             health: None,
             passive: Passive::default(),
@@ -160,11 +163,17 @@ impl ServiceSpec {
     /// Docker's stop grace period.
     pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 
-    /// The ports that the service's VIP answers, ascending: the targets of what is published and what is exposed;
-    /// where neither is declared, the ports that its endpoints name.
+    /// The ports that the service's VIP answers, ascending: the targets of what is published, exposed and routed;
+    /// where none is declared, the ports that its endpoints name.
     pub fn vip_ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.publish.iter().map(|port| port.target).collect();
         ports.extend(&self.expose);
+        ports.extend(
+            self.routes
+                .iter()
+                .map(|route| route.target)
+                .filter(|target| *target != 0),
+        );
         if ports.is_empty() {
             ports.extend(self.endpoints.iter().map(|endpoint| endpoint.addr.port()));
             ports.retain(|port| *port != 0);
@@ -172,6 +181,30 @@ impl ServiceSpec {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+}
+
+impl ServiceSpec {
+    /// Has routes that name no port lead to the only one that the service publishes or exposes. `may_be_none`: endpoints name
+    /// their own. Errors: what was expected.
+    pub fn settle_routes(&mut self, may_be_none: bool) -> Result<(), &'static str> {
+        let published = self.publish.iter().map(|port| port.target);
+        let mut targets: Vec<u16> = published.chain(self.expose.iter().copied()).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        for route in self.routes.iter_mut().filter(|route| route.target == 0) {
+            match targets.as_slice() {
+                [one] => route.target = *one,
+                _ if may_be_none => {}
+                [] => return Err("expected a port beside it, on which tasks listen, since the service publishes none"),
+                _ => {
+                    return Err(
+                        "expected a port beside it, on which tasks listen, since the service publishes several",
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 }
 

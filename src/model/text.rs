@@ -1,5 +1,6 @@
 //! Text to value, for what services files, labels and flags have in common. Not here: the files themselves.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// A value that could not be understood: what was given, and what would have been.
@@ -7,14 +8,14 @@ use std::time::Duration;
 #[error("{value:?} is not valid: expected {expected}")]
 pub struct InvalidValue {
     pub value: String,
-    pub expected: &'static str,
+    pub expected: Cow<'static, str>,
 }
 
 impl InvalidValue {
-    pub fn new(value: impl Into<String>, expected: &'static str) -> InvalidValue {
+    pub fn new(value: impl Into<String>, expected: impl Into<Cow<'static, str>>) -> InvalidValue {
         InvalidValue {
             value: value.into(),
-            expected,
+            expected: expected.into(),
         }
     }
 }

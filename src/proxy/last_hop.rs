@@ -84,7 +84,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: HopRequest, pending: Box
     connection.close(reason);
 }
 
-/// Whether a port of a service's tasks may be asked for: one that it publishes by everybody; any by a task of one of its networks,
+/// Whether a port of a service's tasks may be asked for: one that it publishes or that a route leads to by everybody; any by a task of one of its networks,
 /// from where all are reached. Nodes of earlier versions do not say who asks, and are believed that they have looked.
 fn may_ask(spec: &ServiceSpec, target: u16, asker: Option<&Asker>) -> bool {
     let is_attached = |network: Option<&Arc<str>>| {
@@ -92,7 +92,9 @@ fn may_ask(spec: &ServiceSpec, target: u16, asker: Option<&Asker>) -> bool {
         attachments.any(|attachment| network.is_none_or(|network| attachment.network == *network))
     };
     let is_published = spec.publish.iter().any(|port| port.target == target);
+    let is_routed = spec.routes.iter().any(|route| route.target == target);
     is_published
+        || is_routed
         || match asker {
             Some(Asker::Client) => false,
             Some(Asker::Network(network)) => is_attached(Some(network)),

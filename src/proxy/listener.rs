@@ -16,7 +16,7 @@ use super::crowd::Party;
 use super::h1;
 use super::tcp::{self, Accepted};
 use crate::model::Mode;
-use crate::routing::{Listen, ListenKind, Service};
+use crate::routing::{Listen, ListenKind, Route, RoutingTable, Service};
 use crate::sys::socket;
 
 /// What becomes of accepted connections.
@@ -106,13 +106,41 @@ struct PortAcceptor {
 struct RouteOf {
     revision: u64,
     /// `None` once the port left the table.
-    service: Option<(Arc<Service>, u16)>,
+    door: Option<Door>,
+}
+
+/// What a connection is for, when it is accepted.
+#[derive(Clone)]
+struct Door {
+    service: Arc<Service>,
+    target: u16,
+    entry: h1::Entry,
+}
+
+impl Door {
+    /// What listens there, as `table` has it.
+    fn of(table: &RoutingTable, listen: Listen, route: &Route) -> Option<Door> {
+        let (service, entry) = match route.kind {
+            ListenKind::EntryPoint => {
+                let entry_point = table.entry_point_at(&listen)?;
+                (entry_point.connections().clone(), h1::Entry::Front(listen))
+            }
+            ListenKind::Published | ListenKind::Vip => {
+                (table.service(&route.service)?.clone(), h1::Entry::Listener(listen))
+            }
+        };
+        Some(Door {
+            service,
+            target: route.target,
+            entry,
+        })
+    }
 }
 
 impl Acceptor for PortAcceptor {
     fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let route = self.route();
-        serve(&self.shared, self.listen, route, stream, peer);
+        let door = self.door();
+        serve(&self.shared, door, stream, peer);
     }
 }
 
@@ -133,20 +161,14 @@ impl Acceptor for VipAcceptor {
         let table = self.shared.table.peek();
         // None for who has found the listener itself.
         let route = table.route(&listen).filter(|route| route.kind == ListenKind::Vip);
-        let route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
-        serve(&self.shared, listen, route, stream, peer);
+        let door = route.and_then(|route| Door::of(&table, listen, route));
+        serve(&self.shared, door, stream, peer);
     }
 }
 
 /// Gives a connection to a task of its own; resets it where there is no service.
-fn serve(
-    shared: &Arc<Shared>,
-    listen: Listen,
-    route: Option<(Arc<Service>, u16)>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) {
-    let Some((service, target)) = route else {
+fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: SocketAddr) {
+    let Some(Door { service, target, entry }) = door else {
         // The port left the table and its listener is about to.
         socket::reset_on_close(&stream);
         return;
@@ -161,31 +183,24 @@ fn serve(
             table: shared.table.clone(),
             network: None,
         }))),
-        Mode::Http => tokio::spawn(h1::serve(
-            connection,
-            stream,
-            peer,
-            h1::Entry::Listener(listen),
-            target,
-            shared.clone(),
-        )),
+        Mode::Http => tokio::spawn(h1::serve(connection, stream, peer, entry, target, shared.clone())),
     };
 }
 
 impl PortAcceptor {
-    /// The service and target port behind this listener now. Looked up once per revision.
-    fn route(&mut self) -> Option<(Arc<Service>, u16)> {
+    /// What is behind this listener now. Looked up once per revision.
+    fn door(&mut self) -> Option<Door> {
         let table = self.shared.table.peek();
         match &self.route {
-            Some(known) if known.revision == table.revision() => known.service.clone(),
+            Some(known) if known.revision == table.revision() => known.door.clone(),
             _ => {
                 let route = table.route(&self.listen);
-                let route = route.and_then(|route| Some((table.service(&route.service)?.clone(), route.target)));
+                let door = route.and_then(|route| Door::of(&table, self.listen, route));
                 self.route = Some(RouteOf {
                     revision: table.revision(),
-                    service: route.clone(),
+                    door: door.clone(),
                 });
-                route
+                door
             }
         }
     }

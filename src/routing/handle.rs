@@ -11,7 +11,7 @@ use super::endpoint::Endpoint;
 use super::service::Service;
 use super::state::{HealthNews, ServiceState};
 use super::table::{Change, RoutingTable, ServiceDiff, TableError};
-use crate::model::{ServiceName, TaskRef};
+use crate::model::{EntryPointSpec, ServiceName, TaskRef};
 
 /// The current table. Whoever needs to follow it subscribes to its revision, and loads the table when woken: `watch`
 /// only wakes, so that a slow follower skips tables instead of queueing them.
@@ -46,6 +46,14 @@ impl Default for TableHandle {
 }
 
 impl TableHandle {
+    /// A handle whose tables all have these entry points. No two may be at one place.
+    pub fn with_entry_points(specs: Vec<EntryPointSpec>) -> TableHandle {
+        TableHandle {
+            current: ArcSwap::from_pointee(RoutingTable::with_entry_points(specs)),
+            ..TableHandle::default()
+        }
+    }
+
     /// The current table; a reference count, for whoever keeps it a while.
     pub fn load(&self) -> Arc<RoutingTable> {
         self.current.load_full()

@@ -9,9 +9,11 @@
 //! (`proxy::balancer`), sockets.
 
 mod endpoint;
+mod front;
 mod gate;
 mod handle;
 mod inner;
+mod listen;
 mod lookout;
 mod picks;
 mod port_set;
@@ -25,9 +27,11 @@ mod vip;
 mod waiters;
 
 pub use endpoint::{Asker, Endpoint, EndpointId, EndpointState, Outcome};
+pub use front::{EntryPoint, Front, Routed};
 pub use gate::{Gate, GatePlace};
 pub use handle::TableHandle;
 pub use inner::InnerNames;
+pub use listen::Listen;
 pub use lookout::{Lookout, Lookouts, Turn};
 pub use picks::Picks;
 pub use retry_budget::RetryBudget;
@@ -35,5 +39,5 @@ pub use said::Said;
 pub use service::Service;
 pub use state::{HealthNews, ServiceState};
 pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RetryOutcome, ServiceStats};
-pub use table::{Change, Listen, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
+pub use table::{Change, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
 pub use vip::{VipPool, VipPoolError};

@@ -7,10 +7,12 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use super::endpoint::Endpoint;
+use super::front::EntryPoint;
 use super::inner::InnerNames;
+use super::listen::Listen;
 use super::port_set::PortSet;
 use super::service::Service;
-use crate::model::{ServiceName, ServiceSpec, TaskRef};
+use crate::model::{EntryPointName, EntryPointSpec, ServiceName, ServiceSpec, TaskRef};
 
 /// One step from a table to the next.
 #[derive(Debug, Clone)]
@@ -23,36 +25,12 @@ pub enum Change {
     Remove(ServiceName),
 }
 
-/// Where something listens: a port on one address, or on all of the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Listen {
-    // The port comes first, so that all listeners of a port are neighbours in the map.
-    pub port: u16,
-    /// `None`: every address, IPv4 and IPv6.
-    pub ip: Option<IpAddr>,
-}
-
-impl Listen {
-    /// What takes the connections to all VIPs, where nothing is bound to their ports. No service is published here.
-    pub const VIPS: Listen = Listen { port: 0, ip: None };
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.ip {
-            None if self.port == 0 => f.write_str("VIPs"),
-            None => write!(f, "*:{}", self.port),
-            Some(IpAddr::V4(ip)) => write!(f, "{ip}:{}", self.port),
-            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
-        }
-    }
-}
-
 /// What a connection to a `Listen` is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
+    /// For an entry point, what its connections are counted by, which is no service.
     pub service: ServiceName,
-    /// The port that tasks listen on.
+    /// The port that tasks listen on; 0 for an entry point, whose routes say it.
     pub target: u16,
     pub kind: ListenKind,
 }
@@ -61,6 +39,8 @@ pub struct Route {
 pub enum ListenKind {
     Published,
     Vip,
+    /// What services share, by routes.
+    EntryPoint,
 }
 
 /// Why a change cannot become a table. Nothing was changed.
@@ -74,6 +54,27 @@ pub enum TableError {
     },
     #[error("service {service}: publish: port {listen} is listed twice")]
     PortTwice { service: ServiceName, listen: Listen },
+    #[error("service {service}: publish: port {listen} is that of entry point {owner}, which services share by routes")]
+    PortOfEntryPoint {
+        service: ServiceName,
+        listen: Listen,
+        owner: ServiceName,
+    },
+    #[error("service {service}: route: {rule} is already that of service {owner} at entry point {entry_point}")]
+    RuleTaken {
+        service: ServiceName,
+        rule: String,
+        entry_point: EntryPointName,
+        owner: ServiceName,
+    },
+    #[error("service {service}: entrypoints: there is no entry point {name}: expected {}", names(.known))]
+    NoEntryPoint {
+        service: ServiceName,
+        name: EntryPointName,
+        known: Vec<EntryPointName>,
+    },
+    #[error("service {service}: route: this node has no entry point: expected one in its configuration")]
+    NoEntryPoints { service: ServiceName },
     #[error("service {service}: endpoints: {addr} is listed twice")]
     EndpointTwice {
         service: ServiceName,
@@ -85,6 +86,11 @@ pub enum TableError {
         vip: IpAddr,
         owner: ServiceName,
     },
+}
+
+fn names(names: &[EntryPointName]) -> String {
+    let names: Vec<&str> = names.iter().map(EntryPointName::as_str).collect();
+    names.join(", ")
 }
 
 /// All services at one moment. Clones share everything.
@@ -99,6 +105,8 @@ pub struct RoutingTable {
     /// The services of the tasks of this node, by the task's id.
     tasks: OrdMap<Arc<str>, ServiceName>,
     inner: InnerNames,
+    /// In the order of their names; few.
+    entry_points: Vec<EntryPoint>,
 }
 
 /// A service in the map; equal only to itself, so that `diff` compares addresses and never contents.
@@ -123,6 +131,35 @@ pub enum ServiceDiff<'a> {
 }
 
 impl RoutingTable {
+    /// A table of no service, with the entry points that this node has from its start to its end. No two may be at one place.
+    pub(super) fn with_entry_points(specs: Vec<EntryPointSpec>) -> RoutingTable {
+        let mut table = RoutingTable::default();
+        for spec in specs {
+            let route = Route {
+                service: spec.name.as_counted().clone(),
+                target: 0,
+                kind: ListenKind::EntryPoint,
+            };
+            let entry_point = EntryPoint::new(spec);
+            table.listens.insert(entry_point.listen(), route);
+            table.ports.set(entry_point.listen().port, true);
+            table.entry_points.push(entry_point);
+        }
+        table.entry_points.sort_by(|one, other| one.name().cmp(other.name()));
+        table
+    }
+
+    /// In the order of their names.
+    pub fn entry_points(&self) -> &[EntryPoint] {
+        &self.entry_points
+    }
+
+    /// The entry point that listens there.
+    pub fn entry_point_at(&self, listen: &Listen) -> Option<&EntryPoint> {
+        let mut all = self.entry_points.iter();
+        all.find(|entry_point| entry_point.listen() == *listen)
+    }
+
     /// Counts the tables of this node; 0 is the empty one that it starts with.
     pub fn revision(&self) -> u64 {
         self.revision
@@ -257,6 +294,11 @@ impl RoutingTable {
             self.tasks.remove(&task.id);
         }
         self.inner.remove(service.spec());
+        for route in &service.spec().routes {
+            for entry_point in &mut self.entry_points {
+                entry_point.front_mut().remove(service.name(), route);
+            }
+        }
         for port in &service.spec().publish {
             self.listens.remove(&Listen {
                 ip: port.bind,
@@ -281,8 +323,14 @@ impl RoutingTable {
                 ip: port.bind,
                 port: port.published,
             };
-            if let Some(owner) = self.published_beside(listen) {
-                return Err(if *owner == spec.name {
+            if let Some((owner, kind)) = self.published_beside(listen) {
+                return Err(if kind == ListenKind::EntryPoint {
+                    TableError::PortOfEntryPoint {
+                        service: spec.name.clone(),
+                        listen,
+                        owner: owner.clone(),
+                    }
+                } else if *owner == spec.name {
                     TableError::PortTwice {
                         service: spec.name.clone(),
                         listen,
@@ -302,6 +350,7 @@ impl RoutingTable {
             };
             self.listens.insert(listen, route);
         }
+        self.open_routes(spec)?;
         for task in local_tasks(spec) {
             self.tasks.insert(task.id.clone(), spec.name.clone());
         }
@@ -339,8 +388,42 @@ impl RoutingTable {
         Ok(())
     }
 
-    /// Who publishes a port in a way that excludes `listen`: the same address, or everywhere on either side.
-    fn published_beside(&self, listen: Listen) -> Option<&ServiceName> {
+    /// Routes for entry points that this node does not have are served nowhere here: `unserved` says so.
+    fn open_routes(&mut self, spec: &ServiceSpec) -> Result<(), TableError> {
+        for route in &spec.routes {
+            for entry_point in self.entry_points.iter_mut().filter(|known| route.is_at(known.name())) {
+                let inserted = entry_point.front_mut().insert(&spec.name, route);
+                inserted.map_err(|owner| TableError::RuleTaken {
+                    service: spec.name.clone(),
+                    rule: route.rule.to_string(),
+                    entry_point: entry_point.name().clone(),
+                    owner,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a route of this service is not served by this node, or not where it is to be.
+    pub fn unserved(&self, spec: &ServiceSpec) -> Option<TableError> {
+        let is_known = |name: &EntryPointName| self.entry_points.iter().any(|known| known.name() == name);
+        spec.routes.iter().find_map(|route| {
+            if self.entry_points.is_empty() {
+                return Some(TableError::NoEntryPoints {
+                    service: spec.name.clone(),
+                });
+            }
+            let unknown = route.entry_points.iter().find(|name| !is_known(name))?;
+            Some(TableError::NoEntryPoint {
+                service: spec.name.clone(),
+                name: unknown.clone(),
+                known: self.entry_points.iter().map(|known| known.name().clone()).collect(),
+            })
+        })
+    }
+
+    /// Who has a port of this node in a way that excludes `listen`: the same address, or everywhere on either side.
+    fn published_beside(&self, listen: Listen) -> Option<(&ServiceName, ListenKind)> {
         let first = Listen {
             port: listen.port,
             ip: None,
@@ -348,9 +431,9 @@ impl RoutingTable {
         self.listens
             .range(first..)
             .take_while(|(other, _)| other.port == listen.port)
-            .filter(|(_, route)| route.kind == ListenKind::Published)
+            .filter(|(_, route)| route.kind != ListenKind::Vip)
             .find(|(other, _)| other.ip.is_none() || listen.ip.is_none() || other.ip == listen.ip)
-            .map(|(_, route)| &route.service)
+            .map(|(_, route)| (&route.service, route.kind))
     }
 }
 

@@ -50,7 +50,7 @@ use super::template;
 use super::{Assignment, Exec, Later, LogQuery, LogStream, TaskNetworks, files as task_files};
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Container, Exit, Id, TaskSpec};
-use crate::model::{Reach, TaskPlace};
+use crate::model::{Reach, TaskPlace, labels};
 use crate::sys::cgroup::{self, Group};
 use crate::sys::private;
 use crate::sys::process::{lead_session, pass_nothing_on};
@@ -558,16 +558,26 @@ fn place(network: &OwnNetwork, keeper: u32) -> TaskPlace {
     }
 }
 
-/// The first port that a service publishes, as its tasks know it.
+/// The first port that a service publishes, or else that of its route, as its tasks know it.
 fn first_target(assignment: &Assignment) -> Option<u16> {
     let service = assignment.service.as_ref()?;
-    let spec = service.spec.endpoint_spec.as_ref()?;
     let is_tcp = |port: &&EndpointPortConfig| {
         port.protocol
             .is_none_or(|protocol| protocol == EndpointPortConfigProtocolEnum::TCP)
     };
-    let port = spec.ports.iter().flatten().find(is_tcp)?;
-    u16::try_from(port.target_port?).ok()
+    let mut published = service
+        .spec
+        .endpoint_spec
+        .iter()
+        .flat_map(|spec| spec.ports.iter().flatten());
+    match published.find(is_tcp) {
+        Some(port) => u16::try_from(port.target_port?).ok(),
+        None => {
+            let mut labels = service.labels();
+            let (_, port) = labels.find(|(label, _)| *label == labels::PORT)?;
+            port.trim().parse().ok()
+        }
+    }
 }
 
 /// What a task is called by: its service may say it.

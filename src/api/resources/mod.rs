@@ -13,6 +13,7 @@ mod new_network;
 pub(super) mod nodes;
 pub(super) mod payloads;
 mod processes;
+mod routes;
 pub(super) mod services;
 pub(super) mod swarm;
 pub(super) mod system;

@@ -7,7 +7,7 @@ use bollard_stubs::models::{EndpointSpecModeEnum, MountType, ServiceSpecMode, Se
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
-use super::networks;
+use super::{networks, routes};
 use crate::api::backend::{Backend, new_id};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json, Version};
 use crate::api::{find, validate, view};
@@ -156,6 +156,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
             find::swarm(snapshot)?;
             let spec = normalized(snapshot, spec.clone())?;
             refuse_labels(&spec, None)?;
+            routes::refuse(snapshot, &backend.outside.entry_points(), &spec, None)?;
             if let Some(conflict) = port_conflict(snapshot, &spec, None) {
                 return Err(ApiError::invalid(conflict));
             }
@@ -277,6 +278,8 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
             }
             let spec = normalized(snapshot, spec.clone())?;
             refuse_labels(&spec, Some(&service.spec))?;
+            let before = Some((&service.id, &*service.spec));
+            routes::refuse(snapshot, &backend.outside.entry_points(), &spec, before)?;
             if spec.name.as_deref() != Some(service.name()) {
                 return Err(not_supported("renaming services is not supported"));
             }

@@ -17,12 +17,12 @@ use super::buffer::Buffer;
 use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::pool;
-use crate::model::ServiceSpec;
+use crate::model::{ServiceSpec, Timeouts};
 use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::http::{
-    Body, Coding, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestMeta, Version, lower_request,
-    parse_request, write_options_reply,
+    Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
+    Version, lower_request, parse_request, write_options_reply,
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
@@ -37,6 +37,8 @@ use crate::sys::socket;
 pub(in crate::proxy) enum Entry {
     /// To a port, which may be another service's by the next request.
     Listener(Listen),
+    /// To an entry point, where each request's head says whose it is.
+    Front(Listen),
     /// From inside a namespace, to one service, by this network.
     Inside(Option<Arc<str>>),
 }
@@ -61,7 +63,10 @@ pub(in crate::proxy) async fn serve(
     let reason = match admitted {
         Ok(()) => {
             let mut server = Server {
-                route: Some((connection.service().clone(), target)),
+                route: match entry {
+                    Entry::Front(_) => None,
+                    Entry::Listener(_) | Entry::Inside(_) => Some((connection.service().clone(), target)),
+                },
                 revision: shared.table.peek().revision(),
                 entry,
                 peer: describe(&client, peer, &shared),
@@ -109,7 +114,8 @@ struct Server<'a> {
     from: SocketAddr,
     /// It is a proxy that is trusted to say who its clients are.
     asks_for_others: bool,
-    /// The service and target port as of `revision`; `None` once the port left the table.
+    /// The service and target port as of `revision`; `None` once the port left the table. At an entry point, those of the last
+    /// request, and `None` where no route takes it.
     route: Option<(Arc<Service>, u16)>,
     revision: u64,
     from_client: Buffer,
@@ -137,12 +143,18 @@ impl Server<'_> {
         Box::pin(self.exchange(begun)).await
     }
 
+    /// Those that hold before it is known whose the next request is.
+    fn timeouts(&self) -> Option<&Timeouts> {
+        let service = match (&self.entry, &self.route) {
+            (Entry::Front(_), _) => self.connection.service(),
+            (_, route) => &route.as_ref()?.0,
+        };
+        Some(&service.spec().timeouts)
+    }
+
     /// Waits for the first byte of a request. No memory is held meanwhile.
     async fn wait_idle(&mut self) -> Result<(), CloseReason> {
-        let idle = self
-            .route
-            .as_ref()
-            .map_or(Duration::ZERO, |(service, _)| service.spec().timeouts.idle);
+        let idle = self.timeouts().map_or(Duration::ZERO, |timeouts| timeouts.idle);
         self.connection.set_idle(true);
         if core::ends_idle() {
             return Err(CloseReason::ProxyShutdown);
@@ -184,14 +196,33 @@ impl Server<'_> {
             Err(refusal) => return Err(refusal),
         };
         let meta = head.meta;
+        let found = match self.entry {
+            Entry::Front(listen) => Some(self.find_route(listen, &head)?),
+            Entry::Listener(_) | Entry::Inside(_) => None,
+        };
         let mut to_upstream = Buffer::default();
         head.forward(&self.peer, to_upstream.tail());
+        if let Some(route) = found {
+            self.route = route;
+        }
         self.from_client.consume(meta.head_len);
         Ok(Some(Begun {
             meta,
             to_upstream,
             at: Instant::now(),
         }))
+    }
+
+    /// Whose a request to an entry point is; `None`: no route takes it.
+    fn find_route(&self, listen: Listen, head: &RequestHead<'_, '_>) -> Result<Option<(Arc<Service>, u16)>, Refusal> {
+        let table = self.shared.table.peek();
+        let Some(entry_point) = table.entry_point_at(&listen) else {
+            return Ok(None);
+        };
+        let front = entry_point.front();
+        let key = RouteKey::of(head, front.asks_for_path())?;
+        let found = front.find(&key.asked(self.from.ip().to_canonical()));
+        Ok(found.and_then(|routed| Some((table.service(&routed.service)?.clone(), routed.route.target))))
     }
 
     /// As `begin`, where the version is one to be read as 1.1.
@@ -205,10 +236,7 @@ impl Server<'_> {
 
     /// Reads on until the head is whole, within the service's limit.
     async fn read_head(&mut self) -> Result<Begun, CloseReason> {
-        let limit = self
-            .route
-            .as_ref()
-            .map_or(Duration::ZERO, |(service, _)| service.spec().timeouts.request_head);
+        let limit = self.timeouts().map_or(Duration::ZERO, |timeouts| timeouts.request_head);
         let reading = async {
             loop {
                 let seen = self.from_client.rest().len();
@@ -261,6 +289,9 @@ impl Server<'_> {
             return self.answer_locally(answer, &meta).await;
         }
         let Some((service, target)) = self.current_route() else {
+            if let Entry::Front(_) = self.entry {
+                return self.say_no_route(&meta).await;
+            }
             self.say(503, "this port is not published any more", false, meta.method)
                 .await;
             self.finish().await;
@@ -520,7 +551,7 @@ impl Server<'_> {
             client: None,
             network: match &self.entry {
                 Entry::Inside(network) => network.as_ref(),
-                Entry::Listener(_) => None,
+                Entry::Listener(_) | Entry::Front(_) => None,
             },
             rounds: None,
         };
@@ -537,13 +568,17 @@ impl Server<'_> {
 
     /// The service behind the port now.
     fn current_route(&mut self) -> Option<(Arc<Service>, u16)> {
+        if let Entry::Front(_) = self.entry {
+            // Found when the head was read.
+            return self.route.clone();
+        }
         let table = self.shared.table.peek();
         if table.revision() != self.revision {
             self.revision = table.revision();
             let route = match (&self.entry, &self.route) {
                 (Entry::Listener(listen), _) => table.route(listen).map(|route| (&route.service, route.target)),
                 (Entry::Inside(_), Some((service, target))) => Some((service.name(), *target)),
-                (Entry::Inside(_), None) => None,
+                (Entry::Inside(_), None) | (Entry::Front(_), _) => None,
             };
             self.route = route.and_then(|(name, target)| Some((table.service(name)?.clone(), target)));
         }
@@ -569,8 +604,15 @@ impl Server<'_> {
         Err(CloseReason::ResponseEnd)
     }
 
+    async fn say_no_route(&mut self, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let entry_point = self.connection.service().clone();
+        let text = format!("no route of entry point {} takes this request", entry_point.name());
+        self.fail(&entry_point, 404, text, meta, meta.framing == Framing::None)
+            .await
+    }
+
     async fn answer_locally(&mut self, answer: LocalAnswer, meta: &RequestMeta) -> Result<(), CloseReason> {
-        let stays = meta.keep_alive && meta.framing == crate::proxy::http::Framing::None && !core::is_draining();
+        let stays = meta.keep_alive && meta.framing == Framing::None && !core::is_draining();
         match answer {
             LocalAnswer::Options => {
                 let mut out = Buffer::default();

@@ -10,13 +10,15 @@
 //!   other than exactly `chunked`, bare CR or LF, folded lines, a space before the colon, control characters.
 //!   Endpoints may end the lines of a head in LF alone, as HAProxy, nginx, Envoy and Traefik let them.
 //! - The target of a request in absolute form wins over its Host field, as RFC 9112 3.2.2 demands; one Host goes on.
-//! - Targets are neither decoded nor normalised. Routing sees what the endpoint will see.
+//! - Targets are forwarded neither decoded nor normalised. Routes see a path decoded (`asked`), and where they look at it, one
+//!   that could be read in two ways is refused.
 //! - Field names with an underscore pass, except those that read like a length, a transfer coding (refused) or a
 //!   forwarding field (dropped) once a gateway turns `_` into `-`.
 //! - `Upgrade` passes for any protocol but HTTP/2: the endpoint of an `h2c` tunnel would see requests we never read.
 //! - `Connection` cannot list away the fields that end points or proxies rely on (`fields::PROTECTED`).
 //! - `Trailer` stays with a chunked message, since trailers are forwarded.
 
+mod asked;
 mod body;
 mod fields;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod reply;
 mod request;
 mod response;
 
+pub use asked::RouteKey;
 pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
 pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use refusal::Refusal;

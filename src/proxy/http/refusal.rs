@@ -6,6 +6,8 @@
 /// `text()`, whatever `status()` says. `label()` is for metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
+    /// The path has dot segments, an encoded slash or what is no encoding, and routes look at paths here.
+    AmbiguousPath,
     /// A line of a request ends in LF alone.
     BareLineFeed,
     /// Content-Length together with Transfer-Encoding.
@@ -80,6 +82,7 @@ impl Refusal {
     /// A short machine-readable name.
     pub fn label(self) -> &'static str {
         match self {
+            Refusal::AmbiguousPath => "ambiguous_path",
             Refusal::BareLineFeed => "bare_line_feed",
             Refusal::BothLengths => "both_lengths",
             Refusal::Connect => "connect",
@@ -114,6 +117,9 @@ impl Refusal {
     /// What a person reads.
     pub fn text(self) -> &'static str {
         match self {
+            Refusal::AmbiguousPath => {
+                "a path that can be read in two ways: dot segments, encoded slashes, or bad encoding"
+            }
             Refusal::BareLineFeed => "a line of the head ends without carriage return",
             Refusal::BothLengths => "both Content-Length and Transfer-Encoding",
             Refusal::Connect => "CONNECT is not served",

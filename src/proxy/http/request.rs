@@ -182,6 +182,20 @@ impl<'b> RequestHead<'_, 'b> {
             .map(|field| field.value)
     }
 
+    /// The values of all fields of this name, in any case.
+    pub(super) fn values(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        let named = self
+            .fields
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value)
+    }
+
+    /// As in `path`: it may begin with `?`.
+    pub(super) fn path_and_query(&self) -> &'b str {
+        self.path
+    }
+
     /// Writes the head that the endpoint gets: origin form, HTTP/1.1, end-to-end fields in their order and spelling,
     /// forwarding fields, Via, framing. Grows `out` once at most.
     pub fn forward(&self, peer: &Peer, out: &mut Vec<u8>) {

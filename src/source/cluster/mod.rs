@@ -284,7 +284,8 @@ impl ClusterSource {
     /// What the table is to say of a service; `None` for one that nobody reaches through us.
     fn spec_of(&self, service: &ClusterService) -> Option<ServiceSpec> {
         let is_tcp = |protocol: &str| protocol == "tcp";
-        if service.networks.is_empty() && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
+        let is_routed = service.labels.contains_key(labels::ROUTE);
+        if service.networks.is_empty() && !is_routed && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
             return None;
         }
         let name = match ServiceName::new(&service.name) {
@@ -324,6 +325,7 @@ impl ClusterSource {
         }
         spec.publish.sort_unstable();
         spec.publish.dedup();
+        self.judge_routes(&mut spec, &mut faults);
         let grace = service
             .stop_grace_ms
             .map_or(ServiceSpec::DEFAULT_STOP_GRACE, Duration::from_millis);
@@ -333,6 +335,19 @@ impl ClusterSource {
         spec.attachments.clone_from(&service.networks);
         self.faults.set(&service.name, faults);
         Some(spec)
+    }
+
+    /// Says which routes are not served, and takes away those that no node can: what else there is of the service is served.
+    fn judge_routes(&self, spec: &mut ServiceSpec, faults: &mut Vec<String>) {
+        if let Err(expected) = spec.settle_routes(false) {
+            let rules = spec
+                .routes
+                .iter()
+                .map(|route| format!("label {}={}: {expected}", labels::ROUTE, route.rule));
+            faults.extend(rules);
+            spec.routes.clear();
+        }
+        faults.extend(self.table.load().unserved(spec).map(|error| error.to_string()));
     }
 
     fn endpoints_of(&self, service: &ClusterService, faults: &mut Vec<String>) -> Vec<EndpointSpec> {

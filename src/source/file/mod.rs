@@ -21,7 +21,7 @@ pub use self::loops::Loop;
 pub use self::parse::{ParseError, parse};
 use self::watch::{Reading, Watcher};
 use super::SourceStatus;
-use crate::model::{Attachment, ServiceName, ServiceSpec};
+use crate::model::{Attachment, EntryPointSpec, ServiceName, ServiceSpec};
 use crate::routing::{Change, TableError, TableHandle, VipPool, VipPoolError};
 
 /// What a services file becomes tables by.
@@ -159,6 +159,10 @@ impl FileSource {
             };
             next.insert(name, spec);
         }
+        let table = self.table.load();
+        if let Some(error) = next.values().find_map(|spec| table.unserved(spec)) {
+            return Err(error.into());
+        }
         self.table.commit(&changes)?;
         self.applied = next;
         self.vips = vips;
@@ -192,8 +196,9 @@ fn attachment(vip: Ipv4Addr, network: Ipv4Net) -> Attachment {
 
 const NETWORK: &str = "services";
 
-/// Reads and judges a services file as a source would, without applying it. Errors: what is wrong with it.
-pub fn check(text: &str, vip_network: Ipv4Net) -> Result<usize, Rejection> {
+/// Reads and judges a services file as a source would on a node that has these entry points, without applying it. Errors: what is
+/// wrong with it.
+pub fn check(text: &str, vip_network: Ipv4Net, entry_points: Vec<EntryPointSpec>) -> Result<usize, Rejection> {
     let specs = parse(text)?;
     loops::find(&specs.iter().collect::<Vec<_>>(), loops::is_own_address)?;
     let mut vips = VipPool::new(vip_network);
@@ -205,8 +210,16 @@ pub fn check(text: &str, vip_network: Ipv4Net) -> Result<usize, Rejection> {
             vip: Some(vip),
         });
     }
-    TableHandle::default().commit(&changes)?;
-    Ok(changes.len())
+    let table = TableHandle::with_entry_points(entry_points);
+    table.commit(&changes)?;
+    match table
+        .load()
+        .services()
+        .find_map(|service| table.load().unserved(service.spec()))
+    {
+        Some(error) => Err(error.into()),
+        None => Ok(changes.len()),
+    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::words;
+use crate::model::rule::Rule;
 use crate::model::{
-    Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive, ProxyProtocol,
-    PublishedPort, ServiceName, ServiceSpec, parse_duration,
+    Balance, ClientAddress, EndpointSpec, EntryPointName, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive,
+    ProxyProtocol, PublishedPort, RoutePart, RouteParts, ServiceName, ServiceSpec, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -145,6 +146,10 @@ struct ServiceDto {
     mode: Option<Text<Mode>>,
     publish: Option<Vec<Text<PublishedPort>>>,
     expose: Option<Vec<Port>>,
+    route: Option<Text<Rule>>,
+    priority: Option<i64>,
+    entrypoints: Option<Vec<Text<EntryPointName>>>,
+    port: Option<Port>,
     balance: Option<Text<Balance>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -245,6 +250,21 @@ struct TimeoutsDto {
 impl ServiceDto {
     fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
         let mut spec = ServiceSpec::new(name);
+        let parts = RouteParts {
+            rule: self.route.map(|text| text.0),
+            // As in a label.
+            priority: self.priority.filter(|priority| *priority != 0),
+            entry_points: self
+                .entrypoints
+                .map(|names| names.into_iter().map(|text| text.0).collect()),
+            port: self.port.map(|port| port.0),
+        };
+        let route = parts.into_route();
+        spec.routes
+            .extend(route.map_err(|(part, expected)| format!("{}: {expected}", key_of(part)))?);
+        if !spec.routes.is_empty() {
+            spec.mode = Mode::Http;
+        }
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
         spec.proxy_protocol = self.proxy_protocol.map(|text| text.0);
@@ -267,9 +287,11 @@ impl ServiceDto {
         }
         spec.limits.hold_timeout = Limits::DECLARED_HOLD_TIMEOUT;
         let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);
-        if takes_target && spec.publish.is_empty() && spec.expose.is_empty() {
+        if takes_target && spec.publish.is_empty() && spec.expose.is_empty() && spec.routes.is_empty() {
             return Err("endpoints: one has no port, and neither publish nor expose names a target port".to_owned());
         }
+        let settled = spec.settle_routes(!takes_target);
+        settled.map_err(|expected| format!("route: {expected}"))?;
         if let Some(limits) = self.limits {
             let to = &mut spec.limits;
             set(&mut to.connections, limits.connections);
@@ -299,6 +321,15 @@ impl ServiceDto {
             return Err(format!("{}: {option}", option.key));
         }
         Ok(spec)
+    }
+}
+
+fn key_of(part: RoutePart) -> &'static str {
+    match part {
+        RoutePart::Rule => "route",
+        RoutePart::Priority => "priority",
+        RoutePart::EntryPoints => "entrypoints",
+        RoutePart::Port => "port",
     }
 }
 
@@ -468,6 +499,12 @@ services:
     endpoints: ["127.0.0.1:9001", 127.0.0.1:9002]
   plain:
     endpoints: []
+  routed:
+    route: Host(`a.test`) && PathPrefix(`/api`)
+    priority: 9
+    entrypoints: [web]
+    port: 8080
+    endpoints: [10.0.0.1]
   strict:
     health: { passive: strict }
     endpoints: []
@@ -506,7 +543,14 @@ services:
         let mut plain = ServiceSpec::new(ServiceName::new("plain").unwrap());
         plain.limits.hold_timeout = Duration::from_secs(5);
         assert_eq!(specs[1], plain);
-        assert_eq!((specs[2].passive, &specs[2].health), (Passive::Strict, &None));
+        assert_eq!((specs[3].passive, &specs[3].health), (Passive::Strict, &None));
+        let (routed, route) = (&specs[2], &specs[2].routes[0]);
+        assert_eq!((routed.mode, route.target, route.priority()), (Mode::Http, 8080, 9));
+        assert_eq!(route.rule.as_str(), "Host(`a.test`) && PathPrefix(`/api`)");
+        assert_eq!(
+            (route.entry_points[0].as_str(), routed.vip_ports()),
+            ("web", vec![8080])
+        );
     }
 
     #[test]
@@ -613,6 +657,31 @@ services:
                 None,
                 "services",
                 &["web", "client_address: expected mode tcp"],
+            ),
+            (
+                web("route: Hots(`a`)"),
+                Some(4),
+                "services.web.route",
+                &["Hots(`a`)", "expected Host, HostRegexp"],
+            ),
+            (
+                web("port: 80"),
+                None,
+                "services",
+                &["web", "port: expected a route beside it"],
+            ),
+            (
+                web("mode: tcp\n    route: Host(`a`)"),
+                None,
+                "services",
+                &["web", "route: expected mode http"],
+            ),
+            (
+                "services:\n  web: { route: Host(`a`), publish: [\"1:1\", \"2:2\"], endpoints: [10.0.0.1] }\n"
+                    .to_owned(),
+                None,
+                "services",
+                &["web", "route: expected a port beside it", "several"],
             ),
             ("services: [\n".to_owned(), None, "", &[]),
         ] {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anynode::api::{Api, Exec, Host, Later, LogLine, LogQuery, LogStream, Outside};
 use anynode::control;
+use anynode::model::EntryPointSpec;
 use anynode::model::exec::{ExecError, ExecSpec};
 use anynode::model::swarm::{Container, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
@@ -96,6 +97,15 @@ impl Outside for Around {
             public_key: "a2V5".to_owned(),
             key: "the key".into(),
         })
+    }
+
+    fn entry_points(&self) -> Vec<EntryPointSpec> {
+        let web = EntryPointSpec {
+            name: "web".parse().unwrap(),
+            ip: None,
+            port: 8000,
+        };
+        vec![web]
     }
 
     fn faults(&self) -> BTreeMap<String, Vec<String>> {

@@ -20,6 +20,7 @@ mod peers;
 mod resolver;
 mod rest;
 pub mod rig;
+mod routes;
 mod soak;
 mod survival;
 mod trees;

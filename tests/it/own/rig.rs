@@ -60,6 +60,8 @@ pub struct Own {
     /// The one that an update takes the place of.
     before: Option<Child>,
     updated_at: usize,
+    /// Settings of its own, for the next start.
+    pub env: Vec<(&'static str, &'static str)>,
     _turn: File,
 }
 
@@ -146,6 +148,7 @@ pub fn up_with(name: &str, tasks: Tasks, images: Images) -> Option<Own> {
         anynode: None,
         before: None,
         updated_at: 0,
+        env: Vec::new(),
         _turn: crate::harness::turn(),
     };
     own.network_down();
@@ -225,6 +228,7 @@ impl Own {
         command.arg("--config").arg(self.config());
         command
             .env("ANYNODE_LOG", "info,anynode::control=debug,anynode::agent=debug")
+            .envs(self.env.iter().copied())
             .stderr(log);
         match self.tasks {
             Tasks::Processes => command.args(["--engine", "none"]),

@@ -1,0 +1,130 @@
+//! Routes: requests to an entry point that are a service's, where several share one port. Not here: what a rule asks (`rule`), which
+//! entry points a node has (its configuration).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::rule::Rule;
+use super::{InvalidValue, ServiceName};
+
+/// The name of an entry point: a port of a node that services share. Spelled as a service's name, and none of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryPointName(ServiceName);
+
+impl EntryPointName {
+    /// Errors: as `ServiceName::new`, by another noun.
+    pub fn new(name: &str) -> Result<EntryPointName, InvalidValue> {
+        ServiceName::new(name).map(EntryPointName).map_err(|_| {
+            InvalidValue::new(
+                name,
+                "an entry point's name of at most 63 letters, digits, '-' and '_', with a letter or digit at both ends",
+            )
+        })
+    }
+
+    /// As the user wrote it.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// What its connections are counted by.
+    pub fn as_counted(&self) -> &ServiceName {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryPointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for EntryPointName {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<EntryPointName, InvalidValue> {
+        EntryPointName::new(text)
+    }
+}
+
+/// A port of a node that services share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryPointSpec {
+    pub name: EntryPointName,
+    /// `None`: every address of the node, IPv4 and IPv6.
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+}
+
+impl EntryPointSpec {
+    /// Whether who listens on that port, at that address or all, is in its way.
+    pub fn is_at(&self, ip: Option<IpAddr>, port: u16) -> bool {
+        self.port == port && (self.ip.is_none() || ip.is_none() || self.ip == ip)
+    }
+}
+
+/// Which requests are a service's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteSpec {
+    pub rule: Rule,
+    /// Of two rules that both take a request the one with more comes first; `None`: the length of the rule.
+    pub priority: Option<i64>,
+    /// Empty: all that the node has.
+    pub entry_points: Vec<EntryPointName>,
+    /// The port that tasks listen on for them; 0: the one that the service names elsewhere (`ServiceSpec::settle_routes`).
+    pub target: u16,
+}
+
+impl RouteSpec {
+    /// What counts of two that both take a request: more comes first.
+    pub fn priority(&self) -> i64 {
+        self.priority.unwrap_or_else(|| self.rule.priority())
+    }
+
+    /// Whether it is for that entry point.
+    pub fn is_at(&self, entry_point: &EntryPointName) -> bool {
+        self.entry_points.is_empty() || self.entry_points.contains(entry_point)
+    }
+}
+
+/// A route as it is written, option by option, before it is known whether they make one.
+#[derive(Debug, Clone, Default)]
+pub struct RouteParts {
+    pub rule: Option<Rule>,
+    pub priority: Option<i64>,
+    pub entry_points: Option<Vec<EntryPointName>>,
+    pub port: Option<u16>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoutePart {
+    Rule,
+    Priority,
+    EntryPoints,
+    Port,
+}
+
+impl RouteParts {
+    /// The route, if one is asked for. Errors: the part that cannot stand as it is, and what was expected.
+    pub fn into_route(self) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
+        let Some(rule) = self.rule else {
+            let alone = [
+                (self.priority.is_some(), RoutePart::Priority),
+                (self.entry_points.is_some(), RoutePart::EntryPoints),
+                (self.port.is_some(), RoutePart::Port),
+            ];
+            return match alone.into_iter().find(|(is_said, _)| *is_said) {
+                Some((_, part)) => Err((part, "expected a route beside it, such as Host(`a.example`)")),
+                None => Ok(None),
+            };
+        };
+        Ok(Some(RouteSpec {
+            rule,
+            priority: self.priority,
+            entry_points: self.entry_points.unwrap_or_default(),
+            target: self.port.unwrap_or(0),
+        }))
+    }
+}

@@ -1,0 +1,238 @@
+//! Rules: which requests a route takes, in the language that Traefik's users know (its versions 2 and 3). Pure. Not here: which of
+//! several routes is asked first (`routing::front`).
+
+mod parse;
+mod pattern;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+pub use self::pattern::Pattern;
+use super::InvalidValue;
+
+/// A rule, as written and as understood. Cloning is a reference count.
+#[derive(Clone)]
+pub struct Rule(Arc<Inner>);
+
+struct Inner {
+    text: Box<str>,
+    canonical: Box<str>,
+    term: Term,
+}
+
+impl Rule {
+    /// As the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0.text
+    }
+
+    /// The same for two rules that ask the same in the same words, in whatever order.
+    pub fn canonical(&self) -> &str {
+        &self.0.canonical
+    }
+
+    /// How a rule comes before others where nothing else is said: the longest first.
+    pub fn priority(&self) -> i64 {
+        self.0.text.len().try_into().unwrap_or(i64::MAX)
+    }
+
+    /// Whether the request is one of this rule's.
+    pub fn takes(&self, asked: &Asked<'_>) -> bool {
+        self.0.term.takes(asked)
+    }
+
+    /// The hosts that alone this rule takes requests for, in lower case; `None`: others too, perhaps.
+    pub fn hosts(&self) -> Option<BTreeSet<&str>> {
+        self.0.term.hosts()
+    }
+
+    /// Whether anything of it looks at the path.
+    pub fn asks_for_path(&self) -> bool {
+        self.0.term.any(&|matcher| {
+            matches!(
+                matcher,
+                Matcher::Path(_) | Matcher::PathPrefix(_) | Matcher::PathRegexp(_)
+            )
+        })
+    }
+}
+
+impl PartialEq for Rule {
+    /// By the text, whose length says which of several comes first.
+    fn eq(&self, other: &Rule) -> bool {
+        self.0.text == other.0.text
+    }
+}
+
+impl Eq for Rule {}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Rule {
+    type Err = InvalidValue;
+
+    /// Errors: the value and what was expected, with the place where that is not a rule.
+    fn from_str(text: &str) -> Result<Rule, InvalidValue> {
+        let term = parse::parse(text).map_err(|expected| InvalidValue::new(text, expected))?;
+        let term = term.in_order();
+        Ok(Rule(Arc::new(Inner {
+            text: text.trim().into(),
+            canonical: format!("{term:?}").into(),
+            term,
+        })))
+    }
+}
+
+/// What rules are asked about.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Without a port, in lower case, without a dot at the end.
+    pub host: &'a str,
+    /// Decoded, without what two programs could read in two ways.
+    pub path: &'a [u8],
+    /// Behind the `?`, as sent.
+    pub query: &'a [u8],
+    pub method: &'a str,
+    pub client: IpAddr,
+    pub fields: &'a dyn Fields,
+}
+
+/// The fields of a request's head.
+pub trait Fields {
+    /// Whether `is` holds for the value of any field of this name, in any case.
+    fn any(&self, name: &str, is: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Term {
+    All(Vec<Term>),
+    Any(Vec<Term>),
+    Not(Box<Term>),
+    Is(Matcher),
+}
+
+/// What of a request is looked at, and how it must be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Matcher {
+    /// In lower case, without a port and a dot at the end.
+    Host(Box<str>),
+    HostRegexp(Pattern),
+    Path(Box<str>),
+    PathPrefix(Box<str>),
+    PathRegexp(Pattern),
+    /// In upper case.
+    Method(Box<str>),
+    Header(Box<str>, Box<str>),
+    HeaderRegexp(Box<str>, Pattern),
+    /// `None`: whatever its value.
+    Query(Box<str>, Option<Box<str>>),
+    QueryRegexp(Box<str>, Pattern),
+    ClientIp(IpNet),
+}
+
+impl Term {
+    /// Terms of the same kind as one, those beside one another in one order, none twice.
+    fn in_order(self) -> Term {
+        let (all, is_all) = match self {
+            Term::All(all) => (all, true),
+            Term::Any(any) => (any, false),
+            Term::Not(term) => {
+                return match term.in_order() {
+                    Term::Not(term) => *term,
+                    term => Term::Not(Box::new(term)),
+                };
+            }
+            Term::Is(matcher) => return Term::Is(matcher),
+        };
+        let mut flat = Vec::new();
+        for term in all {
+            match term.in_order() {
+                Term::All(inner) if is_all => flat.extend(inner),
+                Term::Any(inner) if !is_all => flat.extend(inner),
+                term => flat.push(term),
+            }
+        }
+        flat.sort();
+        flat.dedup();
+        match (flat.len(), is_all) {
+            (1, _) => flat.remove(0),
+            (_, true) => Term::All(flat),
+            (_, false) => Term::Any(flat),
+        }
+    }
+
+    fn takes(&self, asked: &Asked<'_>) -> bool {
+        match self {
+            Term::All(all) => all.iter().all(|term| term.takes(asked)),
+            Term::Any(any) => any.iter().any(|term| term.takes(asked)),
+            Term::Not(term) => !term.takes(asked),
+            Term::Is(matcher) => matcher.takes(asked),
+        }
+    }
+
+    fn hosts(&self) -> Option<BTreeSet<&str>> {
+        match self {
+            Term::All(all) => all.iter().filter_map(Term::hosts).min_by_key(BTreeSet::len),
+            Term::Any(any) => any
+                .iter()
+                .map(Term::hosts)
+                .try_fold(BTreeSet::new(), |mut hosts, more| {
+                    hosts.extend(more?);
+                    Some(hosts)
+                }),
+            Term::Is(Matcher::Host(host)) => Some(BTreeSet::from([&**host])),
+            Term::Not(_) | Term::Is(_) => None,
+        }
+    }
+
+    fn any(&self, is: &impl Fn(&Matcher) -> bool) -> bool {
+        match self {
+            Term::All(terms) | Term::Any(terms) => terms.iter().any(|term| term.any(is)),
+            Term::Not(term) => term.any(is),
+            Term::Is(matcher) => is(matcher),
+        }
+    }
+}
+
+impl Matcher {
+    fn takes(&self, asked: &Asked<'_>) -> bool {
+        match self {
+            Matcher::Host(host) => asked.host == &**host,
+            Matcher::HostRegexp(pattern) => pattern.is_in(asked.host.as_bytes()),
+            Matcher::Path(path) => asked.path == path.as_bytes(),
+            Matcher::PathPrefix(prefix) => asked.path.starts_with(prefix.as_bytes()),
+            Matcher::PathRegexp(pattern) => pattern.is_in(asked.path),
+            Matcher::Method(method) => asked.method == &**method,
+            Matcher::Header(name, value) => asked.fields.any(name, &mut |found| found == value.as_bytes()),
+            Matcher::HeaderRegexp(name, pattern) => asked.fields.any(name, &mut |found| pattern.is_in(found)),
+            Matcher::Query(key, None) => pairs(asked).any(|(found, _)| found == **key),
+            Matcher::Query(key, Some(value)) => pairs(asked).any(|(found, has)| found == **key && has == **value),
+            Matcher::QueryRegexp(key, pattern) => {
+                pairs(asked).any(|(found, has)| found == **key && pattern.is_in(has.as_bytes()))
+            }
+            Matcher::ClientIp(net) => net.contains(&asked.client),
+        }
+    }
+}
+
+fn pairs<'a>(asked: &Asked<'a>) -> form_urlencoded::Parse<'a> {
+    form_urlencoded::parse(asked.query)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+//! Entry points: ports that services share, and whose a request to one is. Pure. Found by the request's host first, so that a
+//! thousand hosts cost what one does. Not here: heads of requests (`proxy::http`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+
+use super::listen::Listen;
+use super::service::Service;
+use crate::model::rule::Asked;
+use crate::model::{EntryPointName, EntryPointSpec, Mode, RouteSpec, ServiceName, ServiceSpec};
+
+/// An entry point of one table.
+#[derive(Debug, Clone)]
+pub struct EntryPoint {
+    spec: Arc<EntryPointSpec>,
+    /// In no table: what its connections are counted by, before it is known whose their requests are.
+    connections: Arc<Service>,
+    front: Front,
+}
+
+impl EntryPoint {
+    pub(super) fn new(spec: EntryPointSpec) -> EntryPoint {
+        let mut counted = ServiceSpec::new(spec.name.as_counted().clone());
+        counted.mode = Mode::Http;
+        EntryPoint {
+            connections: Arc::new(Service::apart(counted)),
+            spec: Arc::new(spec),
+            front: Front::default(),
+        }
+    }
+
+    pub fn spec(&self) -> &EntryPointSpec {
+        &self.spec
+    }
+
+    pub fn name(&self) -> &EntryPointName {
+        &self.spec.name
+    }
+
+    pub fn listen(&self) -> Listen {
+        Listen {
+            port: self.spec.port,
+            ip: self.spec.ip,
+        }
+    }
+
+    /// What its connections are counted by, and which have its timeouts.
+    pub fn connections(&self) -> &Arc<Service> {
+        &self.connections
+    }
+
+    /// Whose requests are whose.
+    pub fn front(&self) -> &Front {
+        &self.front
+    }
+
+    pub(super) fn front_mut(&mut self) -> &mut Front {
+        &mut self.front
+    }
+}
+
+/// Whose a request is. Clones share everything.
+#[derive(Debug, Clone, Default)]
+pub struct Front {
+    /// Routes for some hosts alone, by each of them.
+    by_host: HashMap<Box<str>, Ranked>,
+    /// The others.
+    others: Ranked,
+    /// Whose each rule is, by its canonical text.
+    owners: OrdMap<Arc<str>, ServiceName>,
+    /// Routes that look at the path.
+    n_by_path: usize,
+}
+
+/// Who comes first is first.
+type Ranked = Arc<[Arc<Routed>]>;
+
+/// A route of an entry point.
+#[derive(Debug, PartialEq)]
+pub struct Routed {
+    pub service: ServiceName,
+    pub route: RouteSpec,
+}
+
+impl Routed {
+    /// Ascending is the order in which they are asked. Without the name two of the same length would change places by chance.
+    fn rank(&self) -> (std::cmp::Reverse<i64>, &str, &ServiceName) {
+        let rule = self.route.rule.as_str();
+        (std::cmp::Reverse(self.route.priority()), rule, &self.service)
+    }
+}
+
+impl Front {
+    /// The route that takes this request: of those that do, the first by priority.
+    pub fn find(&self, asked: &Asked<'_>) -> Option<&Arc<Routed>> {
+        let mut hosted = self.by_host.get(asked.host).map(|ranked| &**ranked).unwrap_or_default();
+        let mut others = &*self.others;
+        loop {
+            let (first, rest) = match (hosted.split_first(), others.split_first()) {
+                (None, None) => return None,
+                (Some((one, _)), Some((other, rest))) if other.rank() < one.rank() => (other, (hosted, rest)),
+                (Some((one, rest)), _) => (one, (rest, others)),
+                (None, Some((other, rest))) => (other, (hosted, rest)),
+            };
+            if first.route.rule.takes(asked) {
+                return Some(first);
+            }
+            (hosted, others) = rest;
+        }
+    }
+
+    /// Whether paths decide, so that none may be read in two ways.
+    pub fn asks_for_path(&self) -> bool {
+        self.n_by_path > 0
+    }
+
+    /// Whether there is any route.
+    pub fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// Errors: whose the rule is already.
+    pub(super) fn insert(&mut self, service: &ServiceName, route: &RouteSpec) -> Result<(), ServiceName> {
+        if let Some(owner) = self.owners.get(route.rule.canonical()) {
+            return Err(owner.clone());
+        }
+        self.owners.insert(route.rule.canonical().into(), service.clone());
+        self.n_by_path += usize::from(route.rule.asks_for_path());
+        let routed = Arc::new(Routed {
+            service: service.clone(),
+            route: route.clone(),
+        });
+        match route.rule.hosts() {
+            None => self.others = with(&self.others, routed),
+            Some(hosts) => {
+                for host in hosts {
+                    let ranked = self.by_host.get(host).cloned().unwrap_or_default();
+                    self.by_host.insert(host.into(), with(&ranked, routed.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the route, if it is this service's.
+    pub(super) fn remove(&mut self, service: &ServiceName, route: &RouteSpec) {
+        if self.owners.get(route.rule.canonical()) != Some(service) {
+            return;
+        }
+        self.owners.remove(route.rule.canonical());
+        self.n_by_path -= usize::from(route.rule.asks_for_path());
+        let stays = |routed: &Arc<Routed>| {
+            routed.service != *service || routed.route.rule.canonical() != route.rule.canonical()
+        };
+        let without = |ranked: &Ranked| -> Ranked { ranked.iter().filter(|routed| stays(routed)).cloned().collect() };
+        match route.rule.hosts() {
+            None => self.others = without(&self.others),
+            Some(hosts) => {
+                for host in hosts {
+                    let Some(ranked) = self.by_host.get(host).map(without) else {
+                        continue;
+                    };
+                    match ranked.is_empty() {
+                        true => drop(self.by_host.remove(host)),
+                        false => drop(self.by_host.insert(host.into(), ranked)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn with(ranked: &Ranked, one: Arc<Routed>) -> Ranked {
+    let at = ranked.partition_point(|other| other.rank() < one.rank());
+    let (before, after) = ranked.split_at(at);
+    before
+        .iter()
+        .cloned()
+        .chain([one])
+        .chain(after.iter().cloned())
+        .collect()
+}
+
+impl fmt::Display for EntryPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry point {}", self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::rule::Fields;
+
+    struct None_;
+
+    impl Fields for None_ {
+        fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+            false
+        }
+    }
+
+    fn asked<'a>(host: &'a str, path: &'a str) -> Asked<'a> {
+        Asked {
+            host,
+            path: path.as_bytes(),
+            query: b"",
+            method: "GET",
+            client: IpAddr::from([127, 0, 0, 1]),
+            fields: &None_,
+        }
+    }
+
+    fn name(text: &str) -> ServiceName {
+        ServiceName::new(text).unwrap()
+    }
+
+    fn route(rule: &str, priority: Option<i64>) -> RouteSpec {
+        RouteSpec {
+            rule: rule.parse().unwrap(),
+            priority,
+            entry_points: Vec::new(),
+            target: 80,
+        }
+    }
+
+    fn owner(front: &Front, host: &str, path: &str) -> Option<String> {
+        let found = front.find(&asked(host, path));
+        found.map(|routed| routed.service.to_string())
+    }
+
+    #[test]
+    fn the_longest_rule_comes_first_unless_priorities_say_otherwise() {
+        let mut front = Front::default();
+        for (service, rule, priority) in [
+            ("all", "PathPrefix(`/`)", None),
+            ("shop", "Host(`shop.test`)", None),
+            ("api", "Host(`shop.test`) && PathPrefix(`/api`)", None),
+            ("admin", "PathPrefix(`/admin`)", Some(1_000)),
+            (
+                "last",
+                "HostRegexp(`.*`) && PathPrefix(`/a-long-path-that-does-not-count`)",
+                Some(1),
+            ),
+        ] {
+            front.insert(&name(service), &route(rule, priority)).unwrap();
+        }
+        for (host, path, expected) in [
+            ("shop.test", "/", "shop"),
+            ("shop.test", "/api/x", "api"),
+            ("shop.test", "/admin", "admin"),
+            ("other.test", "/api", "all"),
+            ("other.test", "/a-long-path-that-does-not-count", "all"),
+        ] {
+            assert_eq!(owner(&front, host, path).as_deref(), Some(expected), "{host}{path}");
+        }
+        front.remove(&name("all"), &route("PathPrefix(`/`)", None));
+        assert_eq!(owner(&front, "other.test", "/"), None);
+        assert_eq!(
+            front.insert(&name("b"), &route("PathPrefix(`/api`) && Host(`shop.test`)", Some(9))),
+            Err(name("api"))
+        );
+        // Whose it is not, he does not take it away.
+        front.remove(&name("b"), &route("Host(`shop.test`)", None));
+        assert_eq!(owner(&front, "shop.test", "/").as_deref(), Some("shop"));
+    }
+
+    const HOSTS: [&str; 3] = ["a.test", "b.test", "c.test"];
+    const PATHS: [&str; 3] = ["/", "/x", "/x/y"];
+
+    fn any_rule() -> impl Strategy<Value = String> {
+        let host = prop::sample::select(&HOSTS[..]).prop_map(|host| format!("Host(`{host}`)"));
+        let hosts =
+            prop::sample::subsequence(&HOSTS[..], 1..3).prop_map(|hosts| format!("Host(`{}`)", hosts.join("`, `")));
+        let path = prop::sample::select(&PATHS[..]).prop_map(|path| format!("PathPrefix(`{path}`)"));
+        prop_oneof![
+            host,
+            hosts.clone(),
+            path.clone(),
+            (hosts.clone(), path.clone()).prop_map(|(host, path)| format!("{host} && {path}")),
+            (hosts, path).prop_map(|(host, path)| format!("!{host} || {path}")),
+        ]
+    }
+
+    proptest! {
+        /// Against asking every route in turn, over routes that come and go.
+        #[test]
+        fn what_is_found_is_what_asking_all_would_find(
+            steps in prop::collection::vec((any::<bool>(), 0..8_usize, any_rule(), prop::option::of(0..40_i64)), 1..24)
+        ) {
+            let mut front = Front::default();
+            let mut all: Vec<Routed> = Vec::new();
+            for (comes, service, rule, priority) in steps {
+                let (service, route) = (name(&format!("s{service}")), route(&rule, priority));
+                let known = all.iter().position(|routed| routed.route.rule.canonical() == route.rule.canonical());
+                match (comes, known) {
+                    (true, None) => {
+                        front.insert(&service, &route).unwrap();
+                        all.push(Routed { service, route });
+                    }
+                    (true, Some(known)) => prop_assert_eq!(front.insert(&service, &route), Err(all[known].service.clone())),
+                    (false, Some(known)) => {
+                        let Routed { service, route } = all.remove(known);
+                        front.remove(&service, &route);
+                    }
+                    (false, None) => front.remove(&service, &route),
+                }
+                prop_assert_eq!(front.len(), all.len());
+                prop_assert_eq!(front.asks_for_path(), all.iter().any(|routed| routed.route.rule.asks_for_path()));
+                all.sort_by(|one, other| one.rank().cmp(&other.rank()));
+                for (host, path) in HOSTS.iter().flat_map(|host| PATHS.iter().map(move |path| (host, path))) {
+                    let expected = all.iter().find(|routed| routed.route.rule.takes(&asked(host, path)));
+                    prop_assert_eq!(front.find(&asked(host, path)).map(|found| &**found), expected);
+                }
+            }
+            for Routed { service, route } in all.drain(..) {
+                front.remove(&service, &route);
+            }
+            prop_assert!(front.is_empty() && front.by_host.is_empty() && front.others.is_empty());
+        }
+    }
+}

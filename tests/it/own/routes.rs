@@ -1,0 +1,106 @@
+//! Services of the own swarm that share an entry point by labels, driven by the docker command line.
+
+use super::rig::{self, LONG, Own, Tasks};
+
+const IMAGE: &str = "anynode/whoami";
+
+fn stage() -> Option<Own> {
+    let mut own = rig::up("routes", Tasks::Processes)?;
+    let entry_points = "{ web = { listen = ':80' }, other = { listen = ':8081' } }";
+    own.env.push(("ANYNODE_ENTRYPOINTS", entry_points));
+    own.start();
+    own.docker(&["swarm", "init"]);
+    Some(own)
+}
+
+/// What a request for that host and path is answered with: the status, and the name that the task says.
+fn ask(own: &Own, host: &str, path: &str) -> (String, String) {
+    let url = format!("http://127.0.0.1{path}");
+    let host = format!("Host: {host}");
+    let args = ["-s", "-m", "10", "-w", "\n%{http_code}", "-H", &host, &url];
+    let out = own.inside("curl").args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').unwrap_or_default();
+    (status.to_owned(), body.to_owned())
+}
+
+#[test]
+fn services_share_a_port_by_labels() {
+    let Some(own) = stage() else { return };
+    let create = |name: &str, labels: &[&str]| {
+        let mut args = vec!["service", "create", "-d", "--name", name];
+        labels.iter().for_each(|label| args.extend(["--label", label]));
+        args.push(IMAGE);
+        own.docker(&args);
+    };
+    create("shop", &["anynode.route=Host(`shop.test`)", "anynode.port=8080"]);
+    create(
+        "api",
+        &[
+            "anynode.route=Host(`shop.test`) && PathPrefix(`/api`)",
+            "anynode.port=9000",
+            "anynode.entrypoints=web",
+        ],
+    );
+    let hostname = |service: &str| {
+        let ids = own.docker(&["service", "ps", "-q", "--no-trunc", service]);
+        ids.lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(12)
+            .collect::<String>()
+    };
+    for (service, path) in [("shop", "/"), ("api", "/api")] {
+        own.wait_for(&format!("{service} behind its route"), LONG, || {
+            let (status, body) = ask(&own, "shop.test", path);
+            status == "200" && body.contains(&hostname(service))
+        });
+    }
+    assert_eq!(ask(&own, "other.test", "/").0, "404");
+    // What cannot be served is refused, and names what is in its way.
+    for (args, expected) in [
+        (
+            vec![
+                "--label",
+                "anynode.route=PathPrefix(`/api`) && Host(`shop.test`)",
+                "--label",
+                "anynode.port=1",
+            ],
+            "it is already that of service api at entry point web",
+        ),
+        (
+            vec![
+                "--label",
+                "anynode.route=Host(`a`)",
+                "--label",
+                "anynode.entrypoints=wbe",
+            ],
+            "there is no entry point wbe: expected ",
+        ),
+        (
+            vec!["--label", "anynode.route=Hots(`a`)"],
+            "label anynode.route: \"Hots(`a`)\" is not valid",
+        ),
+        (vec!["-p", "80:80"], "port '80' is already in use by entry point 'web'"),
+    ] {
+        let args = [vec!["service", "create", "-d", "--name", "bad"], args, vec![IMAGE]].concat();
+        let said = own.docker_fails(&args);
+        assert!(said.contains(expected), "{said}");
+    }
+    // A route moves with an update, and none is left behind.
+    own.docker(&[
+        "service",
+        "update",
+        "-d",
+        "--label-add",
+        "anynode.route=Host(`api.test`)",
+        "api",
+    ]);
+    own.wait_for("the new route", LONG, || ask(&own, "api.test", "/").0 == "200");
+    own.wait_for("the old one's end", LONG, || {
+        ask(&own, "shop.test", "/api").1.contains(&hostname("shop"))
+    });
+    own.docker(&["service", "rm", "api"]);
+    own.wait_for("its end", LONG, || ask(&own, "api.test", "/").0 == "404");
+}
