@@ -9,15 +9,14 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anynode::agent::{
-    Assignment, Failure, Found, HealthState, Later, LogQuery, LogStream, NoNetworks, Runtime, Started,
-};
+use anynode::agent::{Assignment, Failure, Found, HealthState, Later, NoNetworks, Runtime, Started};
 use anynode::app::{ApiSocket, OwnSwarm, Plane};
 use anynode::control::{Context, PLANNERS};
 use anynode::model::swarm::{
     Container, Exit, Id, Meta, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, Write,
 };
 use anynode::store::{CommitError, Embedded, Snapshot, Store, THIS_REVISION, update};
+use anynode::streams::{LogQuery, LogStream};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokio::sync::watch;
 

@@ -15,6 +15,8 @@ pub mod places;
 
 pub mod model;
 
+pub mod streams;
+
 pub mod gotemplate;
 
 pub mod store;

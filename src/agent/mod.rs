@@ -6,9 +6,7 @@
 
 pub mod containers;
 mod drive;
-mod exec;
 mod files;
-mod log;
 mod network;
 pub mod process;
 mod runtime;
@@ -29,9 +27,8 @@ use tokio::task::JoinSet;
 use crate::model::Reach;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, Node, Payload, Service, Task, TaskStatus};
+use crate::streams::{Exec, LogQuery, LogStream};
 
-pub use exec::{Exec, ExecControl, ExecInput, ExecOutput};
-pub use log::{LogLine, LogQuery, LogStream};
 pub use network::{NoNetworks, TaskNetworks};
 pub use runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
 

@@ -1,9 +1,10 @@
 //! What a runtime does: one trait, for processes and for containers.
 
-use super::{Assignment, Exec, Later, LogQuery, LogStream};
+use super::{Assignment, Later};
 use crate::model::Reach;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Container, Exit, Id};
+use crate::streams::{Exec, LogQuery, LogStream};
 
 /// Makes tasks run. Each call is about one task, and none is made twice at once for the same.
 pub trait Runtime: Send + Sync {

@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Agent, Assignment, Assignments, Barrier, Failure, Found, HealthState, Later, LogLine, LogQuery, LogStream,
-    NoNetworks, Reports, Runtime, Started,
+    Agent, Assignment, Assignments, Barrier, Failure, Found, HealthState, Later, NoNetworks, Reports, Runtime, Started,
 };
 use crate::model::swarm::{
     Cause, Container, Exit, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
 };
+use crate::streams::{LogLine, LogQuery, LogStream};
 
 fn meta() -> Meta {
     Meta::new(1, Time(0))

@@ -17,8 +17,5 @@ mod validate;
 mod view;
 mod wire;
 
-pub use outside::{
-    Attaching, Exec, ExecControl, ExecInput, ExecOutput, Host, Later, Lock, LogLine, LogQuery, LogStream, Outside,
-    Turn, UnlockError, Volume, VolumeError, Volumes,
-};
+pub use outside::{Attaching, Host, Later, Lock, Outside, Turn, UnlockError, Volume, VolumeError, Volumes};
 pub use server::Api;

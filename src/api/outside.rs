@@ -2,43 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::Stream;
-use tokio::io::AsyncWrite;
-use tokio::sync::watch;
-
 use crate::model::EntryPointSpec;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::model::swarm::{Id, SwarmAuthority, Time, UnlockKey};
-
-/// The lines of a task's output.
-pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
-
-/// Which lines of a task's output are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogQuery {
-    pub follow: bool,
-    /// Only so many of the last lines; `None` for all.
-    pub tail: Option<usize>,
-    pub since: Option<Time>,
-    pub until: Option<Time>,
-    pub stdout: bool,
-    pub stderr: bool,
-}
-
-/// A line of a task's output, without its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogLine {
-    pub at: Time,
-    pub is_stderr: bool,
-    pub bytes: Bytes,
-}
+use crate::streams::{Exec, LogQuery, LogStream};
 
 /// This machine, as a node of a swarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,31 +101,6 @@ pub trait Volumes: Send + Sync {
 
     /// How much it holds, in bytes.
     fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64>;
-}
-
-/// A program that runs beside a task's. It goes on when all of this is dropped, until the task ends or anynode does.
-pub struct Exec {
-    pub pid: i64,
-    /// What it reads; its end when this is dropped. `None`: it reads nothing.
-    pub input: Option<ExecInput>,
-    pub output: ExecOutput,
-    /// Its exit code. The other end is dropped when nothing is left of what it started either.
-    pub ended: watch::Receiver<Option<i64>>,
-    pub control: Arc<dyn ExecControl>,
-}
-
-pub type ExecInput = Pin<Box<dyn AsyncWrite + Send>>;
-
-/// What a program says, and whether on the standard error. Ends after the program, and does not run ahead of who takes it.
-pub type ExecOutput = Pin<Box<dyn Stream<Item = (bool, Bytes)> + Send>>;
-
-/// What may be done to a program beside a task's.
-pub trait ExecControl: Send + Sync {
-    /// Tells it how large its terminal is. Errors: it has none.
-    fn resize(&self, rows: u16, columns: u16) -> io::Result<()>;
-
-    /// Ends it by force, with all that it started. Does not wait.
-    fn kill(&self);
 }
 
 /// What the API needs of others.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::StreamExt;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -37,6 +36,7 @@ use crate::source::cluster::{ClusterSource, Faults, LocalTasks, OwnNode};
 use crate::source::native::NativeSource;
 use crate::source::swarm::ClusterKeeper;
 use crate::store::{CommitError, Embedded, Late, OpenError, Snapshot, Store, StoreHealth, update};
+use crate::streams::{Exec, LogQuery, LogStream};
 use crate::sys::inet_diag::Holders;
 use crate::sys::rtnetlink::RtNetlink;
 
@@ -526,48 +526,13 @@ struct Beside {
     volumes: Option<Arc<NodeVolumes>>,
 }
 
-/// What is done to a program beside a task, as the API asks for it.
-struct Control(Arc<dyn agent::ExecControl>);
-
-impl api::ExecControl for Control {
-    fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
-        self.0.resize(rows, columns)
-    }
-
-    fn kill(&self) {
-        self.0.kill();
-    }
-}
-
 impl Outside for Beside {
-    fn exec<'a>(&'a self, task: &'a Id, spec: ExecSpec) -> Later<'a, Result<api::Exec, ExecError>> {
-        Box::pin(async move {
-            let exec = self.agent.exec(task, spec).await?;
-            Ok(api::Exec {
-                pid: exec.pid,
-                input: exec.input,
-                output: exec.output,
-                ended: exec.ended,
-                control: Arc::new(Control(exec.control)),
-            })
-        })
+    fn exec<'a>(&'a self, task: &'a Id, spec: ExecSpec) -> Later<'a, Result<Exec, ExecError>> {
+        Box::pin(self.agent.exec(task, spec))
     }
 
-    fn logs(&self, task: &Id, query: api::LogQuery) -> Result<api::LogStream, String> {
-        let query = agent::LogQuery {
-            follow: query.follow,
-            tail: query.tail,
-            since: query.since,
-            until: query.until,
-            stdout: query.stdout,
-            stderr: query.stderr,
-        };
-        let lines = self.agent.logs(task, query).map_err(|error| error.to_string())?;
-        Ok(Box::pin(lines.map(|line| api::LogLine {
-            at: line.at,
-            is_stderr: line.is_stderr,
-            bytes: line.bytes,
-        })))
+    fn logs(&self, task: &Id, query: LogQuery) -> Result<LogStream, String> {
+        self.agent.logs(task, query).map_err(|error| error.to_string())
     }
 
     fn host(&self) -> Host {

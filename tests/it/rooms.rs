@@ -9,11 +9,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("places", &["sys"]),
     ("model", &[]),
+    ("streams", &["model"]),
     ("gotemplate", &[]),
     ("store", &["model"]),
     ("control", &["model", "store"]),
-    ("agent", &["sys", "model", "gotemplate"]),
-    ("api", &["sys", "places", "model", "gotemplate", "store", "control"]),
+    ("agent", &["sys", "model", "streams", "gotemplate"]),
+    (
+        "api",
+        &["sys", "places", "model", "streams", "gotemplate", "store", "control"],
+    ),
     ("routing", &["model"]),
     ("takeover", &["sys", "model", "routing"]),
     ("proxy", &["sys", "model", "routing", "takeover"]),
@@ -33,8 +37,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "sys", "places", "model", "store", "control", "agent", "api", "routing", "takeover", "proxy", "dns",
-            "tasknet", "health", "source", "link", "admin", "whoami",
+            "sys", "places", "model", "streams", "store", "control", "agent", "api", "routing", "takeover", "proxy",
+            "dns", "tasknet", "health", "source", "link", "admin", "whoami",
         ],
     ),
 ];

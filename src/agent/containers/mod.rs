@@ -36,9 +36,10 @@ pub use self::attached::{Attached, AttachedState};
 use self::files::{InMemory, archive};
 use super::files::TaskFile;
 use super::runtime::{Failure, Found, HealthState, PinnedSocket, Runtime, Started};
-use super::{Assignment, Later, LogLine, LogQuery, LogStream, TaskNetworks, files as task_files};
+use super::{Assignment, Later, TaskNetworks, files as task_files};
 use crate::model::Reach;
 use crate::model::swarm::{ATTACHED_LABEL, Container, Exit, Id, SANDBOX_LABEL, Time};
+use crate::streams::{LogLine, LogQuery, LogStream};
 use crate::sys::netns;
 
 /// The runtime.

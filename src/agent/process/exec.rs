@@ -19,8 +19,8 @@ use super::beside::{NOT_ALLOWED, Wanted};
 use super::job::{Dir, Job, TASK_DIR, User};
 use super::streams::{Said, Streams};
 use super::user;
-use crate::agent::exec::{Exec, ExecControl};
 use crate::model::exec::{ExecError, ExecSpec};
+use crate::streams::{Exec, ExecControl};
 use crate::sys::process::{lead_session, pass_nothing_on};
 use crate::sys::{handoff, terminal};
 

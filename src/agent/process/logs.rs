@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::job::Dir;
-use crate::agent::{LogLine, LogQuery, LogStream};
 use crate::model::swarm::Time;
+use crate::streams::{LogLine, LogQuery, LogStream};
 
 /// However long it is, little of it is in memory at a time. Errors: there is no output, since there is no such task.
 pub(super) fn read(dir: Dir, query: LogQuery) -> io::Result<LogStream> {

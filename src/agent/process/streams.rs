@@ -16,8 +16,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use super::job::User;
-use crate::agent::exec::{ExecInput, ExecOutput};
 use crate::model::exec::ExecSpec;
+use crate::streams::{ExecInput, ExecOutput};
 use crate::sys::terminal;
 
 /// What a program is connected to: our ends, and its.

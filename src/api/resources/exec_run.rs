@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::exec_table::Made;
 use super::processes;
 use crate::api::backend::Backend;
-use crate::api::outside::{Exec, ExecInput, ExecOutput};
 use crate::api::wire::{ApiError, Caller};
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::places::Place;
+use crate::streams::{Exec, ExecInput, ExecOutput};
 
 /// It did not come to run.
 pub(super) fn failed(made: &Made, error: &ExecError) -> ApiError {

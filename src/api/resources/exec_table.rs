@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::api::outside::{Exec, ExecControl};
 use crate::api::wire::{ApiError, Caller};
 use crate::model::exec::ExecSpec;
 use crate::model::swarm::Id;
+use crate::streams::{Exec, ExecControl};
 
 /// One of them.
 pub(super) struct Made {

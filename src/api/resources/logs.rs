@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 
 use crate::api::backend::Backend;
 use crate::api::find;
-use crate::api::outside::{LogLine, LogQuery};
 use crate::api::wire::{Answer, ApiError, Asked, Version};
 use crate::model::swarm::{Id, Task};
+use crate::streams::{LogLine, LogQuery};
 
 pub(in crate::api) fn of_service(
     backend: &Arc<Backend>,

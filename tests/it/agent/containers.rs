@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anynode::agent::containers::Containers;
-use anynode::agent::{LogQuery, NoNetworks, TaskNetworks};
+use anynode::agent::{NoNetworks, TaskNetworks};
 use anynode::model::swarm::{Id, TaskState};
+use anynode::streams::LogQuery;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

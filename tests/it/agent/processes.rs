@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anynode::agent::process::{ProcessSettings, Processes, UserRange};
-use anynode::agent::{LogQuery, NoNetworks, TaskNetworks};
+use anynode::agent::{NoNetworks, TaskNetworks};
 use anynode::model::swarm::{Id, TaskState};
+use anynode::streams::LogQuery;
 use ipnet::Ipv4Net;
 use rustix::process::Signal;
 use serde_json::{Value, json};

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anynode::agent::{
-    Addresses, Agent, Assignment, Assignments, Barrier, Failure, Later, LogLine, LogQuery, NoNetworks, Reports,
-    Runtime, TaskNetworks,
+    Addresses, Agent, Assignment, Assignments, Barrier, Failure, Later, NoNetworks, Reports, Runtime, TaskNetworks,
 };
 use anynode::model::swarm::{Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time};
 use anynode::model::{Reach, TaskPlace};
+use anynode::streams::{LogLine, LogQuery};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;

@@ -114,7 +114,7 @@ async fn root_is_for_those_who_ask_for_it_and_sees_little() {
     let lines = world
         .logs(
             &id,
-            anynode::agent::LogQuery {
+            anynode::streams::LogQuery {
                 stderr: false,
                 ..rig::ALL
             },

@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anynode::api::{Api, Exec, Host, Later, LogLine, LogQuery, LogStream, Outside};
+use anynode::api::{Api, Host, Later, Outside};
 use anynode::control;
 use anynode::model::EntryPointSpec;
 use anynode::model::exec::{ExecError, ExecSpec};
 use anynode::model::swarm::{Container, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
+use anynode::streams::{Exec, LogLine, LogQuery, LogStream};
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::Value;

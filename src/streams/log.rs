@@ -31,7 +31,7 @@ pub struct LogLine {
 pub type LogStream = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
 
 impl LogQuery {
-    pub(super) fn wants(&self, line: &LogLine) -> bool {
+    pub fn wants(&self, line: &LogLine) -> bool {
         let is_wanted = if line.is_stderr { self.stderr } else { self.stdout };
         is_wanted && self.since.is_none_or(|since| line.at >= since) && self.until.is_none_or(|until| line.at <= until)
     }

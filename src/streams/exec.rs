@@ -1,4 +1,4 @@
-//! Programs that run beside tasks', for whoever looks after them.
+//! A program that runs beside a task's, for whoever looks after it.
 
 use std::io;
 use std::pin::Pin;
