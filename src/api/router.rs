@@ -139,6 +139,9 @@ impl Router {
             ["nodes", id, "update"] if post => nodes::update(backend, asked, id).await,
             ["configs" | "secrets", rest @ ..] => payloads::dispatch(backend, asked, rest).await,
             ["containers", "create"] if post => containers::create(backend, asked, version).await,
+            ["containers", "json"] if get && backend.outside.engine().is_none() => {
+                beside(backend, asked, container_list::list_processes).await
+            }
             ["containers", "json"] if get => container_list::list(backend, &asked, version).await,
             ["containers", id, "json"] if get => container_list::inspect(backend, &asked, id, version).await,
             ["containers", id, "exec"] if post => exec::create(backend, &self.execs, asked, id).await,

@@ -12,18 +12,12 @@ use serde_json::{Value, json};
 use super::{attach, processes};
 use crate::api::backend::Backend;
 use crate::api::network_view;
-use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Patterns, Version};
 use crate::model::swarm::{Container, SANDBOX_LABEL, Task, TaskState, Time};
 use crate::store::Snapshot;
 
-/// `GET /containers/json`.
+/// `GET /containers/json`, with an engine.
 pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
-    if backend.outside.engine().is_none() {
-        if backend.lock().is_some() {
-            return Err(ApiError::locked());
-        }
-        return list_processes(backend, asked);
-    }
     let snapshot = backend.store.snapshot();
     let filters = asked.query("filters").unwrap_or_default();
     // Only the engine knows all of its filters, and says what is wrong with them.
@@ -214,9 +208,13 @@ fn ports(snapshot: &Snapshot, task: &Task, others: Option<&Vec<Value>>) -> Value
     Value::Array(shown)
 }
 
-/// The tasks that are processes, as containers.
-fn list_processes(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+/// The same without one: the tasks that are processes, as containers.
+pub(in crate::api) fn list_processes(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    if backend.lock().is_some() {
+        return Err(ApiError::locked());
+    }
     let filters = Filters::read(asked.query("filters"), &FILTERS)?;
+    let wanted = Wanted::read(&filters)?;
     let limit = match asked.query("limit").filter(|limit| !limit.is_empty()) {
         None => None,
         Some(text) => Some(
@@ -243,32 +241,63 @@ fn list_processes(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> 
         .into_iter()
         .map(|(task, container)| process(&snapshot, task, container, now))
         .filter(|shown| is_all || shown["State"] == "running")
-        .filter(|shown| is_wanted(&filters, shown));
+        .filter(|shown| wanted.has(shown));
     let shown: Vec<Value> = shown.take(limit.unwrap_or(usize::MAX)).collect();
     Ok(wire::json(StatusCode::OK, &shown))
 }
 
-fn is_wanted(filters: &Filters, shown: &Value) -> bool {
-    let text = |key: &str| shown[key].as_str().unwrap_or_default();
-    let label = |key: &str| shown["Labels"][key].as_str();
-    let code = text("Status")
-        .strip_prefix("Exited (")
-        .and_then(|rest| rest.split(')').next());
-    let networks = filters.values("network");
-    filters.prefix("id", text("Id"))
-        && filters.any("name", |name| {
-            shown["Names"][0]
-                .as_str()
-                .is_some_and(|own| own.contains(name.as_str()))
+/// What a list of processes is cut down to.
+struct Wanted<'a> {
+    filters: &'a Filters,
+    ids: Patterns,
+    names: Patterns,
+    codes: Vec<i64>,
+    /// All are.
+    is_task: bool,
+}
+
+impl Wanted<'_> {
+    /// Errors: a value that there is none of, in Docker's words.
+    fn read(filters: &Filters) -> Result<Wanted<'_>, ApiError> {
+        let code = |text: &String| {
+            let wrong = |_| ApiError::bad(format!("invalid filter 'exited={text}': expected an exit code"));
+            text.parse::<i64>().map_err(wrong)
+        };
+        let is_none = |state: &&String| !STATES.contains(&state.as_str());
+        if let Some(state) = filters.values("status").iter().find(is_none) {
+            let all = STATES.join(", ");
+            return Err(ApiError::bad(format!(
+                "invalid filter 'status={state}': invalid value for state ({state}): must be one of {all}"
+            )));
+        }
+        Ok(Wanted {
+            filters,
+            ids: filters.patterns("id"),
+            names: filters.patterns("name"),
+            codes: filters.values("exited").iter().map(code).collect::<Result<_, _>>()?,
+            is_task: filters.truth("is-task")?.unwrap_or(true),
         })
-        && filters.labels("label", label)
-        && filters.any("status", |state| state == text("State"))
-        && filters.any("exited", |wanted| code == Some(wanted.as_str()))
-        && filters.any("ancestor", |image| {
-            text("Image") == image || text("Image").strip_suffix(":latest") == Some(image.as_str())
-        })
-        && filters.any("is-task", |is| matches!(is.as_str(), "true" | "1"))
-        && (networks.is_empty() || is_on(shown, networks))
+    }
+
+    fn has(&self, shown: &Value) -> bool {
+        let text = |key: &str| shown[key].as_str().unwrap_or_default();
+        let label = |key: &str| shown["Labels"][key].as_str();
+        let name = shown["Names"][0].as_str().unwrap_or_default();
+        let code = text("Status")
+            .strip_prefix("Exited (")
+            .and_then(|rest| rest.split(')').next()?.parse::<i64>().ok());
+        let networks = self.filters.values("network");
+        self.is_task
+            && self.ids.are_in(text("Id"))
+            && (self.names.are_in(name) || self.names.are_in(name.trim_start_matches('/')))
+            && self.filters.exact_labels("label", label)
+            && self.filters.any("status", |state| state == text("State"))
+            && (self.codes.is_empty() || code.is_some_and(|code| self.codes.contains(&code)))
+            && self.filters.any("ancestor", |image| {
+                text("Image") == image || text("Image").strip_suffix(":latest") == Some(image.as_str())
+            })
+            && (networks.is_empty() || is_on(shown, networks))
+    }
 }
 
 fn process(snapshot: &Snapshot, task: &Task, container: &Container, now: Time) -> Value {
@@ -331,6 +360,16 @@ fn duration(seconds: u64) -> String {
 }
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
+/// As Docker names them.
+const STATES: [&str; 7] = [
+    "created",
+    "running",
+    "paused",
+    "restarting",
+    "removing",
+    "exited",
+    "dead",
+];
 /// What processes can be cut down by.
 const FILTERS: [&str; 8] = [
     "id", "name", "label", "status", "exited", "ancestor", "network", "is-task",

@@ -104,19 +104,35 @@ async fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
     let known = ["driver", "id", "label", "name", "scope", "type", "dangling"];
     let text = asked.query("filters");
     let filters = Filters::read(text, &known)?;
+    let dangling = match filters.values("dangling") {
+        [] => None,
+        [value] => match value.as_str() {
+            "1" | "true" => Some(true),
+            "0" | "false" => Some(false),
+            _ => {
+                return Err(ApiError::bad(
+                    "invalid value for filter 'dangling', must be \"true\" (or \"1\"), or \"false\" (or \"0\")",
+                ));
+            }
+        },
+        _ => return Err(ApiError::bad("got more than one value for filter key \"dangling\"")),
+    };
+    let is_no_type = |kind: &&String| !matches!(kind.as_str(), "builtin" | "custom");
+    if let Some(kind) = filters.values("type").iter().find(is_no_type) {
+        return Err(ApiError::internal(format!("invalid filter: 'type'='{kind}'")));
+    }
+    let (ids, names) = (filters.patterns("id"), filters.patterns("name"));
     let snapshot = backend.store.snapshot();
     let matches = |network: &&Arc<Network>| {
         filters.any("driver", |driver| *driver == network.driver)
-            && filters.prefix("id", network.id.as_str())
-            && filters.any("name", |name| network.name.contains(name.as_str()))
+            && ids.are_in(network.id.as_str())
+            && names.are_in(&network.name)
             && filters.any("scope", |scope| scope == "swarm")
             && filters.any("type", |kind| {
                 kind == if network.is_ingress { "builtin" } else { "custom" }
             })
-            && filters.any("dangling", |is| {
-                matches!(is.as_str(), "true" | "1") != is_used(&snapshot, network)
-            })
-            && filters.labels("label", |key| network.labels.get(key).map(String::as_str))
+            && dangling.is_none_or(|is| is != (network.is_ingress || is_used(&snapshot, network)))
+            && filters.exact_labels("label", |key| network.labels.get(key).map(String::as_str))
     };
     let mut networks: Vec<Value> = snapshot
         .networks()
@@ -201,14 +217,10 @@ async fn prune(backend: &Arc<Backend>, asked: &Asked, version: Version) -> Resul
         let pruned = backend.update(|snapshot| {
             let is_meant = |network: &&Arc<Network>| {
                 let label = |key: &str| network.labels.get(key).map(String::as_str);
-                let is_unwanted = |wanted: &String| {
-                    let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
-                    label(key).is_some_and(|found| value.is_empty() || found == value)
-                };
                 !network.is_ingress
                     && until.is_none_or(|until| network.meta.created_at <= until)
-                    && filters.labels("label", label)
-                    && !filters.values("label!").iter().any(is_unwanted)
+                    && filters.exact_labels("label", label)
+                    && !filters.is_unwanted("label!", label)
                     && !is_used(snapshot, network)
             };
             let networks: Vec<&Arc<Network>> = snapshot.networks().filter(is_meant).collect();

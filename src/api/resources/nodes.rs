@@ -12,22 +12,26 @@ use crate::model::swarm::{Node, Object, Time, Write};
 use crate::store::THIS_REVISION;
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    let filters = Filters::parse(asked.query("filters"))?;
     let snapshot = backend.store.snapshot();
     let swarm = find::swarm(&snapshot)?;
-    let known = ["id", "name", "label", "node.label", "role", "membership"];
-    let filters = Filters::read(asked.query("filters"), &known)?;
+    let filters = filters.only(&["id", "name", "label", "node.label", "role", "membership"])?;
     for (key, values) in [("role", ["manager", "worker"]), ("membership", ["accepted", "pending"])] {
-        if let Some(other) = filters
-            .values(key)
-            .iter()
-            .find(|value| !values.contains(&value.as_str()))
-        {
-            return Err(ApiError::bad(format!(
-                "invalid {key} filter: '{other}': expected {} or {}",
-                values[0], values[1]
-            )));
+        let is_one = |value: &String| values.iter().any(|known| known.eq_ignore_ascii_case(value));
+        let is_none = |value: &&String| !value.is_empty() && !is_one(value);
+        if let Some(other) = filters.values(key).iter().find(is_none) {
+            return Err(ApiError::internal(format!("Invalid {key} filter: '{other}'")));
         }
     }
+    // An empty word is none.
+    let is_any = |key: &str, word: &str| {
+        let mut wanted = filters
+            .values(key)
+            .iter()
+            .filter(|wanted| !wanted.is_empty())
+            .peekable();
+        wanted.peek().is_none() || wanted.any(|wanted| wanted.eq_ignore_ascii_case(word))
+    };
     let matches = |node: &&Arc<Node>| {
         let role = if node.is_manager { "manager" } else { "worker" };
         filters.prefix("id", node.id.as_str())
@@ -36,8 +40,8 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
             && filters.labels("node.label", |key| {
                 node.spec.labels.as_ref()?.get(key).map(String::as_str)
             })
-            && filters.any("role", |wanted| wanted == role)
-            && filters.any("membership", |wanted| wanted == "accepted")
+            && is_any("role", role)
+            && is_any("membership", "accepted")
     };
     let nodes: Vec<_> = snapshot
         .nodes()

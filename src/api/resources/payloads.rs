@@ -98,8 +98,9 @@ pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest:
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     match rest {
         [] if get => {
+            let filters = Filters::parse(asked.query("filters"))?;
             find::swarm(&snapshot)?;
-            let filters = Filters::read(asked.query("filters"), &["id", "name", "names", "label"])?;
+            let filters = filters.only(&["id", "name", "names", "label"])?;
             let matches = |payload: &&Arc<Payload>| {
                 filters.prefix("id", payload.id.as_str())
                     && filters.prefix("name", &payload.name)

@@ -17,10 +17,11 @@ use crate::model::swarm::{Key, Kind, Mode, Object, RegistryAuth, Service, Servic
 use crate::store::{Snapshot, THIS_REVISION};
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+    let filters = Filters::parse(asked.query("filters"))?;
+    let has_status = version >= Version(1, 41) && asked.truth("status")?;
     let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
-    let filters = Filters::read(asked.query("filters"), &["id", "name", "label", "mode", "runtime"])?;
-    let has_status = version >= Version(1, 41) && asked.truth("status")?;
+    let filters = filters.only(&["id", "name", "label", "mode", "runtime"])?;
     let matches = |service: &&Arc<Service>| {
         let mode = mode_name(service.mode());
         filters.prefix("id", service.id.as_str())

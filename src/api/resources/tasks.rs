@@ -14,6 +14,7 @@ use crate::model::swarm::{Id, Task, TaskState};
 use crate::store::Snapshot;
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    let filters = Filters::parse(asked.query("filters"))?;
     let snapshot = backend.store.snapshot();
     find::swarm(&snapshot)?;
     let known = [
@@ -26,7 +27,7 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
         "runtime",
         "_up-to-date",
     ];
-    let filters = Filters::read(asked.query("filters"), &known)?;
+    let filters = filters.only(&known)?;
     let mut services = BTreeSet::new();
     for text in filters.values("service") {
         services.insert(find::service(&snapshot, text)?.id.clone());
@@ -35,11 +36,15 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
     for text in filters.values("node") {
         nodes.insert(find::node(&snapshot, text)?.id.clone());
     }
-    for state in filters.values("desired-state") {
+    // An empty word is none.
+    let states: Vec<&String> = filters
+        .values("desired-state")
+        .iter()
+        .filter(|state| !state.is_empty())
+        .collect();
+    for state in &states {
         if !TaskState::ALL.iter().any(|known| is_state(state, *known)) {
-            return Err(ApiError::bad(format!(
-                "invalid desired-state filter: '{state}': expected a state such as running"
-            )));
+            return Err(ApiError::internal(format!("Invalid desired-state filter: '{state}'")));
         }
     }
     let matches = |task: &&Arc<Task>| {
@@ -58,7 +63,7 @@ pub(in crate::api) fn list(backend: &Backend, asked: &Asked) -> Result<Answer, A
             && filters.labels("label", |key| {
                 spec.as_ref()?.labels.as_ref()?.get(key).map(String::as_str)
             })
-            && filters.any("desired-state", |state| is_state(state, task.desired))
+            && (states.is_empty() || states.iter().any(|state| is_state(state, task.desired)))
             && filters.any("runtime", |runtime| runtime == "container")
             && filters.any("_up-to-date", |is| {
                 matches!(is.as_str(), "true" | "1") == is_wanted_up_to_date()

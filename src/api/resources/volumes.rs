@@ -47,13 +47,14 @@ fn seconds(volume: &Volume) -> String {
 
 async fn list(volumes: &dyn Volumes, asked: &Asked) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &["dangling", "driver", "label", "name"])?;
-    let dangling = truth(&filters, "dangling")?;
+    let dangling = filters.truth("dangling")?;
+    let names = filters.patterns("name");
     let all = volumes.list().await.map_err(|error| failed("list", "", error))?;
     let listed = all.iter().filter(|volume| {
         dangling.is_none_or(|dangling| dangling == volume.tasks.is_empty())
             && filters.any("driver", |driver| driver == DRIVER)
-            && filters.any("name", |name| volume.name.contains(name.as_str()))
-            && filters.labels("label", |key| volume.labels.get(key).map(String::as_str))
+            && names.are_in(&volume.name)
+            && filters.exact_labels("label", |key| volume.labels.get(key).map(String::as_str))
     });
     let listed: Vec<Value> = listed.map(shown).collect();
     Ok(wire::json(
@@ -124,18 +125,24 @@ async fn remove(volumes: &dyn Volumes, asked: &Asked, name: &str) -> Result<Answ
 async fn prune(volumes: &dyn Volumes, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &["all", "label", "label!"])?;
     let knows_no_others = version < Version(1, 42);
-    let is_all = truth(&filters, "all")?.unwrap_or(knows_no_others);
+    let is_all = match filters.values("all") {
+        [] => knows_no_others,
+        [value] => wire::is_true(value)
+            .ok_or_else(|| ApiError::bad(format!("invalid filter 'all': \"{value}\": expected true or false")))?,
+        several => {
+            let several = several.join(" ");
+            return Err(ApiError::bad(format!(
+                "invalid filter 'all=[{several}]': only one value is expected"
+            )));
+        }
+    };
     let all = volumes.list().await.map_err(|error| failed("list", "", error))?;
     let is_meant = |volume: &&Volume| {
         let label = |key: &str| volume.labels.get(key).map(String::as_str);
-        let is_unwanted = |wanted: &String| {
-            let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
-            label(key).is_some_and(|found| value.is_empty() || found == value)
-        };
         volume.tasks.is_empty()
             && (is_all || volume.labels.contains_key(ANONYMOUS))
-            && filters.labels("label", label)
-            && !filters.values("label!").iter().any(is_unwanted)
+            && filters.exact_labels("label", label)
+            && !filters.is_unwanted("label!", label)
     };
     let (mut deleted, mut n_bytes) = (Vec::new(), 0_u64);
     for volume in all.iter().filter(is_meant) {
@@ -154,24 +161,6 @@ async fn prune(volumes: &dyn Volumes, asked: &Asked, version: Version) -> Result
         StatusCode::OK,
         &json!({ "VolumesDeleted": deleted, "SpaceReclaimed": n_bytes }),
     ))
-}
-
-/// `None`: it is not asked for.
-fn truth(filters: &Filters, key: &str) -> Result<Option<bool>, ApiError> {
-    match filters.values(key) {
-        [] => Ok(None),
-        [value] => match value.as_str() {
-            "1" | "true" => Ok(Some(true)),
-            "0" | "false" => Ok(Some(false)),
-            _ => Err(wrong(key, filters)),
-        },
-        _ => Err(wrong(key, filters)),
-    }
-}
-
-fn wrong(key: &str, filters: &Filters) -> ApiError {
-    let values = filters.values(key);
-    ApiError::bad(format!("invalid filter '{key}={values:?}': expected true or false"))
 }
 
 fn failed(what: &str, name: &str, error: VolumeError) -> ApiError {

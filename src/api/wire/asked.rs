@@ -41,11 +41,12 @@ impl Asked {
 
     /// A switch of the stricter kind. Errors: it is neither on nor off.
     pub(in crate::api) fn truth(&self, key: &str) -> Result<bool, ApiError> {
-        match self.query(key).unwrap_or_default() {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            other => Err(ApiError::bad(format!(
-                "invalid value for {key}: {other}: expected true or false"
+        let text = self.query(key).unwrap_or_default();
+        match is_true(text) {
+            Some(is_true) => Ok(is_true),
+            None if text.is_empty() => Ok(false),
+            None => Err(ApiError::bad(format!(
+                "invalid value for {key}: {text}: expected true or false"
             ))),
         }
     }
@@ -113,6 +114,15 @@ impl Asked {
     /// Reads a body that says nothing here.
     pub(in crate::api) async fn no_body(self) -> Result<(), ApiError> {
         self.bodies.read(self.caller, self.body).await.map(drop)
+    }
+}
+
+/// As Go reads what is on or off; `None`: it is neither.
+pub(in crate::api) fn is_true(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 

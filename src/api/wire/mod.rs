@@ -18,10 +18,10 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-pub(super) use asked::{Asked, Caller, parse_time};
+pub(super) use asked::{Asked, Caller, is_true, parse_time};
 pub(super) use body::{Bodies, RequestBody, typed};
 pub(super) use error::{ApiError, LOCKED};
-pub(super) use filters::Filters;
+pub(super) use filters::{Filters, Patterns};
 pub(super) use json::Json;
 
 /// What is sent.

@@ -6,6 +6,7 @@ mod commands;
 mod engine;
 mod errors;
 mod events;
+mod filters;
 mod logs;
 mod networks;
 pub mod rig;

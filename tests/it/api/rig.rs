@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anynode::api::{Api, Host, Later, Outside};
+use anynode::api::{Api, Host, Later, Outside, Volume, VolumeError, Volumes};
 use anynode::control;
 use anynode::model::EntryPointSpec;
 use anynode::model::exec::{ExecError, ExecSpec};
@@ -43,6 +43,41 @@ pub struct Around {
     pub followers: Mutex<Vec<mpsc::UnboundedSender<LogLine>>>,
     /// What was asked of the logs.
     pub queries: Mutex<Vec<LogQuery>>,
+    /// Volumes of this node, where it has them itself.
+    pub volumes: Mutex<Option<Arc<MadeUpVolumes>>>,
+}
+
+/// Volumes that are only words.
+#[derive(Default)]
+pub struct MadeUpVolumes(pub Mutex<BTreeMap<String, Volume>>);
+
+impl Volumes for MadeUpVolumes {
+    fn list(&self) -> Later<'_, Result<Vec<Volume>, VolumeError>> {
+        let all = self.0.lock().unwrap().values().cloned().collect();
+        Box::pin(async { Ok(all) })
+    }
+
+    fn create<'a>(&'a self, name: &'a str, labels: BTreeMap<String, String>) -> Later<'a, Result<Volume, VolumeError>> {
+        let volume = Volume {
+            name: name.to_owned(),
+            created_at: Time(0),
+            labels,
+            mountpoint: PathBuf::from("/volumes").join(name),
+            tasks: Vec::new(),
+        };
+        let mut all = self.0.lock().unwrap();
+        let made = all.entry(name.to_owned()).or_insert(volume).clone();
+        Box::pin(async { Ok(made) })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>> {
+        let removed = self.0.lock().unwrap().remove(name);
+        Box::pin(async { removed.map(drop).ok_or(VolumeError::NotFound) })
+    }
+
+    fn size<'a>(&'a self, _: &'a str) -> Later<'a, u64> {
+        Box::pin(async { 1 })
+    }
 }
 
 impl Outside for Around {
@@ -126,6 +161,11 @@ impl Outside for Around {
     fn engine(&self) -> Option<PathBuf> {
         self.engine.lock().unwrap().clone()
     }
+
+    fn volumes(&self) -> Option<Arc<dyn Volumes>> {
+        let volumes = self.volumes.lock().unwrap().clone();
+        volumes.map(|volumes| volumes as Arc<dyn Volumes>)
+    }
 }
 
 pub struct Rig {
@@ -146,6 +186,15 @@ impl Rig {
         let around = Around::default();
         *around.engine.lock().unwrap() = Some(engine);
         Rig::start(around)
+    }
+
+    /// A swarm whose node has volumes itself.
+    pub fn with_volumes() -> Rig {
+        let around = Around::default();
+        *around.volumes.lock().unwrap() = Some(Arc::default());
+        let rig = Rig::start(around);
+        assert_eq!(rig.post("/swarm/init", &serde_json::json!({})).status, 200);
+        rig
     }
 
     /// A swarm that tasks run in.
