@@ -96,7 +96,7 @@ pub trait Volumes: Send + Sync {
     /// One that is there stays as it is.
     fn create<'a>(&'a self, name: &'a str, labels: BTreeMap<String, String>) -> Later<'a, Result<Volume, VolumeError>>;
 
-    /// Ready when nothing of it is left.
+    /// Ready when its name is free; what it holds goes by and by.
     fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>>;
 
     /// How much it holds, in bytes.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::agent::process::{self, Volumes};
 use crate::api::{Later, Volume, VolumeError};
 
@@ -40,19 +42,25 @@ impl crate::api::Volumes for NodeVolumes {
     fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>> {
         Box::pin(async move {
             let name = name.to_owned();
-            let removed = self.beside(move |volumes| volumes.begin_removal(&name)).await?;
-            removed
-                .done()
-                .await
-                .map_err(|error| VolumeError::Failed(error.to_string()))
+            self.beside(move |volumes| volumes.begin_removal(&name).map(drop)).await
         })
     }
 
     fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64> {
-        let name = name.to_owned();
+        let (volumes, name) = (self.0.clone(), name.to_owned());
         Box::pin(async move {
-            let size = self.beside(move |volumes| Ok(volumes.size(&name))).await;
-            size.unwrap_or_default()
+            let (tell, told) = oneshot::channel();
+            // On a thread of its own, which nobody waits for: there may be very much to count.
+            let counting = std::thread::Builder::new().name("volume-size".to_owned());
+            let begun = counting.spawn(move || {
+                let size = volumes.size(&name, || !tell.is_closed());
+                // An error says that nobody asks any more.
+                let _ = tell.send(size);
+            });
+            match begun {
+                Ok(_) => told.await.unwrap_or_default(),
+                Err(_) => 0,
+            }
         })
     }
 }

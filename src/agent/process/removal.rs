@@ -101,13 +101,13 @@ fn run(removals: &mpsc::Receiver<Removal>) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        match done {
-            Some(done) => drop(done.send(removed)),
-            None => {
-                if let Err(error) = removed {
-                    tracing::warn!(path = %path.display(), %error, "it is not removed");
-                }
-            }
+        // Whoever waited may be gone.
+        let untold = match done {
+            Some(done) => done.send(removed).err(),
+            None => Some(removed),
+        };
+        if let Some(Err(error)) = untold {
+            tracing::warn!(path = %path.display(), %error, "it is not removed");
         }
     }
 }

@@ -183,11 +183,11 @@ impl Volumes {
         Ok(self.remover.begin(&Dir::new(path))?)
     }
 
-    /// How much the files are that it holds, in bytes, as far as they can be seen.
-    pub fn size(&self, name: &str) -> u64 {
+    /// How much the files are that it holds, in bytes, as far as they can be seen, and as long as `is_wanted`.
+    pub fn size(&self, name: &str, is_wanted: impl Fn() -> bool) -> u64 {
         let mut dirs = vec![data_of(&self.dir, name)];
         let mut n_bytes = 0_u64;
-        while let Some(dir) = dirs.pop() {
+        while let Some(dir) = dirs.pop().filter(|_| is_wanted()) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 match entry.metadata() {
                     Ok(found) if found.is_dir() => dirs.push(entry.path()),
@@ -302,7 +302,7 @@ mod tests {
         // Whose metadata are damaged is there all the same.
         fs::write(parent.path().join("volumes/db/volume"), "{").unwrap();
         assert_eq!(volumes.list().unwrap().len(), 1);
-        assert_eq!(volumes.size("db"), 4);
+        assert_eq!((volumes.size("db", || true), volumes.size("db", || false)), (4, 0));
         volumes.begin_removal("db").unwrap().done().await.unwrap();
         assert!(matches!(volumes.begin_removal("db"), Err(VolumeError::NotFound)));
         assert_eq!(fs::read_dir(parent.path().join("volumes")).unwrap().count(), 0);

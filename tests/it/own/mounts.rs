@@ -373,8 +373,19 @@ fn volumes_by_the_command_line() {
     let pruned = own.docker(&["volume", "prune", "-a", "-f", "--filter", "label=a"]);
     assert!(pruned.contains("one") && pruned.contains("5B"), "{pruned}");
     assert_eq!(own.docker(&["volume", "ls", "-q"]), "two");
+    // Its name is free when it is answered, and what it held goes by and by.
+    let volumes = own.data_dir().join("volumes");
+    for dir in 0..100 {
+        let dir = volumes.join(format!("two/_data/{dir}"));
+        fs::create_dir(&dir).unwrap();
+        (0..200).for_each(|file| drop(fs::File::create(dir.join(file.to_string())).unwrap()));
+    }
     own.docker(&["volume", "rm", "two"]);
-    assert_eq!(n_entries(&own.data_dir().join("volumes")), 0);
+    assert!(!volumes.join("two").exists());
+    own.docker(&["volume", "create", "two"]);
+    assert_eq!(n_entries(&volumes.join("two/_data")), 0);
+    own.docker(&["volume", "rm", "two"]);
+    own.wait_for("nothing to be left", LONG, || n_entries(&volumes) == 0);
 }
 
 #[test]
