@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::broadcast;
+
 use crate::model::EntryPointSpec;
 use crate::model::exec::{ExecError, ExecSpec};
-use crate::model::swarm::{Id, SwarmAuthority, Time, UnlockKey};
+use crate::model::swarm::{Generic, Id, SwarmAuthority, Time, UnlockKey};
+use crate::model::volume::{TaskMount, VolumeChange};
 use crate::streams::{Exec, LogQuery, LogStream};
 
 /// This machine, as a node of a swarm.
@@ -101,6 +104,12 @@ pub trait Volumes: Send + Sync {
 
     /// How much it holds, in bytes.
     fn size<'a>(&'a self, name: &'a str) -> Later<'a, u64>;
+
+    /// What becomes of them from now on, whoever sees to it; who does not keep up misses some.
+    fn changes(&self) -> broadcast::Receiver<VolumeChange>;
+
+    /// What a task of this node has mounted; nothing of one that is gone. Reads a file.
+    fn mounts_of(&self, task: &Id) -> Vec<TaskMount>;
 }
 
 /// What the API needs of others.

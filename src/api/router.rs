@@ -143,6 +143,9 @@ impl Router {
                 beside(backend, asked, container_list::list_processes).await
             }
             ["containers", "json"] if get => container_list::list(backend, &asked, version).await,
+            ["containers", _, "json"] if get && backend.outside.engine().is_none() => {
+                beside(backend, asked, container_list::inspect_process).await
+            }
             ["containers", id, "json"] if get => container_list::inspect(backend, &asked, id, version).await,
             ["containers", id, "exec"] if post => exec::create(backend, &self.execs, asked, id).await,
             ["exec", id, "start"] if post => exec::start(backend, &self.execs, asked, id, version).await,
@@ -153,7 +156,7 @@ impl Router {
             }
             ["networks", rest @ ..] => networks::dispatch(backend, asked, rest, version).await,
             ["volumes", rest @ ..] => match backend.outside.volumes() {
-                Some(volumes) => volumes::dispatch(volumes, asked, rest, version).await,
+                Some(volumes) => volumes::dispatch(volumes, &self.events, asked, rest, version).await,
                 None => Err(ApiError::page_not_found()),
             },
             _ => Err(ApiError::page_not_found()),

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::agent::process::{self, Volumes};
 use crate::api::{Later, Volume, VolumeError};
+use crate::model::swarm::Id;
+use crate::model::volume::{TaskMount, VolumeChange};
 
 /// Those of this node.
 pub(super) struct NodeVolumes(pub(super) Arc<Volumes>);
@@ -62,6 +64,14 @@ impl crate::api::Volumes for NodeVolumes {
                 Err(_) => 0,
             }
         })
+    }
+
+    fn changes(&self) -> broadcast::Receiver<VolumeChange> {
+        self.0.changes()
+    }
+
+    fn mounts_of(&self, task: &Id) -> Vec<TaskMount> {
+        self.0.mounts_of(task.as_str())
     }
 }
 

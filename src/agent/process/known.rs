@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::job::Dir;
+use super::mounts::Mount;
+use crate::model::volume::TaskMount;
 
 /// All tasks' directories.
 #[derive(Debug)]
@@ -85,6 +87,13 @@ impl KnownTasks {
             }
         }
         Ok(holders)
+    }
+
+    /// What a task has mounted; nothing of one that is not there.
+    pub(super) fn mounts_of(&self, task: &str) -> Vec<TaskMount> {
+        let job = Dir::new(self.dir.join(task)).read_job().ok();
+        let mounts = job.and_then(|job| job.mounts).unwrap_or_default();
+        mounts.list.into_iter().map(Mount::shown).collect()
     }
 
     /// To be called when a task's file was written anew.

@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
 
 use super::job::{Dir, User};
 use super::known::KnownTasks;
 use super::removal::{Begun, Remover};
 use super::volume_name::{DATA, check_name, data_of};
 use crate::model::swarm::Time;
+use crate::model::volume::{TaskMount, VolumeChange};
 use crate::sys::mounts::mount_points;
 
 /// All that have names.
@@ -24,6 +26,7 @@ pub struct Volumes {
     remover: Remover,
     /// std mutex: held while one is made, or put aside to be removed.
     changing: Mutex<()>,
+    told: broadcast::Sender<VolumeChange>,
 }
 
 /// One of them.
@@ -64,6 +67,8 @@ struct Kept {
 }
 
 const KEPT: &str = "volume";
+/// So far may a listener be behind.
+const CHANGES_AHEAD: usize = 1024;
 
 /// Makes a directory that is the user's, and that others may read. It may be there.
 fn make_data(path: &Path, owner: Option<&User>) -> io::Result<()> {
@@ -94,7 +99,18 @@ impl Volumes {
             dir,
             tasks,
             changing: Mutex::default(),
+            told: broadcast::Sender::new(CHANGES_AHEAD),
         }
+    }
+
+    /// What becomes of them from now on; who does not keep up misses some.
+    pub fn changes(&self) -> broadcast::Receiver<VolumeChange> {
+        self.told.subscribe()
+    }
+
+    /// What a task has mounted; nothing of one that is not there.
+    pub fn mounts_of(&self, task: &str) -> Vec<TaskMount> {
+        self.tasks.mounts_of(task)
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -152,6 +168,8 @@ impl Volumes {
                 };
                 self.write(name, &kept)?;
                 make_data(&data, None)?;
+                // An error says that nobody listens.
+                let _ = self.told.send(VolumeChange::Made(name.to_owned()));
                 kept
             }
         };
@@ -180,7 +198,9 @@ impl Volumes {
         if let Some(point) = mount_points()?.into_iter().find(|point| point.starts_with(&real)) {
             return Err(VolumeError::Mounted(point));
         }
-        Ok(self.remover.begin(&Dir::new(path))?)
+        let begun = self.remover.begin(&Dir::new(path))?;
+        let _ = self.told.send(VolumeChange::Removed(name.to_owned()));
+        Ok(begun)
     }
 
     /// How much the files are that it holds, in bytes, as far as they can be seen, and as long as `is_wanted`.
@@ -292,6 +312,7 @@ mod tests {
         assert_eq!(volumes.list().unwrap(), []);
         assert!(matches!(volumes.get("db"), Err(VolumeError::NotFound)));
         let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let mut changes = volumes.changes();
         let made = volumes.create("db", &labels).unwrap();
         assert_eq!((&made.labels, made.tasks.len()), (&labels, 0));
         fs::write(made.data.join("file"), "kept").unwrap();
@@ -306,6 +327,9 @@ mod tests {
         volumes.begin_removal("db").unwrap().done().await.unwrap();
         assert!(matches!(volumes.begin_removal("db"), Err(VolumeError::NotFound)));
         assert_eq!(fs::read_dir(parent.path().join("volumes")).unwrap().count(), 0);
+        assert_eq!(changes.try_recv(), Ok(VolumeChange::Made("db".to_owned())));
+        assert_eq!(changes.try_recv(), Ok(VolumeChange::Removed("db".to_owned())));
+        assert!(changes.try_recv().is_err(), "one that was there is not made again");
     }
 
     #[test]

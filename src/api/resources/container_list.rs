@@ -79,16 +79,19 @@ pub(in crate::api) async fn list(backend: &Backend, asked: &Asked, version: Vers
     .await
 }
 
-/// `GET /containers/ID/json`.
+/// `GET /containers/ID/json` without an engine: of a task that is a process.
+pub(in crate::api) fn inspect_process(backend: &Backend, asked: &Asked) -> Result<Answer, ApiError> {
+    let id = asked.path.get(1).map(String::as_str).unwrap_or_default();
+    processes::inspect(backend, id, |snapshot, task| ports(snapshot, task, None))
+}
+
+/// The same with one.
 pub(in crate::api) async fn inspect(
     backend: &Backend,
     asked: &Asked,
     id: &str,
     version: Version,
 ) -> Result<Answer, ApiError> {
-    if backend.outside.engine().is_none() {
-        return processes::inspect(backend, id, |snapshot, task| ports(snapshot, task, None));
-    }
     let path = wire::with_query(&format!("/containers/{}/json", wire::encode(id)), &asked.query);
     let answer = backend.engine.send(Method::GET, version, &path, Vec::new()).await?;
     let snapshot = backend.store.snapshot();

@@ -1,5 +1,6 @@
-//! `docker events`: what changes in the store, a JSON object in each line, tasks among it, which Docker leaves out; and what
-//! the engine beside it says. The last events are kept for those who ask for what was.
+//! `docker events`: what changes in the store, a JSON object in each line, tasks among it, which Docker leaves out; what happens on
+//! this node where no engine says so (`local_events`); and what the engine beside it says. The last events are kept for those who
+//! ask for what was.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,15 +15,20 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
 use tokio::sync::{broadcast, mpsc};
 
+use super::local_events::{Mounted, of_volume};
 use crate::api::backend::Backend;
+use crate::api::outside::Volumes;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
 use crate::model::swarm::{Id, Key, Kind, Mode, Node, Object, Service, Time};
+use crate::model::volume::VolumeChange;
 use crate::store::{Snapshot, Store};
 
 /// What changed lately, and who wants to hear of what changes next.
 pub(in crate::api) struct Events {
     past: Mutex<Past>,
     live: broadcast::Sender<Arc<Value>>,
+    /// Of this node, where no engine has them.
+    volumes: Option<Arc<dyn Volumes>>,
 }
 
 struct Past {
@@ -33,6 +39,9 @@ struct Past {
     kept: Kept,
     /// Those of tasks, apart: there are many, and few ask for them.
     of_tasks: Kept,
+    /// What became of volumes since the last look.
+    volumes: Option<broadcast::Receiver<VolumeChange>>,
+    mounted: Mounted,
 }
 
 impl Past {
@@ -83,7 +92,10 @@ fn bytes_of(event: &Value) -> usize {
 
 impl Events {
     pub(in crate::api) fn new(backend: &Backend) -> Events {
+        let volumes = backend.outside.volumes();
         let past = Past {
+            volumes: volumes.as_ref().map(|volumes| volumes.changes()),
+            mounted: Mounted::default(),
             until: backend.lock().is_none().then(|| backend.store.snapshot()),
             n: 0,
             kept: Kept::default(),
@@ -92,6 +104,7 @@ impl Events {
         Events {
             past: Mutex::new(past),
             live: broadcast::Sender::new(EVENTS_AHEAD),
+            volumes,
         }
     }
 
@@ -103,27 +116,71 @@ impl Events {
     /// Makes events of all that has changed.
     fn catch_up(&self, store: &dyn Store) -> MutexGuard<'_, Past> {
         let mut past = self.past();
+        self.catch_up_with_volumes(&mut past);
         let now = store.snapshot();
         let Some(until) = past.until.clone() else { return past };
         // Of two who catch up at once, one may have an older snapshot.
         if now.revision() > until.revision() {
             let at = Time::now();
             for event in events(&until, &now, at) {
-                let event = Arc::new(event);
-                past.add(at, &event);
-                // An error says that nobody listens.
-                let _ = self.live.send(event);
+                self.tell(&mut past, at, event);
+            }
+            if let Some(volumes) = &self.volumes {
+                for event in past.mounted.follow(&until, &now, &**volumes, at) {
+                    self.tell(&mut past, at, event);
+                }
             }
             past.until = Some(now);
         }
         past
     }
 
+    fn catch_up_with_volumes(&self, past: &mut Past) {
+        let mut changes = past.volumes.take();
+        loop {
+            let change = match changes.as_mut().map(broadcast::Receiver::try_recv) {
+                Some(Ok(change)) => change,
+                Some(Err(broadcast::error::TryRecvError::Lagged(_))) => continue,
+                _ => break,
+            };
+            let at = Time::now();
+            self.tell(past, at, of_volume(&change, at));
+        }
+        past.volumes = changes;
+    }
+
+    fn tell(&self, past: &mut Past, at: Time, event: Value) {
+        let event = Arc::new(event);
+        past.add(at, &event);
+        // An error says that nobody listens.
+        let _ = self.live.send(event);
+    }
+
+    /// What nobody but the API knows of.
+    pub(super) fn say(&self, at: Time, event: Value) {
+        self.tell(&mut self.past(), at, event);
+    }
+
     /// Makes events as things change, for ever.
     pub(in crate::api) async fn follow(&self, store: &dyn Store) {
         let mut changed = store.changed();
+        let mut volumes = self.volumes.as_ref().map(|volumes| volumes.changes());
         self.past().until.get_or_insert_with(|| store.snapshot());
-        while changed.changed().await.is_ok() {
+        loop {
+            let of_volumes = async {
+                match &mut volumes {
+                    // Which one it is has the other receiver.
+                    Some(volumes) => !matches!(volumes.recv().await, Err(broadcast::error::RecvError::Closed)),
+                    None => std::future::pending().await,
+                }
+            };
+            let is_on = tokio::select! {
+                changed = changed.changed() => changed.is_ok(),
+                is_on = of_volumes => is_on,
+            };
+            if !is_on {
+                break;
+            }
             drop(self.catch_up(store));
         }
     }
@@ -137,6 +194,14 @@ pub(in crate::api) async fn stream(
 ) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &[&ENGINES_KEYS[..], &["task"]].concat())?;
     let (since, until) = (asked.time("since")?, asked.time("until")?);
+    if since.zip(until).is_some_and(|(since, until)| until < since) {
+        let said = |key: &str| asked.query(key).unwrap_or_default();
+        return Err(ApiError::bad(format!(
+            "`since` time ({}) cannot be after `until` time ({})",
+            said("since"),
+            said("until")
+        )));
+    }
     let (past, live) = {
         let past = known.catch_up(&*backend.store);
         (past.all(), known.live.subscribe())
@@ -252,26 +317,41 @@ async fn pass(mut said: Incoming, lines: mpsc::Sender<Bytes>) {
     }
 }
 
+/// As Docker has it: a kind with a name is in what begins so, by its id or its name, whatever kind that is of.
 fn wants(filters: &Filters, event: &Value) -> bool {
     let text = |key: &str| event[key].as_str().unwrap_or_default();
     let attribute = |key: &str| event["Actor"]["Attributes"][key].as_str();
-    let (kind, id, name) = (
-        text("Type"),
-        event["Actor"]["ID"].as_str().unwrap_or_default(),
-        attribute("name"),
-    );
-    let is_named = |wanted: &String| *wanted == id || Some(wanted.as_str()) == name;
-    let mut named = ACTORS.iter().filter(|kind| !filters.values(kind).is_empty()).peekable();
-    let is_actor = named.peek().is_none() || named.any(|of| *of == kind && filters.values(of).iter().any(is_named));
+    let (kind, action) = (text("Type"), text("Action"));
+    let id = event["Actor"]["ID"].as_str().unwrap_or_default();
+    let name = attribute("name").unwrap_or_default();
+    let is_of = |kind: &&str| filters.prefix(kind, id) || filters.prefix(kind, name);
+    let image = attribute(if kind == "image" { "name" } else { "image" }).unwrap_or_default();
+    let is_image = |wanted: &String| [id, image, without_tag(id), without_tag(image)].contains(&wanted.as_str());
+    // Of these Docker's actions say more behind a colon.
+    let is_longer = filters
+        .values("event")
+        .iter()
+        .any(|wanted| LONGER.contains(&wanted.as_str()));
+    let is_action = |wanted: &String| wanted == action || is_longer && action.starts_with(wanted.as_str());
     // Docker has none of tasks, and clients that know only its types end at one: they are for who asks for them.
     let is_task_asked_for =
         || !filters.values("task").is_empty() || filters.values("type").iter().any(|kind| kind == "task");
     (kind != "task" || is_task_asked_for())
         && filters.any("type", |wanted| wanted == kind)
-        && filters.any("event", |wanted| wanted == text("Action"))
-        && filters.any("scope", |wanted| wanted == "swarm")
-        && filters.labels("label", attribute)
-        && is_actor
+        && filters.any("event", is_action)
+        && filters.any("scope", |wanted| wanted == text("scope"))
+        && filters.exact_labels("label", attribute)
+        && filters.any("image", is_image)
+        && ACTORS.iter().all(is_of)
+}
+
+/// A name of an image without its tag or digest.
+fn without_tag(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    }
 }
 
 /// What was made, changed and removed between two snapshots.
@@ -403,7 +483,7 @@ fn event(kind: &str, id: &Id, action: &str, attributes: Map<String, Value>, at: 
 }
 
 /// The kinds that an event can be cut down to by name.
-const ACTORS: [&str; 12] = [
+const ACTORS: [&str; 10] = [
     "service",
     "node",
     "network",
@@ -411,12 +491,11 @@ const ACTORS: [&str; 12] = [
     "config",
     "task",
     "container",
-    "image",
     "volume",
     "plugin",
     "daemon",
-    "builder",
 ];
+const LONGER: [&str; 3] = ["health_status", "exec_create", "exec_start"];
 /// What an engine can cut its events down by.
 const ENGINES_KEYS: [&str; 15] = [
     "type",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::task_mounts::TaskMounts;
 use crate::api::backend::Backend;
 use crate::api::network_view;
 use crate::api::wire::{self, Answer, ApiError};
@@ -43,7 +44,7 @@ fn find(backend: &Backend, text: &str) -> Result<(Arc<Snapshot>, Arc<Task>, Cont
     Ok((snapshot.clone(), found.0, found.1))
 }
 
-fn is_running(task: &Task) -> bool {
+pub(super) fn is_running(task: &Task) -> bool {
     matches!(task.status.state, TaskState::Starting | TaskState::Running)
 }
 
@@ -111,6 +112,7 @@ pub(super) fn inspect(
             shown_ports.insert(key, public.unwrap_or_default());
         }
     }
+    let mounted = TaskMounts::of(backend, &task);
     let shown = json!({
         "Id": container.id,
         "Created": task.meta.created_at.to_string(),
@@ -134,8 +136,8 @@ pub(super) fn inspect(
         "RestartCount": 0,
         "Driver": "",
         "Platform": "linux",
-        "HostConfig": { "NetworkMode": "default" },
-        "Mounts": [],
+        "HostConfig": mounted.host_config(&spec),
+        "Mounts": mounted.shown(&task.id),
         "Config": {
             "Hostname": container.hostname,
             "User": spec.user,

@@ -7,12 +7,16 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::events::Events;
+use super::local_events::of_pruned_volumes;
 use crate::api::outside::{Volume, VolumeError, Volumes};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
+use crate::model::swarm::Time;
 
 /// `volumes`: those of this node.
 pub(in crate::api) async fn dispatch(
     volumes: Arc<dyn Volumes>,
+    events: &Events,
     asked: Asked,
     rest: &[&str],
     version: Version,
@@ -21,7 +25,7 @@ pub(in crate::api) async fn dispatch(
     match rest {
         [] if get => list(&*volumes, &asked).await,
         ["create"] if post => create(&*volumes, asked).await,
-        ["prune"] if post => prune(&*volumes, &asked, version).await,
+        ["prune"] if post => prune(&*volumes, events, &asked, version).await,
         [name] if get => inspect(&*volumes, name).await,
         [name] if asked.method == Method::DELETE => remove(&*volumes, &asked, name).await,
         _ => Err(ApiError::page_not_found()),
@@ -122,7 +126,7 @@ async fn remove(volumes: &dyn Volumes, asked: &Asked, name: &str) -> Result<Answ
 }
 
 /// Those that no task has; unless `all` is asked for, of these the ones that were made without a name.
-async fn prune(volumes: &dyn Volumes, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
+async fn prune(volumes: &dyn Volumes, events: &Events, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
     let filters = Filters::read(asked.query("filters"), &["all", "label", "label!"])?;
     let knows_no_others = version < Version(1, 42);
     let is_all = match filters.values("all") {
@@ -157,6 +161,8 @@ async fn prune(volumes: &dyn Volumes, asked: &Asked, version: Version) -> Result
             Err(error) => return Err(failed("remove", &volume.name, error)),
         }
     }
+    let at = Time::now();
+    events.say(at, of_pruned_volumes(n_bytes, at));
     Ok(wire::json(
         StatusCode::OK,
         &json!({ "VolumesDeleted": deleted, "SpaceReclaimed": n_bytes }),
@@ -175,6 +181,6 @@ fn failed(what: &str, name: &str, error: VolumeError) -> ApiError {
     }
 }
 
-const DRIVER: &str = "local";
+pub(super) const DRIVER: &str = "local";
 /// What the label of one that was made without a name is called.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";

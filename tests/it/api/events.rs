@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use anynode::model::volume::{MountOf, TaskMount};
 use serde_json::{Value, json};
 
 use super::engine::Engine;
@@ -193,4 +194,123 @@ fn of_the_engine_too() {
     child.kill().unwrap();
     child.wait().unwrap();
     engine.wait_gone("/events");
+}
+
+/// What was told of this kind until now, with these filters: each with its action, its actor and what is said of that.
+fn told(rig: &Rig, filters: &Value) -> Vec<(String, String, Value)> {
+    let filters: String = filters.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let until = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+    let said = rig.get(&format!("/events?since=1&until={until}&filters={filters}"));
+    let said = String::from_utf8(said.body).unwrap();
+    let events = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    events
+        .inspect(|event| assert_eq!(event["scope"], "local", "{event}"))
+        .map(|event| {
+            (
+                text(&event["Action"]),
+                text(&event["Actor"]["ID"]),
+                event["Actor"]["Attributes"].clone(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn of_volumes() {
+    let rig = Rig::with_volumes();
+    let volumes = rig.around.volumes.lock().unwrap().clone().unwrap();
+    let (live, mut child) = events(&rig, &["--filter", "type=volume", "--filter", "volume=da"]);
+    rig.docker(&["volume", "create", "data"]);
+    rig.docker(&["volume", "create", "data"]);
+    rig.docker(&["volume", "create", "other"]);
+    wait(&live, "volume", "create");
+    let mount = |of: MountOf, target: &str, is_writable: bool| TaskMount {
+        of,
+        target: target.into(),
+        is_writable,
+    };
+    let of_volume = |name: Option<&str>, source: &str| MountOf::Volume {
+        name: name.map(str::to_owned),
+        source: source.into(),
+    };
+    *volumes.mounts.lock().unwrap() = vec![
+        mount(of_volume(Some("data"), "/volumes/data/_data"), "/app", false),
+        mount(of_volume(None, "/tasks/x/volumes/3"), "/cache", true),
+        mount(MountOf::Bind { source: "/srv".into() }, "/srv", true),
+        mount(MountOf::Memory, "/run", true),
+    ];
+    let mut body = service("web", None);
+    body["TaskTemplate"]["ContainerSpec"]["Mounts"] = json!([
+        { "Type": "volume", "Source": "data", "Target": "/app", "ReadOnly": true },
+        { "Type": "volume", "Target": "/cache" },
+        { "Type": "bind", "Source": "/srv", "Target": "/srv" },
+        { "Type": "tmpfs", "Target": "/run" },
+    ]);
+    rig.post("/services/create", &body);
+    let mounted = wait(&live, "volume", "mount");
+    let container = mounted["Actor"]["Attributes"]["container"].as_str().unwrap().to_owned();
+    let shown = rig.get(&format!("/containers/{container}/json")).json();
+    let nameless = format!("{container}-3");
+    let mounts = |shown: &Value| {
+        let mounts = shown.as_array().unwrap().clone();
+        mounts
+            .iter()
+            .map(|mount| mount["Destination"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(mounts(&shown["Mounts"]), ["/app", "/cache", "/srv", "/run"]);
+    assert_eq!(
+        shown["Mounts"][0],
+        json!({
+            "Type": "volume", "Name": "data", "Source": "/volumes/data/_data", "Destination": "/app", "Driver": "local",
+            "Mode": "z", "RW": false, "Propagation": "",
+        })
+    );
+    assert_eq!(shown["Mounts"][1]["Name"], nameless.as_str());
+    assert_eq!(
+        shown["Mounts"][2],
+        json!({
+            "Type": "bind", "Source": "/srv", "Destination": "/srv", "Mode": "", "RW": true, "Propagation": "rprivate",
+        })
+    );
+    assert_eq!(
+        (&shown["Mounts"][3]["Type"], &shown["Mounts"][3]["Source"]),
+        (&json!("tmpfs"), &json!(""))
+    );
+    assert_eq!(shown["HostConfig"]["Binds"], Value::Null);
+    assert_eq!(
+        shown["HostConfig"]["Mounts"],
+        body["TaskTemplate"]["ContainerSpec"]["Mounts"]
+    );
+    rig.delete("/services/web");
+    wait(&live, "volume", "unmount");
+    rig.docker(&["volume", "rm", "data"]);
+    wait(&live, "volume", "destroy");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    rig.docker(&["volume", "prune", "--all", "--force"]);
+    let of_data = told(&rig, &json!({ "volume": ["data"] }));
+    let expected = [
+        ("create", json!({ "driver": "local" })),
+        (
+            "mount",
+            json!({ "driver": "local", "container": container, "destination": "/app", "read/write": "false", "propagation": "" }),
+        ),
+        ("unmount", json!({ "driver": "local", "container": container })),
+        ("destroy", json!({ "driver": "local" })),
+    ];
+    let expected = expected.map(|(action, about)| (action.to_owned(), "data".to_owned(), about));
+    assert_eq!(of_data, expected);
+    let of_nameless = told(&rig, &json!({ "volume": [nameless], "event": ["mount"] }));
+    assert_eq!(of_nameless.len(), 1, "{of_nameless:?}");
+    let pruned = told(&rig, &json!({ "type": ["volume"], "event": ["prune"] }));
+    assert_eq!(
+        pruned,
+        [("prune".to_owned(), String::new(), json!({ "reclaimed": "1" }))]
+    );
+    assert!(told(&rig, &json!({ "type": ["volume"], "scope": ["swarm"] })).is_empty());
 }

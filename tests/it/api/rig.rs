@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde_json::Value;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub const LONG: Duration = Duration::from_secs(30);
 
@@ -48,12 +48,26 @@ pub struct Around {
 }
 
 /// Volumes that are only words.
-#[derive(Default)]
-pub struct MadeUpVolumes(pub Mutex<BTreeMap<String, Volume>>);
+pub struct MadeUpVolumes {
+    all: Mutex<BTreeMap<String, Volume>>,
+    told: broadcast::Sender<VolumeChange>,
+    /// What every task has mounted.
+    pub mounts: Mutex<Vec<TaskMount>>,
+}
+
+impl Default for MadeUpVolumes {
+    fn default() -> MadeUpVolumes {
+        MadeUpVolumes {
+            all: Mutex::default(),
+            told: broadcast::Sender::new(16),
+            mounts: Mutex::default(),
+        }
+    }
+}
 
 impl Volumes for MadeUpVolumes {
     fn list(&self) -> Later<'_, Result<Vec<Volume>, VolumeError>> {
-        let all = self.0.lock().unwrap().values().cloned().collect();
+        let all = self.all.lock().unwrap().values().cloned().collect();
         Box::pin(async { Ok(all) })
     }
 
@@ -65,18 +79,32 @@ impl Volumes for MadeUpVolumes {
             mountpoint: PathBuf::from("/volumes").join(name),
             tasks: Vec::new(),
         };
-        let mut all = self.0.lock().unwrap();
+        let mut all = self.all.lock().unwrap();
+        if !all.contains_key(name) {
+            let _ = self.told.send(VolumeChange::Made(name.to_owned()));
+        }
         let made = all.entry(name.to_owned()).or_insert(volume).clone();
         Box::pin(async { Ok(made) })
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> Later<'a, Result<(), VolumeError>> {
-        let removed = self.0.lock().unwrap().remove(name);
+        let removed = self.all.lock().unwrap().remove(name);
+        if removed.is_some() {
+            let _ = self.told.send(VolumeChange::Removed(name.to_owned()));
+        }
         Box::pin(async { removed.map(drop).ok_or(VolumeError::NotFound) })
     }
 
     fn size<'a>(&'a self, _: &'a str) -> Later<'a, u64> {
         Box::pin(async { 1 })
+    }
+
+    fn changes(&self) -> broadcast::Receiver<VolumeChange> {
+        self.told.subscribe()
+    }
+
+    fn mounts_of(&self, _: &Id) -> Vec<TaskMount> {
+        self.mounts.lock().unwrap().clone()
     }
 }
 

@@ -278,6 +278,28 @@ fn a_named_volume_outlives_services_and_is_removed_when_nobody_has_it() {
         |word: &str| format!("cat {app}/file; echo {word} >> {app}/file && echo {word} written; exec sleep 1000");
     stage.create("one", &[volume("data", &app)], &USER, &script("first"));
     stage.wait_said("one", "first written");
+    let container = own.docker(&["ps", "-q", "--no-trunc"]);
+    let format = "{{range .Mounts}}{{.Type}} {{.Name}} {{.Source}} {{.Destination}} {{.RW}}{{end}}";
+    let data = own.data_dir().join("volumes/data/_data");
+    assert_eq!(
+        own.docker(&["inspect", "--format", format, &container]),
+        format!("volume data {} {app} true", data.display())
+    );
+    let told = || {
+        let format = "{{.Action}} {{.Actor.ID}} {{.Scope}}";
+        own.docker(&[
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "--filter",
+            "type=volume",
+            "--format",
+            format,
+        ])
+    };
+    own.wait_for("its events", LONG, || told() == "create data local\nmount data local");
     let used = own.docker_fails(&["volume", "rm", "data"]);
     assert!(used.contains("remove data: volume is in use - ["), "{used}");
     stage.remove("one");

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use self::source::Hidden;
 use self::target::{Kind, Walk};
+use crate::model::volume::{MountOf, TaskMount};
 use crate::sys::mounts::{Loose, ReadOnly, path_of, place, with_usual_modes};
 
 /// All that one task has mounted, those in front first that others lie in.
@@ -61,6 +62,22 @@ pub(super) enum What {
         mode: u32,
         has_programs: bool,
     },
+}
+
+impl Mount {
+    /// As others see it.
+    pub(super) fn shown(self) -> TaskMount {
+        let of = match self.what {
+            What::Bind { source, .. } => MountOf::Bind { source },
+            What::Volume { name, source, .. } => MountOf::Volume { name, source },
+            What::Memory { .. } => MountOf::Memory,
+        };
+        TaskMount {
+            of,
+            target: self.target,
+            is_writable: !self.read_only,
+        }
+    }
 }
 
 impl Mounts {
