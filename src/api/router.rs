@@ -147,8 +147,8 @@ impl Router {
                 beside(backend, asked, container_list::inspect_process).await
             }
             ["containers", id, "json"] if get => container_list::inspect(backend, &asked, id, version).await,
-            ["containers", id, "exec"] if post => exec::create(backend, &self.execs, asked, id).await,
-            ["exec", id, "start"] if post => exec::start(backend, &self.execs, asked, id, version).await,
+            ["containers", id, "exec"] if post => exec::create(backend, &self.execs, &self.events, asked, id).await,
+            ["exec", id, "start"] if post => exec::start(backend, &self.execs, &self.events, asked, id, version).await,
             ["exec", id, "resize"] if post => exec::resize(&self.execs, &asked, id).await,
             ["exec", id, "json"] if get => exec::inspect(&self.execs, id),
             ["networks", id, what @ ("connect" | "disconnect")] if post => {

@@ -16,12 +16,15 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
 
+use super::detach::DetachKeys;
+use super::events::Events;
 use super::exec_run::{Run, failed, see_through};
 use super::exec_table::{Kept, Made, State};
-use super::processes;
+use super::{local_events, processes};
 use crate::api::backend::Backend;
 use crate::api::wire::{self, Answer, ApiError, Asked, Caller, Version};
 use crate::model::exec::ExecSpec;
+use crate::model::swarm::Time;
 use crate::places::{Places, Table};
 use crate::sys::limits;
 
@@ -117,25 +120,29 @@ impl Asks {
 pub(in crate::api) async fn create(
     backend: &Backend,
     execs: &Execs,
+    events: &Events,
     asked: Asked,
     container: &str,
 ) -> Result<Answer, ApiError> {
     let caller = asked.caller;
     let mut asks: Asks = asked.json().await?;
-    let detach_keys = std::mem::take(&mut asks.detach_keys);
+    let detach_keys = DetachKeys::read(&std::mem::take(&mut asks.detach_keys))?;
     let spec = asks.judged()?;
     let (task, container) = processes::running(backend, container)?;
     let made = Made {
         id: format!("{:032x}{:032x}", fastrand::u128(..), fastrand::u128(..)),
-        task,
+        about: local_events::about(&task),
+        task: task.id.clone(),
         container,
         caller,
         spec,
         detach_keys,
         state: watch::Sender::new(State::Made),
     };
-    let id = made.id.clone();
+    let (id, at) = (made.id.clone(), Time::now());
+    let event = made.event("exec_create", [], at);
     execs.kept().insert(made)?;
+    events.say(at, event);
     Ok(wire::json(StatusCode::CREATED, &json!({ "Id": id })))
 }
 
@@ -151,6 +158,7 @@ struct StartAsks {
 pub(in crate::api) async fn start(
     backend: &Arc<Backend>,
     execs: &Execs,
+    events: &Arc<Events>,
     mut asked: Asked,
     id: &str,
     version: Version,
@@ -173,6 +181,9 @@ pub(in crate::api) async fn start(
         ));
     }
     made.begin()?;
+    let at = Time::now();
+    events.say(at, made.event("exec_start", [], at));
+    let events = events.clone();
     let place = execs.places.take(caller);
     let is_framed = !asks.tty;
     if asks.detach {
@@ -183,7 +194,7 @@ pub(in crate::api) async fn start(
             let exec = started.map_err(|error| failed(&made, &error))?;
             made.runs(&exec);
             let nobody = None::<(DuplexStream, bool)>;
-            tokio::spawn(see_through(made, place, exec, nobody, std::future::pending()));
+            tokio::spawn(async move { see_through(&events, made, place, exec, nobody, std::future::pending()).await });
             Ok(wire::empty(StatusCode::OK))
         });
         return starting.await.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -194,6 +205,7 @@ pub(in crate::api) async fn start(
     });
     let run = Run {
         backend: backend.clone(),
+        events,
         made,
         place,
         spec,
@@ -275,7 +287,7 @@ pub(in crate::api) fn inspect(execs: &Execs, id: &str) -> Result<Answer, ApiErro
         "OpenStdout": spec.stdout,
         "CanRemove": false,
         "ContainerID": made.container,
-        "DetachKeys": made.detach_keys,
+        "DetachKeys": made.detach_keys.said(),
         "Pid": pid,
     });
     Ok(wire::json(StatusCode::OK, &shown))

@@ -5,13 +5,16 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::detach::Listening;
+use super::events::Events;
 use super::exec_table::Made;
 use super::processes;
 use crate::api::backend::Backend;
 use crate::api::wire::{ApiError, Caller};
 use crate::model::exec::{ExecError, ExecSpec};
+use crate::model::swarm::Time;
 use crate::places::Place;
 use crate::streams::{Exec, ExecInput, ExecOutput};
 
@@ -27,6 +30,7 @@ pub(super) fn failed(made: &Made, error: &ExecError) -> ApiError {
 /// A program that is about to run, for whoever holds its streams.
 pub(super) struct Run {
     pub(super) backend: Arc<Backend>,
+    pub(super) events: Arc<Events>,
     pub(super) made: Arc<Made>,
     pub(super) place: Place<Caller>,
     pub(super) spec: ExecSpec,
@@ -42,6 +46,7 @@ impl Run {
     ) {
         let Run {
             backend,
+            events,
             made,
             place,
             spec,
@@ -61,7 +66,7 @@ impl Run {
             Ok(exec) => {
                 made.runs(&exec);
                 let client = client.map(|client| (client, is_framed));
-                see_through(made, place, exec, client, cut).await;
+                see_through(&events, made, place, exec, client, cut).await;
             }
             Err(error) => {
                 // Docker's clients show it in the place of what the program would say, and ask for the exit code then.
@@ -83,6 +88,7 @@ impl Run {
 
 /// Until nothing is left of a program. `client`: who holds its streams, and whether what it says is framed.
 pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
+    events: &Events,
     made: Arc<Made>,
     place: Place<Caller>,
     exec: Exec,
@@ -90,7 +96,7 @@ pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
     cut: impl Future<Output = ()>,
 ) {
     let Exec {
-        input,
+        mut input,
         mut output,
         mut ended,
         control,
@@ -99,15 +105,23 @@ pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
     let to_the_end = async {
         let mut client = client;
         let is_there = match &mut client {
-            Some((client, is_framed)) => tokio::select! {
-                is_there = pass(client, *is_framed, input, &mut output, &place) => is_there,
-                () = cut => false,
-            },
-            None => {
-                drop(input);
-                false
+            Some((client, is_framed)) => {
+                let keys = made.spec.terminal.map(|_| made.detach_keys.listen());
+                tokio::select! {
+                    ended = pass(client, *is_framed, &mut input, keys, &mut output, &place) => {
+                        if ended == Passed::Detached {
+                            let at = Time::now();
+                            events.say(at, made.event("exec_detach", [], at));
+                        }
+                        ended == Passed::All
+                    }
+                    () = cut => false,
+                }
             }
+            None => false,
         };
+        // A terminal is there without anybody before it too, as in Docker; at its program's end nobody reads this any more.
+        input = input.filter(|_| made.spec.terminal.is_some());
         client = client.filter(|_| is_there);
         // Nobody listens any more, or it has said all.
         while output.next().await.is_some() {
@@ -116,8 +130,12 @@ pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
             tokio::task::yield_now().await;
         }
         let code = ended.wait_for(Option::is_some).await.ok().and_then(|code| *code);
+        drop(input);
+        let code = code.unwrap_or(KILLED);
         // Before the client is told: it asks for the code next.
-        made.ended(code.unwrap_or(KILLED));
+        made.ended(code);
+        let at = Time::now();
+        events.say(at, made.event("exec_die", [("exitCode", code.to_string())], at));
         if let Some((client, _)) = &mut client {
             let _ = client.shutdown().await;
         }
@@ -139,39 +157,79 @@ pub(super) async fn see_through<C: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Both ways, until the program has said all; `false`: the client takes no more of it. Whoever does not read is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    /// The program has said all.
+    All,
+    /// The client takes no more of it.
+    Gone,
+    /// It was typed that the client is to go.
+    Detached,
+}
+
+/// Both ways, until one of them ends. Whoever does not read is waited for. `keys`: by which a client at a terminal goes, and leaves
+/// the program its input, also where it goes without them.
 async fn pass<C: AsyncRead + AsyncWrite + Unpin>(
     client: &mut C,
     is_framed: bool,
-    input: Option<ExecInput>,
+    input: &mut Option<ExecInput>,
+    keys: Option<Listening>,
     output: &mut ExecOutput,
     place: &Place<Caller>,
-) -> bool {
+) -> Passed {
     #[expect(
         clippy::disallowed_methods,
         reason = "what was a connection of HTTP is split by nothing else"
     )]
     let (mut read, mut write) = tokio::io::split(client);
     let feed = async {
-        if let Some(mut input) = input {
-            // A client that has gone and one that has closed its side look the same: its program's input ends.
-            let _ = tokio::io::copy(&mut read, &mut input).await;
-            drop(input);
+        // A client that has gone and one that has closed its side look the same: its program's input ends.
+        match (input, keys) {
+            // At a terminal, which stays, it goes then altogether.
+            (Some(input), Some(keys)) => match typed(&mut read, input, keys).await {
+                Ok(true) => return Passed::Detached,
+                Ok(false) => return Passed::Gone,
+                Err(_) => {}
+            },
+            (input, _) => {
+                if let Some(mut input) = input.take() {
+                    let _ = tokio::io::copy(&mut read, &mut input).await;
+                }
+            }
         }
-        std::future::pending::<()>().await;
+        std::future::pending::<Passed>().await
     };
     let show = async {
         while let Some((is_stderr, bytes)) = output.next().await {
             place.moved();
             if say(&mut write, is_framed, is_stderr, &bytes).await.is_err() {
-                return false;
+                return Passed::Gone;
             }
         }
-        true
+        Passed::All
     };
     tokio::select! {
-        is_there = show => is_there,
-        () = feed => false,
+        ended = show => ended,
+        ended = feed => ended,
+    }
+}
+
+/// What is typed at a terminal, until the client has gone, or the keys were among it (`true`). Errors: nobody is there to read it.
+async fn typed<R: AsyncRead + Unpin>(read: &mut R, input: &mut ExecInput, mut keys: Listening) -> io::Result<bool> {
+    let mut part = [0; 4096];
+    let mut passed = Vec::new();
+    loop {
+        let n = read.read(&mut part).await.unwrap_or(0);
+        if n == 0 {
+            return Ok(false);
+        }
+        let is_detached = keys.hear(&part[..n], &mut passed);
+        input.write_all(&passed).await?;
+        input.flush().await?;
+        passed.clear();
+        if is_detached {
+            return Ok(true);
+        }
     }
 }
 

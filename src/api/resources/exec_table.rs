@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use super::detach::DetachKeys;
+use super::local_events;
 use crate::api::wire::{ApiError, Caller};
 use crate::model::exec::ExecSpec;
-use crate::model::swarm::Id;
+use crate::model::swarm::{Id, Time};
 use crate::streams::{Exec, ExecControl};
 
 /// One of them.
@@ -19,7 +22,9 @@ pub(super) struct Made {
     pub(super) container: String,
     pub(super) caller: Caller,
     pub(super) spec: ExecSpec,
-    pub(super) detach_keys: String,
+    pub(super) detach_keys: DetachKeys,
+    /// What events say of the task's container.
+    pub(super) about: Map<String, Value>,
     pub(super) state: watch::Sender<State>,
 }
 
@@ -79,6 +84,18 @@ impl Made {
             };
             *state = State::Ended { pid, code };
         });
+    }
+
+    /// What happens with it, as an event of its container. `others`: what is said beside its id.
+    pub(super) fn event<const N: usize>(&self, action: &str, others: [(&str, String); N], at: Time) -> Value {
+        let mut about = self.about.clone();
+        about.insert("execID".to_owned(), json!(self.id));
+        about.extend(others.map(|(key, value)| (key.to_owned(), json!(value))));
+        let action = match action {
+            "exec_create" | "exec_start" => format!("{action}: {}", self.spec.words.join(" ")),
+            action => action.to_owned(),
+        };
+        local_events::of_container(&self.container, &action, about, at)
     }
 
     /// It may be forgotten without harm to anything that runs.
@@ -157,7 +174,8 @@ mod tests {
             container: task.to_owned(),
             caller: Caller(caller),
             spec: ExecSpec::default(),
-            detach_keys: String::new(),
+            detach_keys: DetachKeys::default(),
+            about: Map::new(),
             state: watch::Sender::new(State::Made),
         }
     }

@@ -43,6 +43,28 @@ fn with_driver(others: impl IntoIterator<Item = (&'static str, String)>) -> Map<
     others.chain([("driver".to_owned(), json!(DRIVER))]).collect()
 }
 
+/// What is said of the container that a task is, with each of its events.
+pub(super) fn about(task: &Task) -> Map<String, Value> {
+    let mut about = processes::labels(task);
+    let image = task.spec.container_spec.as_ref().and_then(|spec| spec.image.clone());
+    about.extend(image.map(|image| ("image".to_owned(), json!(image))));
+    about.insert("name".to_owned(), json!(task.name()));
+    about
+}
+
+/// `about`: as above, and what else is said of this.
+pub(super) fn of_container(id: &str, action: &str, about: Map<String, Value>, at: Time) -> Value {
+    let image = about.get("image").cloned();
+    let mut event = event("container", id, action, about, at);
+    // As older clients know it.
+    event["id"] = json!(id);
+    event["status"] = json!(action);
+    if let Some(image) = image {
+        event["from"] = image;
+    }
+    event
+}
+
 /// What tasks that run have mounted of volumes: each with where, of which may be written to. By task, with its container.
 #[derive(Default)]
 pub(super) struct Mounted(BTreeMap<Id, (String, Vec<OfVolume>)>);

@@ -3,6 +3,7 @@
 mod attach;
 pub(super) mod container_list;
 pub(super) mod containers;
+mod detach;
 pub(super) mod events;
 pub(super) mod exec;
 mod exec_run;

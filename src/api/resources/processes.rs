@@ -10,7 +10,7 @@ use super::task_mounts::TaskMounts;
 use crate::api::backend::Backend;
 use crate::api::network_view;
 use crate::api::wire::{self, Answer, ApiError};
-use crate::model::swarm::{Container, Id, Task, TaskState};
+use crate::model::swarm::{Container, Task, TaskState};
 use crate::store::Snapshot;
 
 /// A container that is a process: the whole id, the name, or the beginning of an id if there is only one such.
@@ -53,10 +53,10 @@ pub(super) fn not_running(container: &str) -> ApiError {
 }
 
 /// The task of a container that runs, and the container's id.
-pub(super) fn running(backend: &Backend, text: &str) -> Result<(Id, String), ApiError> {
+pub(super) fn running(backend: &Backend, text: &str) -> Result<(Arc<Task>, String), ApiError> {
     let (_, task, container) = find(backend, text)?;
     match is_running(&task) {
-        true => Ok((task.id.clone(), container.id)),
+        true => Ok((task, container.id)),
         false => Err(not_running(&container.id)),
     }
 }

@@ -314,3 +314,52 @@ fn of_volumes() {
     );
     assert!(told(&rig, &json!({ "type": ["volume"], "scope": ["swarm"] })).is_empty());
 }
+
+#[test]
+fn of_programs_beside_tasks() {
+    let rig = Rig::with_volumes();
+    let mut body = service("web", None);
+    body["TaskTemplate"]["ContainerSpec"]["Labels"] = json!({ "tier": "front" });
+    rig.post("/services/create", &body);
+    rig.wait_running("web", 1);
+    let shown = rig.get("/containers/json").json()[0].clone();
+    let (container, name) = (shown["Id"].as_str().unwrap(), shown["Names"][0].as_str().unwrap());
+    let asks = json!({ "Cmd": ["sh", "-c", "true"] });
+    let id = rig.post(&format!("/containers/{container}/exec"), &asks).json()["Id"].clone();
+    rig.post(
+        &format!("/exec/{}/start", id.as_str().unwrap()),
+        &json!({ "Detach": true }),
+    );
+    let all = told(&rig, &json!({ "container": [&container[..12]] }));
+    let actions: Vec<&str> = all.iter().map(|(action, ..)| action.as_str()).collect();
+    // The made-up node runs none, so that none ends.
+    assert_eq!(actions, ["exec_create: sh -c true", "exec_start: sh -c true"]);
+    for (_, actor, about) in &all {
+        assert_eq!(actor, container);
+        assert_eq!((&about["execID"], &about["image"]), (&id, &json!("nginx:latest")));
+        assert_eq!(
+            (&about["tier"], about["name"].as_str()),
+            (&json!("front"), name.strip_prefix('/'))
+        );
+        assert_eq!(about["com.docker.swarm.service.name"], "web");
+    }
+    for (filters, n) in [
+        (json!({ "type": ["container"] }), 2),
+        (json!({ "event": ["exec_create"] }), 1),
+        (json!({ "event": ["exec_start: sh -c true"] }), 1),
+        (json!({ "event": ["exec_die"] }), 0),
+        (json!({ "label": ["tier=front"] }), 2),
+        (json!({ "label": ["tier=back"] }), 0),
+        (json!({ "image": ["nginx"] }), 2),
+        (json!({ "image": ["nginx:latest"], "container": ["web"] }), 2),
+        (json!({ "image": ["httpd"] }), 0),
+        (json!({ "container": ["db"] }), 0),
+    ] {
+        assert_eq!(told(&rig, &filters).len(), n, "{filters}");
+    }
+    let raw = rig.get("/events?since=5&until=4");
+    assert_eq!(
+        (raw.status, raw.message().as_str()),
+        (400, "`since` time (5) cannot be after `until` time (4)")
+    );
+}

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::up;
 use crate::own::clients::from_pypi;
-use crate::own::rig::Own;
+use crate::own::rig::{LONG, Own};
 
 fn curl(own: &Own, method: &str, path: &str, body: Value) -> (String, String) {
     let mut command = own.inside("curl");
@@ -58,6 +58,11 @@ pub(super) fn hijack(own: &Own, id: &str, is_tty: bool) -> std::os::unix::net::U
     client
 }
 
+pub(super) fn is_running(own: &Own, id: &str) -> bool {
+    let shown = curl(own, "GET", &format!("/exec/{id}/json"), json!({})).1;
+    serde_json::from_str::<Value>(&shown).unwrap()["Running"] == true
+}
+
 #[test]
 fn through_the_api() {
     let Some((own, web)) = up("exec-api") else { return };
@@ -101,6 +106,26 @@ fn through_the_api() {
     );
     let again = curl(&own, "POST", &format!("/exec/{id}/start"), json!({ "Detach": true }));
     assert!(again.0 == "409" && again.1.contains("has already run"), "{}", again.1);
+    let told = || {
+        let format = "{{.Action}}|{{.Actor.Attributes.execID}}|{{.Actor.Attributes.exitCode}}";
+        own.docker(&[
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "--filter",
+            "type=container",
+            "--format",
+            format,
+        ])
+    };
+    own.wait_for("an event of its end", LONG, || {
+        told().contains(&format!("exec_die|{id}|4"))
+    });
+    assert!(told().contains(&format!(
+        "exec_create: sh -c echo out; read line; echo $line >&2; exit 4|{id}|"
+    )));
     // Without an upgrade what it says is the answer, and nothing is sent to it.
     let cmd = json!(["sh", "-c", "echo out; echo err >&2"]);
     let (_, id) = made(

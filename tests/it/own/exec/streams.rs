@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::api::{hijack, made};
+use super::api::{hijack, is_running, made};
 use super::{a_while, exec, running, up, words};
 use crate::own::rig::LONG;
 
@@ -155,16 +155,50 @@ fn at_a_terminal() {
     assert!(lines[0].starts_with("/dev/pts/"), "{said}");
     assert_eq!(lines[1..3], ["24 80", "vt100"], "{said}");
     assert_eq!(lines.last().copied(), Some(" 5"), "{said}");
-    // Whose client has gone finds the end of its input there, and is not told to end.
+}
+
+#[test]
+fn who_goes_from_a_terminal_leaves_it_to_the_program() {
+    let Some((own, web)) = up("exec-detach") else { return };
     let word = a_while();
-    let (_, id) = made(
-        &own,
-        &web,
-        json!({ "Cmd": ["sh", "-c", format!("cat; sleep 0.1; echo > {word}")], "Tty": true, "AttachStdin": true, "AttachStdout": true }),
-    );
-    let client = hijack(&own, &id, true);
+    // The end of its input would be told.
+    let script = format!("echo ready; read line || echo > {word}; exec sleep 1000");
+    let asks = |keys: &str| {
+        json!({
+            "Cmd": ["sh", "-c", script], "Tty": true, "AttachStdin": true, "AttachStdout": true, "DetachKeys": keys,
+        })
+    };
+    let detached = |id: &str| {
+        let said = own.docker(&[
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "--filter",
+            "event=exec_detach",
+        ]);
+        said.lines().any(|line| line.contains(id))
+    };
+    for (keys, typed) in [("", "\x10\x11"), ("ctrl-x,x", "\x18x")] {
+        let (status, id) = made(&own, &web, asks(keys));
+        assert_eq!(status, "201", "{id}");
+        let mut client = hijack(&own, &id, true);
+        let mut said = [0; 7];
+        client.read_exact(&mut said).unwrap();
+        client.write_all(typed.as_bytes()).unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        own.wait_for("an event of it", LONG, || detached(&id));
+        assert!(is_running(&own, &id) && !exec(&own, &[&web, "test", "-e", &word]).status.success());
+    }
+    let (_, refused) = made(&own, &web, asks("ctrl-P"));
+    assert_eq!(refused, "Invalid escape keys (ctrl-P) provided");
+    // The command line knows the keys itself, and is only gone then.
+    let (_, id) = made(&own, &web, asks(""));
+    let mut client = hijack(&own, &id, true);
+    client.read_exact(&mut [0; 7]).unwrap();
     client.shutdown(std::net::Shutdown::Both).unwrap();
-    own.wait_for("it to go on", LONG, || {
-        exec(&own, &[&web, "test", "-e", &word]).status.success()
-    });
+    assert!(exec(&own, &[&web, "true"]).status.success());
+    assert!(is_running(&own, &id) && !exec(&own, &[&web, "test", "-e", &word]).status.success());
 }
