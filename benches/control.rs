@@ -13,7 +13,7 @@ use anynode::agent::{Assignment, Failure, Found, HealthState, Later, NoNetworks,
 use anynode::app::{ApiSocket, OwnSwarm, Plane};
 use anynode::control::{Context, PLANNERS};
 use anynode::model::swarm::{
-    Container, Exit, Id, Meta, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, Write,
+    Container, Exit, Generic, Id, Meta, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, Write,
 };
 use anynode::store::{CommitError, Embedded, Snapshot, Store, THIS_REVISION, update};
 use anynode::streams::{LogQuery, LogStream};
@@ -105,6 +105,7 @@ fn full() -> Snapshot {
         memory: 8 << 30,
         engine_version: String::new(),
         engine_labels: BTreeMap::new(),
+        generic: Generic::default(),
         is_manager: true,
         is_up: true,
         addr: [127, 0, 0, 1].into(),

@@ -14,7 +14,7 @@ use super::{
     Agent, Assignment, Assignments, Barrier, Failure, Found, HealthState, Later, NoNetworks, Reports, Runtime, Started,
 };
 use crate::model::swarm::{
-    Cause, Container, Exit, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
+    Cause, Container, Exit, Generic, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
 };
 use crate::streams::{LogLine, LogQuery, LogStream};
 
@@ -50,6 +50,7 @@ pub(super) fn assignment(spec: Value) -> Assignment {
             ran_at: None,
         },
         host_ports: Vec::new(),
+        generic: Generic::default(),
         addresses: Vec::new(),
     };
     let node = Node {
@@ -63,6 +64,7 @@ pub(super) fn assignment(spec: Value) -> Assignment {
         memory: 0,
         engine_version: String::new(),
         engine_labels: BTreeMap::new(),
+        generic: Generic::default(),
         is_manager: true,
         is_up: true,
         addr: [127, 0, 0, 1].into(),

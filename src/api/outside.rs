@@ -25,6 +25,7 @@ pub struct Host {
     pub nano_cpus: i64,
     /// In bytes.
     pub memory: i64,
+    pub generic: Generic,
     /// Its addresses other than loopback ones, the best first.
     pub addrs: Vec<IpAddr>,
 }

@@ -39,6 +39,7 @@ impl Router {
             lock.opened().await;
         }
         swarm::see_to_authority(&self.backend).await;
+        swarm::see_to_resources(&self.backend).await;
         self.events.follow(&*self.backend.store).await;
     }
 

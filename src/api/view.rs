@@ -201,6 +201,9 @@ pub(super) fn task(snapshot: &Snapshot, task: &Task, fault: Option<String>) -> V
             "Volumes": null,
         }),
     );
+    if !task.generic.is_empty() {
+        all["GenericResources"] = json!(task.generic.shown());
+    }
     if task.slot > 0 {
         all["Slot"] = json!(task.slot);
     }
@@ -240,6 +243,10 @@ pub(super) fn node(node: &Node, swarm: Option<&Swarm>) -> Value {
     if !node.engine_labels.is_empty() {
         engine["Labels"] = json!(node.engine_labels);
     }
+    let mut resources = json!({ "NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory });
+    if !node.generic.is_empty() {
+        resources["GenericResources"] = json!(node.generic.shown());
+    }
     let mut all = with_meta(
         node.id.as_str(),
         &node.meta,
@@ -248,7 +255,7 @@ pub(super) fn node(node: &Node, swarm: Option<&Swarm>) -> Value {
             "Description": {
                 "Hostname": node.hostname,
                 "Platform": { "Architecture": node.architecture, "OS": node.os },
-                "Resources": { "NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory },
+                "Resources": resources,
                 "Engine": engine,
                 "TLSInfo": tls_info(swarm),
             },

@@ -15,6 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::agent::process::UserRange;
+use crate::model::swarm::Generic;
 use crate::model::{EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
@@ -61,6 +62,8 @@ pub struct OwnConfig {
     pub process_addresses: Option<Ipv4Net>,
     /// Whom they run as where nobody is named, if this program is root.
     pub process_users: UserRange,
+    /// What this node has of kinds that users name.
+    pub generic: Generic,
 }
 
 /// Which Docker Engine runs the tasks.
@@ -266,12 +269,22 @@ impl Config {
             UserRange::DEFAULT,
             |value| UserRange::parse(value.as_str()?),
         );
+        let generic = s.value(
+            "api.node_generic_resources",
+            "KIND=NUMBER or KIND=NAME for each, such as [\"ssd=3\", \"gpu=GPU-1\", \"gpu=GPU-2\"]",
+            Generic::default(),
+            |value| {
+                let terms: Option<Vec<&str>> = value.as_array()?.iter().map(|term| term.as_str()).collect();
+                Generic::read(terms?).ok()
+            },
+        );
         let own = api.map(|api| OwnConfig {
             api,
             engine,
             images,
             process_addresses,
             process_users,
+            generic,
         });
         let entry_points = super::entry_points::read(s);
         let config = Config {

@@ -27,7 +27,7 @@ use crate::api::{self, Api, Host, Lock, Outside};
 use crate::control;
 use crate::link::Authority;
 use crate::model::exec::{ExecError, ExecSpec};
-use crate::model::swarm::{Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, UnlockKey, Write};
+use crate::model::swarm::{Generic, Id, Object, SwarmAuthority, Task, TaskState, TaskStatus, UnlockKey, Write};
 use crate::model::{Cluster, EntryPointSpec};
 use crate::proxy::{PortState, Ports};
 use crate::routing::TableHandle;
@@ -116,6 +116,7 @@ struct EngineOrNot {
     attached: Option<Arc<AttachedContainers>>,
     /// `None`: an engine has them, or nobody can.
     volumes: Option<Arc<NodeVolumes>>,
+    generic: Generic,
 }
 
 /// The data plane that a swarm's services are served by.
@@ -188,6 +189,7 @@ impl OwnSwarm {
             engine,
             attached,
             volumes,
+            generic: config.generic,
         };
         let own = OwnSwarm::join(store, lock, runtime, beside, api, plane)?;
         Ok(OwnSwarm {
@@ -210,6 +212,7 @@ impl OwnSwarm {
             engine,
             attached: None,
             volumes: None,
+            generic: Generic::default(),
         };
         OwnSwarm::join(store, None, runtime, beside, api, plane)
     }
@@ -227,6 +230,7 @@ impl OwnSwarm {
             engine,
             attached,
             volumes,
+            generic,
         } = beside;
         let Plane {
             table,
@@ -257,6 +261,7 @@ impl OwnSwarm {
             lock: lock.clone(),
             attached: attached.clone(),
             volumes,
+            generic,
         };
         let mut tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
         if lock.is_some() {
@@ -524,6 +529,7 @@ struct Beside {
     lock: Option<Arc<OwnLock>>,
     attached: Option<Arc<AttachedContainers>>,
     volumes: Option<Arc<NodeVolumes>>,
+    generic: Generic,
 }
 
 impl Outside for Beside {
@@ -546,6 +552,7 @@ impl Outside for Beside {
             kernel: text(uname.release()),
             nano_cpus: i64::try_from(cpus).unwrap_or(1).saturating_mul(1_000_000_000),
             memory: i64::try_from(u64::from(info.mem_unit).saturating_mul(info.totalram as u64)).unwrap_or(i64::MAX),
+            generic: self.generic.clone(),
             addrs: outgoing_addr().into_iter().collect(),
         }
     }

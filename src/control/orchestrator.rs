@@ -12,8 +12,8 @@ use super::shortcomings;
 use super::slots::{self, Slot, Tasks};
 use super::{Context, Plan};
 use crate::model::swarm::{
-    Availability, Cause, Hold, Id, JobRun, Meta, Node, Object, RestartCondition, Service, Task, TaskState, TaskStatus,
-    Time, UpdateState, restart_policy,
+    Availability, Cause, Generic, Hold, Id, JobRun, Meta, Node, Object, RestartCondition, Service, Task, TaskState,
+    TaskStatus, Time, UpdateState, restart_policy,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -85,6 +85,7 @@ pub(super) fn new_task(
             ran_at: None,
         },
         host_ports: Vec::new(),
+        generic: Generic::default(),
         addresses: Vec::new(),
     })
 }

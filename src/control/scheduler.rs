@@ -10,7 +10,9 @@ use super::addresses;
 use super::draft::Draft;
 use super::slots;
 use super::{Context, Plan};
-use crate::model::swarm::{Id, Node, Service, Task, TaskSpec, TaskState, Unfit};
+use crate::model::swarm::{
+    Generic, Id, Node, Service, Task, TaskSpec, TaskState, Unfit, reserved as reserved_of_kinds,
+};
 use crate::store::Snapshot;
 
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
@@ -52,7 +54,9 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
         };
         match placed {
             Ok((node, ports)) => {
+                let mut given = Generic::default();
                 if let Some(load) = nodes.iter_mut().find(|load| load.node.id == node) {
+                    given = load.generic.take(&reserved_of_kinds(&task.spec)).unwrap_or_default();
                     load.add(task, &ports);
                 }
                 let message = match task.node {
@@ -62,6 +66,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
                 draft.change_task(task, |task| {
                     task.node = Some(node);
                     task.host_ports = ports;
+                    task.generic = given;
                     task.status.state = TaskState::Assigned;
                     task.status.message = message.to_owned();
                     task.status.error = None;
@@ -93,6 +98,8 @@ struct Load<'a> {
     node: &'a Arc<Node>,
     nano_cpus: i64,
     memory: i64,
+    /// What nobody was given yet.
+    generic: Generic,
     ports: Vec<EndpointPortConfig>,
     n_tasks: usize,
     by_service: BTreeMap<Id, usize>,
@@ -108,15 +115,6 @@ fn reserved(spec: &TaskSpec) -> (i64, i64) {
     })
 }
 
-fn wants_generic(spec: &TaskSpec) -> bool {
-    let reservations = spec
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.reservations.as_ref());
-    let wanted = reservations.and_then(|reservations| reservations.generic_resources.as_ref());
-    wanted.is_some_and(|wanted| !wanted.is_empty())
-}
-
 fn host_ports(service: &Service) -> Vec<EndpointPortConfig> {
     let is_host = |port: &&EndpointPortConfig| port.publish_mode == Some(PublishMode::HOST);
     service.endpoint.ports.iter().filter(is_host).cloned().collect()
@@ -129,6 +127,7 @@ impl<'a> Load<'a> {
                 node,
                 nano_cpus: 0,
                 memory: 0,
+                generic: node.generic.clone(),
                 ports: Vec::new(),
                 n_tasks: 0,
                 by_service: BTreeMap::new(),
@@ -136,6 +135,7 @@ impl<'a> Load<'a> {
             // What is on its way out holds what it has until it has stopped.
             let has = |task: &&Arc<Task>| task.status.state >= TaskState::Assigned && !task.status.state.is_terminal();
             for task in snapshot.tasks_of_node(node.id.as_str()).filter(has) {
+                load.generic.without(&task.generic);
                 load.add(task, &task.host_ports);
             }
             load
@@ -159,14 +159,11 @@ impl<'a> Load<'a> {
         if !self.node.is_available() {
             return Err(Unfit::NotAvailable);
         }
-        // No node here has any: a task that wants some waits for one that has.
-        if wants_generic(&task.spec) {
-            return Err(Unfit::Resources);
-        }
         let (nano_cpus, memory) = reserved(&task.spec);
         let is_enough = |has: i64, used: i64, wanted: i64| wanted <= has.saturating_sub(used);
         if !is_enough(self.node.nano_cpus, self.nano_cpus, nano_cpus)
             || !is_enough(self.node.memory, self.memory, memory)
+            || !self.generic.has(&reserved_of_kinds(&task.spec))
         {
             return Err(Unfit::Resources);
         }

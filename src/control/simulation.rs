@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{Context, PLANNERS};
 use crate::model::swarm::{
-    Cause, Id, Key, Kind, Meta, Mode, Network, Node, Object, Order, Service, ServiceSpec, Swarm, Task, TaskState, Time,
-    UpdateState, Write, update_config,
+    Cause, Generic, Id, Key, Kind, Meta, Mode, Network, Node, Object, Order, Service, ServiceSpec, Swarm, Task,
+    TaskState, Time, UpdateState, Write, update_config,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -51,6 +51,7 @@ fn node(id: &str, now: Time) -> Node {
         memory: 8 << 30,
         engine_version: "1".to_owned(),
         engine_labels: BTreeMap::new(),
+        generic: Generic::default(),
         is_manager: true,
         is_up: true,
         addr: [127, 0, 0, 1].into(),

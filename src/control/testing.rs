@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Context, PLANNERS, Plan};
 use crate::model::swarm::{
-    Id, Key, Kind, Meta, Network, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time, UpdateState, Write,
+    Generic, Id, Key, Kind, Meta, Network, Node, Object, Service, ServiceSpec, Swarm, Task, TaskState, Time,
+    UpdateState, Write,
 };
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -73,6 +74,7 @@ pub(super) fn node(n: u8) -> Node {
         memory: 8 << 30,
         engine_version: String::new(),
         engine_labels: BTreeMap::new(),
+        generic: Generic::default(),
         is_manager: true,
         is_up: true,
         addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),

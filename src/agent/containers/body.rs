@@ -33,7 +33,8 @@ pub(super) fn of(assignment: &Assignment, owner: &str) -> Result<ContainerCreate
     ] {
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let env: Result<Vec<String>, Failure> = spec.env.iter().flatten().map(expand).collect();
+    let generic = task.generic.env().into_iter().map(Ok);
+    let env: Result<Vec<String>, Failure> = spec.env.iter().flatten().map(expand).chain(generic).collect();
     let mounts: Result<Vec<Mount>, Failure> = spec
         .mounts
         .iter()

@@ -200,6 +200,11 @@ impl Processes {
             }
             env.insert(name.to_owned(), value.to_owned());
         }
+        for variable in assignment.task.generic.env() {
+            if let Some((name, value)) = variable.split_once('=') {
+                env.insert(name.to_owned(), value.to_owned());
+            }
+        }
         env.insert(HOSTNAME.to_owned(), hostname(assignment)?);
         match network {
             // It may listen wherever it likes.

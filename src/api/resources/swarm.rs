@@ -18,7 +18,7 @@ use crate::api::outside::{Lock, Outside, UnlockError};
 use crate::api::wire::{self, Answer, ApiError, Asked, Json};
 use crate::api::{find, view};
 use crate::model::swarm::{Meta, Network, Node, Object, Swarm, SwarmAuthority, Time, UnlockKey, UnlockKeyError, Write};
-use crate::store::THIS_REVISION;
+use crate::store::{Snapshot, THIS_REVISION};
 
 pub(in crate::api) async fn dispatch(backend: &Arc<Backend>, asked: Asked, rest: &[&str]) -> Result<Answer, ApiError> {
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
@@ -223,6 +223,7 @@ async fn init(backend: &Arc<Backend>, asked: Asked) -> Result<Answer, ApiError> 
                 os: "linux".to_owned(),
                 nano_cpus: host.nano_cpus,
                 memory: host.memory,
+                generic: host.generic.clone(),
                 engine_version: env!("CARGO_PKG_VERSION").to_owned(),
                 engine_labels: BTreeMap::new(),
                 is_manager: true,
@@ -298,6 +299,29 @@ pub(in crate::api) async fn see_to_authority(backend: &Backend) {
     };
     if let Err(error) = made.await {
         tracing::warn!(error.message, "the swarm has no certificate authority");
+    }
+}
+
+/// What this node has of generic resources is what its configuration says now.
+pub(in crate::api) async fn see_to_resources(backend: &Backend) {
+    let has = backend.outside.host().generic;
+    let own = |snapshot: &Snapshot| snapshot.node(snapshot.swarm()?.node.as_str()).cloned();
+    let is_other = |node: &Node| node.generic != has;
+    if !own(&backend.store.snapshot()).is_some_and(|node| is_other(&node)) {
+        return;
+    }
+    let said = backend.update(|snapshot| {
+        let changed = own(snapshot).filter(|node| is_other(node)).map(|node| {
+            let mut next = Node::clone(&node);
+            next.generic = has.clone();
+            next.meta.version = THIS_REVISION;
+            next.meta.updated_at = Time::now();
+            Write::Put(Object::Node(Arc::new(next)))
+        });
+        Ok((changed.into_iter().collect(), ()))
+    });
+    if let Err(error) = said.await {
+        tracing::warn!(error.message, "the node's generic resources are what they were");
     }
 }
 

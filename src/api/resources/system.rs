@@ -133,6 +133,9 @@ pub(in crate::api) async fn info(backend: &Backend) -> Value {
             "Warnings": [],
         }),
     };
+    if !host.generic.is_empty() {
+        info["GenericResources"] = json!(host.generic.shown());
+    }
     let snapshot = backend.store.snapshot();
     info["Swarm"] = match snapshot.swarm() {
         None => {

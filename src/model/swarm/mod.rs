@@ -6,6 +6,7 @@
 //! (`Cluster`), and how any of them is written on the wire.
 
 mod attached;
+mod generic;
 mod id;
 mod spec;
 mod task;
@@ -24,6 +25,7 @@ pub use bollard_stubs::models::{ServiceSpec, TaskSpec};
 use serde::{Deserialize, Serialize};
 
 pub use attached::{ATTACHED_LABEL, AttachSpec, AttachedContainer, link_names};
+pub use generic::{Generic, reserved};
 pub use id::{Id, Key, Kind};
 pub use spec::{
     OnFailure, Order, RestartCondition, RestartPolicy, UpdateConfig, canonical_template, fill_port, is_job,
@@ -370,6 +372,8 @@ pub struct Node {
     pub nano_cpus: i64,
     /// In bytes.
     pub memory: i64,
+    #[serde(default, skip_serializing_if = "Generic::is_empty")]
+    pub generic: Generic,
     pub engine_version: String,
     #[serde(default)]
     pub engine_labels: BTreeMap<String, String>,

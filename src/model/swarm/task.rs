@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bollard_stubs::models::{EndpointPortConfig, TaskSpec};
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Meta, Time};
+use super::{Generic, Id, Meta, Time};
 
 /// Where a task is on its way, or is wished to be. What was observed only ever goes forward. The numbers are Swarm's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -105,6 +105,9 @@ pub struct Task {
     /// Its ports in host mode, as the scheduler reserved them.
     #[serde(default)]
     pub host_ports: Vec<EndpointPortConfig>,
+    /// What it has of its node's generic resources, likewise.
+    #[serde(default, skip_serializing_if = "Generic::is_empty")]
+    pub generic: Generic,
     /// Its address on each of its networks, in their order; given before it has a node, and its own until it has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<TaskAddress>,

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anynode::agent::{
     Addresses, Agent, Assignment, Assignments, Barrier, Failure, Later, NoNetworks, Reports, Runtime, TaskNetworks,
 };
-use anynode::model::swarm::{Cause, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time};
+use anynode::model::swarm::{
+    Cause, Generic, Id, Meta, Node, Payload, Service, ServiceSpec, Task, TaskState, TaskStatus, Time,
+};
 use anynode::model::{Reach, TaskPlace};
 use anynode::streams::{LogLine, LogQuery};
 use futures_util::StreamExt;
@@ -265,6 +267,7 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
             ran_at: None,
         },
         host_ports: Vec::new(),
+        generic: Generic::default(),
         addresses: Vec::new(),
     };
     let node = Node {
@@ -278,6 +281,7 @@ pub fn assignment(id: &Id, container: Value, more: Value) -> Assignment {
         memory: 0,
         engine_version: String::new(),
         engine_labels: BTreeMap::new(),
+        generic: Generic::default(),
         is_manager: true,
         is_up: true,
         addr: [127, 0, 0, 1].into(),

@@ -16,7 +16,8 @@ use anynode::api::{Api, Host, Later, Outside, Volume, VolumeError, Volumes};
 use anynode::control;
 use anynode::model::EntryPointSpec;
 use anynode::model::exec::{ExecError, ExecSpec};
-use anynode::model::swarm::{Container, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
+use anynode::model::swarm::{Container, Generic, Id, Object, SwarmAuthority, Task, TaskState, Time, Write};
+use anynode::model::volume::{TaskMount, VolumeChange};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
 use anynode::streams::{Exec, LogLine, LogQuery, LogStream};
 use bytes::Bytes;
@@ -43,6 +44,7 @@ pub struct Around {
     pub followers: Mutex<Vec<mpsc::UnboundedSender<LogLine>>>,
     /// What was asked of the logs.
     pub queries: Mutex<Vec<LogQuery>>,
+    pub generic: Mutex<Generic>,
     /// Volumes of this node, where it has them itself.
     pub volumes: Mutex<Option<Arc<MadeUpVolumes>>>,
 }
@@ -139,6 +141,7 @@ impl Outside for Around {
             kernel: "6.1.0".to_owned(),
             nano_cpus: 4_000_000_000,
             memory: 8 << 30,
+            generic: self.generic.lock().unwrap().clone(),
             addrs: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
         }
     }

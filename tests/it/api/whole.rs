@@ -1,5 +1,6 @@
 //! What is of the whole: the heads of answers, the swarm's own address, authority and certificates, `docker ps` of processes.
 
+use anynode::model::swarm::Generic;
 use serde_json::{Value, json};
 
 use super::engine::Engine;
@@ -174,6 +175,52 @@ fn what_no_node_has_is_waited_for() {
     });
     rig.docker(&["service", "update", "--detach", "--generic-resource-rm", "gpu", "web"]);
     rig.wait_running("web", 1);
+}
+
+#[test]
+fn what_a_node_has_of_named_kinds_is_given_to_tasks() {
+    let has = |terms: &[&str]| Generic::read(terms.iter().copied()).unwrap();
+    let rig = Rig::up();
+    *rig.around.generic.lock().unwrap() = has(&["gpu=a", "gpu=b", "ssd=3"]);
+    rig.docker(&["swarm", "init"]);
+    let named = |value: &str| json!({ "NamedResourceSpec": { "Kind": "gpu", "Value": value } });
+    let number = |n: u64| json!({ "DiscreteResourceSpec": { "Kind": "ssd", "Value": n } });
+    let all = json!([named("a"), named("b"), number(3)]);
+    let node = rig.get("/nodes").json()[0].clone();
+    assert_eq!(node["Description"]["Resources"]["GenericResources"], all);
+    assert_eq!(rig.get("/info").json()["GenericResources"], all);
+    let wants = ["--generic-resource", "gpu=1", "--generic-resource", "ssd=2"];
+    let create = |name: &str| {
+        rig.docker(
+            &[
+                &["service", "create", "--detach", "--name", name],
+                &wants[..],
+                &["nginx"],
+            ]
+            .concat(),
+        );
+    };
+    let given = |service: &str| {
+        let filters = format!("%7B%22service%22:%5B%22{service}%22%5D,%22desired-state%22:%5B%22running%22%5D%7D");
+        let tasks = rig.get(&format!("/tasks?filters={filters}")).json();
+        tasks[0]["GenericResources"].clone()
+    };
+    create("one");
+    rig.wait_running("one", 1);
+    assert_eq!(given("one"), json!([named("a"), number(2)]));
+    // There is another of the one kind, and not enough of the other.
+    create("two");
+    let reason = || rig.docker(&["service", "ps", "two", "--no-trunc", "--format", "{{.Error}}"]);
+    rig.wait_for("the reason", || {
+        reason().contains("no suitable node (insufficient resources on 1 node)")
+    });
+    rig.docker(&["service", "update", "--detach", "--generic-resource-rm", "ssd", "two"]);
+    rig.wait_running("two", 1);
+    assert_eq!(given("two"), json!([named("b")]));
+    rig.docker(&["service", "rm", "one"]);
+    create("three");
+    rig.wait_running("three", 1);
+    assert_eq!(given("three"), json!([named("a"), number(2)]));
 }
 
 #[test]

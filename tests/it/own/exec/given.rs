@@ -72,6 +72,46 @@ fn it_has_what_the_task_has() {
 }
 
 #[test]
+fn the_task_has_what_its_node_has_of_named_kinds() {
+    let Some(mut own) = rig::up("exec-generic", Tasks::Processes) else {
+        return;
+    };
+    own.start_within(4096, &[("ANYNODE_API_NODE_GENERIC_RESOURCES", "gpu=a,gpu=b,ssd=3")]);
+    own.docker(&["swarm", "init"]);
+    let one = service(&own, "one", &["--generic-resource", "gpu=1"]);
+    let other = service(
+        &own,
+        "other",
+        &["--generic-resource", "gpu=1", "--generic-resource", "ssd=2"],
+    );
+    let given = |container: &str| {
+        words(
+            &own,
+            &[container, "sh", "-c", "echo $DOCKER_RESOURCE_GPU $DOCKER_RESOURCE_SSD"],
+        )
+    };
+    assert_eq!((given(&one).as_str(), given(&other).as_str()), ("a", "b 2"));
+    // Another start says otherwise, and what runs keeps what it has.
+    own.stop();
+    own.start_within(4096, &[("ANYNODE_API_NODE_GENERIC_RESOURCES", "gpu=b,gpu=c")]);
+    let has = || {
+        own.docker(&[
+            "node",
+            "inspect",
+            "self",
+            "--format",
+            "{{json .Description.Resources.GenericResources}}",
+        ])
+    };
+    own.wait_for("the node to say so", LONG, || {
+        has().contains("\"c\"") && !has().contains("ssd")
+    });
+    let third = service(&own, "third", &["--generic-resource", "gpu=1"]);
+    let given = |container: &str| words(&own, &[container, "sh", "-c", "echo $DOCKER_RESOURCE_GPU"]);
+    assert_eq!((given(&third).as_str(), given(&other).as_str()), ("c", "b"));
+}
+
+#[test]
 fn its_secrets_and_its_network_are_the_tasks() {
     let Some((own, _)) = up("exec-net") else { return };
     own.docker(&["network", "create", "-d", "overlay", "app"]);
