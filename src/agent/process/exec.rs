@@ -1,28 +1,23 @@
 //! Programs beside tasks that are processes, as `docker exec` has them: who may run what, what each is connected to, and how what
-//! it says comes here. Each has a process of its own that keeps it (`beside`).
+//! it says comes here. Each has a process of its own that keeps it (`kept`).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::Child;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::KEEPER_PATIENCE;
 use super::beside::{NOT_ALLOWED, Wanted};
 use super::job::{Dir, Job, TASK_DIR, User};
+use super::kept::Kept;
 use super::streams::{Said, Streams};
 use super::user;
 use crate::model::exec::{ExecError, ExecSpec};
 use crate::streams::{Exec, ExecControl};
-use crate::sys::process::{lead_session, pass_nothing_on};
-use crate::sys::{handoff, terminal};
+use crate::sys::terminal;
 
 /// Runs a program beside the task in `dir`, by `program`, which is this one. `may_be_any`: this program is root.
 pub(super) async fn start(program: &Path, dir: Dir, spec: ExecSpec, may_be_any: bool) -> Result<Exec, ExecError> {
@@ -33,20 +28,13 @@ pub(super) async fn start(program: &Path, dir: Dir, spec: ExecSpec, may_be_any: 
     let refused = |error: io::Error| ExecError::Refused(format!("{FAILED}{error}"));
     let streams = Streams::new(&spec, wanted.job.user.as_ref()).map_err(refused)?;
     let its = streams.its.each_ref().map(AsFd::as_fd);
-    let (mut kept, socket) = keeper(program, &dir, its).map_err(refused)?;
+    let mut kept = Kept::start(program, &dir, its).map_err(refused)?;
     // The ends of these are the program's alone.
     drop(streams.its);
-    let told = tokio::time::timeout(KEEPER_PATIENCE, tell(socket, &wanted)).await;
+    let told = tokio::time::timeout(KEEPER_PATIENCE, kept.tell(&wanted)).await;
     let told = told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let (said, rest) = match told {
-        Ok(told) => told,
-        Err(error) => {
-            // It must not go on with what is given up here.
-            let _ = kept.start_kill();
-            return Err(refused(error));
-        }
-    };
-    let pid = match said.trim_end().split_once(' ') {
+    let said = told.map_err(refused)?;
+    let pid = match said.split_once(' ') {
         Some(("pid", pid)) => pid.parse().unwrap_or(0),
         _ if !wanted.keeper.is_alive() => return Err(ExecError::NotRunning),
         Some(("missing", reason)) => return Err(missing(&wanted.job, reason)),
@@ -66,7 +54,7 @@ pub(super) async fn start(program: &Path, dir: Dir, spec: ExecSpec, may_be_any: 
         terminal: streams.terminal,
         kill: kill.clone(),
     };
-    tokio::spawn(follow(kept, rest, kill, code));
+    tokio::spawn(follow(kept, kill, code));
     Ok(Exec {
         pid,
         input: streams.input,
@@ -160,59 +148,18 @@ fn missing(job: &Job, reason: &str) -> ExecError {
     })
 }
 
-/// What keeps a program, started, and the socket that it hears on.
-fn keeper(program: &Path, dir: &Dir, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Child, UnixStream)> {
-    let (ours, its) = std::os::unix::net::UnixStream::pair()?;
-    let mut command = Command::new(program);
-    command
-        .arg("beside")
-        .arg(dir.path())
-        .current_dir("/")
-        .stdin(OwnedFd::from(its))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    lead_session(&mut command);
-    pass_nothing_on(&mut command);
-    handoff::send(&ours, b"\n", &streams)?;
-    ours.set_nonblocking(true)?;
-    let ours = UnixStream::from_std(ours)?;
-    Ok((tokio::process::Command::from(command).spawn()?, ours))
-}
-
-type Rest = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
-
-/// The first word of what keeps a program.
-async fn tell(socket: UnixStream, wanted: &Wanted) -> io::Result<(String, Rest)> {
-    let mut line = serde_json::to_vec(wanted)?;
-    line.push(b'\n');
-    let (said, mut socket) = socket.into_split();
-    socket.write_all(&line).await?;
-    let mut said = BufReader::new(said);
-    let mut word = String::new();
-    said.read_line(&mut word).await?;
-    Ok((word, (said, socket)))
-}
-
-/// Passes on how the program ends. What keeps it ends with `rest`, and all that is left of it.
-async fn follow(mut kept: Child, rest: Rest, kill: CancellationToken, code: watch::Sender<Option<i64>>) {
-    let (mut said, socket) = rest;
-    let mut line = String::new();
+/// Passes on how the program ends.
+async fn follow(mut kept: Kept, kill: CancellationToken, code: watch::Sender<Option<i64>>) {
     let heard = async {
-        // An error means that it was killed.
-        let _ = said.read_line(&mut line).await;
-        let ended = line.trim_end().strip_prefix("exit ").and_then(|code| code.parse().ok());
-        code.send_replace(Some(ended.unwrap_or(super::KILLED)));
-        // To its end.
-        line.clear();
-        let _ = said.read_line(&mut line).await;
+        code.send_replace(Some(kept.code().await));
+        kept.all_ended().await;
     };
     tokio::select! {
         () = heard => {}
         () = kill.cancelled() => {}
     }
-    drop((said, socket));
     code.send_if_modified(|code| code.is_none() && code.replace(super::KILLED).is_none());
-    let _ = kept.wait().await;
+    kept.end().await;
 }
 
 struct Control {

@@ -1,17 +1,18 @@
-//! Health checks of tasks that are processes: a command, as the task itself would run it, with Docker's defaults.
+//! Health checks of tasks that are processes: a command, as the task itself would run it, with Docker's defaults. Each is kept
+//! as any program beside a task is (`kept`), and ends with all that it started.
 
-use std::process::Stdio;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::process::{Child, Command};
-
-use super::found::Process;
+use super::beside::Wanted;
 use super::job::{Dir, Job};
+use super::kept::Kept;
 use crate::agent::Assignment;
 use crate::agent::runtime::HealthState;
 use crate::model::swarm::Time;
-use crate::sys::process::{die_with_parent, lead_session};
 
 /// A health check with every default filled in.
 struct Check {
@@ -51,8 +52,8 @@ fn check_of(assignment: &Assignment) -> Option<Check> {
     })
 }
 
-/// Ready when the task's health is other than `before`.
-pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthState) -> HealthState {
+/// Ready when the task's health is other than `before`. `program`: this one.
+pub(super) async fn changed(program: &Path, dir: Dir, assignment: &Assignment, before: HealthState) -> HealthState {
     let Some(check) = check_of(assignment) else {
         if before == HealthState::Healthy {
             std::future::pending::<()>().await;
@@ -70,16 +71,20 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
             check.interval
         })
         .await;
-        let Ok(job) = dir.read_job() else { continue };
-        let beside = match job.has_own_view() {
-            true => match dir.running().and_then(|running| running.keeper) {
-                Some(keeper) => Some(keeper),
-                // It has not begun.
-                None => continue,
-            },
-            false => None,
+        let (Ok(job), Some(running)) = (dir.read_job(), dir.running()) else {
+            // It has not begun.
+            continue;
         };
-        match passes(&check, &job, beside).await {
+        let wanted = Wanted {
+            job: Job {
+                words: check.words.clone(),
+                ..job
+            },
+            keeper: running.keeper.unwrap_or(running.program),
+            has_terminal: false,
+        };
+        let code = tokio::time::timeout(check.timeout, code_of(program, &dir, &wanted)).await;
+        match matches!(code, Ok(Ok(0))) {
             true if before != HealthState::Healthy => return HealthState::Healthy,
             true => n_failed = 0,
             false if is_starting => {}
@@ -91,34 +96,13 @@ pub(super) async fn changed(dir: Dir, assignment: &Assignment, before: HealthSta
     }
 }
 
-async fn passes(check: &Check, job: &Job, beside: Option<Process>) -> bool {
-    let Ok(Some(mut command)) = job.command(&check.words, beside) else {
-        return false;
-    };
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    lead_session(&mut command);
-    die_with_parent(&mut command);
-    // One that does not run has failed.
-    let Ok(child) = Command::from(command).spawn() else {
-        return false;
-    };
-    let mut probe = Probe(child);
-    match tokio::time::timeout(check.timeout, probe.0.wait()).await {
-        Ok(Ok(status)) => status.success(),
-        Ok(Err(_)) | Err(_) => false,
-    }
-}
-
-/// A check under way. It is ended with all that it started, whether it took too long or nobody waits for it any more.
-struct Probe(Child);
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // `None`: it has ended and was waited for.
-        let pid = self.0.id().and_then(|pid| i32::try_from(pid).ok());
-        if let Some(group) = pid.and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+/// How it ends; before that if nobody waits for it any more. Errors: it does not run.
+async fn code_of(program: &Path, dir: &Dir, wanted: &Wanted) -> io::Result<i64> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let mut kept = Kept::start(program, dir, [null.as_fd(); 3])?;
+    match kept.tell(wanted).await?.split_once(' ') {
+        Some(("pid", _)) => Ok(kept.code().await),
+        _ => Err(io::ErrorKind::NotFound.into()),
     }
 }
 

@@ -9,6 +9,7 @@ mod found;
 mod health;
 mod job;
 pub mod keeper;
+mod kept;
 mod known;
 mod log_files;
 mod logs;
@@ -771,7 +772,7 @@ impl Runtime for Processes {
 
     fn health<'a>(&'a self, assignment: &'a Assignment, before: HealthState) -> Later<'a, HealthState> {
         let dir = self.dir(&assignment.task.id);
-        Box::pin(health::changed(dir, assignment, before))
+        Box::pin(health::changed(&self.settings.program, dir, assignment, before))
     }
 
     fn stop<'a>(&'a self, assignment: &'a Assignment) -> Later<'a, ()> {

@@ -8,6 +8,7 @@ mod declared;
 mod discovery;
 mod engine;
 mod exec;
+mod held;
 mod host;
 mod hour;
 mod inside;

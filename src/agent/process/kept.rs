@@ -1,0 +1,104 @@
+//! A program beside a task's, and the process that keeps it (`beside`), as who asked for them sees them. Nothing of this waits
+//! for the task, which may hold up the start of a program for as long as it likes. Not here: what is run, and for whom (`exec`,
+//! `health`).
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
+
+use super::KILLED;
+use super::beside::Wanted;
+use super::job::Dir;
+use crate::sys::handoff;
+use crate::sys::process::{lead_session, pass_nothing_on};
+
+/// When this is dropped the program is ended, with all that it started.
+pub(super) struct Kept {
+    /// `None`: it is being waited for.
+    keeper: Option<Child>,
+    /// The keeper ends the program with this.
+    socket: Option<(BufReader<OwnedReadHalf>, OwnedWriteHalf)>,
+    has_begun: bool,
+}
+
+impl Kept {
+    /// Starts a keeper by `program`, which is this one, for the task in `dir`. `streams`: what its program reads and writes.
+    pub(super) fn start(program: &Path, dir: &Dir, streams: [BorrowedFd<'_>; 3]) -> io::Result<Kept> {
+        let (ours, its) = std::os::unix::net::UnixStream::pair()?;
+        let mut command = Command::new(program);
+        command
+            .arg("beside")
+            .arg(dir.path())
+            .current_dir("/")
+            .stdin(OwnedFd::from(its))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        lead_session(&mut command);
+        pass_nothing_on(&mut command);
+        handoff::send(&ours, b"\n", &streams)?;
+        ours.set_nonblocking(true)?;
+        let (said, socket) = UnixStream::from_std(ours)?.into_split();
+        Ok(Kept {
+            keeper: Some(tokio::process::Command::from(command).spawn()?),
+            socket: Some((BufReader::new(said), socket)),
+            has_begun: false,
+        })
+    }
+
+    /// Has it start the program. Answers the keeper's first word; none if it has ended.
+    pub(super) async fn tell(&mut self, wanted: &Wanted) -> io::Result<String> {
+        let mut line = serde_json::to_vec(wanted)?;
+        line.push(b'\n');
+        if let Some((_, socket)) = &mut self.socket {
+            socket.write_all(&line).await?;
+        }
+        let word = self.line().await?;
+        self.has_begun = true;
+        Ok(word)
+    }
+
+    /// The program's exit code.
+    pub(super) async fn code(&mut self) -> i64 {
+        // An error means that the keeper was killed.
+        let line = self.line().await.unwrap_or_default();
+        let code = line.strip_prefix("exit ").and_then(|code| code.parse().ok());
+        code.unwrap_or(KILLED)
+    }
+
+    /// Until nothing is left of the program, nor of what it started.
+    pub(super) async fn all_ended(&mut self) {
+        drop(self.line().await);
+    }
+
+    /// Ends what is left, and waits for that.
+    pub(super) async fn end(mut self) {
+        self.socket = None;
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.wait().await);
+        }
+    }
+
+    async fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if let Some((said, _)) = &mut self.socket {
+            said.read_line(&mut line).await?;
+        }
+        line.truncate(line.trim_end().len());
+        Ok(line)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Whoever waits for the task does not see the end of the socket.
+        if let Some(keeper) = self.keeper.as_mut().filter(|_| !self.has_begun) {
+            let _ = keeper.start_kill();
+        }
+    }
+}
