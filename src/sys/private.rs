@@ -19,6 +19,7 @@ use rustix::process::fchdir;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::entrances;
+use super::process::at_directory;
 use super::rtnetlink::RtNetlink;
 use super::view::mount;
 
@@ -107,17 +108,18 @@ pub fn enter(command: &mut Command, pid: i32) -> io::Result<()> {
 
 /// Has the program that `command` starts work in the directory `dir`, as whoever it is by then comes there: to be said after `enter`,
 /// and after `process::become_user` where the way there is not this program's own. Links of the kernel's own, such as /proc/1/root, which lead to root what nobody else may
-/// follow, are not followed.
+/// follow, are not followed. `process::step_of` tells an error of this step.
 pub fn work_in(command: &mut Command, dir: &Path) -> io::Result<()> {
     let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let enter = move || {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(CWD, &*dir, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
-            Ok(found) => Ok(fchdir(found)?),
+        let come = || match openat2(CWD, &*dir, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+            Ok(found) => fchdir(found),
             // Kernels before 5.6, and sandboxes that do not know it.
-            Err(Errno::NOSYS | Errno::PERM) => Ok(rustix::process::chdir(&*dir)?),
-            Err(error) => Err(error.into()),
-        }
+            Err(Errno::NOSYS | Errno::PERM) => rustix::process::chdir(&*dir),
+            Err(error) => Err(error),
+        };
+        come().map_err(at_directory)
     };
     // SAFETY: between fork and exec only system calls are made, on what was allocated before.
     unsafe { command.pre_exec(enter) };

@@ -17,6 +17,33 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid,
 };
 
+/// Of what comes before a program's first instruction, which step has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// To come to the directory that it is to work in.
+    Directory,
+    /// Any other; mostly to find the program, or to run it.
+    Program,
+}
+
+/// What an error of `Command::spawn` is of, and what it is.
+pub fn step_of(error: io::Error) -> (Step, io::Error) {
+    match error.raw_os_error() {
+        Some(number) if number & AT_DIRECTORY != 0 => {
+            (Step::Directory, io::Error::from_raw_os_error(number & !AT_DIRECTORY))
+        }
+        _ => (Step::Program, error),
+    }
+}
+
+/// The error of a step before the program's start, so that `step_of` tells it from that of the start.
+pub(super) fn at_directory(error: rustix::io::Errno) -> io::Error {
+    io::Error::from_raw_os_error(error.raw_os_error() | AT_DIRECTORY)
+}
+
+/// Nothing but its number comes from between fork and exec, and the kernel's own are below 4096.
+const AT_DIRECTORY: i32 = 1 << 16;
+
 /// Has the program that `command` starts be killed when the thread that starts it ends. To be said after `become_user`,
 /// which would undo it.
 pub fn die_with_parent(command: &mut Command) {

@@ -2,6 +2,7 @@
 //! program in the task's view, waits for it, and says its exit code. All that the program started is its own, and ends with the
 //! task, or with the anynode that asked for it, however either ends. Not here: what is run (`exec`).
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +18,7 @@ use super::found::{Process, parent};
 use super::job::Job;
 use crate::sys::handoff;
 use crate::sys::process::{
-    adopt_orphans, die_with_parent, do_not_listen, lead_session, lead_session_at_terminal, signal_if,
+    Step, adopt_orphans, die_with_parent, do_not_listen, lead_session, lead_session_at_terminal, signal_if, step_of,
 };
 
 /// What it is told, as a line, after the program's three standard descriptors.
@@ -30,8 +31,8 @@ pub(super) struct Wanted {
     pub(super) has_terminal: bool,
 }
 
-/// Keeps one program; the standard input is a socket. Says `pid N` there, or `missing WHY` or `refused WHY`, then `exit N`.
-/// Returns the exit code of this process.
+/// Keeps one program; the standard input is a socket. Says `pid N` there, or what an `Unstarted` is, then `exit N`. Returns the
+/// exit code of this process.
 pub fn run() -> i32 {
     let socket = match take_socket() {
         Ok(socket) => socket,
@@ -46,23 +47,48 @@ pub fn run() -> i32 {
             wait(&socket, &wanted, &child);
             0
         }
-        Err(error) => {
-            let kind = match error.kind() {
-                io::ErrorKind::NotFound => "missing",
-                _ => "refused",
-            };
-            say(&socket, &format!("{kind} {}", reason(&error)));
+        Err(unstarted) => {
+            say(&socket, &unstarted.to_string());
             1
         }
     }
 }
 
-/// As C has it, without Rust's number.
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file or directory".to_owned(),
-        io::ErrorKind::PermissionDenied => NOT_ALLOWED.to_owned(),
-        _ => error.to_string().replace('\n', " "),
+/// Why there is no program: the step that failed, and the kernel's number of the error, or what it is in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unstarted {
+    /// It is not come to the directory that it is to work in.
+    Directory(i32),
+    /// It is not there, or is not run.
+    Program(i32),
+    Other(String),
+}
+
+impl Unstarted {
+    /// `None`: that is not what `said` is.
+    pub(super) fn of(said: &str) -> Option<Unstarted> {
+        match said.split_once(' ')? {
+            ("directory", number) => number.parse().ok().map(Unstarted::Directory),
+            ("program", number) => number.parse().ok().map(Unstarted::Program),
+            ("other", why) => Some(Unstarted::Other(why.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Unstarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unstarted::Directory(number) => write!(f, "directory {number}"),
+            Unstarted::Program(number) => write!(f, "program {number}"),
+            Unstarted::Other(why) => write!(f, "other {}", why.replace('\n', " ")),
+        }
+    }
+}
+
+impl From<io::Error> for Unstarted {
+    fn from(error: io::Error) -> Unstarted {
+        Unstarted::Other(error.to_string())
     }
 }
 
@@ -77,12 +103,12 @@ fn say(mut socket: &UnixStream, line: &str) {
     let _ = writeln!(socket, "{line}");
 }
 
-fn start(socket: &UnixStream) -> io::Result<(Wanted, Child)> {
+fn start(socket: &UnixStream) -> Result<(Wanted, Child), Unstarted> {
     do_not_listen()?;
     adopt_orphans()?;
     let (wanted, [stdin, stdout, stderr]) = hear(socket)?;
     let beside = wanted.job.has_own_view().then_some(wanted.keeper);
-    let command = wanted.job.command(&wanted.job.words, beside)?;
+    let command = wanted.job.command(&wanted.job.words, beside).map_err(of_start)?;
     let mut command = command.ok_or_else(|| io::Error::other("it has no words"))?;
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     match wanted.has_terminal {
@@ -91,8 +117,17 @@ fn start(socket: &UnixStream) -> io::Result<(Wanted, Child)> {
     }
     die_with_parent(&mut command);
     // With the command go this process's ends of what the program reads and writes.
-    let child = command.spawn()?;
+    let child = command.spawn().map_err(of_start)?;
     Ok((wanted, child))
+}
+
+fn of_start(error: io::Error) -> Unstarted {
+    let (step, error) = step_of(error);
+    match (step, error.raw_os_error()) {
+        (Step::Directory, Some(number)) => Unstarted::Directory(number),
+        (Step::Program, Some(number)) => Unstarted::Program(number),
+        (_, None) => error.into(),
+    }
 }
 
 fn hear(mut socket: &UnixStream) -> io::Result<(Wanted, [OwnedFd; 3])> {
@@ -151,5 +186,4 @@ fn end_with(socket: &UnixStream, keeper: Process) {
     }
 }
 
-pub(super) const NOT_ALLOWED: &str = "permission denied";
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::KEEPER_PATIENCE;
-use super::beside::{NOT_ALLOWED, Wanted};
+use super::beside::{Unstarted, Wanted};
 use super::job::{Dir, Job, TASK_DIR, User};
 use super::kept::Kept;
 use super::streams::{Said, Streams};
@@ -34,19 +35,11 @@ pub(super) async fn start(program: &Path, dir: Dir, spec: ExecSpec, may_be_any: 
     let told = tokio::time::timeout(KEEPER_PATIENCE, kept.tell(&wanted)).await;
     let told = told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let said = told.map_err(refused)?;
-    let pid = match said.split_once(' ') {
-        Some(("pid", pid)) => pid.parse().unwrap_or(0),
+    let pid = match (said.split_once(' '), Unstarted::of(&said)) {
+        (Some(("pid", pid)), _) => pid.parse().unwrap_or(0),
         _ if !wanted.keeper.is_alive() => return Err(ExecError::NotRunning),
-        Some(("missing", reason)) => return Err(missing(&wanted.job, reason)),
-        // In a directory of $PATH that is closed, or no program there: engines look further, and find none.
-        Some(("refused", NOT_ALLOWED)) if !word(&wanted.job).contains('/') => {
-            return Err(missing(&wanted.job, NOT_ALLOWED));
-        }
-        Some((_, reason)) => {
-            let text = format!("{FAILED}exec: {:?}: {reason}: unknown", word(&wanted.job));
-            return Err(ExecError::Refused(text));
-        }
-        None => return Err(refused(io::Error::other("what keeps it ended without a word"))),
+        (_, Some(unstarted)) => return Err(failed(&wanted.job, &unstarted)),
+        _ => return Err(refused(io::Error::other("what keeps it ended without a word"))),
     };
     let (code, ended) = watch::channel(None);
     let kill = CancellationToken::new();
@@ -75,25 +68,6 @@ fn wanted(dir: &Dir, spec: &ExecSpec, may_be_any: bool) -> Result<Wanted, ExecEr
         name => Some(user::of(name, &[]).map_err(ExecError::Refused)?),
     };
     let job = judged(job, spec, named, may_be_any)?;
-    if !spec.dir.is_empty() {
-        let view = match job.has_own_view() {
-            true => PathBuf::from(format!("/proc/{}/root", keeper.pid)),
-            false => PathBuf::from("/"),
-        };
-        let place = view.join(spec.dir.trim_start_matches('/'));
-        let why = match place.metadata() {
-            Ok(found) if found.is_dir() => None,
-            Ok(_) => Some("not a directory"),
-            Err(_) => Some("no such file or directory"),
-        };
-        if let Some(why) = why {
-            let text = format!(
-                "{FAILED}chdir to cwd ({:?}) set in config.json failed: {why}: unknown",
-                spec.dir
-            );
-            return Err(ExecError::Missing(text));
-        }
-    }
     Ok(Wanted {
         job,
         keeper,
@@ -136,16 +110,50 @@ fn judged(job: Job, spec: &ExecSpec, named: Option<Option<User>>, may_be_any: bo
     Ok(job)
 }
 
-fn word(job: &Job) -> &str {
-    job.words.first().map_or("", String::as_str)
+/// Why it does not run, in an engine's words.
+fn failed(job: &Job, unstarted: &Unstarted) -> ExecError {
+    let word = job.words.first().map_or("", String::as_str);
+    let (text, error) = match unstarted {
+        Unstarted::Other(why) => return ExecError::Refused(format!("{FAILED}{why}: unknown")),
+        Unstarted::Directory(number) => {
+            let error = Errno::from_raw_os_error(*number);
+            let dir = job.dir.display().to_string();
+            let why = reason(error);
+            (
+                format!("chdir to cwd ({dir:?}) set in config.json failed: {why}"),
+                error,
+            )
+        }
+        Unstarted::Program(number) => match Errno::from_raw_os_error(*number) {
+            // In a directory of $PATH that is closed, or no program there: engines look further, and find none.
+            Errno::NOENT | Errno::NOTDIR | Errno::ACCESS if !word.contains('/') => (
+                format!("exec: {word:?}: executable file not found in $PATH"),
+                Errno::NOENT,
+            ),
+            error @ (Errno::NOENT | Errno::NOTDIR) => {
+                (format!("exec: {word:?}: stat {word}: {}", reason(error)), error)
+            }
+            error => (format!("exec: {word:?}: {}", reason(error)), error),
+        },
+    };
+    let text = format!("{FAILED}{text}: unknown");
+    match error {
+        Errno::NOENT | Errno::NOTDIR => ExecError::Missing(text),
+        _ => ExecError::Refused(text),
+    }
 }
 
-fn missing(job: &Job, reason: &str) -> ExecError {
-    let word = word(job);
-    ExecError::Missing(match word.contains('/') {
-        true => format!("{FAILED}exec: {word:?}: stat {word}: {reason}: unknown"),
-        false => format!("{FAILED}exec: {word:?}: executable file not found in $PATH: unknown"),
-    })
+/// As Go has it.
+fn reason(error: Errno) -> String {
+    match error {
+        Errno::LOOP => "too many levels of symbolic links".to_owned(),
+        error => {
+            let text = io::Error::from(error).to_string();
+            // Rust says the number too.
+            let text = text.split(" (os error").next().unwrap_or_default();
+            text.to_lowercase()
+        }
+    }
 }
 
 /// Passes on how the program ends.
@@ -270,20 +278,58 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_in_an_engines_words() {
-        let said = |word: &str| {
+    fn what_fails_is_said_in_an_engines_words() {
+        let said = |word: &str, unstarted: Unstarted| {
             let job = Job {
                 words: vec![word.to_owned()],
                 ..job(None, false)
             };
-            missing(&job, "no such file or directory")
-                .to_string()
-                .replace(FAILED, "")
+            // As it comes from what keeps it.
+            let unstarted = Unstarted::of(&unstarted.to_string()).unwrap();
+            let error = failed(&job, &unstarted);
+            (error.to_string().replace(FAILED, ""), error.code())
         };
-        assert_eq!(said("ls"), "exec: \"ls\": executable file not found in $PATH: unknown");
-        assert_eq!(
-            said("./ls"),
-            "exec: \"./ls\": stat ./ls: no such file or directory: unknown"
+        let (directory, program) = (
+            |error: Errno| Unstarted::Directory(error.raw_os_error()),
+            |error: Errno| Unstarted::Program(error.raw_os_error()),
         );
+        let in_path = "exec: \"ls\": executable file not found in $PATH: unknown";
+        for (word, unstarted, text, code) in [
+            ("ls", program(Errno::NOENT), in_path, 127),
+            ("ls", program(Errno::ACCESS), in_path, 127),
+            (
+                "./ls",
+                program(Errno::NOENT),
+                "exec: \"./ls\": stat ./ls: no such file or directory: unknown",
+                127,
+            ),
+            (
+                "/ls",
+                program(Errno::ACCESS),
+                "exec: \"/ls\": permission denied: unknown",
+                126,
+            ),
+            (
+                "ls",
+                directory(Errno::NOENT),
+                "chdir to cwd (\"/task\") set in config.json failed: no such file or directory: unknown",
+                127,
+            ),
+            (
+                "ls",
+                directory(Errno::NOTDIR),
+                "chdir to cwd (\"/task\") set in config.json failed: not a directory: unknown",
+                127,
+            ),
+            (
+                "ls",
+                directory(Errno::ACCESS),
+                "chdir to cwd (\"/task\") set in config.json failed: permission denied: unknown",
+                126,
+            ),
+            ("ls", Unstarted::Other("no\nwords".to_owned()), "no words: unknown", 126),
+        ] {
+            assert_eq!(said(word, unstarted.clone()), (text.to_owned(), code), "{unstarted:?}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use super::job::{Dir, OwnNetwork, User};
 use super::log_files::LogFiles;
 use crate::sys::cgroup::Group;
 use crate::sys::private::{leave_mounts, leave_network, show_instead};
-use crate::sys::process::{adopt_orphans, die_with_parent, do_not_listen, lead_session};
+use crate::sys::process::{Step, adopt_orphans, die_with_parent, do_not_listen, lead_session, step_of};
 use crate::sys::view::narrow;
 
 /// Keeps the task in `path` until it has ended. Says `ready` on the standard output, which is a socket, where the task has a
@@ -117,7 +117,12 @@ fn start(dir: &Dir, root: &Path) -> io::Result<Kept> {
             .user
             .as_ref()
             .map_or(String::new(), |user| format!(" (as user {})", user.uid));
-        io::Error::new(error.kind(), format!("exec: {program:?}: {error}{user}"))
+        let (step, error) = step_of(error);
+        let what = match step {
+            Step::Directory => format!("chdir: {:?}", job.dir),
+            Step::Program => format!("exec: {program:?}"),
+        };
+        io::Error::new(error.kind(), format!("{what}: {error}{user}"))
     })?;
     // With it, this process's ends of the pipes that the program writes to.
     drop(command);

@@ -1,5 +1,8 @@
 //! What a program has of its task, and what it cannot have.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
 use serde_json::Value;
 
 use super::{container_of, exec, said, service, up, words};
@@ -149,9 +152,25 @@ fn its_secrets_and_its_network_are_the_tasks() {
 }
 
 #[test]
+fn it_works_where_the_task_would_come_to() {
+    let Some((own, _)) = up("exec-where") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    // Only the task has it, and a link of this host's leads there from the top.
+    let api = service(&own, "api", &["--mount", &format!("type=tmpfs,target={}", at("memory"))]);
+    words(&own, &[&api, "mkdir", &at("memory/of-task")]);
+    symlink(at("memory/of-task"), at("link")).unwrap();
+    assert_eq!(words(&own, &["-w", &at("link"), &api, "pwd", "-P"]), at("memory/of-task"));
+}
+
+#[test]
 fn what_cannot_be_is_said() {
     let Some((own, web)) = up("exec-cannot") else { return };
     let failed = "OCI runtime exec failed: exec failed: unable to start container process: ";
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), Permissions::from_mode(0o700)).unwrap();
+    let closed = closed.path().to_str().unwrap();
     for (args, code, expected) in [
         (
             &[&web, "no-such-program"][..],
@@ -172,6 +191,17 @@ fn what_cannot_be_is_said() {
             &["-w", "/no/dir", &web, "true"],
             127,
             "chdir to cwd (\"/no/dir\") set in config.json failed: no such file or directory: unknown",
+        ),
+        (
+            &["-w", "/etc/passwd", &web, "true"],
+            127,
+            "chdir to cwd (\"/etc/passwd\") set in config.json failed: not a directory: unknown",
+        ),
+        // Whatever the program is.
+        (
+            &["-w", closed, &web, "no-such-program"],
+            126,
+            &format!("chdir to cwd ({closed:?}) set in config.json failed: permission denied: unknown"),
         ),
     ] {
         let (stdout, _, found) = said(&own, args);
