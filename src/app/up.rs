@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -86,7 +87,13 @@ pub fn whoami(listen: Option<SocketAddr>, name: Option<String>, dies_with_parent
 /// Runs `main` on this thread and returns its exit code.
 pub(super) fn block_on(main: impl Future<Output = std::io::Result<i32>>) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.and_then(|runtime| runtime.block_on(main)) {
+    let run = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(main);
+        // A disk of a machine that is away may keep a thread for ever. What it had begun is as after kill -9.
+        runtime.shutdown_timeout(BLOCKED_LONGEST);
+        ended
+    });
+    match run {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
@@ -128,5 +135,30 @@ impl Signals {
             second.next().await;
             std::process::exit(130);
         });
+    }
+}
+
+/// What was asked of a disk is mostly done by then.
+const BLOCKED_LONGEST: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_blocks_keeps_nobody_from_the_end() {
+        let (lets_go, held) = std::sync::mpsc::channel::<()>();
+        let code = block_on(async {
+            let (begins, begun) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                begins.send(()).unwrap();
+                held.recv()
+            });
+            begun.await.unwrap();
+            Ok(7)
+        });
+        assert_eq!(code, 7);
+        // It was held until here.
+        assert!(lets_go.send(()).is_ok());
     }
 }

@@ -1,8 +1,10 @@
-//! What a task holds up keeps nobody else waiting.
+//! What a task or a disk holds up keeps nobody else waiting.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::Command;
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::json;
 
 use super::rig::{self, LONG, Own, Tasks};
@@ -74,4 +76,29 @@ fn a_task_that_holds_its_check_up_holds_up_nobody_else() {
     own.wait_for("it to pass", LONG, || {
         own.docker(&["service", "ls", "--format", "{{.Replicas}}"]) == "1/1"
     });
+}
+
+#[test]
+fn who_waits_for_a_disk_keeps_anynode_from_no_end() {
+    let Some(mut own) = rig::up("held-end", Tasks::Processes) else {
+        return;
+    };
+    own.start();
+    own.docker(&["swarm", "init"]);
+    own.docker(&["volume", "create", "held"]);
+    // Whoever reads it waits as for a disk of a machine that is away: for ever.
+    let kept = own.data_dir().join("volumes/held/volume");
+    std::fs::remove_file(&kept).unwrap();
+    mkfifoat(CWD, &kept, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut asks = own.docker_command(&["volume", "inspect", "held"]).spawn().unwrap();
+    let mut writer = None;
+    own.wait_for("it to be read", LONG, || {
+        let mut options = File::options();
+        // Refused while nobody reads.
+        writer = options.write(true).custom_flags(libc::O_NONBLOCK).open(&kept).ok();
+        writer.is_some()
+    });
+    own.stop();
+    drop(writer);
+    assert!(!asks.wait().unwrap().success());
 }
