@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, FsWord, StatxFlags, fstatfs, statx};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, open_tree,
@@ -50,6 +50,29 @@ pub fn place(at: impl AsFd) -> io::Result<Place> {
         uid: found.stx_uid,
     })
 }
+
+/// What shows the kernel itself, by the name of its kind, wherever it is mounted: of a chroot too. `None`: it holds files.
+pub fn shows_kernel(at: impl AsFd) -> io::Result<Option<&'static str>> {
+    let kind = fstatfs(at)?.f_type;
+    let known = OF_KERNEL.iter().find(|(number, _)| *number == kind);
+    Ok(known.map(|(_, name)| *name))
+}
+
+/// As linux/magic.h has them.
+const OF_KERNEL: [(FsWord, &str); 12] = [
+    (0x9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x7363_6673, "securityfs"),
+    (0xcafe_4a11, "bpf"),
+    (0x6265_6570, "configfs"),
+    (0xde5e_81e4, "efivarfs"),
+    (0x6165_676c, "pstore"),
+    (0x4249_4e4d, "binfmt_misc"),
+];
 
 /// A mount that is nowhere yet; it is gone when this is dropped.
 #[derive(Debug)]

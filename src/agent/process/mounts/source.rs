@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 use super::{What, hold};
-use crate::sys::mounts::{FileId, mount_points, path_of, place};
+use crate::sys::mounts::{FileId, mount_points, path_of, place, shows_kernel};
 
 /// What is not to be bound, by what it is and not by its name.
 pub(super) struct Hidden {
@@ -41,8 +41,8 @@ impl Hidden {
         hidden
     }
 
-    /// Errors: in words, it is what nobody may bind, or holds it, or lies in it.
-    fn judge(&self, source: BorrowedFd<'_>) -> Result<(), String> {
+    /// `with_below`: with what is mounted below it. Errors: in words, it is what nobody may bind, or holds it, or lies in it.
+    fn judge(&self, source: BorrowedFd<'_>, with_below: bool) -> Result<(), String> {
         let wrong = |word: &str, path: &Path| {
             format!(
                 "its source {word} {}, which tasks are not to see: expected another",
@@ -60,15 +60,32 @@ impl Hidden {
         if let Some(hidden) = path.ancestors().filter_map(id_of).find_map(|id| self.itself.get(&id)) {
             return Err(wrong("lies in", hidden));
         }
+        let of_kernel = |word: &str, kind: &str, path: &Path| {
+            format!(
+                "its source {word} {}, a file system of the kernel's ({kind}), which tasks are not to see: expected another",
+                path.display()
+            )
+        };
+        if let Some(kind) = shows_kernel(source).map_err(|error| error.to_string())? {
+            return Err(of_kernel("is of", kind, &path));
+        }
         // What is mounted below comes along.
         let points = mount_points().map_err(|error| format!("what is mounted here: {error}"))?;
         let below = points
             .iter()
             .filter(|point| **point != path && point.starts_with(&path));
-        match below.filter_map(id_of).find_map(|id| self.above.get(&id)) {
-            Some(hidden) => Err(wrong("holds", hidden)),
-            None => Ok(()),
+        for point in below {
+            // It may have been unmounted meanwhile.
+            let Ok(held) = hold(point) else { continue };
+            let found = place(&held).ok().and_then(|found| self.above.get(&found.file));
+            if let Some(hidden) = found {
+                return Err(wrong("holds", hidden));
+            }
+            if let (true, Ok(Some(kind))) = (with_below, shows_kernel(&held)) {
+                return Err(of_kernel("holds", kind, point));
+            }
         }
+        Ok(())
     }
 
     /// The same of a directory that is to be made. Errors: as of `judge`.
@@ -93,7 +110,7 @@ fn id_of(path: impl AsRef<Path>) -> Option<FileId> {
 pub(super) fn open(what: &What, hidden: &Hidden) -> Result<Option<OwnedFd>, String> {
     match what {
         What::Memory { .. } => Ok(None),
-        What::Bind { source, .. } => {
+        What::Bind { source, with_below, .. } => {
             let held = hold(source).map_err(|error| match error {
                 Errno::NOENT | Errno::NOTDIR => format!(
                     "invalid mount config for type \"bind\": bind source path does not exist: {}",
@@ -101,7 +118,7 @@ pub(super) fn open(what: &What, hidden: &Hidden) -> Result<Option<OwnedFd>, Stri
                 ),
                 error => format!("bind source path {}: {error}", source.display()),
             })?;
-            hidden.judge(held.as_fd())?;
+            hidden.judge(held.as_fd(), *with_below)?;
             Ok(Some(held))
         }
         What::Volume { source, subpath, .. } => {
@@ -125,6 +142,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::sys::mounts::aside;
 
     fn bind(source: &Path) -> What {
         What::Bind {
@@ -174,6 +192,49 @@ mod tests {
         assert!(hidden.judge_parent(&at("data/new/deep")).is_err());
         assert!(hidden.judge_parent(&at("link/new")).is_err());
         assert!(hidden.judge_parent(&at("new/deep")).is_ok());
+    }
+
+    #[test]
+    fn what_shows_the_kernel_is_not_bound_wherever_it_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["chroot/proc", "chroot/sys", "chroot/srv", "jail/proc"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        let hidden = Hidden::of(&[]);
+        let alone = |source: &Path| What::Bind {
+            source: source.to_owned(),
+            with_below: false,
+            is_made: false,
+        };
+        let tried = aside(|| {
+            let mounts = |kind: &str, at: &Path| {
+                let mut command = std::process::Command::new("mount");
+                let status = command.args(["-t", kind, kind]).arg(at).status();
+                assert!(status.unwrap().success(), "{kind}");
+            };
+            // Not the host's own, but made anew.
+            mounts("proc", &at("chroot/proc"));
+            mounts("sysfs", &at("chroot/sys"));
+            mounts("proc", &at("jail/proc"));
+            for (what, said) in [
+                (bind(&at("chroot/proc")), "its source is "),
+                (bind(&at("chroot/proc/1")), "its source is of "),
+                (alone(&at("chroot/proc/sys")), "its source is of "),
+                (bind(&at("chroot/sys/kernel")), "its source "),
+                (bind(&at("chroot")), "its source holds "),
+                (bind(&at("jail")), "its source holds "),
+            ] {
+                let error = open(&what, &hidden).unwrap_err();
+                assert!(error.contains(said), "{what:?}: {error}");
+            }
+            for what in [bind(&at("chroot/srv")), alone(&at("jail"))] {
+                assert!(open(&what, &hidden).is_ok(), "{what:?}");
+            }
+        });
+        if tried.is_err() {
+            println!("skipped: this needs root and mount namespaces");
+        }
     }
 
     #[test]
