@@ -4,7 +4,7 @@
 use super::Processes;
 use super::job::{Dir, Job, User};
 use super::mounts::plan::{self, Places};
-use super::mounts::{Mounts, What};
+use super::mounts::{Mounts, What, make_dir};
 use super::volumes::{Volumes, make_nameless};
 use crate::agent::runtime::Failure;
 use crate::agent::{Assignment, template};
@@ -99,12 +99,8 @@ fn make_sources(
             }
             What::Bind {
                 source, is_made: true, ..
-            } => std::fs::create_dir_all(source)
-                .or_else(|error| match source.exists() {
-                    true => Ok(()),
-                    false => Err(error),
-                })
-                .map_err(|error| failed(&format!("bind source path {}: {error}", source.display())))?,
+            } => make_dir(source)
+                .map_err(|reason| failed(&format!("bind source path {}: {reason}", source.display())))?,
             What::Bind { .. } | What::Memory { .. } => {}
         }
     }

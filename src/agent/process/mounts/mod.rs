@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use self::source::Hidden;
+pub(super) use self::target::make_dir;
 use self::target::{Kind, Walk};
 use crate::model::volume::{MountOf, TaskMount};
 use crate::sys::mounts::{Loose, ReadOnly, path_of, place, with_usual_modes};

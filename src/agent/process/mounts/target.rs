@@ -1,5 +1,6 @@
 //! Where things are mounted: the way there is gone name by name, and what is not there is made. On this host links are followed
-//! that are root's; in what the task has mounted already, which others may write to, none. Not here: what is mounted.
+//! that are root's; in what the task has mounted already, which others may write to, none. A directory to be bound is made in the
+//! same way. Not here: what is mounted.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -51,8 +52,15 @@ impl Walk {
     /// Something of that kind at `target`, made where there is none. Errors: in words, there can be none, or nothing may be
     /// mounted there.
     pub(super) fn to(&self, target: &Path, kind: Kind) -> Result<OwnedFd, String> {
+        let (at, found) = self.go(target, kind)?;
+        self.judge(&at, &found, kind)?;
+        Ok(at)
+    }
+
+    /// What is at `path`, made where there is nothing, along with what it lies in.
+    fn go(&self, path: &Path, kind: Kind) -> Result<(OwnedFd, Place), String> {
         let failed = |error: Errno| error.to_string();
-        let mut ahead: VecDeque<OsString> = names(target);
+        let mut ahead: VecDeque<OsString> = names(path);
         let mut at = hold(Path::new("/")).map_err(failed)?;
         let mut found = place(&at).map_err(|error| error.to_string())?;
         let (mut is_in_own, mut n_links) = (false, 0);
@@ -89,8 +97,7 @@ impl Walk {
             }
             (at, found) = (next, next_found);
         }
-        self.judge(&at, &found, kind)?;
-        Ok(at)
+        Ok((at, found))
     }
 
     /// Whether something may be mounted there.
@@ -140,6 +147,20 @@ impl Walk {
     }
 }
 
+/// Makes a directory on this host, with those that it lies in, where there is nothing at `path`. Whoever may write on the way
+/// there has it made nowhere else. Errors: in words.
+pub(in crate::agent::process) fn make_dir(path: &Path) -> Result<(), String> {
+    if path.exists() {
+        return Ok(());
+    }
+    let walk = Walk {
+        tops: Vec::new(),
+        hidden: BTreeSet::new(),
+        kept: BTreeSet::new(),
+    };
+    walk.go(path, Kind::Dir).map(drop)
+}
+
 /// Others may have made it meanwhile.
 fn make(at: &OwnedFd, name: &OsStr, kind: Kind) -> rustix::io::Result<()> {
     let made = match kind {
@@ -186,3 +207,47 @@ fn shown(at: &OwnedFd, name: &OsStr) -> String {
 
 /// As the kernel has it.
 const LINKS_MAX: u32 = 40;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{lchown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_nowhere_else_than_where_it_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["open/deep", "closed"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        make_dir(&at("open/deep/new/newer")).unwrap();
+        assert!(at("open/deep/new/newer").is_dir());
+        // What is there may be reached by whatever links.
+        fs::create_dir(at("closed/there")).unwrap();
+        symlink(at("closed"), at("open/link")).unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            make_dir(&at("open/link/of/root")).unwrap();
+            assert!(at("closed/of/root").is_dir());
+            lchown(at("open/link"), Some(65_534), Some(65_534)).unwrap();
+        }
+        make_dir(&at("open/link/there")).unwrap();
+        symlink("none", at("open/to-come")).unwrap();
+        if is_root {
+            lchown(at("open/to-come"), Some(65_534), Some(65_534)).unwrap();
+        }
+        for name in ["open/link/new", "open/link/there/new", "open/to-come"] {
+            let error = make_dir(&at(name)).unwrap_err();
+            assert!(
+                error.contains(" is a link: expected directories, or links of root"),
+                "{name}: {error}"
+            );
+        }
+        assert!(!at("closed/new").exists() && !at("closed/there/new").exists() && !at("open/none").exists());
+        fs::write(at("open/file"), "").unwrap();
+        let error = make_dir(&at("open/file/new")).unwrap_err();
+        assert!(error.ends_with("open/file is no directory"), "{error}");
+    }
+}
