@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal, kill_process};
+
+use super::group_end;
 
 /// What a group may use at most. `None`: as much as there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
-/// A group: a directory in each tree that it needs, one in version 2.
+/// A group: a directory in each tree that it needs, one in version 2; and one where all that is in it can be ended at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     pub dirs: Vec<PathBuf>,
@@ -101,16 +102,31 @@ impl Trees {
     }
 
     /// A group of that name that nobody is in yet, beside the one of this process and not in it: what ends all that is in the
-    /// latter leaves it alone. One that is there already is taken.
+    /// latter leaves it alone. One that is there already is taken. `is_to_end`: all that is in it is to be ended at once, where
+    /// this host can do that.
     ///
     /// Errors: the first limit that cannot be kept, and nothing is left then.
-    pub fn make(&self, name: &str, limits: &Limits) -> Result<Group, GroupError> {
+    pub fn make(&self, name: &str, limits: &Limits, is_to_end: bool) -> Result<Group, GroupError> {
         let mut group = Group { dirs: Vec::new() };
-        let made = self.make_in(name, limits, &mut group);
-        if made.is_err() {
+        if let Err(error) = self.make_in(name, limits, &mut group) {
             group.remove();
+            return Err(error);
         }
-        made.map(|()| group)
+        let ending = self.ending().filter(|_| is_to_end);
+        if let Some(Ok(dir)) = ending.map(|tree| tree.make(None, name)) {
+            match group_end::is_sure(&dir) {
+                true if group.dirs.contains(&dir) => {}
+                true => group.dirs.push(dir),
+                false => drop(fs::remove_dir(dir)),
+            }
+        }
+        Ok(group)
+    }
+
+    /// Where groups can be ended at once: version 2, or the freezer of version 1.
+    fn ending(&self) -> Option<&Tree> {
+        let second = self.0.iter().find(|tree| tree.controllers.is_none());
+        second.or_else(|| self.0.iter().find(|tree| tree.has("freezer")))
     }
 
     /// The group of that name, as far as it is there.
@@ -130,7 +146,8 @@ impl Trees {
             }
             let tree = self.0.iter().find(|tree| tree.has(controller));
             let tree = tree.ok_or(GroupError::Absent { controller })?;
-            let dir = tree.make(controller, name)?;
+            let dir = tree.make(Some(controller), name);
+            let dir = dir.map_err(|(dir, error)| GroupError::Make { controller, dir, error })?;
             if !group.dirs.contains(&dir) {
                 group.dirs.push(dir.clone());
             }
@@ -164,7 +181,8 @@ impl Tree {
         places
     }
 
-    fn make(&self, controller: &'static str, name: &str) -> Result<PathBuf, GroupError> {
+    /// Errors: the best place, and why it is none.
+    fn make(&self, controller: Option<&str>, name: &str) -> Result<PathBuf, (PathBuf, io::Error)> {
         let mut first = None;
         for place in self.places() {
             match self.make_at(&place, controller, name) {
@@ -172,20 +190,20 @@ impl Tree {
                 Err(error) => drop(first.get_or_insert((place, error))),
             }
         }
-        let (dir, error) = first.unwrap_or_else(|| (self.mounted_at.clone(), io::ErrorKind::NotFound.into()));
-        Err(GroupError::Make { controller, dir, error })
+        Err(first.unwrap_or_else(|| (self.mounted_at.clone(), io::ErrorKind::NotFound.into())))
     }
 
-    fn make_at(&self, place: &Path, controller: &str, name: &str) -> io::Result<PathBuf> {
+    fn make_at(&self, place: &Path, controller: Option<&str>, name: &str) -> io::Result<PathBuf> {
         let all = place.join(ALL);
         let dir = all.join(name);
-        if self.controllers.is_none() {
+        let controller = controller.filter(|_| self.controllers.is_none());
+        if let Some(controller) = controller {
             allow(place, controller)?;
         }
         // Whoever removes the last of them may take the upper one along.
         for _ in 0..MAKE_AGAIN {
             make_dir(&all)?;
-            if self.controllers.is_none() {
+            if let Some(controller) = controller {
                 allow(&all, controller)?;
             }
             match make_dir(&dir) {
@@ -309,23 +327,47 @@ impl Group {
             .any(|dir| files.iter().any(|file| killed(dir.join(file))))
     }
 
+    /// Ends all that is in it. Where the kernel can do that at once nothing gets away, however fast it starts others.
+    pub fn end(&self) {
+        let sure = self.sure();
+        match sure {
+            Some(dir) => group_end::end(dir),
+            None => self.dirs.iter().for_each(|dir| group_end::end(dir)),
+        }
+    }
+
+    /// A group inside this one for a part of what is in it, to be ended by itself. It is not made. `None`: nothing can be ended at
+    /// once here.
+    pub fn part(&self, name: &str) -> Option<Group> {
+        let dirs = vec![self.sure()?.join(name)];
+        Some(Group { dirs })
+    }
+
+    /// Makes a part of this one, which may be there. Answers what its members are to be in. Errors: it cannot be made.
+    pub fn narrowed(&self, part: &Group) -> io::Result<Group> {
+        part.dirs.iter().try_for_each(|dir| make_dir(dir))?;
+        let within = |dir: &PathBuf| {
+            part.dirs
+                .iter()
+                .find(|part| part.parent() == Some(dir))
+                .unwrap_or(dir)
+                .clone()
+        };
+        Ok(Group {
+            dirs: self.dirs.iter().map(within).collect(),
+        })
+    }
+
+    fn sure(&self) -> Option<&PathBuf> {
+        self.dirs.iter().find(|dir| group_end::is_sure(dir))
+    }
+
     /// Ends all that is in it, and takes it away. What is not there is no error. Blocks for a second at most.
     pub fn remove(&self) {
-        let started = Instant::now();
-        for dir in &self.dirs {
-            // What has been ended leaves a moment later.
-            while let Err(error) = fs::remove_dir(dir) {
-                let is_busy = error.raw_os_error() == Some(libc::EBUSY);
-                if !is_busy || started.elapsed() > LEAVE_LONGEST {
-                    break;
-                }
-                let members = fs::read_to_string(dir.join(MEMBERS)).unwrap_or_default();
-                let pids = members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?));
-                for pid in pids {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-                std::thread::sleep(LEAVE_LOOK);
-            }
+        let until = Instant::now() + LEAVE_LONGEST;
+        let (sure, other): (Vec<_>, Vec<_>) = self.dirs.iter().partition(|dir| group_end::is_sure(dir));
+        for dir in sure.into_iter().chain(other) {
+            group_end::remove(dir, until);
             // Once it was the last.
             if let Some(all) = dir.parent() {
                 drop(fs::remove_dir(all));
@@ -361,7 +403,6 @@ const CPU_PERIOD_US: u64 = 100_000;
 const CPU_QUOTA_LEAST_US: u64 = 1_000;
 const MAKE_AGAIN: u32 = 10;
 const LEAVE_LONGEST: Duration = Duration::from_secs(1);
-const LEAVE_LOOK: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests {
@@ -461,7 +502,7 @@ mod tests {
     #[test]
     fn one_group_of_version_2_has_all_limits() {
         let (unified, trees) = Unified::new("/system.slice/anynode.service", "task");
-        let group = trees.make("task", &ALL_LIMITS).unwrap();
+        let group = trees.make("task", &ALL_LIMITS, false).unwrap();
         let dir = unified.0.path().join("anynode/task");
         assert_eq!(group.dirs, [dir]);
         for (file, expected) in [
@@ -485,6 +526,27 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_to_be_ended_at_once_where_that_can_be() {
+        let (unified, trees) = Unified::new("/a", "task");
+        let dir = unified.0.path().join("anynode/task");
+        // A kernel that cannot.
+        assert_eq!(trees.make("task", &Limits::default(), true).unwrap().dirs.len(), 0);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("cgroup.kill"), "").unwrap();
+        assert_eq!(trees.make("task", &Limits::default(), false).unwrap().dirs.len(), 0);
+        let group = trees.make("task", &Limits::default(), true).unwrap();
+        assert_eq!(group.dirs, std::slice::from_ref(&dir));
+        let part = group.part("beside-7").unwrap();
+        assert_eq!(group.narrowed(&part).unwrap().dirs, [dir.join("beside-7")]);
+        part.end();
+        assert_eq!(unified.read("anynode/task/cgroup.kill"), "");
+        group.end();
+        assert_eq!(unified.read("anynode/task/cgroup.kill"), "1");
+        // No limit was asked for.
+        assert_eq!(unified.read("cgroup.subtree_control"), "memory\n");
+    }
+
+    #[test]
     fn a_limit_that_cannot_be_kept_is_an_error() {
         let (unified, trees) = Unified::new("/system.slice/anynode.service", "task");
         fs::write(unified.0.path().join("cgroup.controllers"), "cpu memory\n").unwrap();
@@ -492,18 +554,22 @@ mod tests {
             pids: Some(1),
             ..Limits::default()
         };
-        let error = trees.make("task", &pids).unwrap_err().to_string();
+        let error = trees.make("task", &pids, false).unwrap_err().to_string();
         assert_eq!(error, "this host has no control groups for pids");
         let (unified, trees) = Unified::new("/a", "task");
         fs::remove_file(unified.0.path().join("cgroup.subtree_control")).unwrap();
-        let error = trees.make("task", &pids).unwrap_err().to_string();
+        let error = trees.make("task", &pids, false).unwrap_err().to_string();
         assert!(error.starts_with("no control group for pids can be made: /"), "{error}");
         assert!(matches!(
-            Trees::of("", "").make("task", &ALL_LIMITS),
+            Trees::of("", "").make("task", &ALL_LIMITS, false),
             Err(GroupError::Absent { controller: "memory" })
         ));
         assert_eq!(
-            Trees::of("", "").make("task", &Limits::default()).unwrap().dirs.len(),
+            Trees::of("", "")
+                .make("task", &Limits::default(), true)
+                .unwrap()
+                .dirs
+                .len(),
             0
         );
     }

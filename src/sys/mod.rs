@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod entrances;
 pub mod epoll;
 pub mod file;
+mod group_end;
 pub mod handoff;
 pub mod inet_diag;
 pub mod iptables;

@@ -1,6 +1,7 @@
 //! What keeps a program that runs beside a task's: `anynode beside DIR`, DIR being the task's, for people to see. It starts the
 //! program in the task's view, waits for it, and says its exit code. All that the program started is its own, and ends with the
-//! task, or with the anynode that asked for it, however either ends. Not here: what is run (`exec`).
+//! task, or with the anynode that asked for it, however either ends; it is in a control group of its own inside the task's where
+//! there can be one, so that none gets away, and whoever finds this process dead can end it too. Not here: what is run (`exec`).
 
 use std::fmt;
 use std::fs::File;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::found::{Process, parent};
 use super::job::Job;
+use crate::sys::cgroup::Group;
 use crate::sys::handoff;
 use crate::sys::process::{
     Step, adopt_orphans, die_with_parent, do_not_listen, lead_session, lead_session_at_terminal, signal_if, step_of,
@@ -42,9 +44,9 @@ pub fn run() -> i32 {
         }
     };
     match start(&socket) {
-        Ok((wanted, child)) => {
-            say(&socket, &format!("pid {}", child.id()));
-            wait(&socket, &wanted, &child);
+        Ok(kept) => {
+            say(&socket, &format!("pid {}", kept.child.id()));
+            kept.wait(&socket);
             0
         }
         Err(unstarted) => {
@@ -103,10 +105,26 @@ fn say(mut socket: &UnixStream, line: &str) {
     let _ = writeln!(socket, "{line}");
 }
 
-fn start(socket: &UnixStream) -> Result<(Wanted, Child), Unstarted> {
+struct Kept {
+    child: Child,
+    /// Whose end is its end.
+    task: Process,
+    part: Option<Group>,
+}
+
+/// The part of a task's control group that is what the process `keeper` keeps beside it. `None`: it can have none.
+pub(super) fn part_of(job: &Job, keeper: u32) -> Option<Group> {
+    job.group().part(&format!("beside-{keeper}"))
+}
+
+fn start(socket: &UnixStream) -> Result<Kept, Unstarted> {
     do_not_listen()?;
     adopt_orphans()?;
-    let (wanted, [stdin, stdout, stderr]) = hear(socket)?;
+    let (mut wanted, [stdin, stdout, stderr]) = hear(socket)?;
+    let part = part_of(&wanted.job, std::process::id());
+    if let Some(part) = &part {
+        wanted.job.group = wanted.job.group().narrowed(part)?.dirs;
+    }
     let beside = wanted.job.has_own_view().then_some(wanted.keeper);
     let command = wanted.job.command(&wanted.job.words, beside).map_err(of_start)?;
     let mut command = command.ok_or_else(|| io::Error::other("it has no words"))?;
@@ -118,7 +136,11 @@ fn start(socket: &UnixStream) -> Result<(Wanted, Child), Unstarted> {
     die_with_parent(&mut command);
     // With the command go this process's ends of what the program reads and writes.
     let child = command.spawn().map_err(of_start)?;
-    Ok((wanted, child))
+    Ok(Kept {
+        child,
+        task: wanted.keeper,
+        part,
+    })
 }
 
 fn of_start(error: io::Error) -> Unstarted {
@@ -146,43 +168,49 @@ fn hear(mut socket: &UnixStream) -> io::Result<(Wanted, [OwnedFd; 3])> {
     Ok((serde_json::from_slice(&line)?, given))
 }
 
-/// Until nothing is left of it.
-fn wait(socket: &UnixStream, wanted: &Wanted, child: &Child) {
-    std::thread::scope(|scope| {
-        scope.spawn(|| end_with(socket, wanted.keeper));
-        let program = Pid::from_child(child);
-        loop {
-            match rustix::process::wait(WaitOptions::empty()) {
-                Ok(Some((pid, status))) if pid == program => {
-                    let signal = status.terminating_signal().map(|signal| 128 + signal);
-                    let code = status.exit_status().or(signal).unwrap_or(255);
-                    say(socket, &format!("exit {code}"));
+impl Kept {
+    /// Until nothing is left of it.
+    fn wait(&self, socket: &UnixStream) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.end_with(socket));
+            let program = Pid::from_child(&self.child);
+            loop {
+                match rustix::process::wait(WaitOptions::empty()) {
+                    Ok(Some((pid, status))) if pid == program => {
+                        let signal = status.terminating_signal().map(|signal| 128 + signal);
+                        let code = status.exit_status().or(signal).unwrap_or(255);
+                        say(socket, &format!("exit {code}"));
+                    }
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    // There are none.
+                    Err(_) => {
+                        self.part.iter().for_each(Group::remove);
+                        std::process::exit(0);
+                    }
                 }
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                // There are none.
-                Err(_) => std::process::exit(0),
             }
-        }
-    });
-}
-
-/// Ends all when the task has ended, or whoever asked for the program is gone; by then for as long as anything is left.
-fn end_with(socket: &UnixStream, keeper: Process) {
-    let held = Pid::from_raw(keeper.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    if let Some(held) = held.filter(|_| keeper.is_alive()) {
-        let gone = PollFlags::IN | PollFlags::RDHUP;
-        let mut both = [PollFd::new(&socket, gone), PollFd::new(&held, PollFlags::IN)];
-        while poll(&mut both, None) == Err(rustix::io::Errno::INTR) {}
+        });
     }
-    let own = std::process::id();
-    let is_child = |pid: i32| parent(pid).is_some_and(|parent| u32::try_from(parent) == Ok(own));
-    loop {
-        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        for pid in pids {
-            signal_if(pid, Signal::KILL, || is_child(pid));
+
+    /// Ends all when the task has ended, or whoever asked for the program is gone; by then for as long as anything is left.
+    fn end_with(&self, socket: &UnixStream) {
+        let held = Pid::from_raw(self.task.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        if let Some(held) = held.filter(|_| self.task.is_alive()) {
+            let gone = PollFlags::IN | PollFlags::RDHUP;
+            let mut both = [PollFd::new(&socket, gone), PollFd::new(&held, PollFlags::IN)];
+            while poll(&mut both, None) == Err(rustix::io::Errno::INTR) {}
         }
-        std::thread::sleep(LOOK_AGAIN);
+        let own = std::process::id();
+        let is_child = |pid: i32| parent(pid).is_some_and(|parent| u32::try_from(parent) == Ok(own));
+        loop {
+            self.part.iter().for_each(Group::end);
+            let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+            let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            for pid in pids {
+                signal_if(pid, Signal::KILL, || is_child(pid));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 }
 

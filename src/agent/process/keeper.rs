@@ -200,6 +200,8 @@ impl Kept {
         copy(stdout, 1, self.log.clone(), done.clone());
         copy(stderr, 2, self.log, done);
         let code = wait_for(&self.child);
+        // What starts others faster than they are ended one by one would never be done with.
+        self.group.end();
         end_orphans();
         // The pipes end with the last who held them. A program of the same user elsewhere may hold one by /proc for as long as it
         // likes, so that what the task's own has said is waited for, and no more.
@@ -237,7 +239,9 @@ fn end_orphans() {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         match rustix::process::wait(WaitOptions::empty()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // There may be thousands: not one for each look at all of them.
+            Ok(_) => while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {},
+            Err(rustix::io::Errno::INTR) => {}
             // There are none.
             Err(_) => break,
         }

@@ -1,5 +1,5 @@
 //! A program beside a task's, and the process that keeps it (`beside`), as who asked for them sees them. Nothing of this waits
-//! for the task, which may hold up the start of a program for as long as it likes. Not here: what is run, and for whom (`exec`,
+//! for the task, which may hold up the start of a program for as long as it likes; and nothing is left of either, whoever ends them. Not here: what is run, and for whom (`exec`,
 //! `health`).
 
 use std::io;
@@ -13,8 +13,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 
 use super::KILLED;
-use super::beside::Wanted;
+use super::beside::{Wanted, part_of};
 use super::job::Dir;
+use crate::sys::cgroup::Group;
 use crate::sys::handoff;
 use crate::sys::process::{lead_session, pass_nothing_on};
 
@@ -25,6 +26,8 @@ pub(super) struct Kept {
     /// The keeper ends the program with this.
     socket: Option<(BufReader<OwnedReadHalf>, OwnedWriteHalf)>,
     has_begun: bool,
+    /// What the program and all that it starts are in. `None`: they are in none of their own, or it was not told yet.
+    part: Option<Group>,
 }
 
 impl Kept {
@@ -48,11 +51,14 @@ impl Kept {
             keeper: Some(tokio::process::Command::from(command).spawn()?),
             socket: Some((BufReader::new(said), socket)),
             has_begun: false,
+            part: None,
         })
     }
 
     /// Has it start the program. Answers the keeper's first word; none if it has ended.
     pub(super) async fn tell(&mut self, wanted: &Wanted) -> io::Result<String> {
+        let keeper = self.keeper.as_ref().and_then(Child::id);
+        self.part = keeper.and_then(|keeper| part_of(&wanted.job, keeper));
         let mut line = serde_json::to_vec(wanted)?;
         line.push(b'\n');
         if let Some((_, socket)) = &mut self.socket {
@@ -79,8 +85,8 @@ impl Kept {
     /// Ends what is left, and waits for that.
     pub(super) async fn end(mut self) {
         self.socket = None;
-        if let Some(mut keeper) = self.keeper.take() {
-            drop(keeper.wait().await);
+        if let Some(keeper) = self.keeper.take() {
+            until_gone(keeper, self.part.take()).await;
         }
     }
 
@@ -96,9 +102,23 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else { return };
         // Whoever waits for the task does not see the end of the socket.
-        if let Some(keeper) = self.keeper.as_mut().filter(|_| !self.has_begun) {
+        if !self.has_begun {
             let _ = keeper.start_kill();
         }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(until_gone(keeper, self.part.take()));
+        }
+    }
+}
+
+/// A keeper that was killed took its program along, and left what that had started.
+async fn until_gone(mut keeper: Child, part: Option<Group>) {
+    drop(keeper.wait().await);
+    let left = part.filter(|part| part.dirs.iter().any(|dir| dir.exists()));
+    if let Some(left) = left {
+        // An error says that it panicked.
+        drop(tokio::task::spawn_blocking(move || left.remove()).await);
     }
 }

@@ -346,7 +346,8 @@ impl Processes {
         Ok(Some((network, given)))
     }
 
-    /// A group for a task that is to have no more than so much; without limits, one of nothing.
+    /// A group for a task that is to have no more than so much, and to end whole; without limits and where nobody can have it end
+    /// so, one of nothing.
     fn group_of(&self, assignment: &Assignment) -> Result<Group, Failure> {
         let resources = assignment.task.spec.resources.clone().unwrap_or_default();
         let limits = resources.limits.unwrap_or_default();
@@ -363,10 +364,12 @@ impl Processes {
             pids: given(limits.pids),
         };
         let task = assignment.task.id.as_str();
-        let made = self.trees.make(task, &asked);
+        // Others than root may be let make groups, and not enter them.
+        let is_to_end = self.users.is_some();
+        let made = self.trees.make(task, &asked, is_to_end);
         // The scheduler keeps what is reserved; beyond that it is a wish.
         let made = made.or_else(|error| match asked.memory_low_bytes.take() {
-            Some(_) => self.trees.make(task, &asked),
+            Some(_) => self.trees.make(task, &asked, is_to_end),
             None => Err(error),
         });
         made.map_err(|error| {
@@ -759,8 +762,8 @@ impl Runtime for Processes {
                 // A keeper that was killed took its task along, and left what that had started.
                 None => {
                     let is_out_of_memory = self.trees.find(task.as_str()).is_out_of_memory();
-                    dir.end_leftovers().await;
                     self.end_group(task).await;
+                    dir.end_leftovers().await;
                     Exit {
                         code: KILLED,
                         is_out_of_memory,
@@ -806,10 +809,11 @@ impl Runtime for Processes {
             let dir = self.dir(task);
             dir.settled().await;
             self.end_all(task).await;
+            // All at once, and then who is in no group.
+            self.end_group(task).await;
             if dir.has_started() && dir.exit_code().is_none() {
                 dir.end_leftovers().await;
             }
-            self.end_group(task).await;
             if let Err(error) = self.remover.remove(&dir).await {
                 tracing::warn!(%task, %error, "its directory is not removed");
             }

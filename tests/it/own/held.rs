@@ -53,7 +53,15 @@ fn a_task_that_holds_its_check_up_holds_up_nobody_else() {
         } },
     });
     let mut command = own.inside("curl");
-    command.args(["-s", "-f", "-H", "Content-Type: application/json", "-d", &spec.to_string(), "--unix-socket"]);
+    command.args([
+        "-s",
+        "-f",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        &spec.to_string(),
+        "--unix-socket",
+    ]);
     let made = command.arg(own.socket()).arg("http://docker/services/create").output();
     assert!(made.unwrap().status.success(), "{}", own.log_tail());
     let tasks = own.data_dir().join("tasks");

@@ -1,9 +1,9 @@
 //! When programs end: with their tasks, and with anynode; and many of them.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::{a_while, container_of, running, said, service, up, words};
-use crate::own::rig::LONG;
+use crate::own::rig::{LONG, Own};
 
 #[test]
 fn it_ends_with_its_task_and_with_anynode() {
@@ -92,4 +92,76 @@ fn many_at_once() {
         line.contains(&dir.display().to_string())
     };
     own.wait_for("those who kept them", LONG, || !running("beside").iter().any(keeps));
+}
+
+/// Starts others for as long as it may, all of which do the same.
+const WITHOUT_END: &str = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n";
+
+#[test]
+fn what_starts_others_without_end_is_ended_all_the_same() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: this needs python3");
+        return;
+    }
+    let Some((mut own, _)) = up("exec-full") else { return };
+    let full = service(&own, "full", &["--limit-pids", "40"]);
+    let fill = |own: &Own| {
+        own.docker(&["exec", "-d", &full, "python3", "-c", WITHOUT_END]);
+        own.wait_for("many", LONG, || running(WITHOUT_END).len() > 20);
+    };
+    let none_is_left = || running(WITHOUT_END).is_empty();
+    // With anynode.
+    fill(&own);
+    own.kill();
+    own.wait_for("their end", LONG, none_is_left);
+    own.start();
+    assert_eq!(container_of(&own, "full"), full, "the task lived on");
+    // By whoever ends what keeps them.
+    fill(&own);
+    let dir = own.data_dir().join("tasks").join(&full).display().to_string();
+    let keeps = |pid: &u32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains(&dir)
+    };
+    let keepers: Vec<u32> = running("beside").into_iter().filter(keeps).collect();
+    assert_eq!(keepers.len(), 1);
+    assert!(
+        Command::new("kill")
+            .args(["-9", &keepers[0].to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    own.wait_for("their end", LONG, none_is_left);
+    // With the task.
+    fill(&own);
+    own.docker(&["service", "rm", "full"]);
+    own.wait_for("their end", LONG, none_is_left);
+    // And the task's own.
+    let program = format!("import os, time\nif os.fork():\n    time.sleep(100000)\n{WITHOUT_END}");
+    let args = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "own",
+        "--limit-pids",
+        "40",
+        "--entrypoint",
+        "python3",
+    ];
+    own.docker(&[&args[..], &["nginx:latest", "-c", &program]].concat());
+    own.wait_for("many", LONG, || running(&program).len() > 20);
+    own.docker(&["service", "rm", "own"]);
+    own.wait_for("their end", LONG, || running(&program).is_empty());
+    let tasks = own.data_dir().join("tasks");
+    let n_left = || {
+        std::fs::read_dir(&tasks)
+            .unwrap()
+            .flatten()
+            .filter(|task| task.path().join("job").exists())
+            .count()
+    };
+    // That of the first service is left.
+    own.wait_for("nothing to be left of it", LONG, || n_left() == 1);
 }
