@@ -30,6 +30,7 @@ fn of_service(service: &str, container: Value) -> Assignment {
     let mut assignment = rig::assignment(&id, container, json!({}));
     assignment.task = Arc::new(Task {
         service: Id::from(service),
+        service_name: service.into(),
         ..(*assignment.task).clone()
     });
     assignment
