@@ -287,7 +287,7 @@ fn processes_are_listed_as_containers_are() {
         assert_eq!(ps(&["--filter", filter]), row, "{filter}");
     }
     for filter in [
-        "name=db",
+        "name=^db",
         "label=tier=back",
         "network=ap",
         "ancestor=httpd",
