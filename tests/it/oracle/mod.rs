@@ -30,7 +30,7 @@ fn run(pair: &Pair, mut table: Table, asks: impl IntoIterator<Item = Ask>) {
     let (mut faults, mut n) = (Vec::new(), 0);
     let started = std::time::Instant::now();
     let first = Ask::get("/swarm");
-    let left = table.unknown(&first, pair.state());
+    let left = pair.settled_state(&first, &mut table);
     if !left.is_empty() {
         faults.push((first, left));
     }

@@ -204,7 +204,7 @@ fn bodies() -> Vec<Ask> {
             "{\"Name\": }",
         ] {
             // Would end the very thing that they are compared in, or make it otherwise.
-            if path.starts_with("/swarm/update") && matches!(body, "null" | "{}" | "{} {}" | "{}x") {
+            if path.starts_with("/swarm/update") && matches!(body, "" | "null" | "{}" | "{} {}" | "{}x") {
                 continue;
             }
             asks.push(Ask::raw(path, body));

@@ -31,16 +31,36 @@ const WORD: &str = "a word that there is none of is refused; Docker takes anothe
 const HOST: &str =
     "the host's network is each node's own, and known by its name; Docker names an object that no list shows";
 const BYTES: &str = "Go reads a list of numbers as bytes";
+const THEIRS: &str = "a fault of whoever asks, which Docker says is its own";
+const SHOWN: &str = "shown at once; Docker shows nothing of an endpoint that needs no address";
+const OLD: &str = "networks of old clients are found as those of new ones";
+const EMPTY: &str = "an empty body says nothing; to Docker 28 it says `{}`, which takes back all that a swarm was told";
+const UNTOLD: &str = "a body of no Content-Type is read as JSON, as before Docker 28";
 const NO_NAME: &str = "to Docker an empty name is the beginning of every network's id; here it is none's";
 
 pub const ROWS: &[Row] = &[
     // Texts alone.
     row("*", ".message", "\"json: *", "\"*", READER),
+    row("*", ".message", "\"invalid JSON: json: *", "\"invalid JSON*", READER),
+    row(
+        "*",
+        ".message",
+        "\"*json: cannot unmarshal number -*",
+        "\"* expected 0 or more\"",
+        READER,
+    ),
+    row(
+        "*",
+        ".message",
+        "\"*json: cannot unmarshal number -*",
+        "\"*cannot be negative\"",
+        READER,
+    ),
     row("*filters=*", ".message", "\"*invalid character *", "\"*", READER),
     row(
         "*",
         ".message",
-        "\"illegal base64 data*",
+        "\"*illegal base64 data*",
         "\"*expected base64\"",
         READER,
     ),
@@ -48,28 +68,20 @@ pub const ROWS: &[Row] = &[
         "*",
         ".message",
         "\"*template: expansion:*",
-        "\"*expected placeholders*",
+        "\"*ContainerSpec: template *",
         READER,
     ),
     row("*", ".message", "*", "\"unsupported Content-Type header *", NEWER),
     row("*", ".message", "*", "\"unexpected content after JSON\"", NEWER),
     // Statuses.
-    row("GET /*filters=*", ".status", "500", "400", NEWER),
-    row("POST /services/web/update*", ".status", "500", "400", NEWER),
-    row("POST /services/create", ".status", "500", "404", NEWER),
+    row("POST /services/web/update*", ".status", "500", "400", THEIRS),
+    row("POST /services/*", ".status", "500", "404", THEIRS),
     row(
-        "*",
-        ".status",
-        "0",
-        "201",
-        "Docker's handler panics at an empty generic resource",
-    ),
-    row(
-        "POST /services/*",
+        "POST /services/create",
         ".shown",
         "[\"ID\"]",
         "[\"ID\",\"Warnings\"]",
-        "what is not served is said in a warning",
+        NEWER,
     ),
     row(
         "GET /configs?*names*",
@@ -88,6 +100,7 @@ pub const ROWS: &[Row] = &[
     row("POST /services/*", ".status", "400", "404", NO_NAME),
     // What is there.
     row("*", "*.EnableIPv4", "(none)", "true", NEWER),
+    row("*", "*.Privileges.NoNewPrivileges", "(none)", "false", NEWER),
     row(
         "*",
         "*.Engine.Plugins",
@@ -103,19 +116,13 @@ pub const ROWS: &[Row] = &[
         "\"pause\"",
         "a rollback is not rolled back: shown is what is done",
     ),
-    row(
-        "*",
-        "*.Spec.Networks[].Target",
-        "\"net\"",
-        "\"<networks:net>\"",
-        "networks of old clients are found as those of new ones",
-    ),
+    row("*", "*.Spec.Networks[].Target", "\"net\"", "\"<networks:net>\"", OLD),
     row(
         "*",
         "*.WithDefaults.Networks[].Target",
         "\"net\"",
         "\"<networks:net>\"",
-        "the same",
+        OLD,
     ),
     row(
         "*",
@@ -124,12 +131,13 @@ pub const ROWS: &[Row] = &[
         "(none)",
         "a template driver without a name, and its options, are nothing",
     ),
+    row("*", ".services.*.Endpoint.Spec.Mode", "(none)", "\"dnsrr\"", SHOWN),
     row(
-        "GET stack *",
-        ".services.*.Endpoint.Spec.Mode",
+        "POST /services/web/update*",
+        ".services.web.Endpoint.Spec.Mode",
         "(none)",
-        "\"dnsrr\"",
-        "shown at once; Docker shows nothing of an endpoint that needs no address",
+        "\"vip\"",
+        SHOWN,
     ),
     row(
         "GET stack *",
@@ -165,16 +173,18 @@ pub const REFUSALS: &[(&str, &str)] = &[
     ("*rollback-* cannot be *", AT_ONCE),
     ("*Port *: expected a port from *", AT_ONCE),
     ("invalid isolation *", AT_ONCE),
+    (
+        "*generic resource of nothing: *",
+        "nothing is reserved by it; Docker's handler panics at it",
+    ),
+    ("secret drivers do not work: *", "no plugins are run here"),
     ("invalid CredentialSpec: only Windows *", AT_ONCE),
     (
         "*PublishedPort 0 with PublishMode host*",
         "a node does not pick a port of its own for a task",
     ),
     ("*is no such word: *", WORD),
-    (
-        "network nobody not found",
-        "networks of old clients are found as those of new ones",
-    ),
+    ("network nobody not found", OLD),
     ("invalid JSON at Data: *sequence*", BYTES),
     (
         "there is no Docker Engine beside this anynode*",
@@ -182,6 +192,13 @@ pub const REFUSALS: &[(&str, &str)] = &[
     ),
     ("unexpected content after JSON", NEWER),
     ("unsupported Content-Type header *", NEWER),
+    ("got EOF while reading request body", EMPTY),
+];
+
+/// What Docker refuses in these words, whatever is done here.
+pub const TAKEN: &[(&str, &str)] = &[
+    ("malformed Content-Type header (): *", UNTOLD),
+    ("*networks must be migrated to TaskSpec before being changed", OLD),
 ];
 
 /// The rows, and how often each was needed.
@@ -199,17 +216,18 @@ impl Table {
         }
     }
 
-    /// Whether the request was refused in words that the table has.
+    /// Whether one of the two refused the request in words that the table has.
     pub fn refuses(&self, found: &[Difference]) -> bool {
         let said = |at: &str| found.iter().find(|difference| difference.at == at);
         let are_both = said(".message").is_some_and(|message| message.docker != "(none)" && message.ours != "(none)");
         if are_both && self.has_several_faults {
             return true;
         }
-        said(".message")
-            .into_iter()
-            .map(|difference| difference.ours.trim_matches('"'))
-            .any(|said| REFUSALS.iter().any(|(pattern, _)| matches(pattern, said)))
+        let has = |rows: &[(&str, &str)], said: &str| {
+            let said = said.trim_matches('"');
+            rows.iter().any(|(pattern, _)| matches(pattern, said))
+        };
+        said(".message").is_some_and(|message| has(REFUSALS, &message.ours) || has(TAKEN, &message.docker))
     }
 
     /// Those that no row has.
