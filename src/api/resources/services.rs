@@ -167,10 +167,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
         .await?;
     Ok(wire::json(
         StatusCode::CREATED,
-        &match warnings(backend, &spec) {
-            Value::Null => json!({ "ID": id }),
-            warnings => json!({ "ID": id, "Warnings": warnings }),
-        },
+        &json!({ "ID": id, "Warnings": warnings(backend, &spec) }),
     ))
 }
 

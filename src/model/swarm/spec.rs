@@ -191,13 +191,15 @@ pub fn canonical_template(spec: &ServiceSpec) -> Value {
     let mut template = serde_json::to_value(template).unwrap_or_default();
     // What Docker shows is as good as what was said.
     tidy(&mut template, "TaskTemplate");
-    if let Some(container) = template.get_mut("ContainerSpec").and_then(Value::as_object_mut)
-        && container
-            .get("Isolation")
-            .is_some_and(|isolation| isolation == "default")
-    {
-        container.remove("Isolation");
-    }
+    let mut forget = |pointer: &str, key: &str, silent: Value| {
+        if let Some(object) = template.pointer_mut(pointer).and_then(Value::as_object_mut)
+            && object.get(key).is_some_and(|value| *value == silent)
+        {
+            object.remove(key);
+        }
+    };
+    forget("/ContainerSpec", "Isolation", Value::String("default".to_owned()));
+    forget("/ContainerSpec/Privileges", "NoNewPrivileges", Value::Bool(false));
     canonical.insert("task".to_owned(), pruned(template));
     canonical.insert("endpoint".to_owned(), canonical_endpoint(spec.endpoint_spec.as_ref()));
     Value::Object(canonical)

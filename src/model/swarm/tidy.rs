@@ -81,10 +81,15 @@ fn amend(members: &mut Map<String, Value>, name: &str) {
         "Mounts" => {
             default("Type", json!("bind"));
             members.remove("Consistency");
+            // Options of nothing are none.
+            if members.get("BindOptions").is_some_and(|options| *options == json!({})) {
+                members.remove("BindOptions");
+            }
         }
         "Privileges" => {
             default("CredentialSpec", Value::Null);
             default("SELinuxContext", Value::Null);
+            default("NoNewPrivileges", json!(false));
         }
         _ => {}
     }
@@ -112,7 +117,8 @@ mod tests {
     fn nothing_is_left_out_and_zero_is_told_from_it() {
         let mut spec = json!({
             "ContainerSpec": { "Env": [], "TTY": false, "Init": false, "Labels": {}, "Dir": "", "StopGracePeriod": 0,
-                "Sysctls": { "a": "" }, "Args": [""], "Secrets": [{ "File": { "Name": "x" } }] },
+                "Sysctls": { "a": "" }, "Args": [""], "Secrets": [{ "File": { "Name": "x" } }], "Privileges": {},
+                "Mounts": [{ "Type": "bind", "Target": "/a", "BindOptions": { "Propagation": "" }, "TmpfsOptions": {} }] },
             "RestartPolicy": { "Delay": 0 }, "Resources": { "Limits": { "NanoCPUs": 0 } }, "Placement": { "MaxReplicas": 0 },
             "UpdateConfig": { "Delay": 0, "MaxFailureRatio": 1.0 },
         });
@@ -121,7 +127,9 @@ mod tests {
             spec,
             json!({
                 "ContainerSpec": { "Init": false, "StopGracePeriod": 0, "Sysctls": { "a": "" }, "Args": [""],
-                    "Secrets": [{ "File": { "Name": "x", "UID": "", "GID": "", "Mode": 0 } }] },
+                    "Secrets": [{ "File": { "Name": "x", "UID": "", "GID": "", "Mode": 0 } }],
+                    "Privileges": { "CredentialSpec": null, "SELinuxContext": null, "NoNewPrivileges": false },
+                    "Mounts": [{ "Type": "bind", "Target": "/a", "TmpfsOptions": {} }] },
                 "RestartPolicy": { "Delay": 0, "Condition": "any", "MaxAttempts": 0 }, "Resources": { "Limits": {} },
                 "Placement": {},
                 "UpdateConfig": { "MaxFailureRatio": 1, "Parallelism": 0, "Order": "stop-first", "FailureAction": "pause" },
