@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bollard_stubs::models::{
-    EndpointPortConfigPublishModeEnum as PublishMode, EndpointSpecModeEnum, HealthConfig, TaskSpec,
-    TaskSpecContainerSpec,
+    EndpointPortConfigPublishModeEnum as PublishMode, EndpointSpecModeEnum, GenericResourcesInner, HealthConfig,
+    TaskSpec, TaskSpecContainerSpec,
 };
 
 use super::templates;
@@ -202,6 +202,18 @@ fn task(template: &TaskSpec) -> Result<(), ApiError> {
         return Err(ApiError::invalid("ContainerSpec: stop grace period cannot be negative"));
     }
     let resources = template.resources.clone().unwrap_or_default();
+    let generic = resources
+        .reservations
+        .as_ref()
+        .and_then(|wanted| wanted.generic_resources.as_ref());
+    let is_nothing = |wanted: &GenericResourcesInner| {
+        wanted.discrete_resource_spec.is_none() && wanted.named_resource_spec.is_none()
+    };
+    if generic.into_iter().flatten().any(is_nothing) {
+        return Err(ApiError::invalid(
+            "TaskSpec: generic resource of nothing: expected a DiscreteResourceSpec or a NamedResourceSpec",
+        ));
+    }
     let limits = resources.limits.map(|limit| (limit.nano_cpus, limit.memory_bytes));
     let reservations = resources
         .reservations

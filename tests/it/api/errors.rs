@@ -425,6 +425,16 @@ fn of_services() {
                 "POST",
                 create,
                 with(
+                    &["TaskTemplate", "Resources"],
+                    json!({ "Reservations": { "GenericResources": [{}] } }),
+                ),
+                400,
+                "generic resource of nothing: expected a DiscreteResourceSpec",
+            ),
+            (
+                "POST",
+                create,
+                with(
                     &["TaskTemplate", "Placement"],
                     json!({ "Constraints": ["node.role=manager"] }),
                 ),
