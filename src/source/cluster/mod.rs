@@ -326,6 +326,12 @@ impl ClusterSource {
         spec.publish.sort_unstable();
         spec.publish.dedup();
         self.judge_routes(&mut spec, &mut faults);
+        if is_routed && self.link_port != 0 && service.networks.is_empty() && service.ports.is_empty() {
+            faults.push(format!(
+                "label {}: no node reaches its tasks: expected a network that it is on, or a published port",
+                labels::ROUTE
+            ));
+        }
         let grace = service
             .stop_grace_ms
             .map_or(ServiceSpec::DEFAULT_STOP_GRACE, Duration::from_millis);

@@ -58,6 +58,89 @@ fn every_node_answers_for_services_made_before_and_after() {
 }
 
 #[test]
+fn services_share_a_port_of_the_nodes_that_have_it() {
+    let Some(mut swarm) = rig::up("routes", 2, 1) else {
+        return;
+    };
+    swarm.start_with(1, &[("ANYNODE_ENTRYPOINTS", "{ web = { listen = ':80' } }")]);
+    swarm.start_with(2, &[]);
+    swarm.docker(1, &["network", "create", "--driver", "overlay", "app"]);
+    let routed = |name: &str, rule: &str| {
+        let rule = format!("anynode.route={rule}");
+        let options = [
+            "--network",
+            "app",
+            "--replicas",
+            "2",
+            "--label",
+            &rule,
+            "--label",
+            "anynode.port=80",
+        ];
+        swarm.create(name, &options);
+    };
+    routed("shop", "Host(`shop.test`)");
+    routed("api", "Host(`shop.test`) && PathPrefix(`/api`)");
+    // Who is asked: the service's tasks on both nodes, in turn.
+    let asked = |path: &str| -> Option<String> {
+        let url = format!("http://{}{path}", swarm.ip(1));
+        let out = swarm.client(&["curl", "-sS", "--fail", "-m", "10", "-H", "Host: shop.test", &url]);
+        let answer: Value = serde_json::from_slice(&out.stdout).ok()?;
+        Some(answer["hostname"].as_str()?.to_owned())
+    };
+    for (service, path) in [("shop", "/"), ("api", "/api")] {
+        swarm.wait_ready(&[1, 2], service, 2);
+        let tasks: BTreeSet<String> = [1, 2]
+            .iter()
+            .flat_map(|node| swarm.containers(*node, service).into_keys())
+            .collect();
+        assert_eq!(tasks.len(), 2);
+        let answers: BTreeSet<String> = (0..4).map(|_| asked(path).expect("an answer")).collect();
+        assert_eq!(answers, tasks, "{service}");
+    }
+    let faults = |node: usize, service: &str| swarm.status(node).unwrap_or_default()["faults"][service].to_string();
+    assert!(
+        faults(2, "shop").contains("this node has no entry point"),
+        "{}",
+        faults(2, "shop")
+    );
+    assert_eq!(faults(1, "shop"), "null");
+    // The same rule once more, and one that no network leads to.
+    routed("second", "Host(\"SHOP.test\")");
+    let alone = [
+        "--label",
+        "anynode.route=Host(`alone.test`)",
+        "--label",
+        "anynode.port=80",
+    ];
+    swarm.create("alone", &alone);
+    for (service, expected) in [
+        ("second", "already that of service shop"),
+        ("alone", "expected a network"),
+    ] {
+        swarm.wait_for(&format!("a word on {service}"), Duration::from_secs(30), || {
+            faults(1, service).contains(expected)
+        });
+    }
+    assert!(asked("/").is_some());
+    // A change of labels alone.
+    swarm.docker(
+        1,
+        &[
+            "service",
+            "update",
+            "--detach",
+            "--label-add",
+            "anynode.route=Host(`moved.test`)",
+            "shop",
+        ],
+    );
+    swarm.wait_for("the route's move", Duration::from_secs(30), || {
+        asked("/").is_none_or(|task| !swarm.containers(1, "shop").contains_key(&task))
+    });
+}
+
+#[test]
 fn the_task_learns_its_clients_address_whichever_node_was_asked() {
     let Some(mut swarm) = rig::up("address", 3, 1) else {
         return;
