@@ -78,7 +78,7 @@ fn find(c: &mut Criterion) {
         let client = IpAddr::from([192, 0, 2, 1]);
         group.bench_function(BenchmarkId::from_parameter(n), |b| {
             b.iter(|| {
-                let key = RouteKey::of(&head, front.asks_for_path()).expect("a plain path");
+                let key = RouteKey::of(&head, false, |host| front.asks_for_path(host)).expect("a plain path");
                 black_box(front.find(&key.asked(client)).expect("a route").route.target)
             });
         });

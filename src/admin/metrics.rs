@@ -710,7 +710,6 @@ fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     }
 }
 
-/// What other nodes sent for tasks of this one. They count it as their clients' connections; here it stands apart.
 /// Connections to entry points, which are no service's, and the requests that no route took.
 fn write_entry_points(table: &RoutingTable, out: &mut DescriptorEncoder<'_>) {
     let all = table.entry_points();
@@ -762,6 +761,7 @@ fn write_entry_points(table: &RoutingTable, out: &mut DescriptorEncoder<'_>) {
     }
 }
 
+/// What other nodes sent for tasks of this one. They count it as their clients' connections; here it stands apart.
 fn write_last_hops(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     let some: Vec<(&str, &ServiceStats)> = all
         .iter()

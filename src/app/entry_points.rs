@@ -11,13 +11,22 @@ const KEY: &str = "entrypoints";
 
 /// Reads them. What is wrong is noted.
 pub(super) fn read(settings: &mut Settings) -> Vec<EntryPointSpec> {
-    let expected = "tables by name, such as [entrypoints.web] with listen = \"0.0.0.0:80\"";
+    let expected = "tables by name, such as { web = { listen = \"0.0.0.0:80\" } }, or [entrypoints.web] in a file";
     let declared = settings.value(KEY, expected, toml::Table::new(), |value| value.as_table().cloned());
     let mut specs: Vec<EntryPointSpec> = Vec::new();
     for (name, value) in &declared {
         let Some(spec) = one(settings, name, value) else {
             continue;
         };
+        if specs.iter().any(|other| other.name == spec.name) {
+            settings.wrong_within(
+                KEY,
+                name,
+                &value.to_string(),
+                "another name: letters of either case are the same",
+            );
+            continue;
+        }
         let same = |other: &&EntryPointSpec| other.is_at(spec.ip, spec.port);
         match specs.iter().find(same) {
             None => specs.push(spec),

@@ -167,6 +167,16 @@ fn describe(status: &Value) -> String {
             ));
         }
     }
+    for port in list(&status["ports"]) {
+        let of = text(&port["service"]);
+        if of.starts_with("entry point ") && port["error"].is_null() {
+            out.push_str(&format!(
+                "{of} at {}: {}\n",
+                text(&port["listen"]),
+                text(&port["state"])
+            ));
+        }
+    }
     let mut rows = vec![["SERVICE", "MODE", "VIP", "PORTS", "ENDPOINTS", "CONNECTIONS"].map(str::to_owned)];
     let mut opaque = String::new();
     let mut endpoints =

@@ -37,6 +37,9 @@ pub struct ClusterService {
     /// The networks that its tasks are on, without the one that published ports are for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Attachment>,
+    /// When it was declared first, since 1970: of several that ask for one rule the first has it. Only of those with routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_at_ms: Option<u64>,
 }
 
 /// A published port in ingress mode.

@@ -26,7 +26,7 @@ pub struct Labels {
 
 /// Every label that is understood.
 pub const KNOWN: [&str; 29] = [
-    "anynode.mode",
+    MODE,
     "anynode.balance",
     "anynode.bind",
     ROUTE,
@@ -56,6 +56,8 @@ pub const KNOWN: [&str; 29] = [
     "anynode.abort-on-client-close",
     DOCKER_SOCKET,
 ];
+
+pub const MODE: &str = "anynode.mode";
 
 /// Which requests to entry points are the service's.
 pub const ROUTE: &str = "anynode.route";
@@ -89,8 +91,15 @@ pub fn routes(labels: &BTreeMap<String, String>) -> Vec<RouteSpec> {
         return Vec::new();
     };
     let mut spec = ServiceSpec::new(any);
-    apply(labels, &mut spec);
-    spec.routes
+    match apply(labels, &mut spec).wrong.is_empty() {
+        true => spec.routes,
+        false => Vec::new(),
+    }
+}
+
+/// All that is wrong with labels.
+pub fn faults(labels: &BTreeMap<String, String>) -> Vec<String> {
+    alone(labels).map(|labels| labels.faults).unwrap_or_default()
 }
 
 /// What labels say, whatever the service.
@@ -107,7 +116,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         wrong: BTreeSet::new(),
     };
     let mut bind = None;
-    reader.set("anynode.mode", &mut spec.mode);
+    reader.set(MODE, &mut spec.mode);
     reader.set("anynode.balance", &mut spec.balance);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
@@ -121,7 +130,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         Err(_) => Err(InvalidValue::new(text, "an IP address, such as 192.0.2.1 or ::1")),
     });
     spec.routes.extend(reader.route());
-    if !spec.routes.is_empty() && !labels.contains_key("anynode.mode") {
+    if !spec.routes.is_empty() && !labels.contains_key(MODE) {
         spec.mode = Mode::Http;
     }
     spec.health = reader.health();
@@ -156,7 +165,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         _ => Err(InvalidValue::new(text, "swarm or engine")),
     });
     // Of a mode that means nothing it is not known what it was to be.
-    if !reader.wrong.contains("anynode.mode") {
+    if !reader.wrong.contains(MODE) {
         let was_said = |option: &OneMode| labels.contains_key(option.label) && !reader.wrong.contains(option.label);
         for option in OneMode::out_of_place(spec, was_said).collect::<Vec<_>>() {
             let value = &labels[option.label];
@@ -277,8 +286,8 @@ impl Reader<'_> {
                 RoutePart::Port => PORT,
             };
             let value = self.labels.get(label).map_or("", String::as_str);
+            // It asks for nothing by itself, so that nothing is served otherwise for it.
             self.faults.push(format!("label {label}={value}: {expected}"));
-            self.wrong.insert(label.to_owned());
             None
         })
     }
@@ -402,7 +411,9 @@ mod tests {
         ] {
             let (spec, labels) = read(&[wrong]);
             assert!(labels.faults[0].starts_with(expected), "{labels:?}");
-            assert_eq!((labels.wrong.len(), spec.routes.len()), (1, 0));
+            // What asks for nothing by itself takes nothing away either.
+            let is_left_over = expected.contains("expected a route");
+            assert_eq!((labels.wrong.is_empty(), spec.routes.len()), (is_left_over, 0));
         }
         let (_, labels) = read(&[("anynode.mode", "tcp"), ("anynode.route", "Host(`a`)")]);
         assert_eq!(

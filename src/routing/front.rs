@@ -70,12 +70,25 @@ pub struct Front {
     others: Ranked,
     /// Whose each rule is, by its canonical text.
     owners: OrdMap<Arc<str>, ServiceName>,
-    /// Routes that look at the path.
-    n_by_path: usize,
 }
 
 /// Who comes first is first.
-type Ranked = Arc<[Arc<Routed>]>;
+#[derive(Debug, Clone, Default)]
+struct Ranked {
+    all: Arc<[Arc<Routed>]>,
+    /// Any of them looks at the path.
+    by_path: bool,
+}
+
+impl FromIterator<Arc<Routed>> for Ranked {
+    fn from_iter<I: IntoIterator<Item = Arc<Routed>>>(all: I) -> Ranked {
+        let all: Arc<[Arc<Routed>]> = all.into_iter().collect();
+        Ranked {
+            by_path: all.iter().any(|routed| routed.route.rule.asks_for_path()),
+            all,
+        }
+    }
+}
 
 /// A route of an entry point.
 #[derive(Debug, PartialEq)]
@@ -95,8 +108,12 @@ impl Routed {
 impl Front {
     /// The route that takes this request: of those that do, the first by priority.
     pub fn find(&self, asked: &Asked<'_>) -> Option<&Arc<Routed>> {
-        let mut hosted = self.by_host.get(asked.host).map(|ranked| &**ranked).unwrap_or_default();
-        let mut others = &*self.others;
+        let mut hosted = self
+            .by_host
+            .get(asked.host)
+            .map(|ranked| &*ranked.all)
+            .unwrap_or_default();
+        let mut others = &*self.others.all;
         loop {
             let (first, rest) = match (hosted.split_first(), others.split_first()) {
                 (None, None) => return None,
@@ -111,9 +128,9 @@ impl Front {
         }
     }
 
-    /// Whether paths decide, so that none may be read in two ways.
-    pub fn asks_for_path(&self) -> bool {
-        self.n_by_path > 0
+    /// Whether a path decides whose a request to that host is, so that it may not be one that is read in two ways.
+    pub fn asks_for_path(&self, host: &str) -> bool {
+        self.others.by_path || self.by_host.get(host).is_some_and(|ranked| ranked.by_path)
     }
 
     /// Whether there is any route.
@@ -131,7 +148,6 @@ impl Front {
             return Err(owner.clone());
         }
         self.owners.insert(route.rule.canonical().into(), service.clone());
-        self.n_by_path += usize::from(route.rule.asks_for_path());
         let routed = Arc::new(Routed {
             service: service.clone(),
             route: route.clone(),
@@ -154,11 +170,11 @@ impl Front {
             return;
         }
         self.owners.remove(route.rule.canonical());
-        self.n_by_path -= usize::from(route.rule.asks_for_path());
         let stays = |routed: &Arc<Routed>| {
             routed.service != *service || routed.route.rule.canonical() != route.rule.canonical()
         };
-        let without = |ranked: &Ranked| -> Ranked { ranked.iter().filter(|routed| stays(routed)).cloned().collect() };
+        let without =
+            |ranked: &Ranked| -> Ranked { ranked.all.iter().filter(|routed| stays(routed)).cloned().collect() };
         match route.rule.hosts() {
             None => self.others = without(&self.others),
             Some(hosts) => {
@@ -166,7 +182,7 @@ impl Front {
                     let Some(ranked) = self.by_host.get(host).map(without) else {
                         continue;
                     };
-                    match ranked.is_empty() {
+                    match ranked.all.is_empty() {
                         true => drop(self.by_host.remove(host)),
                         false => drop(self.by_host.insert(host.into(), ranked)),
                     }
@@ -177,8 +193,8 @@ impl Front {
 }
 
 fn with(ranked: &Ranked, one: Arc<Routed>) -> Ranked {
-    let at = ranked.partition_point(|other| other.rank() < one.rank());
-    let (before, after) = ranked.split_at(at);
+    let at = ranked.all.partition_point(|other| other.rank() < one.rank());
+    let (before, after) = ranked.all.split_at(at);
     before
         .iter()
         .cloned()
@@ -316,7 +332,11 @@ mod tests {
                     (false, None) => front.remove(&service, &route),
                 }
                 prop_assert_eq!(front.len(), all.len());
-                prop_assert_eq!(front.asks_for_path(), all.iter().any(|routed| routed.route.rule.asks_for_path()));
+                for host in HOSTS {
+                    let may_be_asked = |routed: &&Routed| routed.route.rule.hosts().is_none_or(|hosts| hosts.contains(host));
+                    let by_path = all.iter().filter(may_be_asked).any(|routed| routed.route.rule.asks_for_path());
+                    prop_assert_eq!(front.asks_for_path(host), by_path);
+                }
                 all.sort_by(|one, other| one.rank().cmp(&other.rank()));
                 for (host, path) in HOSTS.iter().flat_map(|host| PATHS.iter().map(move |path| (host, path))) {
                     let expected = all.iter().find(|routed| routed.route.rule.takes(&asked(host, path)));
@@ -326,7 +346,7 @@ mod tests {
             for Routed { service, route } in all.drain(..) {
                 front.remove(&service, &route);
             }
-            prop_assert!(front.is_empty() && front.by_host.is_empty() && front.others.is_empty());
+            prop_assert!(front.is_empty() && front.by_host.is_empty() && front.others.all.is_empty());
         }
     }
 }

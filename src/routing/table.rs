@@ -1,5 +1,6 @@
 //! The table itself: services by name, what listens where, VIPs; how the next one is made and how two differ.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -23,6 +24,15 @@ pub enum Change {
         vip: Option<Ipv4Addr>,
     },
     Remove(ServiceName),
+}
+
+impl Change {
+    fn name(&self) -> &ServiceName {
+        match self {
+            Change::Upsert { spec, .. } => &spec.name,
+            Change::Remove(name) => name,
+        }
+    }
 }
 
 /// What a connection to a `Listen` is for.
@@ -132,21 +142,26 @@ pub enum ServiceDiff<'a> {
 
 impl RoutingTable {
     /// A table of no service, with the entry points that this node has from its start to its end. No two may be at one place.
+    /// They are listened on from the first commit on: before it nothing is known, and who asks is not to be told that there is
+    /// nothing.
     pub(super) fn with_entry_points(specs: Vec<EntryPointSpec>) -> RoutingTable {
-        let mut table = RoutingTable::default();
-        for spec in specs {
+        let mut entry_points: Vec<EntryPoint> = specs.into_iter().map(EntryPoint::new).collect();
+        entry_points.sort_by(|one, other| one.name().cmp(other.name()));
+        RoutingTable {
+            entry_points,
+            ..RoutingTable::default()
+        }
+    }
+
+    fn open_entry_points(&mut self) {
+        for entry_point in &self.entry_points {
             let route = Route {
-                service: spec.name.as_counted().clone(),
+                service: entry_point.name().as_counted().clone(),
                 target: 0,
                 kind: ListenKind::EntryPoint,
             };
-            let entry_point = EntryPoint::new(spec);
-            table.listens.insert(entry_point.listen(), route);
-            table.ports.set(entry_point.listen().port, true);
-            table.entry_points.push(entry_point);
+            self.listens.insert(entry_point.listen(), route);
         }
-        table.entry_points.sort_by(|one, other| one.name().cmp(other.name()));
-        table
     }
 
     /// In the order of their names.
@@ -246,12 +261,29 @@ impl RoutingTable {
     ) -> Result<RoutingTable, TableError> {
         let mut table = self.clone();
         table.revision += 1;
-        for change in changes {
-            let name = match change {
-                Change::Upsert { spec, .. } => &spec.name,
-                Change::Remove(name) => name,
-            };
+        if self.revision == 0 {
+            table.open_entry_points();
+        }
+        // Routes that are as they were stay, so that a task that comes or goes touches none.
+        let mut kept: BTreeSet<&str> = BTreeSet::new();
+        for (i, change) in changes.iter().enumerate() {
+            let name = change.name();
             if let Some(before) = table.services.remove(name.key()) {
+                let is_alone = || {
+                    changes
+                        .iter()
+                        .enumerate()
+                        .all(|(j, other)| j == i || other.name() != name)
+                };
+                let routes = &before.0.spec().routes;
+                let is_kept = match change {
+                    Change::Upsert { spec, .. } => !routes.is_empty() && *routes == spec.routes && is_alone(),
+                    Change::Remove(_) => false,
+                };
+                match is_kept {
+                    true => drop(kept.insert(name.key())),
+                    false => table.close_routes(before.0.spec()),
+                }
                 table.close(&before.0);
             }
         }
@@ -260,11 +292,15 @@ impl RoutingTable {
             check_endpoints(spec)?;
             if let Some(twice) = table.services.get(spec.name.key()).cloned() {
                 // The last word counts where one commit names a service twice.
+                table.close_routes(twice.0.spec());
                 table.close(&twice.0);
             }
             let before = self.services.get(spec.name.key()).map(|service| &*service.0);
             let service = Arc::new(build(spec.clone(), *vip, before));
             table.open(&service)?;
+            if !kept.contains(spec.name.key()) {
+                table.open_routes(spec)?;
+            }
             table.services.insert(spec.name.clone(), ServiceRef(service));
         }
         let changed: Vec<u16> = RoutingTable::diff_listens(self, &table)
@@ -294,11 +330,6 @@ impl RoutingTable {
             self.tasks.remove(&task.id);
         }
         self.inner.remove(service.spec());
-        for route in &service.spec().routes {
-            for entry_point in &mut self.entry_points {
-                entry_point.front_mut().remove(service.name(), route);
-            }
-        }
         for port in &service.spec().publish {
             self.listens.remove(&Listen {
                 ip: port.bind,
@@ -350,7 +381,6 @@ impl RoutingTable {
             };
             self.listens.insert(listen, route);
         }
-        self.open_routes(spec)?;
         for task in local_tasks(spec) {
             self.tasks.insert(task.id.clone(), spec.name.clone());
         }
@@ -386,6 +416,14 @@ impl RoutingTable {
             }
         }
         Ok(())
+    }
+
+    fn close_routes(&mut self, spec: &ServiceSpec) {
+        for route in &spec.routes {
+            for entry_point in &mut self.entry_points {
+                entry_point.front_mut().remove(&spec.name, route);
+            }
+        }
     }
 
     /// Routes for entry points that this node does not have are served nowhere here: `unserved` says so.

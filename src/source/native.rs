@@ -10,6 +10,7 @@ use bollard_stubs::models::{EndpointPortConfig, NetworkAttachmentConfig};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::model::labels::ROUTE;
 use crate::model::swarm::{self, AttachedContainer, Availability, Task};
 use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 use crate::store::{Snapshot, Store};
@@ -110,6 +111,10 @@ fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
         refused: BTreeMap::new(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
         networks: attachments_of(service, snapshot),
+        made_at_ms: service
+            .labels()
+            .any(|(label, _)| label == ROUTE)
+            .then_some(service.meta.created_at.0 / 1_000_000),
     }
 }
 
@@ -156,6 +161,7 @@ fn as_service(container: &AttachedContainer, snapshot: &Snapshot) -> Option<(Clu
         refused: BTreeMap::new(),
         stop_grace_ms: None,
         networks: vec![attachment],
+        made_at_ms: None,
     };
     let task = ClusterTask {
         id: container.id.to_string(),

@@ -1,15 +1,17 @@
 //! Routes of services, judged when they are declared: by the entry points that there are, and by those of other services. Not here:
 //! what labels mean (`model::labels`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bollard_stubs::models::EndpointPortConfig;
 
 use crate::api::wire::ApiError;
 use crate::model::swarm::{Id, ServiceSpec};
 use crate::model::{EntryPointName, EntryPointSpec, RouteSpec, labels};
 use crate::store::Snapshot;
 
-/// Errors: a route that no entry point has, or that is another service's; a published port that is an entry point's.
-/// `except`: the service that the spec is of, and what it was, which is not judged again.
+/// Errors: a route that no entry point has, that leads to no port, or that is another service's; a published port that is an entry
+/// point's. `except`: the service that the spec is of, and what it was, which is not judged again.
 pub(super) fn refuse(
     snapshot: &Snapshot,
     entry_points: &[EntryPointSpec],
@@ -20,12 +22,24 @@ pub(super) fn refuse(
         refuse_ports(entry_points, spec)?;
     }
     let routes = routes_of(spec);
-    if except.is_some_and(|(_, before)| routes_of(before) == routes) {
+    let is_as_before =
+        |(_, before): (&Id, &ServiceSpec)| routes_of(before) == routes && before.endpoint_spec == spec.endpoint_spec;
+    if except.is_some_and(is_as_before) {
         return Ok(());
     }
+    let targets = targets_of(spec);
     let known: Vec<&str> = entry_points.iter().map(|one| one.name.as_str()).collect();
     for route in &routes {
-        let is_unknown = |name: &&EntryPointName| !known.contains(&name.as_str());
+        if route.target == 0 && targets.len() != 1 {
+            return Err(ApiError::bad(format!(
+                "label {}={}: expected the label {}, the port that tasks listen on, since the service publishes {}",
+                labels::ROUTE,
+                route.rule,
+                labels::PORT,
+                if targets.is_empty() { "none" } else { "several" }
+            )));
+        }
+        let is_unknown = |name: &&EntryPointName| !entry_points.iter().any(|one| one.name == **name);
         let fault = match route.entry_points.iter().find(is_unknown) {
             _ if known.is_empty() => format!(
                 "label {}={}: expected an entry point in the configuration, such as [entrypoints.web] with listen = \"0.0.0.0:80\"",
@@ -68,12 +82,25 @@ pub(super) fn refuse(
     Ok(())
 }
 
+/// The ports of tasks that it publishes.
+fn targets_of(spec: &ServiceSpec) -> BTreeSet<i64> {
+    let ports = spec.endpoint_spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    ports
+        .filter(|port| is_tcp(port))
+        .filter_map(|port| port.target_port)
+        .collect()
+}
+
+fn is_tcp(port: &EndpointPortConfig) -> bool {
+    port.protocol
+        .is_none_or(|protocol| matches!(protocol.to_string().as_str(), "" | "tcp"))
+}
+
 fn refuse_ports(entry_points: &[EntryPointSpec], spec: &ServiceSpec) -> Result<(), ApiError> {
     let ports = spec.endpoint_spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     for port in ports {
-        let is_tcp = port.protocol.is_none_or(|protocol| protocol.to_string() != "udp");
         let number = port.published_port.and_then(|number| u16::try_from(number).ok());
-        let Some(number) = number.filter(|number| is_tcp && *number > 0) else {
+        let Some(number) = number.filter(|number| is_tcp(port) && *number > 0) else {
             continue;
         };
         if let Some(taken) = entry_points.iter().find(|one| one.is_at(None, number)) {

@@ -179,8 +179,13 @@ fn refuse_labels(spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(),
         ours.map(|(label, value)| (label.clone(), value.clone())).collect()
     };
     let (now, before) = (ours(spec), before.map(ours).unwrap_or_default());
-    let news = now.iter().filter(|(label, value)| before.get(*label) != Some(value));
-    let faults: Vec<String> = news.flat_map(|(label, _)| labels::faults_of(label, &now)).collect();
+    // One that is new may be of a label that is not, which does not go with the others any more.
+    let known = match now == before {
+        true => return Ok(()),
+        false => labels::faults(&before),
+    };
+    let faults = labels::faults(&now).into_iter().filter(|fault| !known.contains(fault));
+    let faults: Vec<String> = faults.collect();
     match faults.is_empty() {
         true => Ok(()),
         false => Err(ApiError::bad(faults.join("; "))),
@@ -213,6 +218,26 @@ fn warnings(backend: &Backend, spec: &ServiceSpec) -> Value {
             }
             Some(protocol) => said.push(format!("port {number}/{protocol} is not served yet: only tcp is")),
         }
+    }
+    let container = spec
+        .task_template
+        .as_ref()
+        .and_then(|task| task.container_spec.as_ref());
+    let of_containers = container.iter().flat_map(|container| container.labels.iter().flatten());
+    for (label, _) in of_containers.filter(|(label, _)| label.starts_with("anynode.")) {
+        said.push(format!(
+            "label {label} is the container's, where it says nothing: expected it to be the service's (--label, or deploy.labels)"
+        ));
+    }
+    let of_service = spec.labels.iter().flatten();
+    if of_service
+        .clone()
+        .any(|(label, _)| label.starts_with("traefik.http.routers."))
+    {
+        said.push(format!(
+            "labels traefik.* are not read: a route is said by the label {}",
+            labels::ROUTE
+        ));
     }
     match said.is_empty() {
         true => Value::Null,
@@ -271,6 +296,8 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
                 let next = next.ok_or_else(|| {
                     ApiError::precondition(format!("service {} does not have a previous spec", service.id))
                 })?;
+                let before = Some((&service.id, &*service.spec));
+                routes::refuse(snapshot, &backend.outside.entry_points(), &next.spec, before)?;
                 validate::replicas(snapshot, &next.spec)?;
                 return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
             }

@@ -51,13 +51,12 @@ impl Rule {
         self.0.term.hosts()
     }
 
-    /// Whether anything of it looks at the path.
+    /// Whether anything of it looks at the path, which every path's beginning with / does not.
     pub fn asks_for_path(&self) -> bool {
-        self.0.term.any(&|matcher| {
-            matches!(
-                matcher,
-                Matcher::Path(_) | Matcher::PathPrefix(_) | Matcher::PathRegexp(_)
-            )
+        self.0.term.any(&|matcher| match matcher {
+            Matcher::PathPrefix(prefix) => &**prefix != "/",
+            Matcher::Path(_) | Matcher::PathRegexp(_) => true,
+            _ => false,
         })
     }
 }
@@ -217,7 +216,8 @@ impl Matcher {
             Matcher::Path(path) => asked.path == path.as_bytes(),
             Matcher::PathPrefix(prefix) => asked.path.starts_with(prefix.as_bytes()),
             Matcher::PathRegexp(pattern) => pattern.is_in(asked.path),
-            Matcher::Method(method) => asked.method == &**method,
+            // There are endpoints that take one in small letters for the same.
+            Matcher::Method(method) => asked.method.eq_ignore_ascii_case(method),
             Matcher::Header(name, value) => asked.fields.any(name, &mut |found| found == value.as_bytes()),
             Matcher::HeaderRegexp(name, pattern) => asked.fields.any(name, &mut |found| pattern.is_in(found)),
             Matcher::Query(key, None) => pairs(asked).any(|(found, _)| found == **key),

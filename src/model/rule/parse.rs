@@ -215,6 +215,13 @@ fn path(text: &str, is_prefix: bool) -> Result<Matcher, String> {
     if let Some(translated) = of_braces(text, "[^/]+", is_prefix) {
         return Pattern::new(&translated, false).map(Matcher::PathRegexp);
     }
+    // As requests' are read (`proxy::http::asked`).
+    let is_dots = |segment: &str| matches!(segment, "." | "..");
+    if text.contains(['?', '#', '%', '\\']) || text.contains("//") || text.split('/').any(is_dots) {
+        return Err(format!(
+            "a path as it is read, decoded and without ?, dot segments and double slashes, instead of {text:?}"
+        ));
+    }
     Ok(match is_prefix {
         true => Matcher::PathPrefix(text.into()),
         false => Matcher::Path(text.into()),

@@ -1,4 +1,4 @@
-//! Regular expressions of rules: Go's, and what Traefik 2 wrote in braces.
+//! Regular expressions of rules, as Go's but for what few use (`&&` and `--` in a class), and what Traefik 2 wrote in braces.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -19,7 +19,8 @@ impl Pattern {
         builder
             .unicode(false)
             .case_insensitive(is_case_ignored)
-            .size_limit(PROGRAM_BYTES_MAX);
+            .size_limit(PROGRAM_BYTES_MAX)
+            .dfa_size_limit(CACHE_BYTES_MAX);
         let regex = builder
             .build()
             .map_err(|error| format!("a regular expression instead of {text:?} ({})", last_line(&error)))?;
@@ -117,5 +118,7 @@ impl Ord for Pattern {
     }
 }
 
-/// Of the compiled expression: `(a{1000}){1000}` would take gigabytes.
-const PROGRAM_BYTES_MAX: usize = 1 << 20;
+/// Of the compiled expression: what it costs to look for one grows with it, and `(a{1000}){1000}` would take gigabytes.
+const PROGRAM_BYTES_MAX: usize = 64 << 10;
+/// What each thread may remember of it.
+const CACHE_BYTES_MAX: usize = 256 << 10;

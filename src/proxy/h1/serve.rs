@@ -220,7 +220,7 @@ impl Server<'_> {
             return Ok(None);
         };
         let front = entry_point.front();
-        let key = RouteKey::of(head, front.asks_for_path())?;
+        let key = RouteKey::of(head, self.asks_for_others, |host| front.asks_for_path(host))?;
         let found = front.find(&key.asked(self.from.ip().to_canonical()));
         Ok(found.and_then(|routed| Some((table.service(&routed.service)?.clone(), routed.route.target))))
     }
@@ -569,8 +569,8 @@ impl Server<'_> {
     /// The service behind the port now.
     fn current_route(&mut self) -> Option<(Arc<Service>, u16)> {
         if let Entry::Front(_) = self.entry {
-            // Found when the head was read.
-            return self.route.clone();
+            // Found when the head was read. Between two requests the connection holds none.
+            return self.route.take();
         }
         let table = self.shared.table.peek();
         if table.revision() != self.revision {

@@ -16,26 +16,34 @@ pub struct RouteKey<'h, 'b> {
     path: Cow<'b, [u8]>,
     query: &'b [u8],
     head: &'h RequestHead<'h, 'b>,
+    is_trusted: bool,
 }
 
 impl<'h, 'b> RouteKey<'h, 'b> {
-    /// `asks_for_path`: whether any route looks at it.
+    /// `asks_for_path`: whether any route for that host, in lower case and without a port, looks at it. `is_trusted`: whether
+    /// forwarding fields of who has sent it are believed.
     ///
-    /// Errors: `Refusal::AmbiguousPath`, where one does: dot segments, encoded slashes and backslashes, zeros, and what is no
-    /// encoding at all.
-    pub fn of(head: &'h RequestHead<'h, 'b>, asks_for_path: bool) -> Result<RouteKey<'h, 'b>, Refusal> {
+    /// Errors: `Refusal::AmbiguousPath`, where one does: dot segments, two slashes in front, encoded slashes, backslashes and
+    /// control characters, and what is no encoding at all.
+    pub fn of(
+        head: &'h RequestHead<'h, 'b>,
+        is_trusted: bool,
+        asks_for_path: impl FnOnce(&str) -> bool,
+    ) -> Result<RouteKey<'h, 'b>, Refusal> {
+        let host = plain_host(head.host.unwrap_or_default());
         let target = head.path_and_query();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let path = match (path.is_empty(), asks_for_path) {
-            (true, _) => Cow::Borrowed(&b"/"[..]),
-            (false, true) => plain_path(path)?,
-            (false, false) => Cow::Borrowed(path.as_bytes()),
+        let path = match path.is_empty() {
+            true => Cow::Borrowed(&b"/"[..]),
+            false if asks_for_path(&host) => plain_path(path)?,
+            false => Cow::Borrowed(path.as_bytes()),
         };
         Ok(RouteKey {
-            host: plain_host(head.host.unwrap_or_default()),
+            host,
             path,
             query: query.as_bytes(),
             head,
+            is_trusted,
         })
     }
 
@@ -51,14 +59,18 @@ impl<'h, 'b> RouteKey<'h, 'b> {
             query: self.query,
             method: self.head.method_name,
             client,
-            fields: self.head,
+            fields: self,
         }
     }
 }
 
-impl Fields for RequestHead<'_, '_> {
+impl Fields for RouteKey<'_, '_> {
+    /// Of those that the endpoint will see: what is dropped decides nothing.
     fn any(&self, name: &str, is: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.values(name).any(is)
+        if name.eq_ignore_ascii_case("host") {
+            return self.head.host.is_some_and(|host| is(host.as_bytes()));
+        }
+        self.head.forwarded_values(name, self.is_trusted).any(is)
     }
 }
 
@@ -83,7 +95,9 @@ fn plain_path(path: &str) -> Result<Cow<'_, [u8]>, Refusal> {
         true => Cow::from(decode(bytes)?),
         false => bytes.into(),
     };
-    if decoded.contains(&b'\\') || decoded.contains(&0) || decoded.split(|b| *b == b'/').any(is_dots) {
+    let is_odd = |b: &u8| b.is_ascii_control() || *b == b'\\';
+    // What begins with two slashes is a host to some.
+    if decoded.starts_with(b"//") || decoded.iter().any(is_odd) || decoded.split(|b| *b == b'/').any(is_dropped) {
         return Err(Refusal::AmbiguousPath);
     }
     Ok(match decoded.windows(2).any(|two| two == b"//") {
@@ -108,10 +122,10 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(percent_decode(path).collect())
 }
 
-/// `.` and `..`, also with parameters behind them, which some servers cut off first.
-fn is_dots(segment: &[u8]) -> bool {
+/// `.` and `..`, also with parameters behind them, which some servers cut off first, and parameters of nothing.
+fn is_dropped(segment: &[u8]) -> bool {
     let name = segment.split(|b| *b == b';').next().unwrap_or_default();
-    matches!(name, b"." | b"..")
+    matches!(name, b"." | b"..") || (name.is_empty() && !segment.is_empty())
 }
 
 #[cfg(test)]
@@ -125,7 +139,13 @@ mod tests {
             ("/a/b", Some("/a/b")),
             ("/%61/b", Some("/a/b")),
             ("/%41", Some("/A")),
-            ("//a///b//", Some("/a/b/")),
+            ("/a///b//", Some("/a/b/")),
+            ("//a", None),
+            ("/%2f", None),
+            ("/;x/a", None),
+            ("/a;x/b", Some("/a;x/b")),
+            ("/a%0ab", None),
+            ("/a%7f", None),
             ("/a%2", None),
             ("/a%zz", None),
             ("/a%2fb", None),

@@ -182,13 +182,17 @@ impl<'b> RequestHead<'_, 'b> {
             .map(|field| field.value)
     }
 
-    /// The values of all fields of this name, in any case.
-    pub(super) fn values(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        let named = self
-            .fields
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name));
-        named.map(|field| field.value)
+    /// The values of all fields of this name, in any case, that `forward` will write. `is_trusted`: whether forwarding fields of
+    /// who has sent it are believed.
+    pub(super) fn forwarded_values(&self, name: &str, is_trusted: bool) -> impl Iterator<Item = &'b [u8]> {
+        let skip = match is_trusted {
+            true => self.drop,
+            false => self.drop | self.found.forwarding,
+        };
+        let fields = self.fields.iter().enumerate();
+        let named =
+            fields.filter(move |(index, field)| skip & (1 << index) == 0 && field.name.eq_ignore_ascii_case(name));
+        named.map(|(_, field)| field.value)
     }
 
     /// As in `path`: it may begin with `?`.

@@ -2,6 +2,8 @@
 //! their own addresses, those of other nodes are endpoints behind the link. Not here: where the cluster comes from
 //! (`swarm`, `link`), and who finds the addresses of local tasks.
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +14,14 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 
+use self::claims::{Claim, Claims};
 use super::SourceStatus;
 use crate::model::labels;
 use crate::model::{
-    Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, PublishedPort, Reach, ServiceName, ServiceSpec,
-    TaskRef,
+    Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, Mode, PublishedPort, Reach, RouteSpec,
+    ServiceName, ServiceSpec, TaskRef,
 };
-use crate::routing::{Change, TableHandle};
+use crate::routing::{Change, EntryPoint, RoutingTable, TableHandle};
 
 /// Where this node's tasks are reached, by task id.
 pub type LocalTasks = OrdMap<Arc<str>, Reach>;
@@ -76,6 +79,8 @@ pub struct ClusterSource {
     tasks: BTreeMap<String, BTreeSet<String>>,
     /// What the table says, by service id.
     applied: BTreeMap<String, Arc<ServiceSpec>>,
+    /// Whose rules are whose.
+    claims: Claims,
     /// Services that the table refused: tried again with every change.
     refused: BTreeSet<String>,
     /// Everything that a table needs is known, or was waited for long enough.
@@ -104,6 +109,7 @@ impl ClusterSource {
             own: OwnNode::default(),
             tasks: BTreeMap::new(),
             applied: BTreeMap::new(),
+            claims: Claims::default(),
             refused: BTreeSet::new(),
             is_settled: false,
             may_be_old: false,
@@ -149,7 +155,7 @@ impl ClusterSource {
     /// Brings the table to this cluster. Costs what differs, where only tasks and services do.
     pub fn follow(&mut self, cluster: &Arc<Cluster>, local: &LocalTasks, own: &OwnNode) {
         let before = std::mem::replace(&mut self.seen, cluster.clone());
-        let mut touched = std::mem::take(&mut self.refused);
+        let mut touched = BTreeSet::new();
         let mut nodes_differ = self.own != *own;
         self.own = own.clone();
         for diff in Cluster::diff(&before, cluster) {
@@ -185,7 +191,36 @@ impl ClusterSource {
             touched.extend(cluster.services().map(|service| service.id.clone()));
         }
         self.tasks.retain(|_, tasks| !tasks.is_empty());
+        self.claim(&mut touched);
+        // Those come last, and by themselves: one that is refused for good must not keep the others from changing together.
+        let refused = std::mem::take(&mut self.refused);
+        touched.retain(|id| !refused.contains(id));
         self.commit(&touched);
+        for id in refused {
+            self.commit(&BTreeSet::from([id]));
+        }
+        self.applied_all();
+    }
+
+    /// Takes down what the routes of these ask for, and adds those whose routes others' have come between.
+    fn claim(&mut self, touched: &mut BTreeSet<String>) {
+        let mut beside = BTreeSet::new();
+        for id in &*touched {
+            let service = self.seen.service(id);
+            let claims = service.map(|service| self.claims_of(service)).unwrap_or_default();
+            let made_at = service.and_then(|service| service.made_at_ms).unwrap_or(0);
+            beside.extend(self.claims.set(id, made_at, claims));
+        }
+        touched.extend(beside);
+    }
+
+    fn claims_of(&self, service: &ClusterService) -> BTreeSet<Claim> {
+        if !service.labels.contains_key(labels::ROUTE) {
+            return BTreeSet::new();
+        }
+        let table = self.table.load();
+        let of_route = |route: RouteSpec| -> Vec<Claim> { claims_at(&table, &route) };
+        labels::routes(&service.labels).into_iter().flat_map(of_route).collect()
     }
 
     fn commit(&mut self, touched: &BTreeSet<String>) {
@@ -197,7 +232,10 @@ impl ClusterSource {
             match (applied, wanted) {
                 (None, None) => {}
                 (Some(before), None) => {
-                    self.faults.set(before.name.as_str(), Vec::new());
+                    // What is said of one that is there stays.
+                    if self.seen.service(id).is_none() {
+                        self.faults.set(before.name.as_str(), Vec::new());
+                    }
                     changes.push(Change::Remove(before.name.clone()));
                     next.push((id.clone(), None));
                 }
@@ -216,7 +254,6 @@ impl ClusterSource {
             }
         }
         if changes.is_empty() {
-            self.applied_all();
             return;
         }
         match self.table.commit(&changes) {
@@ -224,7 +261,6 @@ impl ClusterSource {
             // One that conflicts must not keep the others out.
             Err(_) => self.commit_each(next),
         }
-        self.applied_all();
     }
 
     fn applied_all(&self) {
@@ -286,6 +322,7 @@ impl ClusterSource {
         let is_tcp = |protocol: &str| protocol == "tcp";
         let is_routed = service.labels.contains_key(labels::ROUTE);
         if service.networks.is_empty() && !is_routed && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
+            self.faults.set(&service.name, Vec::new());
             return None;
         }
         let name = match ServiceName::new(&service.name) {
@@ -325,7 +362,7 @@ impl ClusterSource {
         }
         spec.publish.sort_unstable();
         spec.publish.dedup();
-        self.judge_routes(&mut spec, &mut faults);
+        self.judge_routes(service, &mut spec, &mut faults);
         if is_routed && self.link_port != 0 && service.networks.is_empty() && service.ports.is_empty() {
             faults.push(format!(
                 "label {}: no node reaches its tasks: expected a network that it is on, or a published port",
@@ -343,17 +380,49 @@ impl ClusterSource {
         Some(spec)
     }
 
-    /// Says which routes are not served, and takes away those that no node can: what else there is of the service is served.
-    fn judge_routes(&self, spec: &mut ServiceSpec, faults: &mut Vec<String>) {
+    /// Says which routes and ports are not served, and takes away those that are another's or lead nowhere: what else there is of
+    /// the service is served.
+    fn judge_routes(&self, service: &ClusterService, spec: &mut ServiceSpec, faults: &mut Vec<String>) {
+        let table = self.table.load();
+        spec.publish.retain(|port| {
+            let taken = |one: &&EntryPoint| one.spec().is_at(port.bind, port.published);
+            let Some(taken) = table.entry_points().iter().find(taken) else {
+                return true;
+            };
+            faults.push(format!(
+                "port {}: not served: it is that of entry point {}, which services share by the label {}",
+                port.published,
+                taken.name(),
+                labels::ROUTE
+            ));
+            false
+        });
         if let Err(expected) = spec.settle_routes(false) {
-            let rules = spec
-                .routes
-                .iter()
-                .map(|route| format!("label {}={}: {expected}", labels::ROUTE, route.rule));
-            faults.extend(rules);
+            let rules = spec.routes.iter();
+            faults.extend(rules.map(|route| format!("label {}={}: {expected}", labels::ROUTE, route.rule)));
             spec.routes.clear();
+            // It is http for the routes' sake alone.
+            if !service.labels.contains_key(labels::MODE) {
+                spec.mode = Mode::default();
+            }
         }
-        faults.extend(self.table.load().unserved(spec).map(|error| error.to_string()));
+        spec.routes.retain(|route| {
+            let claims = claims_at(&table, route);
+            let other = claims
+                .iter()
+                .find_map(|claim| Some((claim, self.claims.other_owner(&service.id, claim)?)));
+            let Some(((entry_point, _), owner)) = other else {
+                return true;
+            };
+            let name = self.seen.service(owner).map_or(owner, |owner| owner.name.as_str());
+            faults.push(format!(
+                "label {}={}: it is already that of service {name} at entry point {entry_point}",
+                labels::ROUTE,
+                route.rule
+            ));
+            false
+        });
+        faults.extend(table.unserved(spec).map(|error| error.to_string()));
     }
 
     fn endpoints_of(&self, service: &ClusterService, faults: &mut Vec<String>) -> Vec<EndpointSpec> {
@@ -408,6 +477,17 @@ impl ClusterSource {
     }
 }
 
+fn claims_at(table: &RoutingTable, route: &RouteSpec) -> Vec<Claim> {
+    let at = table.entry_points().iter().filter(|one| route.is_at(one.name()));
+    at.map(|one| {
+        (
+            one.name().as_counted().key().to_owned(),
+            route.rule.canonical().to_owned(),
+        )
+    })
+    .collect()
+}
+
 /// What of a node the endpoints on it depend on.
 fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &String)> {
     match object {
@@ -435,7 +515,13 @@ fn refusal(service: &ClusterService, label: &str, value: &str) -> Vec<String> {
         Some(good) => format!("the last good value, {good}, holds"),
         None => "it is not set, as before".to_owned(),
     };
-    faults.into_iter().map(|fault| format!("{fault}; {holds}")).collect()
+    match faults.is_empty() {
+        // What is wrong is said of another, which was there before.
+        true => vec![format!(
+            "label {label}={value}: it does not go with the other labels; {holds}"
+        )],
+        false => faults.into_iter().map(|fault| format!("{fault}; {holds}")).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -456,6 +542,7 @@ mod tests {
 
     fn service(id: &str, name: &str, published: u16, labels: &[(&str, &str)]) -> ClusterObject {
         ClusterObject::Service(ClusterService {
+            made_at_ms: None,
             id: id.to_owned(),
             name: name.to_owned(),
             ports: vec![ClusterPort {
@@ -498,6 +585,65 @@ mod tests {
                 cluster,
                 local: LocalTasks::default(),
             }
+        }
+
+        /// With an entry point on all addresses of port 80.
+        fn with_entry_point() -> Rig {
+            let web = crate::model::EntryPointSpec {
+                name: "web".parse().unwrap(),
+                ip: None,
+                port: 80,
+            };
+            let table = Arc::new(TableHandle::with_entry_points(vec![web]));
+            let source = ClusterSource::new(table, Arc::default(), Arc::default(), 7377, "not served here");
+            Rig { source, ..Rig::new() }
+        }
+
+        /// A service with a route, made at that moment.
+        fn routed(&mut self, id: &str, made_at: u64, published: u16, labels: &[(&str, &str)]) {
+            let ClusterObject::Service(mut service) = service(id, &format!("of-{id}"), published, labels) else {
+                unreachable!("it is one");
+            };
+            service.made_at_ms = Some(made_at);
+            self.cluster.put(ClusterObject::Service(service));
+        }
+
+        /// Whose a request for the host is.
+        fn owner(&self, host: &str) -> Option<String> {
+            struct NoFields;
+            impl crate::model::rule::Fields for NoFields {
+                fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+                    false
+                }
+            }
+            let asked = crate::model::rule::Asked {
+                host,
+                path: b"/",
+                query: b"",
+                method: "GET",
+                client: IpAddr::from([127, 0, 0, 1]),
+                fields: &NoFields,
+            };
+            let table = self.source.table.load();
+            let found = table.entry_points()[0].front().find(&asked);
+            found.map(|routed| routed.service.to_string())
+        }
+
+        fn fault(&self, service: &str) -> String {
+            self.source
+                .faults
+                .snapshot()
+                .get(service)
+                .map_or_else(String::new, |faults| faults.join("; "))
+        }
+
+        /// The published ports that are in the table.
+        fn ports(&self) -> Vec<u16> {
+            let table = self.source.table.load();
+            let listens = table
+                .listens()
+                .filter(|(_, route)| route.kind == crate::routing::ListenKind::Published);
+            listens.map(|(listen, _)| listen.port).collect()
         }
 
         fn follow(&mut self) {
@@ -604,9 +750,101 @@ mod tests {
             "{faults:?}"
         );
         let table = rig.source.table.load();
-        assert_eq!(
-            table.service_by_key("app").unwrap().spec().mode,
-            crate::model::Mode::Http
+        assert_eq!(table.service_by_key("app").unwrap().spec().mode, Mode::Http);
+    }
+
+    const X: (&str, &str) = ("anynode.route", "Host(`x`)");
+    const Y: (&str, &str) = ("anynode.route", "Host(`y`)");
+
+    #[test]
+    fn a_rule_is_the_services_that_was_made_first_and_the_rest_of_the_others_is_served() {
+        for order in [["z", "c"], ["c", "z"]] {
+            let mut rig = Rig::with_entry_point();
+            for id in order {
+                let (made_at, port) = if id == "z" { (1, 8001) } else { (2, 8002) };
+                rig.routed(id, made_at, port, &[X]);
+                rig.follow();
+            }
+            assert_eq!(
+                (rig.owner("x").as_deref(), rig.ports()),
+                (Some("of-z"), vec![8001, 8002]),
+                "{order:?}"
+            );
+            assert!(
+                rig.fault("of-c")
+                    .contains("already that of service of-z at entry point web"),
+                "{}",
+                rig.fault("of-c")
+            );
+            assert_eq!(rig.fault("of-z"), "");
+            // Its tasks come and go meanwhile.
+            rig.cluster.put(task("t", "c", "b", 1));
+            rig.follow();
+            assert_eq!(rig.endpoints("of-c"), ["10.0.0.2:7377"]);
+            // They change places in one step.
+            rig.routed("z", 1, 8001, &[Y]);
+            rig.follow();
+            assert_eq!(
+                (rig.owner("x").as_deref(), rig.owner("y").as_deref()),
+                (Some("of-c"), Some("of-z"))
+            );
+            assert_eq!(rig.fault("of-c"), "");
+            rig.routed("z", 1, 8001, &[X]);
+            rig.routed("c", 2, 8002, &[Y]);
+            rig.follow();
+            assert_eq!(
+                (rig.owner("x").as_deref(), rig.owner("y").as_deref()),
+                (Some("of-z"), Some("of-c"))
+            );
+            rig.cluster.remove("service/z");
+            rig.follow();
+            assert_eq!((rig.owner("x"), rig.owner("y").as_deref()), (None, Some("of-c")));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_route_takes_no_port_away() {
+        let mut rig = Rig::with_entry_point();
+        rig.routed("s", 1, 8001, &[X, ("anynode.port", "80")]);
+        rig.follow();
+        assert_eq!((rig.owner("x").as_deref(), rig.ports()), (Some("of-s"), vec![8001]));
+        // The route alone goes.
+        rig.routed("s", 1, 8001, &[("anynode.port", "80")]);
+        rig.follow();
+        assert_eq!((rig.owner("x"), rig.ports()), (None, vec![8001]));
+        assert!(
+            rig.fault("of-s")
+                .contains("label anynode.port=80: expected a route beside it"),
+            "{}",
+            rig.fault("of-s")
+        );
+        // A port that is the entry point's.
+        rig.routed("s", 1, 80, &[X]);
+        rig.follow();
+        assert_eq!((rig.owner("x"), rig.ports()), (None, vec![]));
+        assert!(
+            rig.fault("of-s")
+                .contains("port 80: not served: it is that of entry point web"),
+            "{}",
+            rig.fault("of-s")
+        );
+        // It is not known where its tasks listen: then it is what it is without a route.
+        let ClusterObject::Service(mut many) = service("m", "many", 8002, &[X]) else {
+            unreachable!("it is one");
+        };
+        many.ports.push(ClusterPort {
+            protocol: "tcp".to_owned(),
+            published: 8003,
+            target: 25,
+        });
+        rig.cluster.put(ClusterObject::Service(many));
+        rig.follow();
+        let table = rig.source.table.load();
+        assert_eq!(table.service_by_key("many").unwrap().spec().mode, Mode::Tcp);
+        assert!(
+            rig.fault("many").contains("the service publishes several"),
+            "{}",
+            rig.fault("many")
         );
     }
 }

@@ -72,7 +72,8 @@ impl FileSource {
             watcher,
         };
         if let Some(text) = kept.services {
-            match source.apply(&text) {
+            // Of a route whose entry point has gone the rest is served.
+            match source.apply(&text, false) {
                 Ok(()) => {
                     tracing::info!(services = source.applied.len(), "serving the last good table");
                     source
@@ -107,7 +108,7 @@ impl FileSource {
 
     fn take(&mut self, reading: Reading) {
         let reason = match reading {
-            Reading::Text(text) => match self.apply(&text) {
+            Reading::Text(text) => match self.apply(&text, true) {
                 Ok(()) => {
                     if !self.status.is_current() {
                         tracing::info!(path = %self.path.display(), services = self.applied.len(), "services file applied");
@@ -126,8 +127,8 @@ impl FileSource {
         }
     }
 
-    /// Makes the table say what `text` says. Errors: nothing is changed.
-    fn apply(&mut self, text: &str) -> Result<(), Rejection> {
+    /// Makes the table say what `text` says. `is_whole`: all routes are to be served. Errors: nothing is changed.
+    fn apply(&mut self, text: &str, is_whole: bool) -> Result<(), Rejection> {
         let specs = parse(text)?;
         let mut vips = self.vips.clone();
         let mut next: BTreeMap<ServiceName, Arc<ServiceSpec>> = BTreeMap::new();
@@ -160,7 +161,7 @@ impl FileSource {
             next.insert(name, spec);
         }
         let table = self.table.load();
-        if let Some(error) = next.values().find_map(|spec| table.unserved(spec)) {
+        if let Some(error) = next.values().find_map(|spec| table.unserved(spec)).filter(|_| is_whole) {
             return Err(error.into());
         }
         self.table.commit(&changes)?;

@@ -147,7 +147,7 @@ struct ServiceDto {
     publish: Option<Vec<Text<PublishedPort>>>,
     expose: Option<Vec<Port>>,
     route: Option<Text<Rule>>,
-    priority: Option<i64>,
+    priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
     balance: Option<Text<Balance>>,
@@ -250,10 +250,13 @@ struct TimeoutsDto {
 impl ServiceDto {
     fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
         let mut spec = ServiceSpec::new(name);
+        if self.entrypoints.as_ref().is_some_and(Vec::is_empty) {
+            return Err("entrypoints: expected at least one; without the key all are meant".to_owned());
+        }
         let parts = RouteParts {
             rule: self.route.map(|text| text.0),
             // As in a label.
-            priority: self.priority.filter(|priority| *priority != 0),
+            priority: self.priority.map(|text| text.0.0).filter(|priority| *priority != 0),
             entry_points: self
                 .entrypoints
                 .map(|names| names.into_iter().map(|text| text.0).collect()),
@@ -420,6 +423,17 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Span, Self::Err> {
         parse_duration(text).map(Span)
+    }
+}
+
+struct Priority(i64);
+
+impl FromStr for Priority {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Priority, Self::Err> {
+        let number = text.parse().map(Priority);
+        number.map_err(|_| crate::model::InvalidValue::new(text, "a whole number, such as 100"))
     }
 }
 

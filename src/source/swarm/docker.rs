@@ -17,6 +17,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::Stream;
 
 use super::picture::{Seen, SeenObject, attachments, our_labels, reachable, usable};
+use crate::model::labels::ROUTE;
 use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask, Reach};
 use crate::source::cluster::LocalTasks;
 use crate::sys::netns;
@@ -324,13 +325,22 @@ fn seen_service(service: bollard::models::Service) -> Seen {
             target: number(port.target_port)?,
         })
     });
+    let made_at = service
+        .created_at
+        .as_deref()
+        .and_then(|text| humantime::parse_rfc3339(text).ok());
+    let made_at_ms = made_at
+        .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
+        .and_then(|since| u64::try_from(since.as_millis()).ok());
+    let labels = our_labels(spec.labels.unwrap_or_default());
     Seen {
         version: version(service.version),
         object: SeenObject::Service(ClusterService {
+            made_at_ms: made_at_ms.filter(|_| labels.contains_key(ROUTE)),
             id: service.id.unwrap_or_default(),
             name: spec.name.unwrap_or_default(),
             ports: ports.collect(),
-            labels: our_labels(spec.labels.unwrap_or_default()),
+            labels,
             refused: std::collections::BTreeMap::new(),
             stop_grace_ms: grace.and_then(|nanos| u64::try_from(nanos / 1_000_000).ok()),
             networks,

@@ -190,6 +190,14 @@ impl Picture {
             };
             service.refused.extend(refused.map(|refused| (label, refused)));
         }
+        // What goes with none of the others now, each of them as good as before: then all are as they were.
+        if !labels::wrong(&service.labels).is_empty() && labels::wrong(&before.labels).is_empty() {
+            let now = std::mem::replace(&mut service.labels, before.labels.clone());
+            let news = now
+                .into_iter()
+                .filter(|(label, value)| before.labels.get(label) != Some(value));
+            service.refused.extend(news);
+        }
         service
     }
 
@@ -291,13 +299,16 @@ impl From<proto::Service> for Seen {
             let seconds = u64::try_from(grace.seconds).ok()?.checked_mul(1000)?;
             seconds.checked_add(u64::try_from(grace.nanos).ok()? / 1_000_000)
         };
+        let labels = our_labels(annotations.labels);
+        let made_at = service.meta.as_ref().and_then(|meta| meta.created_at.clone());
         Seen {
             version: version(service.meta.as_ref()),
             object: SeenObject::Service(ClusterService {
+                made_at_ms: made_at.and_then(millis).filter(|_| labels.contains_key(labels::ROUTE)),
                 id: service.id,
                 name: annotations.name,
                 ports: ingress.filter_map(port).collect(),
-                labels: our_labels(annotations.labels),
+                labels,
                 refused: BTreeMap::new(),
                 stop_grace_ms: grace.and_then(millis),
                 networks,
@@ -405,6 +416,7 @@ mod tests {
 
     fn meta(index: u64) -> Option<proto::Meta> {
         Some(proto::Meta {
+            created_at: None,
             version: Some(proto::Version { index }),
         })
     }

@@ -15,6 +15,9 @@ pub(super) struct Version {
 pub(super) struct Meta {
     #[prost(message, optional, tag = "1")]
     pub(super) version: Option<Version>,
+    /// A google.protobuf.Timestamp, which has the fields of a Duration.
+    #[prost(message, optional, tag = "2")]
+    pub(super) created_at: Option<Duration>,
 }
 
 #[derive(Clone, PartialEq, Message)]

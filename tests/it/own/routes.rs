@@ -75,6 +75,8 @@ fn services_share_a_port_by_labels() {
                 "anynode.route=Host(`a`)",
                 "--label",
                 "anynode.entrypoints=wbe",
+                "--label",
+                "anynode.port=1",
             ],
             "there is no entry point wbe: expected ",
         ),
@@ -82,12 +84,43 @@ fn services_share_a_port_by_labels() {
             vec!["--label", "anynode.route=Hots(`a`)"],
             "label anynode.route: \"Hots(`a`)\" is not valid",
         ),
+        (
+            vec!["--label", "anynode.route=Host(`a`)"],
+            "expected the label anynode.port, the port that tasks listen on, since the service publishes none",
+        ),
         (vec!["-p", "80:80"], "port '80' is already in use by entry point 'web'"),
     ] {
         let args = [vec!["service", "create", "-d", "--name", "bad"], args, vec![IMAGE]].concat();
         let said = own.docker_fails(&args);
         assert!(said.contains(expected), "{said}");
     }
+    // So is what an update leaves of the others, though it is another label that is new.
+    for (change, expected) in [
+        (
+            ["--label-add", "anynode.mode=tcp"],
+            "label anynode.route=Host(`shop.test`): expected mode http",
+        ),
+        (
+            ["--label-rm", "anynode.route"],
+            "label anynode.port=8080: expected a route beside it",
+        ),
+        (["--label-rm", "anynode.port"], "expected the label anynode.port"),
+    ] {
+        let args = [&["service", "update", "-d"][..], &change, &["shop"]].concat();
+        let said = own.docker_fails(&args);
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(ask(&own, "shop.test", "/").0, "200");
+    let warned = own.docker_out(&[
+        "service",
+        "create",
+        "-d",
+        "--container-label",
+        "anynode.route=Host(`a`)",
+        IMAGE,
+    ]);
+    let warned = String::from_utf8_lossy(&warned.stderr).into_owned();
+    assert!(warned.contains("label anynode.route is the container's"), "{warned}");
     // A route moves with an update, and none is left behind.
     own.docker(&[
         "service",
