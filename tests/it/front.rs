@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cli::anynode;
 use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until};
 
 /// An endpoint that says who it is, and the target that it was asked for.
@@ -84,13 +85,11 @@ impl Node {
     }
 
     fn command(dir: &std::path::Path, command: &str) -> Command {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_anynode"));
-        run.arg(command)
-            .arg("--config")
+        let mut run = anynode(&[command]);
+        run.arg("--config")
             .arg(dir.join("anynode.toml"))
             .arg("--services")
-            .arg(dir.join("services.yml"))
-            .stdin(Stdio::null());
+            .arg(dir.join("services.yml"));
         run
     }
 
