@@ -15,7 +15,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
 use tokio::sync::{broadcast, mpsc};
 
-use super::local_events::{Mounted, of_volume};
+use super::local_events::{self, Mounted, of_volume};
 use crate::api::backend::Backend;
 use crate::api::outside::Volumes;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Version};
@@ -472,14 +472,7 @@ fn action(was: bool, is: bool) -> &'static str {
 }
 
 fn event(kind: &str, id: &Id, action: &str, attributes: Map<String, Value>, at: Time) -> Value {
-    json!({
-        "Type": kind,
-        "Action": action,
-        "Actor": { "ID": id, "Attributes": attributes },
-        "scope": "swarm",
-        "time": at.0 / 1_000_000_000,
-        "timeNano": at.0,
-    })
+    local_events::event("swarm", kind, id.as_str(), action, attributes, at)
 }
 
 /// The kinds that an event can be cut down to by name.

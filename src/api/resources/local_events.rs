@@ -13,12 +13,22 @@ use crate::model::swarm::{Id, Task, Time};
 use crate::model::volume::{MountOf, VolumeChange};
 use crate::store::Snapshot;
 
-fn event(kind: &str, id: &str, action: &str, attributes: Map<String, Value>, at: Time) -> Value {
+const LOCAL: &str = "local";
+
+/// `scope`: whose affair it is, swarm or local.
+pub(super) fn event(
+    scope: &str,
+    kind: &str,
+    id: &str,
+    action: &str,
+    attributes: Map<String, Value>,
+    at: Time,
+) -> Value {
     json!({
         "Type": kind,
         "Action": action,
         "Actor": { "ID": id, "Attributes": attributes },
-        "scope": "local",
+        "scope": scope,
         "time": at.0 / 1_000_000_000,
         "timeNano": at.0,
     })
@@ -29,13 +39,13 @@ pub(super) fn of_volume(change: &VolumeChange, at: Time) -> Value {
         VolumeChange::Made(name) => (name, "create"),
         VolumeChange::Removed(name) => (name, "destroy"),
     };
-    event("volume", name, action, with_driver([]), at)
+    event(LOCAL, "volume", name, action, with_driver([]), at)
 }
 
 /// So many bytes were freed by a `prune`.
 pub(super) fn of_pruned_volumes(n_bytes: u64, at: Time) -> Value {
     let attributes = Map::from_iter([("reclaimed".to_owned(), json!(n_bytes.to_string()))]);
-    event("volume", "", "prune", attributes, at)
+    event(LOCAL, "volume", "", "prune", attributes, at)
 }
 
 fn with_driver(others: impl IntoIterator<Item = (&'static str, String)>) -> Map<String, Value> {
@@ -55,7 +65,7 @@ pub(super) fn about(task: &Task) -> Map<String, Value> {
 /// `about`: as above, and what else is said of this.
 pub(super) fn of_container(id: &str, action: &str, about: Map<String, Value>, at: Time) -> Value {
     let image = about.get("image").cloned();
-    let mut event = event("container", id, action, about, at);
+    let mut event = event(LOCAL, "container", id, action, about, at);
     // As older clients know it.
     event["id"] = json!(id);
     event["status"] = json!(action);
@@ -142,11 +152,11 @@ impl OfVolume {
             ("read/write", self.is_writable.to_string()),
             ("propagation", String::new()),
         ]);
-        event("volume", &self.name, "mount", attributes, at)
+        event(LOCAL, "volume", &self.name, "mount", attributes, at)
     }
 
     fn unmounted(&self, container: &str, at: Time) -> Value {
         let attributes = with_driver([("container", container.to_owned())]);
-        event("volume", &self.name, "unmount", attributes, at)
+        event(LOCAL, "volume", &self.name, "unmount", attributes, at)
     }
 }
