@@ -266,18 +266,12 @@ impl RoutingTable {
         }
         // Routes that are as they were stay, so that a task that comes or goes touches none.
         let mut kept: BTreeSet<&str> = BTreeSet::new();
-        for (i, change) in changes.iter().enumerate() {
+        for change in changes {
             let name = change.name();
             if let Some(before) = table.services.remove(name.key()) {
-                let is_alone = || {
-                    changes
-                        .iter()
-                        .enumerate()
-                        .all(|(j, other)| j == i || other.name() != name)
-                };
                 let routes = &before.0.spec().routes;
                 let is_kept = match change {
-                    Change::Upsert { spec, .. } => !routes.is_empty() && *routes == spec.routes && is_alone(),
+                    Change::Upsert { spec, .. } => !routes.is_empty() && *routes == spec.routes,
                     Change::Remove(_) => false,
                 };
                 match is_kept {
@@ -292,6 +286,7 @@ impl RoutingTable {
             check_endpoints(spec)?;
             if let Some(twice) = table.services.get(spec.name.key()).cloned() {
                 // The last word counts where one commit names a service twice.
+                kept.remove(spec.name.key());
                 table.close_routes(twice.0.spec());
                 table.close(&twice.0);
             }
