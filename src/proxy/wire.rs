@@ -101,6 +101,17 @@ pub(super) trait Wire: Sized {
     fn set_liveness(&self);
 }
 
+/// A client's stream, over a socket of its own: what it says may be sealed, that it has gone is seen at the socket.
+pub(super) trait Client: Wire + Send + Sync {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Client for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
 impl Wire for TcpStream {
     /// A read that does not fill the buffer has emptied the socket, and tokio is told so: that saves the call that would
     /// only say "nothing more".

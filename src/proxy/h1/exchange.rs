@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use crate::proxy::core;
@@ -15,7 +14,7 @@ use crate::proxy::http::{
     Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, lower_response, parse_response,
 };
 use crate::proxy::side::Side;
-use crate::proxy::wire::{Leg, Wire};
+use crate::proxy::wire::{Client, Leg};
 use crate::routing::{BytePath, Direction, ServiceStats};
 use crate::sys::splice::Pipe;
 
@@ -60,8 +59,8 @@ impl Failure {
     }
 }
 
-pub(super) struct Exchange<'a> {
-    pub(super) client: &'a TcpStream,
+pub(super) struct Exchange<'a, C: Client> {
+    pub(super) client: &'a C,
     pub(super) upstream: &'a mut Side<Leg>,
     pub(super) stats: &'a ServiceStats,
     pub(super) head_bytes_max: usize,
@@ -109,7 +108,7 @@ pub(super) struct Response {
     pub(super) at: Instant,
 }
 
-impl Exchange<'_> {
+impl<C: Client> Exchange<'_, C> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         match self.poll_request(cx) {
             Poll::Ready(Err(failure)) => return Poll::Ready(Ended::Failed(failure)),
@@ -236,6 +235,7 @@ impl Exchange<'_> {
                 }));
             }
             if self.from_upstream.is_empty()
+                && self.client.tcp().is_some()
                 && response.body.verbatim(response.coding) >= SPLICE_AT_LEAST
                 && ready!(self.poll_splice(cx))?
             {
@@ -267,14 +267,15 @@ impl Exchange<'_> {
                 self.pipe.take().into_iter().for_each(core::put_pipe);
                 break;
             }
-            ready!(self.client.poll_write_ready(cx)).map_err(|_| Failure::ClientGone)?;
-            match self.client.try_io(Interest::WRITABLE, || pipe.drain(self.client)) {
+            let client = self.client.socket();
+            ready!(client.poll_write_ready(cx)).map_err(|_| Failure::ClientGone)?;
+            match client.try_io(Interest::WRITABLE, || pipe.drain(client)) {
                 Ok(n) => self.stats.add_bytes(Direction::Out, BytePath::Splice, n as u64),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Poll::Ready(Err(Failure::ClientGone)),
             }
         }
-        Poll::Ready(Ok(()))
+        self.client.poll_flush(cx).map_err(|_| Failure::ClientGone)
     }
 
     /// Reads from the upstream. An end that completes the response's body is dealt with here.
@@ -426,22 +427,21 @@ impl Exchange<'_> {
     /// Whether the client reset its connection while it waits for the response. A client that has ended its half, or
     /// sends its next request, is left in peace, and not looked at again.
     fn is_client_reset(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.client.poll_read_ready(cx).is_pending() {
+        let client = self.client.socket();
+        if client.poll_read_ready(cx).is_pending() {
             return false;
         }
         let mut byte = [0];
-        match rustix::net::recv(self.client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        match rustix::net::recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             Ok((n, _)) => {
                 self.watch = if n == 0 { Watch::HasEnded } else { Watch::HasSaid };
                 false
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
                 // A stale event: clear it, and be woken by the next.
-                let nothing = self
-                    .client
-                    .try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                let nothing = client.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
                 debug_assert!(nothing.is_err());
-                let _ = self.client.poll_read_ready(cx);
+                let _ = client.poll_read_ready(cx);
                 false
             }
             Err(_) => true,
@@ -449,7 +449,7 @@ impl Exchange<'_> {
     }
 }
 
-impl Drop for Exchange<'_> {
+impl<C: Client> Drop for Exchange<'_, C> {
     fn drop(&mut self) {
         self.pipe.take().into_iter().for_each(core::put_pipe);
     }

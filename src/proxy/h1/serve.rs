@@ -28,9 +28,8 @@ use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Upstream};
-use crate::proxy::wire::Leg;
+use crate::proxy::wire::{Client, Leg};
 use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service};
-use crate::sys::socket;
 
 /// How a client's connection came in.
 #[derive(Debug, Clone)]
@@ -46,7 +45,7 @@ pub(in crate::proxy) enum Entry {
 /// Serves one client from accept to close.
 pub(in crate::proxy) async fn serve(
     mut connection: Connection,
-    client: TcpStream,
+    client: impl Client,
     peer: SocketAddr,
     entry: Entry,
     target: u16,
@@ -57,7 +56,12 @@ pub(in crate::proxy) async fn serve(
         true => Ok(()),
         false => {
             let party = connection.party();
-            Box::pin(async { connection.admit(&mut Patience::new(&client, party, &has_request)).await }).await
+            Box::pin(async {
+                connection
+                    .admit(&mut Patience::new(client.socket(), party, &has_request))
+                    .await
+            })
+            .await
         }
     };
     let reason = match admitted {
@@ -69,7 +73,7 @@ pub(in crate::proxy) async fn serve(
                 },
                 revision: shared.table.peek().revision(),
                 entry,
-                peer: describe(&client, peer, &shared),
+                peer: describe(client.socket(), peer, &shared),
                 from: peer,
                 asks_for_others: is_trusted(peer, &shared),
                 connection: &connection,
@@ -85,7 +89,7 @@ pub(in crate::proxy) async fn serve(
             }
         }
         Err(reason) => {
-            socket::reset_on_close(&client);
+            client.reset_on_close();
             reason
         }
     };
@@ -105,9 +109,9 @@ fn is_trusted(peer: SocketAddr, shared: &Shared) -> bool {
     trusted.any(|network| network.contains(&ip))
 }
 
-struct Server<'a> {
+struct Server<'a, C> {
     connection: &'a Connection,
-    client: &'a TcpStream,
+    client: &'a C,
     shared: &'a Shared,
     entry: Entry,
     peer: Peer,
@@ -128,7 +132,7 @@ struct Begun {
     at: Instant,
 }
 
-impl Server<'_> {
+impl<C: Client> Server<'_, C> {
     /// Waits for one request and sees it through. Errors: the reason to close with.
     async fn next_request(&mut self) -> Result<(), CloseReason> {
         if self.from_client.is_empty() {
@@ -371,7 +375,7 @@ impl Server<'_> {
                     Ended::Failed(Failure::Lost)
                 }
                 Outcome::Cut(reason) => {
-                    socket::reset_on_close(self.client);
+                    self.client.reset_on_close();
                     stream.reset_on_close();
                     return Err(reason);
                 }
@@ -443,7 +447,7 @@ impl Server<'_> {
                     if let Some(reason) = reason {
                         stream.reset_on_close();
                         if has_responded {
-                            socket::reset_on_close(self.client);
+                            self.client.reset_on_close();
                         }
                         return Err(reason);
                     }
@@ -471,7 +475,7 @@ impl Server<'_> {
                     }
                     if has_responded {
                         // Whoever was promised a whole response must not take what it got for one.
-                        socket::reset_on_close(self.client);
+                        self.client.reset_on_close();
                         return Err(CloseReason::UpstreamError);
                     }
                     let (status, text) = match failure {
@@ -539,7 +543,7 @@ impl Server<'_> {
         let received = self.from_client.rest();
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
-        let mut patience = Patience::new(self.client, self.connection.party(), &is_whole);
+        let mut patience = Patience::new(self.client.socket(), self.connection.party(), &is_whole);
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
@@ -562,7 +566,7 @@ impl Server<'_> {
                 result => Ok(result),
             },
             reason = self.connection.ended() => Err(reason),
-            _ = self.client.ready(Interest::ERROR) => Err(CloseReason::ClientRst),
+            _ = self.client.socket().ready(Interest::ERROR) => Err(CloseReason::ClientRst),
         }
     }
 
@@ -648,12 +652,13 @@ impl Server<'_> {
     /// Whether there is more of the client to read, as far as is known without asking the kernel.
     fn has_client_sent_on(&self) -> bool {
         let nobody = &mut std::task::Context::from_waker(std::task::Waker::noop());
-        self.client.poll_read_ready(nobody).is_ready()
+        self.client.socket().poll_read_ready(nobody).is_ready()
     }
 
     /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
     async fn finish(&mut self) {
-        let _ = socket2::SockRef::from(self.client).shutdown(std::net::Shutdown::Write);
+        let end = poll_fn(|cx| self.client.poll_end(cx, false));
+        let _ = tokio::time::timeout(SEND_AT_MOST, end).await;
         relay::discard_a_while(self.client).await;
     }
 
@@ -679,9 +684,9 @@ enum Outcome {
 }
 
 /// Runs an exchange to its end, within `response_limit` from the request sent to the response's head (zero: none).
-async fn run(connection: &Connection, exchange: &mut Exchange<'_>, spec: &ServiceSpec) -> Outcome {
+async fn run(connection: &Connection, exchange: &mut Exchange<'_, impl Client>, spec: &ServiceSpec) -> Outcome {
     let response_limit = spec.timeouts.response;
-    let client = exchange.client;
+    let client = exchange.client.socket();
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     // Made for few: most clients wait for the response without a word.
     let mut news: Option<(bool, News<'_>)> = None;
