@@ -48,11 +48,11 @@ fn upsert(spec: ServiceSpec) -> Change {
 }
 
 fn empty() -> TableHandle {
-    TableHandle::with_entry_points(vec![EntryPointSpec {
-        name: "web".parse().expect("a valid name"),
-        ip: None,
-        port: 80,
-    }])
+    TableHandle::with_entry_points(vec![EntryPointSpec::new(
+        "web".parse().expect("a valid name"),
+        None,
+        80,
+    )])
 }
 
 fn table_of(n_routes: usize) -> TableHandle {

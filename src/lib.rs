@@ -29,6 +29,8 @@ pub mod api;
 
 pub mod routing;
 
+pub mod tls;
+
 pub mod takeover;
 
 pub mod proxy;

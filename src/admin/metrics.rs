@@ -9,79 +9,24 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{AdminState, SwarmView};
+use super::family::Family;
+use super::{AdminState, SwarmView, tls};
 use crate::dns::{DnsStats, Rcode, Source};
 use crate::model::Mode;
 use crate::places::Table;
 use crate::proxy::PortState;
 use crate::routing::{
-    BytePath, CloseReason, Direction, Endpoint, EndpointState, Histogram, HttpCode, RetryOutcome, RoutingTable,
-    Service, ServiceState, ServiceStats,
+    BytePath, CloseReason, Direction, Endpoint, EndpointState, HttpCode, RetryOutcome, RoutingTable, Service,
+    ServiceState, ServiceStats,
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
 use crate::store::StoreHealth;
 use crate::tasknet::TaskNets;
-
-/// One family of series being written. Writing to memory cannot fail, and what cannot be written is left out.
-struct Family<'a> {
-    metric: Option<MetricEncoder<'a>>,
-    kind: MetricType,
-}
-
-impl<'a> Family<'a> {
-    fn new(out: &'a mut DescriptorEncoder<'_>, kind: MetricType, name: &'static str, help: &str) -> Family<'a> {
-        Family {
-            metric: out.encode_descriptor(name, help, None, kind).ok(),
-            kind,
-        }
-    }
-
-    fn sample(&mut self, labels: &[(&str, &str)], value: u64) {
-        let kind = self.kind;
-        let encode = |metric: &mut MetricEncoder<'_>| match kind {
-            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-            _ => metric.encode_gauge(&value),
-        };
-        self.encode(labels, encode);
-    }
-
-    fn seconds(&mut self, value: f64) {
-        self.encode(&[], |metric| metric.encode_counter::<NoLabelSet, _, u64>(&value, None));
-    }
-
-    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
-        let (counts, sum) = histogram.read();
-        let total: u64 = counts.iter().sum();
-        if total == 0 {
-            return;
-        }
-        let bounds = Histogram::BOUNDS_US
-            .map(|us| us as f64 / 1e6)
-            .into_iter()
-            .chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        self.encode(labels, |metric| {
-            metric.encode_histogram::<NoLabelSet>(sum, total, &buckets, None)
-        });
-    }
-
-    fn encode(
-        &mut self,
-        labels: &[(&str, &str)],
-        encode: impl FnOnce(&mut MetricEncoder<'_>) -> Result<(), std::fmt::Error>,
-    ) {
-        let Some(metric) = &mut self.metric else { return };
-        let _ = match labels {
-            [] => encode(metric),
-            labels => metric.encode_family(&labels).and_then(|mut metric| encode(&mut metric)),
-        };
-    }
-}
 
 /// What is said of one service: in the table, or gone while connections of its last.
 struct Counted {
@@ -176,6 +121,9 @@ impl Collector for Scrape {
         }
         write_connections(&all, out);
         write_entry_points(&table, out);
+        if let Some(tls) = &self.state.tls {
+            tls::write_metrics(tls, out);
+        }
         write_last_hops(&all, out);
         write_requests(&all, out);
         write_endpoints(&all, now, out);

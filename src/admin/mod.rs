@@ -1,8 +1,10 @@
 //! What an operator sees of a node: metrics, liveness and readiness, the table, its status. It reads what the other rooms
 //! count and changes nothing. One HTTP server, on loopback unless told otherwise.
 
+mod family;
 mod metrics;
 mod server;
+mod tls;
 mod views;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use crate::source::swarm::{EngineInfo, SwarmStatus};
 use crate::store::StoreHealth;
 use crate::takeover::Takeover;
 use crate::tasknet::TaskNets;
+use crate::tls::Terminators;
 
 pub use self::server::serve;
 
@@ -51,6 +54,8 @@ pub struct AdminState {
     pub swarm: Option<Arc<SwarmView>>,
     /// Where this node cannot be asked yet.
     pub doors: Arc<ClosedDoors>,
+    /// `None`: no entry point ends TLS.
+    pub tls: Option<Arc<Terminators>>,
     /// Looks at all nodes of the cluster, or at this one where there is none.
     pub verify: Verify,
 }

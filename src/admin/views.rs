@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::tls::TlsView;
 use super::{AdminState, Phase, SwarmView};
 use crate::model::{EntryPointName, HealthProbe, RouteSpec, format_duration};
 use crate::proxy::{PortState, VipState};
@@ -51,6 +52,8 @@ pub(super) struct StatusView {
     /// Addresses of this node's own that cannot be listened at, by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     closed: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsView>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -319,6 +322,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
             .unwrap_or_default(),
         vips: vips.to_string(),
         store: state.store.as_ref().map(|store| StoreView::of(store, now)),
+        tls: state.tls.as_deref().map(TlsView::of),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }
@@ -435,6 +439,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .into_iter()
             .map(|(key, why)| format!("{key}: {why}")),
     );
+    lines.extend(state.tls.iter().flat_map(|tls| tls.faults()));
     let table = state.table.load();
     let lost = table.services().filter(|service| service.is_lost());
     lines.extend(lost.map(|service| {

@@ -4,6 +4,7 @@ use super::config::{Config, SwarmConfig};
 use super::{EXIT_CONFIG, Flags, print};
 use crate::link::{Token, TokenError};
 use crate::source::file;
+use crate::tls::Terminators;
 
 /// Checks what `flags` name, prints every error, and returns the exit code.
 pub fn check(flags: Flags) -> i32 {
@@ -20,6 +21,11 @@ pub fn check(flags: Flags) -> i32 {
     }
     if let Some(error) = config.swarm.as_ref().and_then(token_error) {
         eprintln!("error: {error}");
+        return EXIT_CONFIG;
+    }
+    let faults = tls_faults(&config);
+    if !faults.is_empty() {
+        faults.iter().for_each(|fault| eprintln!("error: {fault}"));
         return EXIT_CONFIG;
     }
     let Some(path) = &config.services else {
@@ -48,6 +54,17 @@ pub fn check(flags: Flags) -> i32 {
             eprintln!("error: {}: {error}", path.display());
             EXIT_CONFIG
         }
+    }
+}
+
+/// What is wrong with the files of certificates: `up` would go on, and take them up once they can be used.
+fn tls_faults(config: &Config) -> Vec<String> {
+    if config.tls.policies.is_empty() {
+        return Vec::new();
+    }
+    match Terminators::new(config.tls.clone()) {
+        Ok(tls) => tls.faults(),
+        Err(fault) => vec![fault],
     }
 }
 

@@ -20,6 +20,7 @@ use crate::model::{EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
 use crate::takeover::Mode;
+use crate::tls::TlsConfig;
 
 /// Everything that a node is told.
 #[derive(Debug, Clone)]
@@ -42,6 +43,8 @@ pub struct Config {
     pub proxy: ProxyConfig,
     /// Ports that services share by routes; no two at one place.
     pub entry_points: Vec<EntryPointSpec>,
+    /// For those of them that end TLS.
+    pub tls: TlsConfig,
     /// `None`: this node serves no Docker Swarm.
     pub swarm: Option<SwarmConfig>,
     /// `None`: this node is no swarm by itself.
@@ -286,7 +289,7 @@ impl Config {
             process_users,
             generic,
         });
-        let entry_points = super::entry_points::read(s);
+        let (entry_points, tls) = super::entry_points::read(s);
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
@@ -306,6 +309,7 @@ impl Config {
             dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
             proxy,
             entry_points,
+            tls,
             own: None,
             swarm: is_swarm.then_some(swarm),
             unknown_variables: s.strangers().to_vec(),
@@ -515,7 +519,7 @@ mod tests {
         for line in [
             "/c.toml: entrypoints.web.listen = \":80\": expected another address or port than that of entrypoints.same",
             "/c.toml: entrypoints.none.listen = \":0\": expected an address with a port from 1",
-            "/c.toml: entrypoints.none.tsl = true: expected no such key: there is listen",
+            "/c.toml: entrypoints.none.tsl = true: expected no such key: there is listen, tls, redirect",
             "/c.toml: entrypoints.a b = ",
         ] {
             assert!(error.contains(line), "{line}\nin\n{error}");

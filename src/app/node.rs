@@ -29,6 +29,7 @@ use crate::source::file::FileSource;
 use crate::sys::limits;
 use crate::takeover::Takeover;
 use crate::tasknet::{Served, TaskNets};
+use crate::tls::Terminators;
 
 /// A node that is started and serves.
 pub struct Node {
@@ -40,6 +41,7 @@ pub struct Node {
     /// With whom it tells that it has let go of its store, and with what that is unlocked.
     own: Option<(OwnSwarm, watch::Sender<Option<Option<UnlockKey>>>)>,
     takeover: Option<Arc<Takeover>>,
+    tls: Option<Arc<Terminators>>,
     networks: TaskNets,
     prober: Prober,
     dns: Option<Door<DnsServer>>,
@@ -62,6 +64,8 @@ pub enum NodeError {
     Lend(#[source] std::io::Error),
     #[error("start the workers")]
     Workers(#[source] std::io::Error),
+    #[error("{0}")]
+    Tls(String),
     #[error(transparent)]
     Own(#[from] OwnError),
 }
@@ -110,9 +114,14 @@ impl Node {
         };
         lend(&mut named, handoff::LINK, swarm.iter().filter_map(SwarmNode::listener))?;
         let takeover = config.swarm.as_ref().and_then(|swarm| swarm.start_takeover());
+        let tls = match config.tls.policies.is_empty() {
+            true => None,
+            false => Some(Arc::new(Terminators::new(config.tls.clone()).map_err(NodeError::Tls)?)),
+        };
         let outside = Beside {
             dialer: swarm.as_ref().map(SwarmNode::dialer),
             takeover: takeover.clone(),
+            tls: tls.clone(),
             are_vips_off: are_vips_off.clone(),
         };
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
@@ -168,6 +177,7 @@ impl Node {
             takeover: takeover.clone(),
             networks: Some(networks.clone()),
             doors,
+            tls: tls.clone(),
             verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
@@ -193,6 +203,7 @@ impl Node {
             swarm,
             own: own.zip(released),
             takeover,
+            tls,
             networks,
             prober,
             dns,
@@ -224,6 +235,7 @@ impl Node {
             swarm,
             own,
             takeover,
+            tls,
             networks,
             prober,
             dns,
@@ -258,6 +270,15 @@ impl Node {
         }
         if let Some(takeover) = takeover {
             beside.spawn(takeover.run(stopped()));
+        }
+        if let Some(tls) = tls {
+            let stopped = stopped();
+            beside.spawn(async move {
+                tokio::select! {
+                    () = tls.follow() => {}
+                    () = stopped => {}
+                }
+            });
         }
         let served = match &config.swarm {
             Some(swarm) => swarm.services_inside.then_some(Served::Tasks),

@@ -142,10 +142,9 @@ impl Settings {
                 Err(_) => Value::String(text.to_owned()),
             },
             // As a file has it on one line.
-            Some(Value::Table(_)) => match format!("value = {text}").parse::<toml::Table>() {
-                Ok(mut table) => table.remove("value").unwrap_or_else(|| Value::String(text.to_owned())),
-                Err(_) => Value::String(text.to_owned()),
-            },
+            Some(Value::Table(_)) => toml_value(text),
+            // As a file has it, or words with commas between.
+            Some(Value::Array(_)) if text.trim_start().starts_with('[') => toml_value(text),
             Some(Value::Array(_)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
@@ -212,6 +211,14 @@ impl Settings {
     /// Everything that was wrong, in the order in which it was found.
     pub(super) fn into_errors(self) -> Vec<SettingError> {
         self.errors
+    }
+}
+
+/// What TOML has it for, or the text itself.
+fn toml_value(text: &str) -> Value {
+    match format!("value = {text}").parse::<toml::Table>() {
+        Ok(mut table) => table.remove("value").unwrap_or_else(|| Value::String(text.to_owned())),
+        Err(_) => Value::String(text.to_owned()),
     }
 }
 

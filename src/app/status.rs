@@ -158,6 +158,7 @@ fn describe(status: &Value) -> String {
     for (key, why) in status["closed"].as_object().into_iter().flatten() {
         out.push_str(&format!("! {key}: {}\n", text(why)));
     }
+    describe_tls(&status["tls"], &mut out);
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(
@@ -225,6 +226,47 @@ fn describe(status: &Value) -> String {
     push_columns(&endpoints, &mut out);
     out
 }
+
+/// Certificates, what is wrong with them first.
+fn describe_tls(tls: &Value, out: &mut String) {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let certificates = list(&tls["certificates"]);
+    for fault in list(&tls["faults"]) {
+        out.push_str(&format!("! {}\n", text(&fault)));
+    }
+    for certificate in &certificates {
+        let file = text(&certificate["file"]);
+        match certificate["expires_seconds"].as_i64() {
+            Some(..=0) => out.push_str(&format!(
+                "! certificate {file} expired at {}\n",
+                text(&certificate["expires_at"])
+            )),
+            Some(left) if left < EXPIRES_SOON => {
+                out.push_str(&format!(
+                    "! certificate {file} expires at {}\n",
+                    text(&certificate["expires_at"])
+                ));
+            }
+            _ => {}
+        }
+    }
+    for certificate in certificates
+        .iter()
+        .filter(|certificate| certificate["expires_at"].is_string())
+    {
+        let names: Vec<String> = list(&certificate["names"]).iter().map(text).collect();
+        out.push_str(&format!(
+            "certificate {} until {}: {}\n",
+            text(&certificate["file"]),
+            text(&certificate["expires_at"]),
+            names.join(" ")
+        ));
+    }
+}
+
+/// Seconds. Whoever renews by himself has done so long before.
+const EXPIRES_SOON: i64 = 14 * 24 * 3600;
 
 /// How many of a service's endpoints take traffic for all that is known, of how many that it has, and how the others are.
 fn count_endpoints(endpoints: &[Value]) -> String {

@@ -55,9 +55,24 @@ pub struct EntryPointSpec {
     /// `None`: every address of the node, IPv4 and IPv6.
     pub ip: Option<IpAddr>,
     pub port: u16,
+    /// TLS ends here, and requests go on without.
+    pub is_tls: bool,
+    /// The port to which clients are sent, by https. `None`: requests are served here.
+    pub redirect: Option<u16>,
 }
 
 impl EntryPointSpec {
+    /// One that serves requests as they come.
+    pub fn new(name: EntryPointName, ip: Option<IpAddr>, port: u16) -> EntryPointSpec {
+        EntryPointSpec {
+            name,
+            ip,
+            port,
+            is_tls: false,
+            redirect: None,
+        }
+    }
+
     /// Whether who listens on that port, at that address or all, is in its way.
     pub fn is_at(&self, ip: Option<IpAddr>, port: u16) -> bool {
         self.port == port && (self.ip.is_none() || ip.is_none() || self.ip == ip)

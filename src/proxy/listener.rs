@@ -15,9 +15,11 @@ use super::core::Connection;
 use super::crowd::Party;
 use super::h1;
 use super::tcp::{self, Accepted};
+use super::terminate;
 use crate::model::Mode;
 use crate::routing::{Listen, ListenKind, Route, RoutingTable, Service};
 use crate::sys::socket;
+use crate::tls::Terminator;
 
 /// What becomes of accepted connections.
 pub(super) trait Acceptor {
@@ -115,14 +117,19 @@ struct Door {
     service: Arc<Service>,
     target: u16,
     entry: h1::Entry,
+    tls: Option<Arc<Terminator>>,
 }
 
 impl Door {
     /// What listens there, as `table` has it.
-    fn of(table: &RoutingTable, listen: Listen, route: &Route) -> Option<Door> {
+    fn of(shared: &Shared, table: &RoutingTable, listen: Listen, route: &Route) -> Option<Door> {
+        let mut tls = None;
         let (service, entry) = match route.kind {
             ListenKind::EntryPoint => {
                 let entry_point = table.entry_point_at(&listen)?;
+                if entry_point.spec().is_tls {
+                    tls = Some(shared.tls.as_ref()?.of(entry_point.name())?.clone());
+                }
                 (entry_point.connections().clone(), h1::Entry::Front(listen))
             }
             ListenKind::Published | ListenKind::Vip => {
@@ -133,6 +140,7 @@ impl Door {
             service,
             target: route.target,
             entry,
+            tls,
         })
     }
 }
@@ -161,20 +169,37 @@ impl Acceptor for VipAcceptor {
         let table = self.shared.table.peek();
         // None for who has found the listener itself.
         let route = table.route(&listen).filter(|route| route.kind == ListenKind::Vip);
-        let door = route.and_then(|route| Door::of(&table, listen, route));
+        let door = route.and_then(|route| Door::of(&self.shared, &table, listen, route));
         serve(&self.shared, door, stream, peer);
     }
 }
 
 /// Gives a connection to a task of its own; resets it where there is no service.
 fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: SocketAddr) {
-    let Some(Door { service, target, entry }) = door else {
+    let Some(Door {
+        service,
+        target,
+        entry,
+        tls,
+    }) = door
+    else {
         // The port left the table and its listener is about to.
         socket::reset_on_close(&stream);
         return;
     };
     let party = Party::client(peer.ip(), &shared.config.trusted_proxies);
     let connection = Connection::open(service, party, Instant::now());
+    if let Some(terminator) = tls {
+        tokio::spawn(terminate::serve(
+            connection,
+            stream,
+            peer,
+            entry,
+            shared.clone(),
+            terminator,
+        ));
+        return;
+    }
     match connection.service().spec().mode {
         Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
             connection,
@@ -195,7 +220,7 @@ impl PortAcceptor {
             Some(known) if known.revision == table.revision() => known.door.clone(),
             _ => {
                 let route = table.route(&self.listen);
-                let door = route.and_then(|route| Door::of(&table, self.listen, route));
+                let door = route.and_then(|route| Door::of(&self.shared, &table, self.listen, route));
                 self.route = Some(RouteOf {
                     revision: table.revision(),
                     door: door.clone(),

@@ -6,6 +6,7 @@ mod core;
 mod crowd;
 mod files;
 mod h1;
+mod heavy;
 pub mod http;
 mod inside;
 mod last_hop;
@@ -18,8 +19,10 @@ mod patience;
 mod ports;
 mod relay;
 mod rounds;
+mod sealed;
 mod side;
 mod tcp;
+mod terminate;
 mod upstream;
 mod vips;
 mod wire;
@@ -48,6 +51,7 @@ use self::outside::Outside;
 use self::worker::{Command, Workers};
 use crate::routing::{EndpointId, Listen, Service, ServiceStats, TableHandle};
 use crate::takeover::Takeover;
+use crate::tls::Terminators;
 
 /// What all workers share.
 struct Shared {
@@ -57,6 +61,7 @@ struct Shared {
     open: Arc<OpenConnections>,
     dialer: Option<Arc<dyn Dialer>>,
     takeover: Option<Arc<Takeover>>,
+    tls: Option<Arc<Terminators>>,
     lending: Lending,
     outside: Arc<Outside>,
     /// What goes from inside namespaces to no service of ours is counted by it.
@@ -157,6 +162,8 @@ pub struct Beside {
     pub dialer: Option<Arc<dyn Dialer>>,
     /// Takes connections to published ports ahead of Docker.
     pub takeover: Option<Arc<Takeover>>,
+    /// Ends TLS at entry points.
+    pub tls: Option<Arc<Terminators>>,
     /// Is set when VIPs turn out to lead nowhere on this node.
     pub are_vips_off: Arc<AtomicBool>,
 }
@@ -188,6 +195,7 @@ impl Proxy {
             open,
             dialer: beside.dialer,
             takeover: beside.takeover,
+            tls: beside.tls,
             lending: Lending::default(),
             outgoing: Arc::new(within::outgoing()),
         });

@@ -42,6 +42,8 @@ pub enum CloseReason {
     ProxyShutdown,
     /// The last response was sent on an HTTP connection that was not to be kept.
     ResponseEnd,
+    /// The client and we came to no agreement on TLS, or it spoke none; it was told so where possible.
+    TlsHandshake,
     /// The upstream broke the protocol, or ended, in the middle of a response.
     UpstreamError,
     /// The upstream ended its half first, and the connection then came to its end.
@@ -51,7 +53,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 19] = [
+    pub const ALL: [CloseReason; 20] = [
         CloseReason::BadRequest,
         CloseReason::ClientAbort,
         CloseReason::ClientFin,
@@ -68,6 +70,7 @@ impl CloseReason {
         CloseReason::NoEndpoint,
         CloseReason::ProxyShutdown,
         CloseReason::ResponseEnd,
+        CloseReason::TlsHandshake,
         CloseReason::UpstreamError,
         CloseReason::UpstreamFin,
         CloseReason::UpstreamRst,
@@ -91,6 +94,7 @@ impl CloseReason {
             CloseReason::NoEndpoint => "no_endpoint",
             CloseReason::ProxyShutdown => "proxy_shutdown",
             CloseReason::ResponseEnd => "response_end",
+            CloseReason::TlsHandshake => "tls_handshake",
             CloseReason::UpstreamError => "upstream_error",
             CloseReason::UpstreamFin => "upstream_fin",
             CloseReason::UpstreamRst => "upstream_rst",

@@ -35,6 +35,7 @@ impl Admin {
     fn with(node: &Node, is_known: bool) -> Admin {
         let (source, readiness): (Arc<SourceStatus>, Arc<Readiness>) = Default::default();
         let state = Arc::new(AdminState {
+            tls: None,
             table: node.table.clone(),
             ports: node.ports.clone(),
             workers: node.proxy.clone(),

@@ -36,4 +36,5 @@ mod streams;
 mod swarm;
 mod takeover;
 mod tcp;
+mod tls;
 mod vips;

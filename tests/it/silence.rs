@@ -218,6 +218,7 @@ fn requests_at_a_node_that_falls_silent_go_elsewhere_or_end() {
     };
     let good = well();
     let beside = Beside {
+        tls: None,
         dialer: Some(Arc::new(Plain)),
         ..Beside::default()
     };

@@ -22,7 +22,7 @@ use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::http::{
     Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
-    Version, lower_request, parse_request, write_options_reply,
+    Version, https_location, lower_request, parse_request, write_options_reply, write_redirect,
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay};
@@ -73,12 +73,13 @@ pub(in crate::proxy) async fn serve(
                 },
                 revision: shared.table.peek().revision(),
                 entry,
-                peer: describe(client.socket(), peer, &shared),
+                peer: describe(&client, peer, &shared),
                 from: peer,
                 asks_for_others: is_trusted(peer, &shared),
                 connection: &connection,
                 client: &client,
                 shared: &shared,
+                redirect: None,
                 from_client: Buffer::default(),
             };
             loop {
@@ -96,11 +97,15 @@ pub(in crate::proxy) async fn serve(
     connection.close(reason);
 }
 
-fn describe(client: &TcpStream, peer: SocketAddr, shared: &Shared) -> Peer {
+fn describe(client: &impl Client, peer: SocketAddr, shared: &Shared) -> Peer {
     let ip = peer.ip().to_canonical();
     // Without it the connection is gone already.
-    let local = client.local_addr().unwrap_or(peer);
-    Peer::new(ip, local, is_trusted(peer, shared))
+    let local = client.socket().local_addr().unwrap_or(peer);
+    let described = Peer::new(ip, local, is_trusted(peer, shared));
+    match client.tcp() {
+        Some(_) => described,
+        None => described.over_tls(),
+    }
 }
 
 fn is_trusted(peer: SocketAddr, shared: &Shared) -> bool {
@@ -122,7 +127,18 @@ struct Server<'a, C> {
     /// request, and `None` where no route takes it.
     route: Option<(Arc<Service>, u16)>,
     revision: u64,
+    /// Where the entry point sends the client of the request at hand.
+    redirect: Option<Box<str>>,
     from_client: Buffer,
+}
+
+/// Whose a request to an entry point is.
+enum Found {
+    Service(Arc<Service>, u16),
+    /// The client is sent there.
+    Elsewhere(Box<str>),
+    /// No route takes it.
+    Nobody,
 }
 
 /// A request that was parsed, its head written anew.
@@ -206,8 +222,11 @@ impl<C: Client> Server<'_, C> {
         };
         let mut to_upstream = Buffer::default();
         head.forward(&self.peer, to_upstream.tail());
-        if let Some(route) = found {
-            self.route = route;
+        match found {
+            None => {}
+            Some(Found::Service(service, target)) => self.route = Some((service, target)),
+            Some(Found::Elsewhere(location)) => self.redirect = Some(location),
+            Some(Found::Nobody) => (self.route, self.redirect) = (None, None),
         }
         self.from_client.consume(meta.head_len);
         Ok(Some(Begun {
@@ -217,16 +236,25 @@ impl<C: Client> Server<'_, C> {
         }))
     }
 
-    /// Whose a request to an entry point is; `None`: no route takes it.
-    fn find_route(&self, listen: Listen, head: &RequestHead<'_, '_>) -> Result<Option<(Arc<Service>, u16)>, Refusal> {
+    /// Whose a request to an entry point is.
+    fn find_route(&self, listen: Listen, head: &RequestHead<'_, '_>) -> Result<Found, Refusal> {
         let table = self.shared.table.peek();
         let Some(entry_point) = table.entry_point_at(&listen) else {
-            return Ok(None);
+            return Ok(Found::Nobody);
         };
+        if let Some(port) = entry_point.spec().redirect {
+            let local = self
+                .client
+                .socket()
+                .local_addr()
+                .map_or_else(|_| self.from.ip(), |local| local.ip());
+            return Ok(Found::Elsewhere(https_location(head, local, port).into()));
+        }
         let front = entry_point.front();
         let key = RouteKey::of(head, self.asks_for_others, |host| front.asks_for_path(host))?;
         let found = front.find(&key.asked(self.from.ip().to_canonical()));
-        Ok(found.and_then(|routed| Some((table.service(&routed.service)?.clone(), routed.route.target))))
+        let found = found.and_then(|routed| Some((table.service(&routed.service)?.clone(), routed.route.target)));
+        Ok(found.map_or(Found::Nobody, |(service, target)| Found::Service(service, target)))
     }
 
     /// As `begin`, where the version is one to be read as 1.1.
@@ -294,7 +322,10 @@ impl<C: Client> Server<'_, C> {
         }
         let Some((service, target)) = self.current_route() else {
             if let Entry::Front(_) = self.entry {
-                return self.say_no_route(&meta).await;
+                return match self.redirect.take() {
+                    Some(location) => self.say_elsewhere(&location, &meta).await,
+                    None => self.say_no_route(&meta).await,
+                };
             }
             self.say(503, "this port is not published any more", false, meta.method)
                 .await;
@@ -613,6 +644,24 @@ impl<C: Client> Server<'_, C> {
         let text = format!("no route of entry point {} takes this request", entry_point.name());
         self.fail(&entry_point, 404, text, meta, meta.framing == Framing::None)
             .await
+    }
+
+    /// Sends the client on, for good. Methods besides GET and HEAD are kept by it.
+    async fn say_elsewhere(&mut self, location: &str, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let status = match meta.method {
+            Method::Get | Method::Head => 301,
+            _ => 308,
+        };
+        self.connection.service().stats().add_request(status);
+        let stays = meta.keep_alive && meta.framing == Framing::None && !core::is_draining();
+        let mut out = Buffer::default();
+        write_redirect(status, location, stays, out.tail());
+        self.send(out).await;
+        if stays {
+            return Ok(());
+        }
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
     }
 
     async fn answer_locally(&mut self, answer: LocalAnswer, meta: &RequestMeta) -> Result<(), CloseReason> {

@@ -74,6 +74,25 @@ impl Fields for RouteKey<'_, '_> {
     }
 }
 
+/// The same place by https, at that port. `local`: the address that the client came to, for one that names no host.
+pub fn https_location(head: &RequestHead<'_, '_>, local: IpAddr, port: u16) -> String {
+    let local = || match local.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string().into(),
+        IpAddr::V6(ip) => format!("[{ip}]").into(),
+    };
+    let host = head.host.map_or_else(local, plain_host);
+    let port = match port {
+        443 => String::new(),
+        port => format!(":{port}"),
+    };
+    let (slash, target) = match head.path_and_query() {
+        "*" => ("/", ""),
+        target if target.starts_with('/') => ("", target),
+        target => ("/", target),
+    };
+    format!("https://{host}{port}{slash}{target}")
+}
+
 /// Without its port and a dot at its end, in lower case.
 fn plain_host(authority: &str) -> Cow<'_, str> {
     let end = match authority.rfind(']') {

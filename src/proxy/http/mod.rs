@@ -28,11 +28,11 @@ mod reply;
 mod request;
 mod response;
 
-pub use asked::RouteKey;
+pub use asked::{RouteKey, https_location};
 pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
 pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use refusal::Refusal;
-pub use reply::{CONTINUE, Reply, write_options_reply};
+pub use reply::{CONTINUE, Reply, write_options_reply, write_redirect};
 pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, lower_request, parse_request};
 pub use response::{Onward, ResponseHead, ResponseMeta, lower_response, parse_response};
 

@@ -33,6 +33,16 @@ impl Reply<'_> {
     }
 }
 
+/// Sends a client elsewhere: `location` is a URI without spaces and control characters.
+pub fn write_redirect(status: u16, location: &str, keep_alive: bool, out: &mut Vec<u8>) {
+    push_status_line(status, out);
+    out.extend_from_slice(b"Location: ");
+    out.extend_from_slice(location.as_bytes());
+    out.extend_from_slice(b"\r\nContent-Length: 0\r\n");
+    push_connection(keep_alive, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Answers an OPTIONS request whose Max-Forwards is used up.
 pub fn write_options_reply(keep_alive: bool, out: &mut Vec<u8>) {
     push_status_line(200, out);
@@ -65,7 +75,10 @@ fn push_connection(keep_alive: bool, out: &mut Vec<u8>) {
 fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        301 => "Moved Permanently",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
+        404 => "Not Found",
         408 => "Request Timeout",
         413 => "Content Too Large",
         417 => "Expectation Failed",

@@ -145,6 +145,8 @@ pub struct Peer {
     is_v6: bool,
     /// Whether forwarding fields that came with the request are kept and appended to.
     is_trusted: bool,
+    /// The client speaks TLS, which ends here.
+    is_secure: bool,
     local: SocketAddr,
 }
 
@@ -164,7 +166,16 @@ impl Peer {
             text_len,
             is_v6: ip.is_ipv6(),
             is_trusted,
+            is_secure: false,
             local,
+        }
+    }
+
+    /// The same, of a client that speaks TLS, which ends here.
+    pub fn over_tls(self) -> Peer {
+        Peer {
+            is_secure: true,
+            ..self
         }
     }
 
@@ -272,6 +283,7 @@ impl<'b> RequestHead<'_, 'b> {
     fn push_forwarding(&self, peer: &Peer, out: &mut Vec<u8>) {
         let found = &self.found;
         let believed = |set: FieldSet| peer.is_trusted && set != 0;
+        let secure: &[u8] = if peer.is_secure { b"s" } else { b"" };
 
         out.extend_from_slice(b"X-Forwarded-For: ");
         if peer.is_trusted {
@@ -284,6 +296,7 @@ impl<'b> RequestHead<'_, 'b> {
         }
         if !believed(found.x_forwarded_proto) {
             out.extend_from_slice(b"\r\nX-Forwarded-Proto: http");
+            out.extend_from_slice(secure);
         }
         if !believed(found.x_forwarded_port) {
             out.extend_from_slice(b"\r\nX-Forwarded-Port: ");
@@ -312,7 +325,9 @@ impl<'b> RequestHead<'_, 'b> {
             out.extend_from_slice(host.as_bytes());
             out.extend_from_slice(quote);
         }
-        out.extend_from_slice(b";proto=http\r\n");
+        out.extend_from_slice(b";proto=http");
+        out.extend_from_slice(secure);
+        out.extend_from_slice(b"\r\n");
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one head, joined in one place")]
@@ -514,10 +529,12 @@ impl<'b> Target<'b> {
                 path: target,
             });
         }
-        let rest = match target.get(..HTTP_SCHEME.len()) {
-            Some(scheme) if scheme.eq_ignore_ascii_case(HTTP_SCHEME) => &target[HTTP_SCHEME.len()..],
-            _ => return Err(Refusal::Target),
-        };
+        // Which of them a client means is said by its connection.
+        let rest = SCHEMES.into_iter().find_map(|scheme| {
+            let (begin, rest) = target.split_at_checked(scheme.len())?;
+            begin.eq_ignore_ascii_case(scheme).then_some(rest)
+        });
+        let rest = rest.ok_or(Refusal::Target)?;
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         // RFC 9112 3.2.4: for the server as a whole, the last proxy says `*`.
         let path = if path.is_empty() && method == Method::Options {
@@ -682,7 +699,7 @@ const LEADING_LINES_MAX: usize = 4;
 /// How often a request may have passed a node of this kind. Chains of services that reach one another by their published
 /// ports are shorter.
 const OWN_HOPS_MAX: usize = 8;
-const HTTP_SCHEME: &str = "http://";
+const SCHEMES: [&str; 2] = ["http://", "https://"];
 /// What `forward` adds, with room for a long Host.
 const ADDED_BYTES: usize = 512;
 const IP_TEXT_MAX: usize = 45;

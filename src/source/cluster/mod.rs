@@ -589,11 +589,7 @@ mod tests {
 
         /// With an entry point on all addresses of port 80.
         fn with_entry_point() -> Rig {
-            let web = crate::model::EntryPointSpec {
-                name: "web".parse().unwrap(),
-                ip: None,
-                port: 80,
-            };
+            let web = crate::model::EntryPointSpec::new("web".parse().unwrap(), None, 80);
             let table = Arc::new(TableHandle::with_entry_points(vec![web]));
             let source = ClusterSource::new(table, Arc::default(), Arc::default(), 7377, "not served here");
             Rig { source, ..Rig::new() }

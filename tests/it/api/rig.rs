@@ -167,11 +167,7 @@ impl Outside for Around {
     }
 
     fn entry_points(&self) -> Vec<EntryPointSpec> {
-        let web = EntryPointSpec {
-            name: "web".parse().unwrap(),
-            ip: None,
-            port: 8000,
-        };
+        let web = EntryPointSpec::new("web".parse().unwrap(), None, 8000);
         vec![web]
     }
 

@@ -343,8 +343,12 @@ fn refused() {
         ("URI, no Host", "GET http://a/ HTTP/1.1||", Refusal::HostMissing),
         ("URI with user", "GET http://u:p@a/ HTTP/1.1|Host: a||", Refusal::Host),
         ("URI without host", "GET http:///x HTTP/1.1|Host: a||", Refusal::Host),
-        ("URI https", "GET https://a/ HTTP/1.1|Host: a||", Refusal::Target),
         ("URI ftp", "GET ftp://a/ HTTP/1.1|Host: a||", Refusal::Target),
+        (
+            "URI with half a scheme",
+            "GET httpss://a/ HTTP/1.1|Host: a||",
+            Refusal::Target,
+        ),
         ("CONNECT", "CONNECT a:443 HTTP/1.1|Host: a:443||", Refusal::Connect),
         ("method with bracket", "GE[T / HTTP/1.1|Host: a||", Refusal::RequestLine),
         (

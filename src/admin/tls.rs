@@ -1,0 +1,102 @@
+//! What is shown and counted of TLS at entry points.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
+use serde::Serialize;
+
+use super::family::Family;
+use crate::tls::{Shown, Terminators};
+
+#[derive(Serialize)]
+pub(super) struct TlsView {
+    certificates: Vec<CertificateView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct CertificateView {
+    file: String,
+    /// The hosts that it is for. None: it was never usable.
+    names: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    /// Negative once it has expired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_seconds: Option<i64>,
+}
+
+impl TlsView {
+    pub(super) fn of(tls: &Terminators) -> TlsView {
+        let now = now();
+        let certificate = |shown: Shown| CertificateView {
+            file: shown.certificate.display().to_string(),
+            names: shown.pair.as_ref().map(|pair| pair.names.clone()).unwrap_or_default(),
+            expires_at: shown.pair.as_ref().map(|pair| rfc3339(pair.not_after)),
+            expires_seconds: shown.pair.as_ref().map(|pair| pair.not_after - now),
+        };
+        TlsView {
+            certificates: tls.certificates().all().into_iter().map(certificate).collect(),
+            faults: tls.faults(),
+        }
+    }
+}
+
+fn rfc3339(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn write_metrics(tls: &Terminators, out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_tls_handshakes",
+        "Handshakes at the entry point: full, resumed by a ticket, refused, or abandoned by the client.",
+    );
+    for (name, one) in tls.all() {
+        let handshakes = &one.handshakes;
+        for (result, count) in [
+            ("full", &handshakes.full),
+            ("resumed", &handshakes.resumed),
+            ("refused", &handshakes.refused),
+            ("abandoned", &handshakes.abandoned),
+        ] {
+            family.sample(
+                &[("entrypoint", name.as_str()), ("result", result)],
+                count.load(Relaxed),
+            );
+        }
+    }
+    let certificates = tls.certificates().all();
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_tls_certificate_not_after_seconds",
+        "When the certificate that is shown expires, in seconds since 1970.",
+    );
+    for shown in &certificates {
+        if let Some(pair) = &shown.pair {
+            let file = shown.certificate.display().to_string();
+            family.sample(&[("file", &file)], u64::try_from(pair.not_after).unwrap_or(0));
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_tls_certificate_faulty",
+        "Whether the files cannot be used as they are.",
+    );
+    for shown in &certificates {
+        let file = shown.certificate.display().to_string();
+        family.sample(&[("file", &file)], u64::from(shown.fault.is_some()));
+    }
+}

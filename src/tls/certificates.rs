@@ -1,0 +1,278 @@
+//! The certificates of a node, from files, read again when those change. What cannot be used leaves what was used before in its
+//! place.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use super::names::ByName;
+use super::pair::Pair;
+
+/// Where a certificate and its key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairFiles {
+    /// PEM: the certificate, then those of its authorities.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// One certificate, as it is shown.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    pub certificate: PathBuf,
+    /// `None`: none could be used by now.
+    pub pair: Option<Arc<Pair>>,
+    /// What is wrong with the files as they are.
+    pub fault: Option<String>,
+}
+
+/// All of them, by name.
+#[derive(Debug)]
+pub struct Certificates {
+    by_name: ArcSwap<ByName>,
+    /// std mutex: held while files are read, by who looks at them; by who shows them for a moment.
+    all: Mutex<Vec<Shown>>,
+    files: Vec<PairFiles>,
+    /// std mutex: of who looks, one at a time.
+    looked: Mutex<Vec<Option<Look>>>,
+}
+
+/// What files looked like, and whether they were read in that state.
+#[derive(Debug, Clone, PartialEq)]
+struct Look {
+    signs: [Option<Sign>; 2],
+    is_settled: bool,
+}
+
+/// Enough of a file's metadata to see that it is another, or was written to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sign {
+    inode: u64,
+    device: u64,
+    size: u64,
+    modified: Option<SystemTime>,
+    changed: (i64, i64),
+}
+
+impl Sign {
+    pub(super) fn of(path: &Path) -> Option<Sign> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Sign {
+            inode: metadata.ino(),
+            device: metadata.dev(),
+            size: metadata.size(),
+            modified: metadata.modified().ok(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl Certificates {
+    /// Reads all files. What is wrong with any is kept, to be shown.
+    pub fn new(files: Vec<PairFiles>) -> Certificates {
+        let shown = |files: &PairFiles| Shown {
+            certificate: files.certificate.clone(),
+            pair: None,
+            fault: None,
+        };
+        let certificates = Certificates {
+            by_name: ArcSwap::default(),
+            all: Mutex::new(files.iter().map(shown).collect()),
+            looked: Mutex::new(vec![None; files.len()]),
+            files,
+        };
+        certificates.look();
+        certificates
+    }
+
+    /// All of them, in the order of the configuration.
+    pub fn all(&self) -> Vec<Shown> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads what has changed. A few system calls where nothing has. What cannot be used is said once it has stood so from one look
+    /// to the next, since it may be half written before.
+    pub(super) fn look(&self) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = false;
+        for (i, (files, before)) in self.files.iter().zip(looked.iter_mut()).enumerate() {
+            let signs = [Sign::of(&files.certificate), Sign::of(&files.key)];
+            let is_first = before.is_none();
+            let is_same = before.as_ref().is_some_and(|before| before.signs == signs);
+            if is_same && before.as_ref().is_some_and(|before| before.is_settled) {
+                continue;
+            }
+            let result = read(files);
+            *before = Some(Look {
+                signs,
+                is_settled: result.is_ok() || is_same,
+            });
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            match result {
+                Ok(pair) => {
+                    tracing::info!(certificate = %files.certificate.display(), names = pair.names.join(" "), "taken up");
+                    all[i].pair = Some(Arc::new(pair));
+                    all[i].fault = None;
+                    is_new = true;
+                }
+                Err(fault) if is_first || is_same => {
+                    let stays = if all[i].pair.is_some() {
+                        "; the one before is shown still"
+                    } else {
+                        ""
+                    };
+                    tracing::error!("{fault}{stays}");
+                    all[i].fault = Some(fault);
+                }
+                Err(_) => {}
+            }
+        }
+        if is_new {
+            let pairs: Vec<Arc<Pair>> = self.all().into_iter().filter_map(|shown| shown.pair).collect();
+            self.by_name.store(Arc::new(ByName::new(&pairs)));
+        }
+    }
+
+    /// The one for who says this.
+    fn find(&self, hello: &ClientHello<'_>, is_strict: bool) -> Option<Arc<CertifiedKey>> {
+        let by_name = self.by_name.load();
+        let found = by_name.find(hello.server_name(), hello.signature_schemes(), is_strict)?;
+        Some(found.key.clone())
+    }
+}
+
+fn read(files: &PairFiles) -> Result<Pair, String> {
+    let text = |path: &Path, what: &str| {
+        let wrong = |error: io::Error| format!("tls.certificates: {what} = {:?}: {error}", path.display().to_string());
+        std::fs::read(path).map_err(wrong)
+    };
+    let (certificate, key) = (text(&files.certificate, "cert")?, text(&files.key, "key")?);
+    Pair::from_pem(&certificate, &key).map_err(|error| {
+        let (what, path) = match error.is_of_key() {
+            true => ("key", &files.key),
+            false => ("cert", &files.certificate),
+        };
+        format!("tls.certificates: {what} = {:?}: {error}", path.display().to_string())
+    })
+}
+
+/// A log line a day for each that expires soon, and when it is taken up.
+#[derive(Debug, Default)]
+pub(super) struct Warned(std::collections::HashMap<(PathBuf, i64), i64>);
+
+impl Warned {
+    /// `now`: seconds since 1970.
+    pub(super) fn warn(&mut self, certificates: &Certificates, now: i64) {
+        self.0.retain(|_, at| now - *at < DAY);
+        for shown in certificates.all() {
+            let Some(pair) = shown.pair.filter(|pair| pair.not_after - now < SOON) else {
+                continue;
+            };
+            let before = self.0.entry((shown.certificate.clone(), pair.not_after));
+            if let std::collections::hash_map::Entry::Vacant(place) = before {
+                place.insert(now);
+                let certificate = shown.certificate.display();
+                match pair.not_after - now {
+                    ..=0 => tracing::error!(%certificate, names = pair.names.join(" "), "has expired"),
+                    left => {
+                        tracing::warn!(%certificate, names = pair.names.join(" "), days = left / DAY, "expires soon")
+                    }
+                }
+            }
+        }
+    }
+}
+
+const DAY: i64 = 24 * 3600;
+const SOON: i64 = 14 * DAY;
+
+/// Shows an entry point's clients what is there.
+#[derive(Debug)]
+pub(super) struct Resolver {
+    pub(super) certificates: Arc<Certificates>,
+    pub(super) is_strict: bool,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.certificates.find(&hello, self.is_strict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::pair::tests::pem;
+    use super::*;
+
+    #[test]
+    fn files_are_taken_up_when_they_can_be_used_and_stay_until_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let files = |name: &str| PairFiles {
+            certificate: path(&format!("{name}.pem")),
+            key: path(&format!("{name}.key")),
+        };
+        let write = |name: &str, (certificate, key): &(String, String)| {
+            fs::write(path(&format!("{name}.pem")), certificate).unwrap();
+            fs::write(path(&format!("{name}.key")), key).unwrap();
+        };
+        let first = pem(&["first.test"]);
+        write("a", &first);
+        let certificates = Certificates::new(vec![files("a"), files("b")]);
+        let names = || -> Vec<Vec<String>> {
+            let pairs = certificates.all().into_iter().filter_map(|shown| shown.pair);
+            pairs.map(|pair| pair.names.clone()).collect()
+        };
+        let faults = || -> Vec<Option<String>> { certificates.all().into_iter().map(|shown| shown.fault).collect() };
+        assert_eq!(names(), [["first.test"]]);
+        let missing = faults()[1].clone().unwrap();
+        assert!(
+            missing.contains("tls.certificates: cert = ") && missing.contains("b.pem"),
+            "{missing}"
+        );
+        write("b", &pem(&["second.test"]));
+        certificates.look();
+        assert_eq!(
+            (names(), faults()),
+            (
+                vec![vec!["first.test".to_owned()], vec!["second.test".to_owned()]],
+                vec![None, None]
+            )
+        );
+        // Half of a change: said only once it stays so, and the pair before is shown.
+        let next = pem(&["next.test"]);
+        fs::write(path("a.pem"), &next.0).unwrap();
+        certificates.look();
+        assert_eq!(
+            (names()[0].clone(), faults()[0].clone()),
+            (vec!["first.test".to_owned()], None)
+        );
+        certificates.look();
+        let fault = faults()[0].clone().unwrap();
+        assert!(
+            fault.contains("key = ") && fault.contains("not the certificate's"),
+            "{fault}"
+        );
+        assert_eq!(names()[0], ["first.test"]);
+        fs::write(path("a.key"), &next.1).unwrap();
+        certificates.look();
+        assert_eq!(
+            (names()[0].clone(), faults()[0].clone()),
+            (vec!["next.test".to_owned()], None)
+        );
+        fs::remove_file(path("a.key")).unwrap();
+        certificates.look();
+        certificates.look();
+        assert!(faults()[0].is_some());
+        assert_eq!(names()[0], ["next.test"]);
+    }
+}

@@ -1,0 +1,14 @@
+//! TLS of entry points: certificates by name, taken up when their files change, and what each entry point asks of its clients.
+//! Built on rustls with ring. Not here: who has the files written, and the bytes of connections (`proxy::sealed`).
+
+mod certificates;
+mod names;
+mod pair;
+mod policy;
+mod terminate;
+mod tickets;
+
+pub use certificates::{Certificates, PairFiles, Shown};
+pub use pair::{Pair, PairError};
+pub use policy::{ClientAuth, MinVersion, Policy, TlsConfig};
+pub use terminate::{Handshake, Handshakes, Terminator, Terminators};

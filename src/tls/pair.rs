@@ -1,0 +1,157 @@
+//! A certificate with its chain and key, read from PEM. Pure.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
+use x509_parser::extensions::GeneralName;
+
+/// A certificate that can be shown to clients.
+#[derive(Debug)]
+pub struct Pair {
+    pub key: Arc<CertifiedKey>,
+    /// The hosts that it is for, in lower case; `*.` in front stands for one label.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+/// What is wrong with a certificate or its key.
+#[derive(Debug, thiserror::Error)]
+pub enum PairError {
+    #[error("expected a certificate in PEM, with those of its authorities after it")]
+    NoCertificate,
+    #[error("the certificate cannot be read: {0}")]
+    Certificate(String),
+    #[error("it is for no host: expected DNS names as subject alternative names")]
+    NoName,
+    #[error("expected a private key in PEM, not encrypted")]
+    NoKey,
+    #[error("the key cannot be used: expected RSA from 2048 bits, ECDSA with P-256 or P-384, or Ed25519")]
+    KeyKind,
+    #[error("the key is not the certificate's")]
+    Mismatch,
+}
+
+impl PairError {
+    /// Whether the key is at fault, and not the certificate.
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, PairError::NoKey | PairError::KeyKind | PairError::Mismatch)
+    }
+}
+
+impl Pair {
+    pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Pair, PairError> {
+        let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(certificates).collect();
+        let chain = chain.map_err(|_| PairError::NoCertificate)?;
+        let first = chain.first().ok_or(PairError::NoCertificate)?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(first).map_err(|error| PairError::Certificate(error.to_string()))?;
+        let names = names(&parsed);
+        if names.is_empty() {
+            return Err(PairError::NoName);
+        }
+        let (not_before, not_after) = (
+            parsed.validity().not_before.timestamp(),
+            parsed.validity().not_after.timestamp(),
+        );
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| PairError::NoKey)?;
+        let key = any_supported_type(&key).map_err(|_| PairError::KeyKind)?;
+        let key = CertifiedKey::new(chain, key);
+        match key.keys_match() {
+            Ok(()) => {}
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => return Err(PairError::Mismatch),
+            Err(error) => return Err(PairError::Certificate(error.to_string())),
+        }
+        Ok(Pair {
+            key: Arc::new(key),
+            names,
+            not_before,
+            not_after,
+        })
+    }
+
+    /// Its signatures cost a tenth of RSA's.
+    pub(super) fn is_cheap(&self) -> bool {
+        self.key.key.algorithm() != SignatureAlgorithm::RSA
+    }
+}
+
+/// Those of the subject alternative names, or the common name of a certificate that has none.
+fn names(certificate: &x509_parser::certificate::X509Certificate<'_>) -> Vec<String> {
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let mut names: Vec<String> = Vec::new();
+    for name in alternative.iter().flat_map(|found| &found.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => names.push(name.to_ascii_lowercase()),
+            GeneralName::IPAddress(bytes) => names.extend(ip(bytes)),
+            _ => {}
+        }
+    }
+    if names.is_empty() {
+        let common = certificate
+            .subject()
+            .iter_common_name()
+            .filter_map(|name| name.as_str().ok());
+        names.extend(common.map(str::to_ascii_lowercase));
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn ip(bytes: &[u8]) -> Option<String> {
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    Some(ip.to_string())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// A certificate by itself for these names, and its key, as PEM.
+    pub(in crate::tls) fn pem(names: &[&str]) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pair_is_told_apart() {
+        let (certificate, key) = pem(&["A.test", "*.b.test", "192.0.2.1"]);
+        let pair = Pair::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(pair.names, ["*.b.test", "192.0.2.1", "a.test"]);
+        assert!(pair.not_before < pair.not_after && pair.is_cheap());
+        let (_, other) = pem(&["a.test"]);
+        let fault = |certificate: &str, key: &str| {
+            let fault = Pair::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap_err();
+            (fault.is_of_key(), fault.to_string())
+        };
+        assert_eq!(fault(&certificate, &other), (true, PairError::Mismatch.to_string()));
+        assert_eq!(fault(&certificate, ""), (true, PairError::NoKey.to_string()));
+        assert_eq!(fault(&key, &key), (false, PairError::NoCertificate.to_string()));
+        assert_eq!(fault("", &key), (false, PairError::NoCertificate.to_string()));
+        let cut = &certificate[..certificate.len() / 2];
+        assert_eq!(fault(cut, &key), (false, PairError::NoCertificate.to_string()));
+        let nobody = pem(&[]);
+        // rcgen gives it a common name of its own.
+        assert_eq!(
+            Pair::from_pem(nobody.0.as_bytes(), nobody.1.as_bytes())
+                .unwrap()
+                .names
+                .len(),
+            1
+        );
+    }
+}

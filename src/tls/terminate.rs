@@ -1,0 +1,301 @@
+//! What ends TLS at entry points: a rustls configuration for each, kept up with its files, and what came of handshakes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwapOption;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest, Sha256};
+
+use super::certificates::{Certificates, Resolver, Sign, Warned};
+use super::policy::{ClientAuth, MinVersion, Policy, TlsConfig};
+use super::tickets::{Secret, Tickets};
+use crate::model::EntryPointName;
+
+/// All entry points of a node that end TLS.
+#[derive(Debug)]
+pub struct Terminators {
+    certificates: Arc<Certificates>,
+    by_name: BTreeMap<EntryPointName, Arc<Terminator>>,
+}
+
+/// Ends TLS at one entry point.
+pub struct Terminator {
+    policy: Policy,
+    certificates: Arc<Certificates>,
+    secret: Secret,
+    /// `None`: clients cannot be told apart by certificates that there are no authorities for, so nobody is let in.
+    config: ArcSwapOption<ServerConfig>,
+    pub handshakes: Handshakes,
+    /// std mutex: of who looks at the file of authorities.
+    authorities: Mutex<Authorities>,
+}
+
+#[derive(Default)]
+struct Authorities {
+    /// `None`: not looked at yet.
+    sign: Option<Option<Sign>>,
+    fault: Option<String>,
+}
+
+/// What came of handshakes.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    /// With a signature of ours.
+    pub full: AtomicU64,
+    /// By a ticket.
+    pub resumed: AtomicU64,
+    /// The client and we have no version, cipher, certificate or name in common, or it speaks no TLS.
+    pub refused: AtomicU64,
+    /// The client went away, or took too long.
+    pub abandoned: AtomicU64,
+}
+
+/// How a handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    Full,
+    Resumed,
+    Refused,
+    Abandoned,
+}
+
+impl Handshakes {
+    pub fn count(&self, handshake: Handshake) {
+        let counter = match handshake {
+            Handshake::Full => &self.full,
+            Handshake::Resumed => &self.resumed,
+            Handshake::Refused => &self.refused,
+            Handshake::Abandoned => &self.abandoned,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Terminator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Terminator of {}", self.policy.entry_point)
+    }
+}
+
+impl Terminators {
+    /// Reads all files. What cannot be used is said, and made up for when it can.
+    ///
+    /// Errors: the key of `ticket_key_file` cannot be read or is short, or the system has no randomness.
+    pub fn new(config: TlsConfig) -> Result<Terminators, String> {
+        let secret = match &config.ticket_key_file {
+            Some(path) => shared_secret(path)?,
+            None => Secret::random().map_err(|_| "the system has no randomness".to_owned())?,
+        };
+        let certificates = Arc::new(Certificates::new(config.certificates));
+        let terminator = |policy: Policy| {
+            let name = policy.entry_point.clone();
+            (
+                name,
+                Arc::new(Terminator::new(policy, certificates.clone(), secret.clone())),
+            )
+        };
+        let by_name = config.policies.into_iter().map(terminator).collect();
+        Ok(Terminators { certificates, by_name })
+    }
+
+    /// `None`: that entry point ends no TLS.
+    pub fn of(&self, entry_point: &EntryPointName) -> Option<&Arc<Terminator>> {
+        self.by_name.get(entry_point)
+    }
+
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// By entry point, in the order of their names.
+    pub fn all(&self) -> impl Iterator<Item = (&EntryPointName, &Arc<Terminator>)> {
+        self.by_name.iter()
+    }
+
+    /// All that is wrong.
+    pub fn faults(&self) -> Vec<String> {
+        let of_files = self.certificates.all().into_iter().filter_map(|shown| shown.fault);
+        let fault = |name, fault: Option<String>| Some(format!("entry point {name}: {}", fault?));
+        let of_entry_points = self.by_name.iter().filter_map(|(name, one)| fault(name, one.fault()));
+        of_files.chain(of_entry_points).collect()
+    }
+
+    /// Looks at all files, and takes up what has changed.
+    pub fn look(&self) {
+        self.certificates.look();
+        self.by_name.values().for_each(|terminator| terminator.look());
+    }
+
+    /// Looks again and again. Never ends; returns at once where there is nothing to look at.
+    pub async fn follow(self: Arc<Terminators>) {
+        let warned: Arc<Mutex<Warned>> = Arc::default();
+        while !self.by_name.is_empty() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (looking, warned) = (self.clone(), warned.clone());
+            // Files may be where a read hangs. An error means that the runtime ends.
+            let _ = tokio::task::spawn_blocking(move || {
+                looking.look();
+                let now = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |since| since.as_secs());
+                let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
+                warned.warn(&looking.certificates, i64::try_from(now).unwrap_or(i64::MAX));
+            })
+            .await;
+        }
+    }
+}
+
+/// A change is taken up within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+
+impl Terminator {
+    fn new(policy: Policy, certificates: Arc<Certificates>, secret: Secret) -> Terminator {
+        let terminator = Terminator {
+            policy,
+            certificates,
+            secret,
+            config: ArcSwapOption::empty(),
+            handshakes: Handshakes::default(),
+            authorities: Mutex::default(),
+        };
+        terminator.look();
+        terminator
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What a handshake that begins now goes by. `None`: nobody can be let in.
+    pub fn config(&self) -> Option<Arc<ServerConfig>> {
+        self.config.load_full()
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn fault(&self) -> Option<String> {
+        let has_none = || self.certificates.all().iter().all(|shown| shown.pair.is_none());
+        self.client_fault()
+            .or_else(|| has_none().then(|| "no certificate can be used".to_owned()))
+    }
+
+    /// What is wrong with what clients are judged by, if anything is.
+    pub fn client_fault(&self) -> Option<String> {
+        let authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        authorities.fault.clone()
+    }
+
+    fn look(&self) {
+        let mut authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        let sign = self.policy.client_auth.authorities().and_then(|path| Sign::of(path));
+        if authorities.sign == Some(sign) {
+            return;
+        }
+        authorities.sign = Some(sign);
+        match self.build() {
+            Ok(config) => {
+                self.config.store(Some(Arc::new(config)));
+                authorities.fault = None;
+            }
+            Err(fault) => {
+                let stays = if self.config.load().is_some() {
+                    "; those before count still"
+                } else {
+                    "; nobody is let in"
+                };
+                tracing::error!("{fault}{stays}");
+                authorities.fault = Some(fault);
+            }
+        }
+    }
+
+    fn build(&self) -> Result<ServerConfig, String> {
+        let policy = &self.policy;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let versions: &[_] = match policy.min_version {
+            MinVersion::Tls12 => &[&TLS13, &TLS12],
+            MinVersion::Tls13 => &[&TLS13],
+        };
+        let (verifier, authorities) = self.verifier()?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(|error| format!("entrypoints.{}: {error}", policy.entry_point))?;
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(Resolver {
+            certificates: self.certificates.clone(),
+            is_strict: policy.is_strict,
+        }));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        // A ticket is worth what was asked when it was given.
+        let asked = format!(
+            "{} {} {} {}",
+            policy.entry_point,
+            policy.min_version.as_str(),
+            matches!(policy.client_auth, ClientAuth::Required { .. }),
+            authorities,
+        );
+        config.ticketer = Arc::new(Tickets::new(self.secret.clone(), asked));
+        Ok(config)
+    }
+
+    /// What judges clients' certificates, and a digest of those that count.
+    fn verifier(&self) -> Result<(Option<Arc<dyn ClientCertVerifier>>, String), String> {
+        let (path, is_required) = match &self.policy.client_auth {
+            ClientAuth::None => return Ok((None, "-".to_owned())),
+            ClientAuth::Optional { authorities } => (authorities, false),
+            ClientAuth::Required { authorities } => (authorities, true),
+        };
+        let wrong = |what: &str| {
+            let name = &self.policy.entry_point;
+            format!(
+                "entrypoints.{name}.client_ca = {:?}: {what}",
+                path.display().to_string()
+            )
+        };
+        let pem = std::fs::read(path).map_err(|error| wrong(&error.to_string()))?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let added = certificate.ok().and_then(|certificate| roots.add(certificate).ok());
+            added.ok_or_else(|| wrong("expected certificates of authorities in PEM"))?;
+        }
+        if roots.is_empty() {
+            return Err(wrong("expected certificates of authorities in PEM"));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let builder = match is_required {
+            true => builder,
+            false => builder.allow_unauthenticated(),
+        };
+        let verifier = builder.build().map_err(|error| wrong(&error.to_string()))?;
+        let digest: String = Sha256::digest(&pem).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((Some(verifier), digest))
+    }
+}
+
+fn shared_secret(path: &Path) -> Result<Secret, String> {
+    let wrong = |what: String| format!("tls.ticket_key_file = {:?}: {what}", path.display().to_string());
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let secret = bytes.trim_ascii();
+    match secret.len() < SECRET_LEN_MIN {
+        true => Err(wrong(format!(
+            "expected at least {SECRET_LEN_MIN} random bytes or characters"
+        ))),
+        false => Ok(Secret::shared(secret)),
+    }
+}
+
+const SECRET_LEN_MIN: usize = 32;
