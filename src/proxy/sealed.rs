@@ -56,6 +56,8 @@ struct Session {
     to_send: Rest,
     /// No more comes.
     has_ended: bool,
+    /// What came was no TLS: nothing is opened or sealed any more.
+    has_failed: bool,
     has_said_goodbye: bool,
 }
 
@@ -90,14 +92,10 @@ impl Sealed {
     /// Waits for the client to begin and agrees with it. The costly part takes turns with other connections of the worker.
     pub(super) async fn accept(socket: &TcpStream, config: Arc<ServerConfig>) -> Result<Agreed, NoHandshake> {
         let tls = UnbufferedServerConnection::new(config).map_err(NoHandshake::Refused)?;
-        let mut session = Session {
-            tls,
-            received: Vec::new(),
-            opened: Rest::default(),
-            to_send: Rest::default(),
-            has_ended: false,
-            has_said_goodbye: false,
-        };
+        let mut session = Session::new(tls);
+        // Flights that we have answered, and turns that were taken.
+        let (mut n_answered, mut n_turns) = (0_u32, 0_u32);
+        let mut n_judged = 0;
         while session.tls.is_handshaking() {
             let read = poll_fn(|cx| session.poll_receive(cx, socket, HANDSHAKE_READ));
             if !matches!(read.await, Ok(1..)) {
@@ -106,14 +104,24 @@ impl Sealed {
             if session.is_plain_http() {
                 return Err(NoHandshake::Plain);
             }
-            if session.received.len() > HANDSHAKE_MOST {
-                return Err(NoHandshake::Refused(rustls::Error::General(
-                    "a handshake without end".to_owned(),
-                )));
+            if session.received.len() > HANDSHAKE_MOST || n_turns > TURNS_MOST {
+                let error = rustls::Error::General("a handshake without end".to_owned());
+                return Err(NoHandshake::Refused(error));
             }
-            heavy::turn().await;
+            if whole_records(&session.received) <= n_judged {
+                continue;
+            }
+            // The signature is in our first answer, or the second where we asked for another key first. What follows is cheap, and
+            // must not wait behind others' beginnings: who has cost us that is let in.
+            let asked_again = session.tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
+            if n_answered <= u32::from(asked_again) {
+                n_turns += 1;
+                heavy::turn().await;
+            }
             let mut received = std::mem::take(&mut session.received);
             let opened = session.open(&mut received, &mut []);
+            n_judged = whole_records(&session.received);
+            n_answered += u32::from(!session.to_send.is_empty());
             let sent = poll_fn(|cx| session.poll_flush(cx, socket)).await;
             if let Err(error) = opened {
                 return Err(NoHandshake::Refused(error));
@@ -150,6 +158,18 @@ impl Agreed {
 }
 
 impl Session {
+    fn new(tls: UnbufferedServerConnection) -> Session {
+        Session {
+            tls,
+            received: Vec::new(),
+            opened: Rest::default(),
+            to_send: Rest::default(),
+            has_ended: false,
+            has_failed: false,
+            has_said_goodbye: false,
+        }
+    }
+
     /// Reads more of what is sealed; 0 at the end.
     fn poll_receive(&mut self, cx: &mut Context<'_>, socket: &TcpStream, n: usize) -> Poll<io::Result<usize>> {
         with_scratch(|scratch| {
@@ -195,7 +215,13 @@ impl Session {
                 Ok(_) => return Err(rustls::Error::General("unexpected early data".to_owned())),
                 Err(error) => {
                     self.queue_alert();
-                    return Err(error);
+                    self.has_failed = true;
+                    self.received = Vec::new();
+                    // What was opened before is told before.
+                    return match n_opened {
+                        0 => Err(error),
+                        n => Ok(n),
+                    };
                 }
             }
             at += discard;
@@ -204,12 +230,12 @@ impl Session {
 
     /// After an error: what the client is told of it.
     fn queue_alert(&mut self) {
-        while let UnbufferedStatus {
-            state: Ok(ConnectionState::EncodeTlsData(mut data)),
-            ..
-        } = self.tls.process_tls_records(&mut [])
-        {
-            encode(&mut data, &mut self.to_send.bytes);
+        // Only while there is something to say: rustls would go on with what it has seen of a message, which is not here any more.
+        while self.tls.wants_write() {
+            match self.tls.process_tls_records(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut self.to_send.bytes),
+                _ => break,
+            }
         }
         self.has_said_goodbye = true;
     }
@@ -223,18 +249,28 @@ impl Session {
             &mut [u8],
         ) -> Result<usize, EncryptError>,
     ) -> io::Result<usize> {
-        loop {
-            match self.tls.process_tls_records(&mut []).state {
+        if self.has_failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        // What is left of a message that is not whole: rustls counts on it.
+        let mut received = std::mem::take(&mut self.received);
+        let sealed = loop {
+            match self.tls.process_tls_records(&mut received).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    return seal(&mut traffic, out).map_err(io::Error::other);
+                    break seal(&mut traffic, out).map_err(io::Error::other);
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut self.to_send.bytes),
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.has_ended = true,
-                Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
-                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Ok(_) => break Err(io::ErrorKind::BrokenPipe.into()),
+                Err(error) => {
+                    self.has_failed = true;
+                    break Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
             }
-        }
+        };
+        self.received = received;
+        sealed
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>, socket: &TcpStream) -> Poll<io::Result<()>> {
@@ -267,6 +303,20 @@ impl Session {
         let n = self.seal(&mut goodbye, |traffic, out| traffic.queue_close_notify(out))?;
         self.send(cx, socket, &goodbye[..n])
     }
+}
+
+/// How many of the bytes are whole records. One that is longer than any may be counts as whole, and will be refused.
+fn whole_records(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some([_, _, _, high, low]) = bytes.get(at..at + RECORD_HEAD) {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let end = at + RECORD_HEAD + length;
+        if end > bytes.len() && length <= RECORD_BYTES + RECORD_EXPANSION {
+            break;
+        }
+        at = end;
+    }
+    at
 }
 
 /// Appends what TLS says by itself.
@@ -305,6 +355,11 @@ impl Wire for Sealed {
         }
         with_scratch(|scratch| {
             loop {
+                if session.has_failed {
+                    // It is told why, if it can be told at once.
+                    let _ = session.poll_flush(cx, &self.socket)?;
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
                 if session.has_ended {
                     return Poll::Ready(Ok(0));
                 }
@@ -317,15 +372,8 @@ impl Wire for Sealed {
                     continue;
                 }
                 scratch[..held].copy_from_slice(&session.received);
-                let opened = session.open(&mut scratch[..held + n], buffer);
-                match opened {
-                    Ok(0) => {}
-                    Ok(n) => return Poll::Ready(Ok(n)),
-                    Err(error) => {
-                        // It is told why, if it can be told at once.
-                        let _ = session.poll_flush(cx, &self.socket)?;
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-                    }
+                if let Ok(n @ 1..) = session.open(&mut scratch[..held + n], buffer) {
+                    return Poll::Ready(Ok(n));
                 }
             }
         })
@@ -385,6 +433,89 @@ impl Drop for Sealed {
     }
 }
 
+const RECORD_HEAD: usize = 5;
+/// RFC 5246 6.2.3: more than any cipher of today adds.
+const RECORD_EXPANSION: usize = 2048;
+/// Of one connection: no client needs more than three.
+const TURNS_MOST: u32 = 8;
 const HANDSHAKE_READ: usize = 4 * 1024;
 /// Of a message that is not whole. Fits the scratch buffer, with a record more.
 const HANDSHAKE_MOST: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::PrivateKeyDer;
+
+    use super::*;
+
+    fn session() -> Session {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        Session::new(UnbufferedServerConnection::new(Arc::new(config)).unwrap())
+    }
+
+    /// The flight with which a client begins.
+    fn hello() -> Vec<u8> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = "a.test".try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn record() -> impl Strategy<Value = Vec<u8>> {
+        let body = prop::collection::vec(prop_oneof![Just(1_u8), Just(24), any::<u8>()], 0..6);
+        (prop::sample::select(&[20_u8, 21, 22, 23, 24, 99][..]), body).prop_map(|(kind, body)| {
+            let length = (body.len() as u16).to_be_bytes();
+            [&[kind, 3, 3], &length[..], &body].concat()
+        })
+    }
+
+    proptest! {
+        /// Whatever comes, in whatever pieces, and whatever we say in between: no panic, and nothing without bound.
+        #[test]
+        fn whatever_comes_is_opened_or_refused(
+            cut in 0..300_usize,
+            records in prop::collection::vec(record(), 0..5),
+            pieces in prop::collection::vec(1..40_usize, 1..20),
+        ) {
+            let mut session = session();
+            let hello = hello();
+            let mut bytes = hello[..cut.min(hello.len())].to_vec();
+            records.iter().for_each(|record| bytes.extend_from_slice(record));
+            let mut rest = &bytes[..];
+            for piece in pieces.iter().cycle() {
+                if rest.is_empty() || session.has_failed {
+                    break;
+                }
+                let (now, later) = rest.split_at((*piece).min(rest.len()));
+                rest = later;
+                session.received.extend_from_slice(now);
+                prop_assert!(whole_records(&session.received) >= session.received.len().saturating_sub(RECORD_BYTES + RECORD_EXPANSION + RECORD_HEAD));
+                let mut received = std::mem::take(&mut session.received);
+                let mut buffer = [0; 8];
+                let _ = session.open(&mut received, &mut buffer);
+                let _ = session.seal(&mut [0; RECORD_OVERHEAD], |traffic, out| traffic.encrypt(b"x", out));
+            }
+            let _ = session.seal(&mut [0; RECORD_OVERHEAD], |traffic, out| traffic.queue_close_notify(out));
+            prop_assert!(session.received.len() <= bytes.len() && session.to_send.bytes.len() < 8 * 1024);
+        }
+    }
+}

@@ -1,11 +1,10 @@
 //! The certificates of a node, from files, read again when those change. What cannot be used leaves what was used before in its
 //! place.
 
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -112,7 +111,11 @@ impl Certificates {
             let result = read(files);
             *before = Some(Look {
                 signs,
-                is_settled: result.is_ok() || is_same,
+                is_settled: match &result {
+                    Ok(_) => true,
+                    // What cannot be read now may be readable with no change of the file.
+                    Err(fault) => is_same && !fault.is_of_reading,
+                },
             });
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
@@ -122,14 +125,15 @@ impl Certificates {
                     all[i].fault = None;
                     is_new = true;
                 }
-                Err(fault) if is_first || is_same => {
-                    let stays = if all[i].pair.is_some() {
-                        "; the one before is shown still"
-                    } else {
-                        ""
-                    };
-                    tracing::error!("{fault}{stays}");
-                    all[i].fault = Some(fault);
+                Err(Fault { text, .. }) if is_first || is_same => {
+                    if all[i].fault.as_ref() != Some(&text) {
+                        let stays = match all[i].pair.is_some() {
+                            true => "; the one before is shown still",
+                            false => "",
+                        };
+                        tracing::error!("{text}{stays}");
+                    }
+                    all[i].fault = Some(text);
                 }
                 Err(_) => {}
             }
@@ -143,23 +147,34 @@ impl Certificates {
     /// The one for who says this.
     fn find(&self, hello: &ClientHello<'_>, is_strict: bool) -> Option<Arc<CertifiedKey>> {
         let by_name = self.by_name.load();
-        let found = by_name.find(hello.server_name(), hello.signature_schemes(), is_strict)?;
+        let found = by_name.find(hello.server_name(), hello.signature_schemes(), is_strict, now())?;
         Some(found.key.clone())
     }
 }
 
-fn read(files: &PairFiles) -> Result<Pair, String> {
-    let text = |path: &Path, what: &str| {
-        let wrong = |error: io::Error| format!("tls.certificates: {what} = {:?}: {error}", path.display().to_string());
-        std::fs::read(path).map_err(wrong)
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// What is wrong with a pair of files.
+struct Fault {
+    text: String,
+    /// They could not be read, whatever is in them.
+    is_of_reading: bool,
+}
+
+fn read(files: &PairFiles) -> Result<Pair, Fault> {
+    let fault = |what: &str, path: &Path, error: &dyn std::fmt::Display, is_of_reading| Fault {
+        text: format!("tls.certificates: {what} = {:?}: {error}", path.display().to_string()),
+        is_of_reading,
     };
-    let (certificate, key) = (text(&files.certificate, "cert")?, text(&files.key, "key")?);
-    Pair::from_pem(&certificate, &key).map_err(|error| {
-        let (what, path) = match error.is_of_key() {
-            true => ("key", &files.key),
-            false => ("cert", &files.certificate),
-        };
-        format!("tls.certificates: {what} = {:?}: {error}", path.display().to_string())
+    let bytes = |path: &Path, what: &str| std::fs::read(path).map_err(|error| fault(what, path, &error, true));
+    let (certificate, key) = (bytes(&files.certificate, "cert")?, bytes(&files.key, "key")?);
+    Pair::from_pem(&certificate, &key).map_err(|error| match error.is_of_key() {
+        true => fault("key", &files.key, &error, false),
+        false => fault("cert", &files.certificate, &error, false),
     })
 }
 

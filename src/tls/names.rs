@@ -37,9 +37,15 @@ impl ByName {
         by_name
     }
 
-    /// The one for a host, of those whose signatures the client takes. `None` for a host: the client named none. `is_strict`: there
+    /// The one for a host, of those whose signatures the client takes, one that is good now before others. `None` for a host: the client named none. `is_strict`: there
     /// is none for everybody else.
-    pub(super) fn find(&self, host: Option<&str>, schemes: &[SignatureScheme], is_strict: bool) -> Option<&Arc<Pair>> {
+    pub(super) fn find(
+        &self,
+        host: Option<&str>,
+        schemes: &[SignatureScheme],
+        is_strict: bool,
+        now: i64,
+    ) -> Option<&Arc<Pair>> {
         let of_host = host.and_then(|host| {
             let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
             let below = || self.below.get(host.split_once('.')?.1);
@@ -48,8 +54,10 @@ impl ByName {
         match of_host {
             Some(pairs) => {
                 let takes = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(schemes).is_some();
+                let is_good = |pair: &&Arc<Pair>| (pair.not_before..pair.not_after).contains(&now);
                 // Where none is taken the first one fails for a reason that the client can tell.
-                pairs.iter().find(takes).or_else(|| pairs.first())
+                let good = pairs.iter().find(|pair| takes(pair) && is_good(pair));
+                good.or_else(|| pairs.iter().find(takes)).or_else(|| pairs.first())
             }
             None => self.first.as_ref().filter(|_| !is_strict),
         }
@@ -60,6 +68,33 @@ impl ByName {
 mod tests {
     use super::super::pair::tests::pem;
     use super::*;
+
+    /// Within what rcgen makes by itself, 1975 to 4096.
+    const NOW: i64 = 2_000_000_000;
+
+    #[test]
+    fn one_that_is_good_now_comes_before_one_that_was() {
+        let pair = |not_before, not_after| {
+            let (certificate, key) = pem(&["a.test"]);
+            let pair = Pair::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+            Arc::new(Pair {
+                not_before,
+                not_after,
+                ..pair
+            })
+        };
+        let (good, expired, early) = (pair(0, NOW + 1), pair(0, NOW), pair(NOW + 1, NOW + 9));
+        let schemes = [SignatureScheme::ECDSA_NISTP256_SHA256];
+        let first = |pairs: &[&Arc<Pair>]| {
+            let pairs: Vec<_> = pairs.iter().map(|pair| Arc::clone(pair)).collect();
+            ByName::new(&pairs)
+                .find(Some("a.test"), &schemes, false, NOW)
+                .cloned()
+                .unwrap()
+        };
+        assert!(Arc::ptr_eq(&first(&[&early, &expired, &good]), &good));
+        assert!(Arc::ptr_eq(&first(&[&expired]), &expired), "better than none");
+    }
 
     #[test]
     fn the_most_exact_name_wins_and_the_first_is_for_strangers() {
@@ -88,13 +123,13 @@ mod tests {
                 (Some(found), Some(expected)) => Arc::ptr_eq(found, &pairs[expected]),
                 (found, expected) => found.is_none() && expected.is_none(),
             };
-            assert!(is_found(by_name.find(host, &schemes, false), found), "{host:?}");
+            assert!(is_found(by_name.find(host, &schemes, false, NOW), found), "{host:?}");
             let strictly = found.filter(|found| host.is_some_and(|host| *found != 0 || host == "first.test"));
             assert!(
-                is_found(by_name.find(host, &schemes, true), strictly),
+                is_found(by_name.find(host, &schemes, true, NOW), strictly),
                 "strictly {host:?}"
             );
         }
-        assert!(ByName::default().find(Some("a.test"), &schemes, false).is_none());
+        assert!(ByName::default().find(Some("a.test"), &schemes, false, NOW).is_none());
     }
 }

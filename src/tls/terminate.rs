@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustls::pki_types::CertificateDer;
@@ -13,9 +13,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
-use sha2::{Digest, Sha256};
 
-use super::certificates::{Certificates, Resolver, Sign, Warned};
+use super::certificates::{Certificates, Resolver, Sign, Warned, now};
 use super::policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 use super::tickets::{Secret, Tickets};
 use crate::model::EntryPointName;
@@ -35,15 +34,10 @@ pub struct Terminator {
     /// `None`: clients cannot be told apart by certificates that there are no authorities for, so nobody is let in.
     config: ArcSwapOption<ServerConfig>,
     pub handshakes: Handshakes,
-    /// std mutex: of who looks at the file of authorities.
-    authorities: Mutex<Authorities>,
-}
-
-#[derive(Default)]
-struct Authorities {
-    /// `None`: not looked at yet.
-    sign: Option<Option<Sign>>,
-    fault: Option<String>,
+    /// What the file of authorities looked like when it was taken up; `None`: it was not. std mutex: of who looks, while it reads.
+    looked: Mutex<Option<Option<Sign>>>,
+    /// What is wrong with that file. std mutex: for a moment each.
+    fault: Mutex<Option<String>>,
 }
 
 /// What came of handshakes.
@@ -144,11 +138,8 @@ impl Terminators {
             // Files may be where a read hangs. An error means that the runtime ends.
             let _ = tokio::task::spawn_blocking(move || {
                 looking.look();
-                let now = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .map_or(0, |since| since.as_secs());
                 let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
-                warned.warn(&looking.certificates, i64::try_from(now).unwrap_or(i64::MAX));
+                warned.warn(&looking.certificates, now());
             })
             .await;
         }
@@ -166,7 +157,8 @@ impl Terminator {
             secret,
             config: ArcSwapOption::empty(),
             handshakes: Handshakes::default(),
-            authorities: Mutex::default(),
+            looked: Mutex::default(),
+            fault: Mutex::default(),
         };
         terminator.look();
         terminator
@@ -190,32 +182,28 @@ impl Terminator {
 
     /// What is wrong with what clients are judged by, if anything is.
     pub fn client_fault(&self) -> Option<String> {
-        let authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
-        authorities.fault.clone()
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn look(&self) {
-        let mut authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         let sign = self.policy.client_auth.authorities().and_then(|path| Sign::of(path));
-        if authorities.sign == Some(sign) {
+        if *looked == Some(sign) {
             return;
         }
-        authorities.sign = Some(sign);
-        match self.build() {
-            Ok(config) => {
-                self.config.store(Some(Arc::new(config)));
-                authorities.fault = None;
-            }
-            Err(fault) => {
-                let stays = if self.config.load().is_some() {
-                    "; those before count still"
-                } else {
-                    "; nobody is let in"
-                };
-                tracing::error!("{fault}{stays}");
-                authorities.fault = Some(fault);
-            }
+        let built = self.build();
+        // What could not be read is tried again, however the file looks.
+        *looked = built.is_ok().then_some(sign);
+        let fault = built.map(|config| self.config.store(Some(Arc::new(config)))).err();
+        let mut known = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fault) = fault.as_ref().filter(|fault| known.as_ref() != Some(fault)) {
+            let stays = match self.config.load().is_some() {
+                true => "; those before count still",
+                false => "; nobody is let in",
+            };
+            tracing::error!("{fault}{stays}");
         }
+        *known = fault;
     }
 
     fn build(&self) -> Result<ServerConfig, String> {
@@ -225,7 +213,8 @@ impl Terminator {
             MinVersion::Tls12 => &[&TLS13, &TLS12],
             MinVersion::Tls13 => &[&TLS13],
         };
-        let (verifier, authorities) = self.verifier()?;
+        // Who shows a certificate is judged each time: a ticket would let him in after it has expired.
+        let verifier = self.verifier()?;
         let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(|error| format!("entrypoints.{}: {error}", policy.entry_point))?;
@@ -237,24 +226,20 @@ impl Terminator {
             certificates: self.certificates.clone(),
             is_strict: policy.is_strict,
         }));
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        // A ticket is worth what was asked when it was given.
-        let asked = format!(
-            "{} {} {} {}",
-            policy.entry_point,
-            policy.min_version.as_str(),
-            matches!(policy.client_auth, ClientAuth::Required { .. }),
-            authorities,
-        );
-        config.ticketer = Arc::new(Tickets::new(self.secret.clone(), asked));
+        if policy.client_auth == ClientAuth::None {
+            // A ticket is worth what was asked when it was given.
+            let asked = format!("{} {}", policy.entry_point, policy.min_version.as_str());
+            config.ticketer = Arc::new(Tickets::new(self.secret.clone(), asked));
+        }
         Ok(config)
     }
 
-    /// What judges clients' certificates, and a digest of those that count.
-    fn verifier(&self) -> Result<(Option<Arc<dyn ClientCertVerifier>>, String), String> {
+    /// What judges clients' certificates; `None`: none are asked for.
+    fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
         let (path, is_required) = match &self.policy.client_auth {
-            ClientAuth::None => return Ok((None, "-".to_owned())),
+            ClientAuth::None => return Ok(None),
             ClientAuth::Optional { authorities } => (authorities, false),
             ClientAuth::Required { authorities } => (authorities, true),
         };
@@ -281,8 +266,7 @@ impl Terminator {
             false => builder.allow_unauthenticated(),
         };
         let verifier = builder.build().map_err(|error| wrong(&error.to_string()))?;
-        let digest: String = Sha256::digest(&pem).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((Some(verifier), digest))
+        Ok(Some(verifier))
     }
 }
 

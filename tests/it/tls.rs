@@ -633,18 +633,7 @@ fn a_protocol_that_is_agreed_on_passes_inside_tls_with_its_halves() {
     let node = Node::start(&services(&origin), ON, &["a"], |dir| {
         write_pair(dir, "a", &authority.issue(&["a.test"], 90));
     });
-    let mut roots = rustls::RootCertStore::empty();
-    let der = rustls::pki_types::pem::PemObject::from_pem_slice(authority.pem.as_bytes()).unwrap();
-    roots.add(der).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = "a.test".try_into().unwrap();
-    let mut tls = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
-    let mut socket = dial(node.secure);
+    let (mut tls, mut socket) = client(node.secure, &authority);
     let mut stream = rustls::Stream::new(&mut tls, &mut socket);
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
@@ -664,6 +653,103 @@ fn a_protocol_that_is_agreed_on_passes_inside_tls_with_its_halves() {
     // Its end is said by TLS itself: rustls has it for an error where it is not.
     stream.read_to_end(&mut back).unwrap();
     assert_eq!(digest(&back), digest(&said));
+}
+
+/// A client that believes `authority`, over a connection of its own.
+fn client(addr: SocketAddr, authority: &Authority) -> (rustls::ClientConnection, TcpStream) {
+    let mut roots = rustls::RootCertStore::empty();
+    let der = rustls::pki_types::pem::PemObject::from_pem_slice(authority.pem.as_bytes()).unwrap();
+    roots.add(der).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.enable_secret_extraction = true;
+    let name = "a.test".try_into().unwrap();
+    let mut tls = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut socket = dial(addr);
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).unwrap();
+    }
+    (tls, socket)
+}
+
+/// Seals a record of any kind, as nobody's library would.
+fn seal(tls: rustls::ClientConnection, records: &[(u8, &[u8])]) -> Vec<u8> {
+    use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+    let (first, secrets) = tls.dangerous_extract_secrets().unwrap().tx;
+    let rustls::ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+        panic!("another cipher");
+    };
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap());
+    let mut sealed = Vec::new();
+    for ((kind, content), number) in records.iter().zip(first..) {
+        let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
+        nonce[4..]
+            .iter_mut()
+            .zip(number.to_be_bytes())
+            .for_each(|(to, byte)| *to ^= byte);
+        let mut inner = [content, &[*kind][..]].concat();
+        let length = (inner.len() as u16 + 16).to_be_bytes();
+        let head = [23, 3, 3, length[0], length[1]];
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(head), &mut inner)
+            .unwrap();
+        sealed.extend_from_slice(&head);
+        sealed.extend_from_slice(&inner);
+    }
+    sealed
+}
+
+#[test]
+fn whatever_is_said_instead_of_tls_is_nobody_elses_affair() {
+    let (origin, authority) = (mirror(), Authority::new("tests"));
+    let node = Node::start(&services(&origin), ON, &["a"], |dir| {
+        std::fs::write(dir.join("ca.pem"), &authority.pem).unwrap();
+        write_pair(dir, "a", &authority.issue(&["a.test"], 90));
+    });
+    // A part of a message, and then what cannot follow it, or the end.
+    let part = [22, 3, 1, 0, 1, 1];
+    for after in [
+        &[23, 3, 3, 0, 1, 0][..],
+        &[99, 3, 3, 0, 1, 0],
+        &[21, 3, 3, 0, 2, 1, 0],
+        &[21, 3, 3, 0, 2, 2, 40],
+        &[22, 3, 3, 0xff, 0xff],
+        &[],
+    ] {
+        let mut stream = dial(node.secure);
+        let _ = stream.write_all(&[&part, after].concat());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        assert!(!said.windows(4).any(|bytes| bytes == b"HTTP"), "{said:?}");
+    }
+    // The same inside: a request, and a part of a message that never becomes whole.
+    let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    for records in [
+        &[(23, &request[..]), (22, &[24])][..],
+        &[(22, &[24])],
+        &[(22, &[24]), (23, request)],
+        &[(23, request), (22, &[24]), (21, &[1, 0])],
+        &[(23, request), (20, &[1])],
+        &[(99, b"?")],
+    ] {
+        let (tls, mut socket) = client(node.secure, &authority);
+        let _ = socket.write_all(&seal(tls, records));
+        let mut some = [0; 64];
+        if let Some((23, _)) = records.first() {
+            assert!(
+                socket.read(&mut some).unwrap() > 0,
+                "the request before it was answered"
+            );
+        }
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+        drop(socket);
+        node.body("a.test", "/", &[]);
+    }
+    node.body("a.test", "/", &[]);
 }
 
 #[test]
