@@ -4,13 +4,23 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use toml::{Table, Value};
 
 use super::settings::Settings;
-use crate::model::{EntryPointName, EntryPointSpec};
+use crate::model::{EntryPointName, EntryPointSpec, parse_duration};
 use crate::tls::{ClientAuth, MinVersion, PairFiles, Policy, TlsConfig};
 
 const KEY: &str = "entrypoints";
+const KEYS: [&str; 7] = [
+    "listen",
+    "tls",
+    "redirect",
+    "trusted_proxies",
+    "proxy_protocol",
+    "idle_timeout",
+    "request_head_timeout",
+];
 const CERTIFICATES: &str = "tls.certificates";
 
 /// Reads them. What is wrong is noted.
@@ -80,7 +90,7 @@ fn one(
         settings.wrong_within(KEY, name, &value.to_string(), "a table with listen = \"0.0.0.0:80\"");
         return None;
     };
-    known_only(settings, name, keys, &["listen", "tls", "redirect"]);
+    known_only(settings, name, keys, &KEYS);
     let written = keys.get("listen");
     let listen = written.and_then(Value::as_str).and_then(place);
     if listen.is_none() {
@@ -92,11 +102,48 @@ fn one(
         .get("tls")
         .and_then(|value| policy(settings, &name, value, min_version));
     let (ip, port) = listen?;
-    let spec = EntryPointSpec {
-        is_tls: policy.is_some(),
-        ..EntryPointSpec::new(name, ip, port)
-    };
+    let mut spec = EntryPointSpec::new(name, ip, port);
+    spec.is_tls = policy.is_some();
+    spec.trusted_proxies = networks(settings, &spec.name, keys, "trusted_proxies");
+    spec.proxy_protocol = networks(settings, &spec.name, keys, "proxy_protocol").unwrap_or_default();
+    for (key, to) in [
+        ("idle_timeout", &mut spec.idle_timeout),
+        ("request_head_timeout", &mut spec.request_head_timeout),
+    ] {
+        let Some(value) = keys.get(key) else { continue };
+        match value.as_str().and_then(|text| parse_duration(text).ok()) {
+            Some(timeout) => *to = timeout,
+            None => wrong(
+                settings,
+                spec.name.as_str(),
+                key,
+                Some(value),
+                "a duration such as \"30s\"; \"0s\" is none",
+            ),
+        }
+    }
     Some((spec, policy))
+}
+
+/// `None`: the key is not there, or wrong.
+fn networks(settings: &mut Settings, name: &EntryPointName, keys: &Table, key: &str) -> Option<Vec<IpNet>> {
+    let value = keys.get(key)?;
+    let network = |value: &Value| {
+        let text = value.as_str()?;
+        let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        text.parse().ok().or_else(alone)
+    };
+    let networks = value.as_array().and_then(|all| all.iter().map(network).collect());
+    if networks.is_none() {
+        wrong(
+            settings,
+            name.as_str(),
+            key,
+            Some(value),
+            "networks such as [\"10.0.0.0/8\"]",
+        );
+    }
+    networks
 }
 
 /// What `tls` asks of clients; `None`: it is off, or wrong.

@@ -254,7 +254,7 @@ impl OwnSwarm {
                 .load()
                 .entry_points()
                 .iter()
-                .map(|one| one.spec().clone())
+                .map(|one| EntryPointSpec::clone(one.spec()))
                 .collect(),
             faults: faults.clone(),
             engine,

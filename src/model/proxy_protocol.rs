@@ -31,9 +31,9 @@ pub fn header(version: ProxyProtocol, client: Option<Addressed>) -> Vec<u8> {
     }
 }
 
-/// The bytes are no header of version 2, or one that says nothing that we understand.
+/// The bytes are no header, or one that says nothing that we understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a PROXY protocol header of version 2 for TCP")]
+#[error("not a PROXY protocol header for TCP")]
 pub struct NotAHeader;
 
 /// Reads a header of version 2 at the front of `bytes`. Returns its length and whom it names, or `None` if more bytes
@@ -59,6 +59,24 @@ pub fn read_v2(bytes: &[u8]) -> Result<Option<(usize, Option<Addressed>)>, NotAH
         (Command::Proxy, _) => return Err(NotAHeader),
     };
     Ok(Some((header.len(), client)))
+}
+
+/// Reads a whole line of version 1, its end included. `None`: it names nobody.
+///
+/// Errors: it is none.
+pub fn read_v1(line: &[u8]) -> Result<Option<Addressed>, NotAHeader> {
+    let header = ppp::v1::Header::try_from(line).map_err(|_| NotAHeader)?;
+    Ok(match header.addresses {
+        ppp::v1::Addresses::Unknown => None,
+        ppp::v1::Addresses::Tcp4(ip) => Some((
+            SocketAddr::new(ip.source_address.into(), ip.source_port),
+            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
+        )),
+        ppp::v1::Addresses::Tcp6(ip) => Some((
+            SocketAddr::new(ip.source_address.into(), ip.source_port),
+            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
+        )),
+    })
 }
 
 /// Both in one family: IPv4 where both are, else IPv6. A dual-stack listener shows IPv4 clients as mapped addresses.

@@ -4,9 +4,12 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::rule::Rule;
-use super::{InvalidValue, ServiceName};
+use super::{InvalidValue, ServiceName, Timeouts};
 
 /// The name of an entry point: a port of a node that services share. Spelled as a service's name, and none of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +62,14 @@ pub struct EntryPointSpec {
     pub is_tls: bool,
     /// The port to which clients are sent, by https. `None`: requests are served here.
     pub redirect: Option<u16>,
+    /// Who says who its clients are, by X-Forwarded-For and the like. `None`: those of all ports.
+    pub trusted_proxies: Option<Vec<IpNet>>,
+    /// Who begins each connection with a header of the PROXY protocol, and is believed.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Zero: without end.
+    pub request_head_timeout: Duration,
+    /// Between requests. Zero: without end.
+    pub idle_timeout: Duration,
 }
 
 impl EntryPointSpec {
@@ -70,7 +81,17 @@ impl EntryPointSpec {
             port,
             is_tls: false,
             redirect: None,
+            trusted_proxies: None,
+            proxy_protocol: Vec::new(),
+            request_head_timeout: Timeouts::default().request_head,
+            idle_timeout: Timeouts::default().idle,
         }
+    }
+
+    /// Whether a connection from there begins by saying whose it is.
+    pub fn is_announced(&self, peer: IpAddr) -> bool {
+        let ip = peer.to_canonical();
+        self.proxy_protocol.iter().any(|network| network.contains(&ip))
     }
 
     /// Whether who listens on that port, at that address or all, is in its way.

@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::core::Connection;
 use super::crowd::Party;
+use super::entrance::{self, Asks};
 use super::h1;
 use super::tcp::{self, Accepted};
-use super::terminate;
-use crate::model::Mode;
+use crate::model::{EntryPointSpec, Mode};
 use crate::routing::{Listen, ListenKind, Route, RoutingTable, Service};
 use crate::sys::socket;
 use crate::tls::Terminator;
@@ -117,19 +117,30 @@ struct Door {
     service: Arc<Service>,
     target: u16,
     entry: h1::Entry,
+    /// Of an entry point.
+    before: Option<Before>,
+}
+
+/// What an entry point asks of connections before HTTP.
+#[derive(Clone)]
+struct Before {
+    spec: Arc<EntryPointSpec>,
     tls: Option<Arc<Terminator>>,
 }
 
 impl Door {
     /// What listens there, as `table` has it.
     fn of(shared: &Shared, table: &RoutingTable, listen: Listen, route: &Route) -> Option<Door> {
-        let mut tls = None;
+        let mut before = None;
         let (service, entry) = match route.kind {
             ListenKind::EntryPoint => {
                 let entry_point = table.entry_point_at(&listen)?;
-                if entry_point.spec().is_tls {
-                    tls = Some(shared.tls.as_ref()?.of(entry_point.name())?.clone());
-                }
+                let tls = match entry_point.spec().is_tls {
+                    true => Some(shared.tls.as_ref()?.of(entry_point.name())?.clone()),
+                    false => None,
+                };
+                let spec = entry_point.spec().clone();
+                before = Some(Before { spec, tls });
                 (entry_point.connections().clone(), h1::Entry::Front(listen))
             }
             ListenKind::Published | ListenKind::Vip => {
@@ -140,7 +151,7 @@ impl Door {
             service,
             target: route.target,
             entry,
-            tls,
+            before,
         })
     }
 }
@@ -180,24 +191,25 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
         service,
         target,
         entry,
-        tls,
+        before,
     }) = door
     else {
         // The port left the table and its listener is about to.
         socket::reset_on_close(&stream);
         return;
     };
-    let party = Party::client(peer.ip(), &shared.config.trusted_proxies);
+    let asks = before.map(|before| Asks {
+        is_announced: before.spec.is_announced(peer.ip()),
+        tls: before.tls,
+    });
+    let party = match &asks {
+        // It stands for many.
+        Some(Asks { is_announced: true, .. }) => Party::ALONE,
+        _ => Party::client(peer.ip(), &shared.config.trusted_proxies),
+    };
     let connection = Connection::open(service, party, Instant::now());
-    if let Some(terminator) = tls {
-        tokio::spawn(terminate::serve(
-            connection,
-            stream,
-            peer,
-            entry,
-            shared.clone(),
-            terminator,
-        ));
+    if let Some(asks) = asks.filter(|asks| asks.is_announced || asks.tls.is_some()) {
+        tokio::spawn(entrance::serve(connection, stream, peer, entry, shared.clone(), asks));
         return;
     }
     match connection.service().spec().mode {

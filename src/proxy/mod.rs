@@ -1,9 +1,11 @@
 //! The data plane: listeners, connections, bytes. It knows the routing table and nothing of who made it.
 
+mod announced;
 mod balancer;
 mod config;
 mod core;
 mod crowd;
+mod entrance;
 mod files;
 mod h1;
 mod heavy;
@@ -22,7 +24,6 @@ mod rounds;
 mod sealed;
 mod side;
 mod tcp;
-mod terminate;
 mod upstream;
 mod vips;
 mod wire;

@@ -4,7 +4,6 @@
 //! resets the other), back pressure (nothing is read that cannot be written, besides one buffer), and that a connection
 //! without traffic holds no buffer and no pipe. Not here: who connects to whom, and HTTP.
 
-use std::borrow::Borrow;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -21,11 +20,35 @@ use crate::model::Timeouts;
 use crate::routing::{BytePath, CloseReason, Direction, ServiceStats};
 use crate::sys::splice::{self, Pipe};
 
+/// A relay's connection, and what it goes by.
+pub(super) trait Relayed {
+    fn connection(&self) -> &Connection;
+    /// What its bytes are counted by.
+    fn stats(&self) -> &ServiceStats {
+        self.connection().stats()
+    }
+    fn timeouts(&self) -> &Timeouts {
+        &self.connection().service().spec().timeouts
+    }
+}
+
+impl Relayed for Connection {
+    fn connection(&self) -> &Connection {
+        self
+    }
+}
+
+impl Relayed for &Connection {
+    fn connection(&self) -> &Connection {
+        self
+    }
+}
+
 /// Relays until both directions have ended or the connection is ended from outside, and says why it ended. After it,
 /// both sockets may be closed at once: where a reset is due, they are prepared for it.
 pub(super) async fn run<C, S, U>(relay: &mut Relay<C, S, U>) -> CloseReason
 where
-    C: Borrow<Connection>,
+    C: Relayed,
     S: Wire,
     U: Wire,
 {
@@ -39,7 +62,7 @@ where
 /// The same, but also returns when nothing has passed for a while and the relay may be parked (`let_park`): `None` then.
 pub(super) async fn run_until_quiet<C, S, U>(relay: &mut Relay<C, S, U>) -> Option<CloseReason>
 where
-    C: Borrow<Connection>,
+    C: Relayed,
     S: Wire,
     U: Wire,
 {
@@ -133,10 +156,10 @@ fn idle_limit(timeouts: &Timeouts, is_half_closed: bool) -> Duration {
     }
 }
 
-impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
+impl<C: Relayed, S: Wire, U: Wire> Relay<C, S, U> {
     /// `early`: bytes of each direction that were read already.
     pub(super) fn new(connection: C, client: S, upstream: U, early: [Vec<u8>; 2]) -> Relay<C, S, U> {
-        connection.borrow().grow_old();
+        connection.connection().grow_old();
         let [early_in, early_out] = early;
         Relay {
             connection,
@@ -152,7 +175,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
 
     /// A relay that was quiet and goes on.
     pub(super) fn resume(connection: C, client: S, upstream: U, rest: Rest) -> Relay<C, S, U> {
-        let due = rest.idle_due(&connection.borrow().service().spec().timeouts);
+        let due = rest.idle_due(connection.timeouts());
         let idle = rest.last_bytes_at.zip(due).map(|(last_bytes_at, due)| {
             let sleep = Box::pin(tokio::time::sleep_until(due.into()));
             Box::new(IdleTimer { sleep, last_bytes_at })
@@ -181,7 +204,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
     }
 
     pub(super) fn connection(&self) -> &Connection {
-        self.connection.borrow()
+        self.connection.connection()
     }
 
     /// The client's and the upstream's. `None`: one of them is deaf.
@@ -223,7 +246,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        let connection = self.connection.borrow();
+        let connection = self.connection.connection();
         let mut is_to_park = false;
         match connection.poll_signal(cx) {
             Poll::Ready(Signal::End(reason)) => return Poll::Ready(Ending::Cut(reason)),
@@ -237,8 +260,8 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
             // A node that comes back has its connections still.
             Poll::Ready(Signal::Lost) | Poll::Pending => {}
         }
-        let connection = self.connection.borrow();
-        let stats = connection.stats();
+        let connection = self.connection.connection();
+        let stats = self.connection.stats();
         let mut is_moved = false;
         for i in 0..2 {
             let is_last = self.first_end.is_some();
@@ -306,7 +329,7 @@ impl<C: Borrow<Connection>, S: Wire, U: Wire> Relay<C, S, U> {
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>, is_moved: bool) -> Poll<Ending> {
-        let timeouts = &self.connection.borrow().service().spec().timeouts;
+        let timeouts = self.connection.timeouts();
         let limit = idle_limit(timeouts, self.first_end.is_some());
         if limit.is_zero() {
             return Poll::Pending;

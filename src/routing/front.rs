@@ -24,6 +24,8 @@ impl EntryPoint {
     pub(super) fn new(spec: EntryPointSpec) -> EntryPoint {
         let mut counted = ServiceSpec::new(spec.name.as_counted().clone());
         counted.mode = Mode::Http;
+        counted.timeouts.request_head = spec.request_head_timeout;
+        counted.timeouts.idle = spec.idle_timeout;
         EntryPoint {
             connections: Arc::new(Service::apart(counted)),
             spec: Arc::new(spec),
@@ -31,7 +33,7 @@ impl EntryPoint {
         }
     }
 
-    pub fn spec(&self) -> &EntryPointSpec {
+    pub fn spec(&self) -> &Arc<EntryPointSpec> {
         &self.spec
     }
 

@@ -10,6 +10,7 @@ mod cli;
 mod crowded;
 mod deaf;
 mod dns;
+mod entrance;
 mod front;
 mod gone;
 mod gotemplate;

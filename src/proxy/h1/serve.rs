@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -25,11 +26,11 @@ use crate::proxy::http::{
     Version, https_location, lower_request, parse_request, write_options_reply, write_redirect,
 };
 use crate::proxy::patience::Patience;
-use crate::proxy::relay::{self, Relay};
+use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Upstream};
 use crate::proxy::wire::{Client, Leg};
-use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service};
+use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service, ServiceStats};
 
 /// How a client's connection came in.
 #[derive(Debug, Clone)]
@@ -66,6 +67,7 @@ pub(in crate::proxy) async fn serve(
     };
     let reason = match admitted {
         Ok(()) => {
+            let trusted = is_trusted(peer, &entry, &shared);
             let mut server = Server {
                 route: match entry {
                     Entry::Front(_) => None,
@@ -73,9 +75,9 @@ pub(in crate::proxy) async fn serve(
                 },
                 revision: shared.table.peek().revision(),
                 entry,
-                peer: describe(&client, peer, &shared),
+                peer: describe(&client, peer, trusted),
                 from: peer,
-                asks_for_others: is_trusted(peer, &shared),
+                asks_for_others: trusted,
                 connection: &connection,
                 client: &client,
                 shared: &shared,
@@ -94,24 +96,36 @@ pub(in crate::proxy) async fn serve(
             reason
         }
     };
+    if client.tcp().is_none() && reason == CloseReason::ResponseEnd {
+        // A reader that is slow gets TLS's goodbye too, or would have what it got for cut off.
+        let end = poll_fn(|cx| client.poll_end(cx, true));
+        let _ = Box::pin(tokio::time::timeout(SEND_AT_MOST, end)).await;
+    }
     connection.close(reason);
 }
 
-fn describe(client: &impl Client, peer: SocketAddr, shared: &Shared) -> Peer {
+fn describe(client: &impl Client, peer: SocketAddr, trusted: bool) -> Peer {
     let ip = peer.ip().to_canonical();
     // Without it the connection is gone already.
     let local = client.socket().local_addr().unwrap_or(peer);
-    let described = Peer::new(ip, local, is_trusted(peer, shared));
+    let described = Peer::new(ip, local, trusted);
     match client.tcp() {
         Some(_) => described,
         None => described.over_tls(),
     }
 }
 
-fn is_trusted(peer: SocketAddr, shared: &Shared) -> bool {
+/// Whether it is a proxy that is believed who its clients are.
+fn is_trusted(peer: SocketAddr, entry: &Entry, shared: &Shared) -> bool {
     let ip = peer.ip().to_canonical();
-    let mut trusted = shared.config.trusted_proxies.iter();
-    trusted.any(|network| network.contains(&ip))
+    let is_among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&ip));
+    if let Entry::Front(listen) = entry
+        && let Some(entry_point) = shared.table.peek().entry_point_at(listen)
+        && let Some(networks) = &entry_point.spec().trusted_proxies
+    {
+        return is_among(networks);
+    }
+    is_among(&shared.config.trusted_proxies)
 }
 
 struct Server<'a, C> {
@@ -466,7 +480,7 @@ impl<C: Client> Server<'_, C> {
                     let Some(stream) = stream.into_wire() else {
                         return Err(CloseReason::UpstreamError);
                     };
-                    return Err(self.switch(stream, from_upstream).await);
+                    return Err(self.switch(&service, stream, from_upstream).await);
                 }
                 Ended::Failed(failure) => {
                     self.connection.hold(None);
@@ -712,13 +726,37 @@ impl<C: Client> Server<'_, C> {
     }
 
     /// Goes on as a relay of bytes.
-    async fn switch(&mut self, upstream: Leg, from_upstream: Buffer) -> CloseReason {
+    async fn switch(&mut self, service: &Service, upstream: Leg, from_upstream: Buffer) -> CloseReason {
         let early = [
             std::mem::take(&mut self.from_client).into_rest(),
             from_upstream.into_rest(),
         ];
-        let mut relay = Relay::new(self.connection, self.client, upstream, early);
+        let of_service = OfService {
+            connection: self.connection,
+            service,
+        };
+        let mut relay = Relay::new(of_service, self.client, upstream, early);
         relay::run(&mut relay).await
+    }
+}
+
+/// A connection that goes on with one service, whoever's it was when it came.
+struct OfService<'a> {
+    connection: &'a Connection,
+    service: &'a Service,
+}
+
+impl Relayed for OfService<'_> {
+    fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    fn stats(&self) -> &ServiceStats {
+        self.service.stats()
+    }
+
+    fn timeouts(&self) -> &Timeouts {
+        &self.service.spec().timeouts
     }
 }
 

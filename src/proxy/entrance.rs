@@ -1,5 +1,5 @@
-//! One connection to an entry point that ends TLS: the handshake within its time, then HTTP as on any other. Not here: the
-//! handshake itself (`sealed`), and what it goes by (`tls`).
+//! What an entry point asks of a connection before HTTP: whose it is, of proxies that say so (PROXY protocol), and TLS, all within the
+//! time that a request's head has. Not here: the handshake itself (`sealed`), and what it goes by (`tls`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::Shared;
+use super::announced::{self, Unannounced};
 use super::core::Connection;
 use super::h1;
 use super::http::Reply;
@@ -23,12 +24,58 @@ pub(super) async fn serve(
     peer: SocketAddr,
     entry: h1::Entry,
     shared: Arc<Shared>,
-    terminator: Arc<Terminator>,
+    asks: Asks,
 ) {
     // Boxed: the connection has no use for this room after it.
+    let peer = match asks.is_announced {
+        true => Box::pin(announced(&connection, &socket, peer)).await,
+        false => Ok(peer),
+    };
+    let peer = match peer {
+        Ok(peer) => peer,
+        Err(reason) => {
+            socket::reset_on_close(&socket);
+            return connection.close(reason);
+        }
+    };
+    let Some(terminator) = asks.tls else {
+        return h1::serve(connection, socket, peer, entry, 0, shared).await;
+    };
     match Box::pin(shake_hands(&connection, socket, &terminator)).await {
         Ok(client) => h1::serve(connection, client, peer, entry, 0, shared).await,
         Err(reason) => connection.close(reason),
+    }
+}
+
+/// What a connection has to begin with.
+#[derive(Clone)]
+pub(super) struct Asks {
+    pub(super) is_announced: bool,
+    pub(super) tls: Option<Arc<Terminator>>,
+}
+
+/// Whose connection it is, as the proxy says that has made it. Errors: the reason to close with.
+async fn announced(connection: &Connection, socket: &TcpStream, peer: SocketAddr) -> Result<SocketAddr, CloseReason> {
+    let limit = connection.service().spec().timeouts.request_head;
+    let reading = async {
+        let reading = announced::read(socket);
+        match limit.is_zero() {
+            true => Some(reading.await),
+            false => tokio::time::timeout(limit, reading).await.ok(),
+        }
+    };
+    tokio::select! {
+        biased;
+        read = reading => match read {
+            Some(Ok(client)) => Ok(client.unwrap_or(peer)),
+            Some(Err(Unannounced::Gone)) => Err(CloseReason::ClientFin),
+            Some(Err(Unannounced::Wrong)) => {
+                tracing::debug!(%peer, "expected a header of the PROXY protocol");
+                Err(CloseReason::BadRequest)
+            }
+            None => Err(CloseReason::ClientTimeout),
+        },
+        reason = connection.ended() => Err(reason),
     }
 }
 
