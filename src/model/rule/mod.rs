@@ -1,6 +1,7 @@
 //! Rules: which requests a route takes, in the language that Traefik's users know (its versions 2 and 3). Pure. Not here: which of
 //! several routes is asked first (`routing::front`).
 
+pub(crate) mod compiled;
 mod parse;
 mod pattern;
 
@@ -15,7 +16,7 @@ use ipnet::IpNet;
 pub use self::pattern::Pattern;
 use super::InvalidValue;
 
-/// A rule, as written and as understood. Cloning is a reference count.
+/// A rule, as written and as understood. Cloning is a reference count, and so is reading a text that is in use already.
 #[derive(Clone)]
 pub struct Rule(Arc<Inner>);
 
@@ -87,13 +88,18 @@ impl FromStr for Rule {
 
     /// Errors: the value and what was expected, with the place where that is not a rule.
     fn from_str(text: &str) -> Result<Rule, InvalidValue> {
+        if let Some(known) = compiled::known(text.trim()) {
+            return Ok(Rule(known));
+        }
         let term = parse::parse(text).map_err(|expected| InvalidValue::new(text, expected))?;
         let term = term.in_order();
-        Ok(Rule(Arc::new(Inner {
+        let rule = Arc::new(Inner {
             text: text.trim().into(),
             canonical: format!("{term:?}").into(),
             term,
-        })))
+        });
+        compiled::keep(&rule);
+        Ok(Rule(rule))
     }
 }
 

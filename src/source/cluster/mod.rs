@@ -81,6 +81,8 @@ pub struct ClusterSource {
     applied: BTreeMap<String, Arc<ServiceSpec>>,
     /// Whose rules are whose.
     claims: Claims,
+    /// What was understood of each service's routes, so that its rules stay compiled whether they are served or not.
+    routes: BTreeMap<String, Vec<RouteSpec>>,
     /// Services that the table refused: tried again with every change.
     refused: BTreeSet<String>,
     /// Everything that a table needs is known, or was waited for long enough.
@@ -110,6 +112,7 @@ impl ClusterSource {
             tasks: BTreeMap::new(),
             applied: BTreeMap::new(),
             claims: Claims::default(),
+            routes: BTreeMap::new(),
             refused: BTreeSet::new(),
             is_settled: false,
             may_be_old: false,
@@ -205,22 +208,19 @@ impl ClusterSource {
     /// Takes down what the routes of these ask for, and adds those whose routes others' have come between.
     fn claim(&mut self, touched: &mut BTreeSet<String>) {
         let mut beside = BTreeSet::new();
+        let table = self.table.load();
         for id in &*touched {
             let service = self.seen.service(id);
-            let claims = service.map(|service| self.claims_of(service)).unwrap_or_default();
+            let routes = service.map(routes_of).unwrap_or_default();
+            let claims = routes.iter().flat_map(|route| claims_at(&table, route)).collect();
+            match routes.is_empty() {
+                true => drop(self.routes.remove(id)),
+                false => drop(self.routes.insert(id.clone(), routes)),
+            }
             let made_at = service.and_then(|service| service.made_at_ms).unwrap_or(0);
             beside.extend(self.claims.set(id, made_at, claims));
         }
         touched.extend(beside);
-    }
-
-    fn claims_of(&self, service: &ClusterService) -> BTreeSet<Claim> {
-        if !service.labels.contains_key(labels::ROUTE) {
-            return BTreeSet::new();
-        }
-        let table = self.table.load();
-        let of_route = |route: RouteSpec| -> Vec<Claim> { claims_at(&table, &route) };
-        labels::routes(&service.labels).into_iter().flat_map(of_route).collect()
     }
 
     fn commit(&mut self, touched: &BTreeSet<String>) {
@@ -474,6 +474,13 @@ impl ClusterSource {
             });
         }
         endpoints
+    }
+}
+
+fn routes_of(service: &ClusterService) -> Vec<RouteSpec> {
+    match service.labels.contains_key(labels::ROUTE) {
+        true => labels::routes(&service.labels),
+        false => Vec::new(),
     }
 }
 
@@ -796,6 +803,30 @@ mod tests {
             rig.follow();
             assert_eq!((rig.owner("x"), rig.owner("y").as_deref()), (None, Some("of-c")));
         }
+    }
+
+    #[test]
+    fn a_task_that_comes_or_goes_has_no_rule_compiled() {
+        let mut rig = Rig::with_entry_point();
+        let rule = ("anynode.route", "Host(`compiled.test`) && PathRegexp(`^/[a-z]+`)");
+        rig.routed("s", 1, 8001, &[rule]);
+        // Another's that is refused.
+        rig.routed(
+            "t",
+            2,
+            8002,
+            &[("anynode.route", "PathRegexp(`^/[a-z]+`) && Host(`compiled.test`)")],
+        );
+        let before = crate::model::rule::compiled::count();
+        rig.follow();
+        assert_eq!(crate::model::rule::compiled::count(), before + 2);
+        for i in 0..10 {
+            rig.cluster.put(task(&format!("s{i}"), "s", "b", i));
+            rig.cluster.put(task(&format!("t{i}"), "t", "b", i));
+            rig.follow();
+        }
+        assert_eq!((rig.endpoints("of-s").len(), rig.endpoints("of-t").len()), (10, 10));
+        assert_eq!(crate::model::rule::compiled::count(), before + 2);
     }
 
     #[test]
