@@ -52,6 +52,11 @@ impl Rule {
         self.0.term.hosts()
     }
 
+    /// What every path that it takes begins with.
+    pub fn beginning(&self) -> &str {
+        self.0.term.beginning()
+    }
+
     /// Whether anything of it looks at the path, which every path's beginning with / does not.
     pub fn asks_for_path(&self) -> bool {
         self.0.term.any(&|matcher| match matcher {
@@ -205,6 +210,19 @@ impl Term {
         }
     }
 
+    fn beginning(&self) -> &str {
+        match self {
+            Term::All(all) => all
+                .iter()
+                .map(Term::beginning)
+                .max_by_key(|text| text.len())
+                .unwrap_or(""),
+            Term::Any(any) => any.iter().map(Term::beginning).reduce(in_common).unwrap_or(""),
+            Term::Is(Matcher::Path(path) | Matcher::PathPrefix(path)) => path,
+            Term::Not(_) | Term::Is(_) => "",
+        }
+    }
+
     fn any(&self, is: &impl Fn(&Matcher) -> bool) -> bool {
         match self {
             Term::All(terms) | Term::Any(terms) => terms.iter().any(|term| term.any(is)),
@@ -234,6 +252,13 @@ impl Matcher {
             Matcher::ClientIp(net) => net.contains(&asked.client),
         }
     }
+}
+
+/// What both begin with.
+fn in_common<'a>(one: &'a str, other: &str) -> &'a str {
+    let differs = |((at, one), other): ((usize, char), char)| (one != other).then_some(at);
+    let at = one.char_indices().zip(other.chars()).find_map(differs);
+    &one[..at.unwrap_or_else(|| one.len().min(other.len()))]
 }
 
 fn pairs<'a>(asked: &Asked<'a>) -> form_urlencoded::Parse<'a> {

@@ -198,6 +198,22 @@ fn hosts_that_a_rule_is_found_by() {
     }
 }
 
+#[test]
+fn what_paths_begin_with() {
+    for (text, beginning) in [
+        ("Path(`/api/x`)", "/api/x"),
+        ("PathPrefix(`/api`) && Path(`/api/x`)", "/api/x"),
+        ("PathPrefix(`/api`, `/app`)", "/ap"),
+        ("Path(`/\u{e4}b`) || Path(`/\u{e5}b`)", "/"),
+        ("PathPrefix(`/api`) || Path(`/api/x`)", "/api"),
+        ("PathPrefix(`/api`) || Host(`a`)", ""),
+        ("!PathPrefix(`/api`)", ""),
+        ("PathRegexp(`^/api`) && Host(`a`)", ""),
+    ] {
+        assert_eq!(rule(text).beginning(), beginning, "{text}");
+    }
+}
+
 fn any_rule() -> impl Strategy<Value = String> {
     let matcher = prop_oneof![
         Just("Host(`shop.example.test`)".to_owned()),
@@ -241,6 +257,7 @@ proptest! {
                 prop_assert_eq!(takes, written.takes(&asked));
                 if takes {
                     prop_assert!(in_order.hosts().is_none_or(|hosts| hosts.contains(host)));
+                    prop_assert!(path.starts_with(in_order.beginning()));
                 }
             }
         }
