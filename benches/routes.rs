@@ -65,8 +65,7 @@ fn spec(kind: Kind, service: usize, n_routes: usize, stop_grace: u64, variant: i
     let route = |route: usize| RouteSpec {
         priority: Some(1_000 + variant),
         target: 80,
-        rule: kind.rule(route).parse().expect("a rule"),
-        entry_points: Vec::new(),
+        ..RouteSpec::new(kind.rule(route).parse().expect("a rule"), "route")
     };
     spec.routes = (first..(first + ROUTES_EACH).min(n_routes)).map(route).collect();
     spec

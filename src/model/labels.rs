@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Labels {
     pub faults: Vec<String>,
     /// The labels of ours whose values mean nothing.
     pub wrong: BTreeSet<String>,
+    /// Those of them that concern one route of several, and take nothing but that away.
+    pub wrong_of_routes: BTreeSet<String>,
 }
 
 /// Every label that is understood.
@@ -62,6 +65,16 @@ pub const MODE: &str = "anynode.mode";
 /// Which requests to entry points are the service's.
 pub const ROUTE: &str = "anynode.route";
 
+/// What labels of several routes begin with: a name of each follows, and one of `ROUTE_OPTIONS`.
+pub const ROUTES: &str = "anynode.routes.";
+
+const ROUTE_OPTIONS: [RoutePart; 4] = [
+    RoutePart::Rule,
+    RoutePart::Priority,
+    RoutePart::EntryPoints,
+    RoutePart::Port,
+];
+
 /// The port that tasks listen on for them.
 pub const PORT: &str = "anynode.port";
 
@@ -70,7 +83,14 @@ pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
 
 /// The labels of ours whose values mean nothing. Names that are no options are none of them.
 pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
-    alone(labels).map(|labels| labels.wrong).unwrap_or_default()
+    let labels = alone(labels).unwrap_or_default();
+    labels.wrong.into_iter().chain(labels.wrong_of_routes).collect()
+}
+
+/// Whether a label asks for a route, however it is written.
+pub fn ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
+    let mut named = labels.range::<str, _>((Bound::Included(ROUTES), Bound::Unbounded));
+    labels.contains_key(ROUTE) || named.next().is_some_and(|(label, _)| label.starts_with(ROUTES))
 }
 
 /// What is wrong with `label`, as it stands among `labels`.
@@ -114,6 +134,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         labels,
         faults: Vec::new(),
         wrong: BTreeSet::new(),
+        wrong_of_routes: BTreeSet::new(),
     };
     let mut bind = None;
     reader.set(MODE, &mut spec.mode);
@@ -129,7 +150,8 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         }
         Err(_) => Err(InvalidValue::new(text, "an IP address, such as 192.0.2.1 or ::1")),
     });
-    spec.routes.extend(reader.route());
+    spec.routes.extend(reader.route(None));
+    spec.routes.extend(reader.named_routes());
     if !spec.routes.is_empty() && !labels.contains_key(MODE) {
         spec.mode = Mode::Http;
     }
@@ -173,9 +195,10 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             reader.wrong.insert(option.label.to_owned());
         }
         spec.proxy_protocol = spec.proxy_protocol.filter(|_| spec.mode == Mode::Tcp);
+        reader.refuse_named_without_requests(spec);
     }
     for (label, value) in labels {
-        if !KNOWN.contains(&label.as_str()) {
+        if !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
             let known = KNOWN.join(", ");
             reader.faults.push(format!(
                 "label {label}={value}: no such option: expected one of {known}"
@@ -186,6 +209,32 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         bind,
         faults: reader.faults,
         wrong: reader.wrong,
+        wrong_of_routes: reader.wrong_of_routes,
+    }
+}
+
+/// The name of the route that a label is of, and which part of it.
+fn named_route(label: &str) -> Option<(&str, RoutePart)> {
+    let (name, option) = label.strip_prefix(ROUTES)?.split_once('.')?;
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let part = ROUTE_OPTIONS.into_iter().find(|part| part.as_str() == option)?;
+    (!name.is_empty() && name.bytes().all(is_name)).then_some((name, part))
+}
+
+/// The label of a part of the route whose rule the label `rule` says.
+pub fn beside(rule: &str, part: RoutePart) -> String {
+    match rule.strip_suffix(".rule") {
+        Some(route) => format!("{route}.{}", part.as_str()),
+        None => label_of(None, part),
+    }
+}
+
+/// The label of a part of that route; `None`: of the one without a name.
+fn label_of(name: Option<&str>, part: RoutePart) -> String {
+    match (name, part) {
+        (Some(name), part) => format!("{ROUTES}{name}.{}", part.as_str()),
+        (None, RoutePart::Rule) => ROUTE.to_owned(),
+        (None, part) => format!("anynode.{}", part.as_str()),
     }
 }
 
@@ -193,6 +242,7 @@ struct Reader<'a> {
     labels: &'a BTreeMap<String, String>,
     faults: Vec<String>,
     wrong: BTreeSet<String>,
+    wrong_of_routes: BTreeSet<String>,
 }
 
 impl Reader<'_> {
@@ -252,10 +302,12 @@ impl Reader<'_> {
         });
     }
 
-    fn route(&mut self) -> Option<RouteSpec> {
+    /// The route with that name, or the one without.
+    fn route(&mut self, name: Option<&str>) -> Option<RouteSpec> {
+        let label = |part| label_of(name, part);
         let mut parts = RouteParts::default();
-        self.set_some(ROUTE, &mut parts.rule);
-        self.read("anynode.priority", |text| match text.parse::<i64>() {
+        self.set_some(&label(RoutePart::Rule), &mut parts.rule);
+        self.read(&label(RoutePart::Priority), |text| match text.parse::<i64>() {
             // As Traefik has it: nothing is said.
             Ok(0) => Ok(()),
             Ok(priority) => {
@@ -264,32 +316,58 @@ impl Reader<'_> {
             }
             Err(_) => Err(InvalidValue::new(text, "a whole number, such as 100")),
         });
-        self.read("anynode.entrypoints", |text| {
+        self.read(&label(RoutePart::EntryPoints), |text| {
             let names: Result<Vec<EntryPointName>, _> = text.split(',').map(|name| name.trim().parse()).collect();
             names.map(|names| parts.entry_points = Some(names))
         });
-        self.read(PORT, |text| match text.parse::<u16>() {
+        self.read(&label(RoutePart::Port), |text| match text.parse::<u16>() {
             Ok(port @ 1..) => {
                 parts.port = Some(port);
                 Ok(())
             }
             _ => Err(InvalidValue::new(text, "a port from 1 to 65535")),
         });
-        if self.wrong.contains(ROUTE) {
+        if self.wrong.contains(&label(RoutePart::Rule)) {
             return None;
         }
-        parts.into_route().unwrap_or_else(|(part, expected)| {
-            let label = match part {
-                RoutePart::Rule => ROUTE,
-                RoutePart::Priority => "anynode.priority",
-                RoutePart::EntryPoints => "anynode.entrypoints",
-                RoutePart::Port => PORT,
-            };
-            let value = self.labels.get(label).map_or("", String::as_str);
+        let route = parts.into_route(&label(RoutePart::Rule));
+        route.unwrap_or_else(|(part, expected)| {
+            let label = label(part);
+            let value = self.labels.get(&label).map_or("", String::as_str);
             // It asks for nothing by itself, so that nothing is served otherwise for it.
             self.faults.push(format!("label {label}={value}: {expected}"));
             None
         })
+    }
+
+    /// Those with names. One that is wrong in anything is left out, and nothing else for it.
+    fn named_routes(&mut self) -> Vec<RouteSpec> {
+        let labels = self.labels;
+        let names: BTreeSet<&str> = labels.keys().filter_map(|label| Some(named_route(label)?.0)).collect();
+        let of_service = std::mem::take(&mut self.wrong);
+        let mut routes = Vec::new();
+        for name in names {
+            let route = self.route(Some(name));
+            let wrong = std::mem::take(&mut self.wrong);
+            routes.extend(route.filter(|_| wrong.is_empty()));
+            self.wrong_of_routes.extend(wrong);
+        }
+        self.wrong = of_service;
+        routes
+    }
+
+    /// Routes with names of a service in mode tcp.
+    fn refuse_named_without_requests(&mut self, spec: &mut ServiceSpec) {
+        if spec.mode == Mode::Http {
+            return;
+        }
+        for route in spec.routes.extract_if(.., |route| route.said_by.starts_with(ROUTES)) {
+            let RouteSpec { rule, said_by, .. } = route;
+            self.faults.push(format!(
+                "label {said_by}={rule}: expected mode http: in tcp mode there are no requests"
+            ));
+            self.wrong_of_routes.insert(said_by.to_string());
+        }
     }
 
     fn health(&mut self) -> Option<HealthCheck> {
@@ -420,6 +498,51 @@ mod tests {
             labels.faults,
             ["label anynode.route=Host(`a`): expected mode http: in tcp mode there are no requests"]
         );
+    }
+
+    #[test]
+    fn routes_with_names_stand_and_fall_each_by_itself() {
+        let (spec, labels) = read(&[
+            ("anynode.route", "Host(`a.test`)"),
+            ("anynode.port", "80"),
+            ("anynode.routes.admin.rule", "Host(`a.test`) && PathPrefix(`/admin`)"),
+            ("anynode.routes.admin.port", "8080"),
+            ("anynode.routes.admin.priority", "900"),
+            ("anynode.routes.admin.entrypoints", "inner"),
+            ("anynode.routes.wrong.rule", "Hots(`a`)"),
+            ("anynode.routes.port.rule", "Host(`b.test`)"),
+            ("anynode.routes.port.port", "0"),
+            ("anynode.routes.none.port", "80"),
+            ("anynode.routes.a.b.rule", "Host(`c.test`)"),
+        ]);
+        let routes: Vec<_> = spec
+            .routes
+            .iter()
+            .map(|route| (&*route.said_by, route.target, route.priority()))
+            .collect();
+        let first = spec.routes[0].rule.priority();
+        assert_eq!(
+            routes,
+            [("anynode.route", 80, first), ("anynode.routes.admin.rule", 8080, 900)]
+        );
+        assert_eq!(spec.routes[1].entry_points, ["inner".parse().unwrap()]);
+        assert_eq!(labels.wrong, BTreeSet::new());
+        let wrong = ["anynode.routes.port.port", "anynode.routes.wrong.rule"];
+        assert_eq!(labels.wrong_of_routes, wrong.map(str::to_owned).into());
+        for expected in [
+            "label anynode.routes.wrong.rule: \"Hots(`a`)\" is not valid: expected Host, ",
+            "label anynode.routes.port.port: \"0\" is not valid: expected a port",
+            "label anynode.routes.none.port=80: expected a route beside it",
+            "label anynode.routes.a.b.rule=Host(`c.test`): no such option: expected ",
+        ] {
+            let is_said = labels.faults.iter().any(|fault| fault.starts_with(expected));
+            assert!(is_said, "{expected}: {labels:?}");
+        }
+        assert_eq!(labels.faults.len(), 4);
+
+        let (spec, labels) = read(&[("anynode.mode", "tcp"), ("anynode.routes.x.rule", "Host(`a`)")]);
+        assert_eq!((spec.mode, spec.routes.len(), labels.wrong.len()), (Mode::Tcp, 0, 0));
+        assert!(labels.faults[0].starts_with("label anynode.routes.x.rule=Host(`a`): expected mode http"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -110,9 +111,22 @@ pub struct RouteSpec {
     pub entry_points: Vec<EntryPointName>,
     /// The port that tasks listen on for them; 0: the one that the service names elsewhere (`ServiceSpec::settle_routes`).
     pub target: u16,
+    /// The label, or the key in a services file, that says the rule.
+    pub said_by: Arc<str>,
 }
 
 impl RouteSpec {
+    /// A route with every option at its default.
+    pub fn new(rule: Rule, said_by: &str) -> RouteSpec {
+        RouteSpec {
+            rule,
+            priority: None,
+            entry_points: Vec::new(),
+            target: 0,
+            said_by: said_by.into(),
+        }
+    }
+
     /// What counts of two that both take a request: more comes first.
     pub fn priority(&self) -> i64 {
         self.priority.unwrap_or_else(|| self.rule.priority())
@@ -142,9 +156,22 @@ pub enum RoutePart {
     Port,
 }
 
+impl RoutePart {
+    /// As labels of routes with names and keys of the services file have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RoutePart::Rule => "rule",
+            RoutePart::Priority => "priority",
+            RoutePart::EntryPoints => "entrypoints",
+            RoutePart::Port => "port",
+        }
+    }
+}
+
 impl RouteParts {
-    /// The route, if one is asked for. Errors: the part that cannot stand as it is, and what was expected.
-    pub fn into_route(self) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
+    /// The route, if one is asked for. `said_by`: as in `RouteSpec`. Errors: the part that cannot stand as it is, and what was
+    /// expected.
+    pub fn into_route(self, said_by: &str) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
         let Some(rule) = self.rule else {
             let alone = [
                 (self.priority.is_some(), RoutePart::Priority),
@@ -157,10 +184,10 @@ impl RouteParts {
             };
         };
         Ok(Some(RouteSpec {
-            rule,
             priority: self.priority,
             entry_points: self.entry_points.unwrap_or_default(),
             target: self.port.unwrap_or(0),
+            ..RouteSpec::new(rule, said_by)
         }))
     }
 }

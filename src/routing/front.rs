@@ -182,10 +182,9 @@ mod tests {
 
     fn route(rule: &str, priority: Option<i64>) -> RouteSpec {
         RouteSpec {
-            rule: rule.parse().unwrap(),
             priority,
-            entry_points: Vec::new(),
             target: 80,
+            ..RouteSpec::new(rule.parse().unwrap(), "route")
         }
     }
 

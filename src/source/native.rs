@@ -10,7 +10,7 @@ use bollard_stubs::models::{EndpointPortConfig, NetworkAttachmentConfig};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::model::labels::ROUTE;
+use crate::model::labels;
 use crate::model::swarm::{self, AttachedContainer, Availability, Task};
 use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
 use crate::store::{Snapshot, Store};
@@ -100,21 +100,19 @@ fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
             target: number(port.target_port)?,
         })
     };
-    let labels = service.labels().filter(|(key, _)| key.starts_with("anynode."));
+    let ours = service.labels().filter(|(key, _)| key.starts_with("anynode."));
+    let labels: BTreeMap<String, String> = ours.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let template = service.spec.task_template.as_ref();
     ClusterService {
         id: service.id.to_string(),
         name: service.name().to_owned(),
         // Those in host mode too: this node has all tasks there are, so each of its tasks is one of this node.
         ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
-        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        made_at_ms: labels::ask_for_routes(&labels).then_some(service.meta.created_at.0 / 1_000_000),
+        labels,
         refused: BTreeMap::new(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),
         networks: attachments_of(service, snapshot),
-        made_at_ms: service
-            .labels()
-            .any(|(label, _)| label == ROUTE)
-            .then_some(service.meta.created_at.0 / 1_000_000),
     }
 }
 

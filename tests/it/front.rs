@@ -173,7 +173,7 @@ fn requests_go_where_the_first_rule_that_takes_them_leads() {
         ),
         (
             "every",
-            "route: Method(`PUT`) || Query(`any`)\nentrypoints: [web]",
+            "routes:\n  - { rule: Method(`PUT`), entrypoints: [web] }\n  - { rule: Query(`any`), entrypoints: [web] }",
             &every,
         ),
     ]));
@@ -269,6 +269,22 @@ fn what_cannot_be_served_is_refused_with_its_key() {
         (
             file(&[("a", "route: Host(`a.test`)\nentrypoints: [wbe]", &a)]),
             "service a: entrypoints: there is no entry point wbe: expected other, web".to_owned(),
+        ),
+        (
+            file(&[(
+                "a",
+                "routes: [{ rule: Host(`a`) }, { rule: Host(`b`), entrypoints: [] }]",
+                &a,
+            )]),
+            "service a: routes[1].entrypoints: expected at least one".to_owned(),
+        ),
+        (
+            file(&[("a", "routes: [{ rule: Host(`a`) }, { rule: Hots(`b`) }]", &a)]),
+            "services.a.routes[1].rule: \"Hots(`b`)\" is not valid".to_owned(),
+        ),
+        (
+            file(&[("a", "route: Host(`a`)\nroutes: [{ rule: Host(\"A\") }]", &a)]),
+            "service a: route: Host(\"A\") is already that of service a at entry point ".to_owned(),
         ),
         (
             file(&[("a", &format!("publish: [\"{}:80\"]", node.web.port()), &a)]),

@@ -7,7 +7,7 @@ use bollard_stubs::models::EndpointPortConfig;
 
 use crate::api::wire::ApiError;
 use crate::model::swarm::{Id, ServiceSpec};
-use crate::model::{EntryPointName, EntryPointSpec, RouteSpec, labels};
+use crate::model::{EntryPointName, EntryPointSpec, RoutePart, RouteSpec, labels};
 use crate::store::Snapshot;
 
 /// Errors: a route that no entry point has, that leads to no port, or that is another service's; a published port that is an entry
@@ -33,9 +33,9 @@ pub(super) fn refuse(
         if route.target == 0 && targets.len() != 1 {
             return Err(ApiError::bad(format!(
                 "label {}={}: expected the label {}, the port that tasks listen on, since the service publishes {}",
-                labels::ROUTE,
+                route.said_by,
                 route.rule,
-                labels::PORT,
+                labels::beside(&route.said_by, RoutePart::Port),
                 if targets.is_empty() { "none" } else { "several" }
             )));
         }
@@ -43,16 +43,30 @@ pub(super) fn refuse(
         let fault = match route.entry_points.iter().find(is_unknown) {
             _ if known.is_empty() => format!(
                 "label {}={}: expected an entry point in the configuration, such as [entrypoints.web] with listen = \"0.0.0.0:80\"",
-                labels::ROUTE,
-                route.rule
+                route.said_by, route.rule
             ),
             Some(unknown) => format!(
-                "label anynode.entrypoints: there is no entry point {unknown}: expected {}",
+                "label {}: there is no entry point {unknown}: expected {}",
+                labels::beside(&route.said_by, RoutePart::EntryPoints),
                 known.join(", ")
             ),
             None => continue,
         };
         return Err(ApiError::bad(fault));
+    }
+    for (i, route) in routes.iter().enumerate() {
+        let same = |other: &&RouteSpec| {
+            let is_shared = entry_points
+                .iter()
+                .any(|one| route.is_at(&one.name) && other.is_at(&one.name));
+            is_shared && other.rule.canonical() == route.rule.canonical()
+        };
+        if let Some(other) = routes[..i].iter().find(same) {
+            return Err(ApiError::bad(format!(
+                "label {}={}: it is already that of label {}",
+                route.said_by, route.rule, other.said_by
+            )));
+        }
     }
     for service in snapshot
         .services()
@@ -71,7 +85,7 @@ pub(super) fn refuse(
             if let Some(shared) = shared {
                 return Err(ApiError::bad(format!(
                     "label {}={}: it is already that of service {} at entry point {}",
-                    labels::ROUTE,
+                    route.said_by,
                     route.rule,
                     service.name(),
                     shared.name
@@ -119,7 +133,7 @@ fn routes_of(spec: &ServiceSpec) -> Vec<RouteSpec> {
     let all = spec.labels.iter().flatten();
     let ours = all.filter(|(label, _)| label.starts_with("anynode."));
     let ours: BTreeMap<String, String> = ours.map(|(label, value)| (label.clone(), value.clone())).collect();
-    match ours.contains_key(labels::ROUTE) {
+    match labels::ask_for_routes(&ours) {
         true => labels::routes(&ours),
         false => Vec::new(),
     }

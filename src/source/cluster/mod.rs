@@ -320,7 +320,7 @@ impl ClusterSource {
     /// What the table is to say of a service; `None` for one that nobody reaches through us.
     fn spec_of(&self, service: &ClusterService) -> Option<ServiceSpec> {
         let is_tcp = |protocol: &str| protocol == "tcp";
-        let is_routed = service.labels.contains_key(labels::ROUTE);
+        let is_routed = labels::ask_for_routes(&service.labels);
         if service.networks.is_empty() && !is_routed && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
             self.faults.set(&service.name, Vec::new());
             return None;
@@ -364,9 +364,9 @@ impl ClusterSource {
         spec.publish.dedup();
         self.judge_routes(service, &mut spec, &mut faults);
         if is_routed && self.link_port != 0 && service.networks.is_empty() && service.ports.is_empty() {
+            let label = spec.routes.first().map_or(labels::ROUTE, |route| &route.said_by);
             faults.push(format!(
-                "label {}: no node reaches its tasks: expected a network that it is on, or a published port",
-                labels::ROUTE
+                "label {label}: no node reaches its tasks: expected a network that it is on, or a published port"
             ));
         }
         let grace = service
@@ -398,16 +398,25 @@ impl ClusterSource {
             false
         });
         if let Err(expected) = spec.settle_routes(false) {
-            let rules = spec.routes.iter();
-            faults.extend(rules.map(|route| format!("label {}={}: {expected}", labels::ROUTE, route.rule)));
-            spec.routes.clear();
+            let lost = spec.routes.extract_if(.., |route| route.target == 0);
+            faults.extend(lost.map(|route| format!("label {}={}: {expected}", route.said_by, route.rule)));
             // It is http for the routes' sake alone.
-            if !service.labels.contains_key(labels::MODE) {
+            if spec.routes.is_empty() && !service.labels.contains_key(labels::MODE) {
                 spec.mode = Mode::default();
             }
         }
+        let mut own = BTreeMap::new();
         spec.routes.retain(|route| {
             let claims = claims_at(&table, route);
+            for claim in &claims {
+                if let Some(said_by) = own.insert(claim.clone(), route.said_by.clone()) {
+                    faults.push(format!(
+                        "label {}={}: it is already that of label {said_by}",
+                        route.said_by, route.rule
+                    ));
+                    return false;
+                }
+            }
             let other = claims
                 .iter()
                 .find_map(|claim| Some((claim, self.claims.other_owner(&service.id, claim)?)));
@@ -417,8 +426,7 @@ impl ClusterSource {
             let name = self.seen.service(owner).map_or(owner, |owner| owner.name.as_str());
             faults.push(format!(
                 "label {}={}: it is already that of service {name} at entry point {entry_point}",
-                labels::ROUTE,
-                route.rule
+                route.said_by, route.rule
             ));
             false
         });
@@ -478,7 +486,7 @@ impl ClusterSource {
 }
 
 fn routes_of(service: &ClusterService) -> Vec<RouteSpec> {
-    match service.labels.contains_key(labels::ROUTE) {
+    match labels::ask_for_routes(&service.labels) {
         true => labels::routes(&service.labels),
         false => Vec::new(),
     }

@@ -13,7 +13,7 @@ use super::words;
 use crate::model::rule::Rule;
 use crate::model::{
     Balance, ClientAddress, EndpointSpec, EntryPointName, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive,
-    ProxyProtocol, PublishedPort, RoutePart, RouteParts, ServiceName, ServiceSpec, parse_duration,
+    ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -150,6 +150,7 @@ struct ServiceDto {
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
+    routes: Option<Vec<RouteDto>>,
     balance: Option<Text<Balance>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -159,6 +160,47 @@ struct ServiceDto {
     limits: Option<LimitsDto>,
     timeouts: Option<TimeoutsDto>,
     endpoints: Vec<EndpointDto>,
+}
+
+/// One of several.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteDto {
+    rule: Text<Rule>,
+    priority: Option<Text<Priority>>,
+    entrypoints: Option<Vec<Text<EntryPointName>>>,
+    port: Option<Port>,
+}
+
+impl RouteDto {
+    /// `key`: where it stands.
+    fn into_route(self, key: &str) -> Result<Option<RouteSpec>, String> {
+        into_route(Some(self.rule), self.priority, self.entrypoints, self.port, key)
+            .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
+    }
+}
+
+fn into_route(
+    rule: Option<Text<Rule>>,
+    priority: Option<Text<Priority>>,
+    entry_points: Option<Vec<Text<EntryPointName>>>,
+    port: Option<Port>,
+    key: &str,
+) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
+    if entry_points.as_ref().is_some_and(Vec::is_empty) {
+        return Err((
+            RoutePart::EntryPoints,
+            "expected at least one; without the key all are meant",
+        ));
+    }
+    let parts = RouteParts {
+        rule: rule.map(|text| text.0),
+        // As in a label.
+        priority: priority.map(|text| text.0.0).filter(|priority| *priority != 0),
+        entry_points: entry_points.map(|names| names.into_iter().map(|text| text.0).collect()),
+        port: port.map(|port| port.0),
+    };
+    parts.into_route(key)
 }
 
 /// An address alone, or with the network namespace that it is of.
@@ -250,21 +292,12 @@ struct TimeoutsDto {
 impl ServiceDto {
     fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
         let mut spec = ServiceSpec::new(name);
-        if self.entrypoints.as_ref().is_some_and(Vec::is_empty) {
-            return Err("entrypoints: expected at least one; without the key all are meant".to_owned());
-        }
-        let parts = RouteParts {
-            rule: self.route.map(|text| text.0),
-            // As in a label.
-            priority: self.priority.map(|text| text.0.0).filter(|priority| *priority != 0),
-            entry_points: self
-                .entrypoints
-                .map(|names| names.into_iter().map(|text| text.0).collect()),
-            port: self.port.map(|port| port.0),
-        };
-        let route = parts.into_route();
+        let route = into_route(self.route, self.priority, self.entrypoints, self.port, "route");
         spec.routes
             .extend(route.map_err(|(part, expected)| format!("{}: {expected}", key_of(part)))?);
+        for (i, route) in self.routes.into_iter().flatten().enumerate() {
+            spec.routes.extend(route.into_route(&format!("routes[{i}]"))?);
+        }
         if !spec.routes.is_empty() {
             spec.mode = Mode::Http;
         }
@@ -330,9 +363,7 @@ impl ServiceDto {
 fn key_of(part: RoutePart) -> &'static str {
     match part {
         RoutePart::Rule => "route",
-        RoutePart::Priority => "priority",
-        RoutePart::EntryPoints => "entrypoints",
-        RoutePart::Port => "port",
+        other => other.as_str(),
     }
 }
 

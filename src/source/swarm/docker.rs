@@ -17,7 +17,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::Stream;
 
 use super::picture::{Seen, SeenObject, attachments, our_labels, reachable, usable};
-use crate::model::labels::ROUTE;
+use crate::model::labels;
 use crate::model::{ClusterNode, ClusterPort, ClusterService, ClusterTask, Reach};
 use crate::source::cluster::LocalTasks;
 use crate::sys::netns;
@@ -336,7 +336,7 @@ fn seen_service(service: bollard::models::Service) -> Seen {
     Seen {
         version: version(service.version),
         object: SeenObject::Service(ClusterService {
-            made_at_ms: made_at_ms.filter(|_| labels.contains_key(ROUTE)),
+            made_at_ms: made_at_ms.filter(|_| labels::ask_for_routes(&labels)),
             id: service.id.unwrap_or_default(),
             name: spec.name.unwrap_or_default(),
             ports: ports.collect(),

@@ -304,7 +304,7 @@ impl From<proto::Service> for Seen {
         Seen {
             version: version(service.meta.as_ref()),
             object: SeenObject::Service(ClusterService {
-                made_at_ms: made_at.and_then(millis).filter(|_| labels.contains_key(labels::ROUTE)),
+                made_at_ms: made_at.and_then(millis).filter(|_| labels::ask_for_routes(&labels)),
                 id: service.id,
                 name: annotations.name,
                 ports: ingress.filter_map(port).collect(),

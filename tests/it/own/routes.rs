@@ -15,7 +15,11 @@ fn stage() -> Option<Own> {
 
 /// What a request for that host and path is answered with: the status, and the name that the task says.
 fn ask(own: &Own, host: &str, path: &str) -> (String, String) {
-    let url = format!("http://127.0.0.1{path}");
+    ask_at(own, 80, host, path)
+}
+
+fn ask_at(own: &Own, port: u16, host: &str, path: &str) -> (String, String) {
+    let url = format!("http://127.0.0.1:{port}{path}");
     let host = format!("Host: {host}");
     let args = ["-s", "-m", "10", "-w", "\n%{http_code}", "-H", &host, &url];
     let out = own.inside("curl").args(args).output().unwrap();
@@ -58,8 +62,54 @@ fn services_share_a_port_by_labels() {
         });
     }
     assert_eq!(ask(&own, "other.test", "/").0, "404");
+    create(
+        "many",
+        &[
+            "anynode.routes.one.rule=Host(`one.test`)",
+            "anynode.routes.one.port=8080",
+            "anynode.routes.two.rule=Host(`two.test`)",
+            "anynode.routes.two.port=8080",
+            "anynode.routes.two.entrypoints=other",
+        ],
+    );
+    own.wait_for("the first of several routes", LONG, || {
+        ask(&own, "one.test", "/").1.contains(&hostname("many"))
+    });
+    assert_eq!(ask(&own, "two.test", "/").0, "404");
+    assert!(ask_at(&own, 8081, "two.test", "/").1.contains(&hostname("many")));
     // What cannot be served is refused, and names what is in its way.
     for (args, expected) in [
+        (
+            vec![
+                "--label",
+                "anynode.routes.x.rule=Host(`one.test`)",
+                "--label",
+                "anynode.routes.x.port=1",
+            ],
+            "label anynode.routes.x.rule=Host(`one.test`): it is already that of service many at entry point ",
+        ),
+        (
+            vec![
+                "--label",
+                "anynode.routes.x.rule=Host(`x`)",
+                "--label",
+                "anynode.routes.y.rule=Host(`x`)",
+                "--label",
+                "anynode.routes.x.port=1",
+            ],
+            "label anynode.routes.y.rule=Host(`x`): expected the label anynode.routes.y.port",
+        ),
+        (
+            vec![
+                "--label",
+                "anynode.routes.x.rule=Host(`x`)",
+                "--label",
+                "anynode.route=Host(`x`)",
+                "-p",
+                "9090:80",
+            ],
+            "label anynode.routes.x.rule=Host(`x`): it is already that of label anynode.route",
+        ),
         (
             vec![
                 "--label",
