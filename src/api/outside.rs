@@ -135,6 +135,11 @@ pub trait Outside: Send + Sync {
     /// The ports of nodes that services share.
     fn entry_points(&self) -> Vec<EntryPointSpec>;
 
+    /// Whether Traefik's labels are read beside ours.
+    fn reads_traefik(&self) -> bool {
+        false
+    }
+
     /// What is wrong with services' labels and ports, by service name.
     fn faults(&self) -> BTreeMap<String, Vec<String>>;
 

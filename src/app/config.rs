@@ -56,6 +56,8 @@ pub struct Config {
 /// What a node that is a swarm by itself is told.
 #[derive(Debug, Clone)]
 pub struct OwnConfig {
+    /// Traefik's labels are read beside ours.
+    pub reads_traefik: bool,
     /// Where the Docker Engine API is served.
     pub api: PathBuf,
     pub engine: EngineChoice,
@@ -81,6 +83,8 @@ pub enum EngineChoice {
 /// What a node of a Docker Swarm is told.
 #[derive(Debug, Clone)]
 pub struct SwarmConfig {
+    /// Traefik's labels are read beside ours.
+    pub reads_traefik: bool,
     pub docker_socket: PathBuf,
     pub control_socket: PathBuf,
     pub takeover: Mode,
@@ -206,7 +210,9 @@ impl Config {
             }),
             vip_network,
         };
+        let reads_traefik = boolean(s, "labels.traefik");
         let swarm = SwarmConfig {
+            reads_traefik,
             docker_socket: PathBuf::from(text(s, "swarm.docker_socket")),
             control_socket: PathBuf::from(text(s, "swarm.control_socket")),
             services_inside: boolean(s, "swarm.services_inside"),
@@ -282,6 +288,7 @@ impl Config {
             },
         );
         let own = api.map(|api| OwnConfig {
+            reads_traefik,
             api,
             engine,
             images,

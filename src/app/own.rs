@@ -117,6 +117,8 @@ struct EngineOrNot {
     /// `None`: an engine has them, or nobody can.
     volumes: Option<Arc<NodeVolumes>>,
     generic: Generic,
+    /// Traefik's labels are read beside ours.
+    reads_traefik: bool,
 }
 
 /// The data plane that a swarm's services are served by.
@@ -190,6 +192,7 @@ impl OwnSwarm {
             attached,
             volumes,
             generic: config.generic,
+            reads_traefik: config.reads_traefik,
         };
         let own = OwnSwarm::join(store, lock, runtime, beside, api, plane)?;
         Ok(OwnSwarm {
@@ -213,6 +216,7 @@ impl OwnSwarm {
             attached: None,
             volumes: None,
             generic: Generic::default(),
+            reads_traefik: false,
         };
         OwnSwarm::join(store, None, runtime, beside, api, plane)
     }
@@ -231,6 +235,7 @@ impl OwnSwarm {
             attached,
             volumes,
             generic,
+            reads_traefik,
         } = beside;
         let Plane {
             table,
@@ -262,8 +267,10 @@ impl OwnSwarm {
             attached: attached.clone(),
             volumes,
             generic,
+            reads_traefik,
         };
-        let mut tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
+        let tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
+        let mut tables = tables.reading_traefik(reads_traefik);
         if lock.is_some() {
             tables = tables.of_what_may_be_old();
         }
@@ -530,6 +537,7 @@ struct Beside {
     attached: Option<Arc<AttachedContainers>>,
     volumes: Option<Arc<NodeVolumes>>,
     generic: Generic,
+    reads_traefik: bool,
 }
 
 impl Outside for Beside {
@@ -601,6 +609,10 @@ impl Outside for Beside {
 
     fn entry_points(&self) -> Vec<EntryPointSpec> {
         self.entry_points.clone()
+    }
+
+    fn reads_traefik(&self) -> bool {
+        self.reads_traefik
     }
 
     fn faults(&self) -> BTreeMap<String, Vec<String>> {

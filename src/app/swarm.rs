@@ -101,10 +101,11 @@ impl SwarmNode {
             control_socket: config.control_socket.clone(),
         };
         let source = SwarmSource::new(paths, swarm_status.clone(), clusters.clone(), is_source);
+        let source = source.reading_traefik(config.reads_traefik);
         source.recall(info.clone());
         let faults = Arc::new(Faults::default());
         let tables = ClusterSource::new(table.clone(), status.clone(), faults.clone(), port, NOT_TCP);
-        let mut tables = tables.of_what_may_be_old();
+        let mut tables = tables.of_what_may_be_old().reading_traefik(config.reads_traefik);
         if !cluster.is_empty() {
             tracing::info!(revision = cluster.revision(), "serving the last cluster");
             let own = OwnNode {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
-    ServiceName, ServiceSpec, parse_duration,
+    ServiceName, ServiceSpec, parse_duration, traefik,
 };
 
 /// What labels say beside the spec itself.
@@ -60,6 +60,9 @@ pub const KNOWN: [&str; 29] = [
     DOCKER_SOCKET,
 ];
 
+/// What our labels begin with.
+pub const PREFIX: &str = "anynode.";
+
 pub const MODE: &str = "anynode.mode";
 
 /// Which requests to entry points are the service's.
@@ -80,6 +83,25 @@ pub const PORT: &str = "anynode.port";
 
 /// Whose socket tasks get that mount the engine's. It says nothing of connections to the service.
 pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
+
+/// Of a service's labels those that may say how it is served: ours, and Traefik's if they say that it is to see them. Whether those are
+/// read, each node's configuration says.
+pub fn meant<'a>(all: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> BTreeMap<String, String> {
+    let is_traefiks = traefik::is_enabled(all.clone());
+    all.filter(|(label, _)| label.starts_with(PREFIX) || (is_traefiks && traefik::is_label(label)))
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The first port that labels name for tasks to listen on.
+pub fn port(labels: &BTreeMap<String, String>) -> Option<u16> {
+    let named = labels
+        .iter()
+        .filter(|(label, _)| matches!(named_route(label), Some((_, RoutePart::Port))));
+    let ours = labels.get(PORT).into_iter().chain(named.map(|(_, port)| port));
+    let ours = ours.filter_map(|port| port.trim().parse::<u16>().ok());
+    ours.chain(traefik::ports(labels)).find(|port| *port > 0)
+}
 
 /// The labels of ours whose values mean nothing. Names that are no options are none of them.
 pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
@@ -115,6 +137,11 @@ pub fn routes(labels: &BTreeMap<String, String>) -> Vec<RouteSpec> {
         true => spec.routes,
         false => Vec::new(),
     }
+}
+
+/// Whether a label asks for a route, of ours or of Traefik's, whether those are read or not.
+pub fn may_ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
+    ask_for_routes(labels) || traefik::ask_for_routes(labels)
 }
 
 /// All that is wrong with labels.
@@ -198,7 +225,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         reader.refuse_named_without_requests(spec);
     }
     for (label, value) in labels {
-        if !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
+        if label.starts_with(PREFIX) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
             let known = KNOWN.join(", ");
             reader.faults.push(format!(
                 "label {label}={value}: no such option: expected one of {known}"

@@ -14,6 +14,7 @@ pub mod rule;
 mod service;
 pub mod swarm;
 mod text;
+pub mod traefik;
 pub mod volume;
 
 pub use asker::Asker;

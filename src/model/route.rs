@@ -99,6 +99,11 @@ impl EntryPointSpec {
     pub fn is_at(&self, ip: Option<IpAddr>, port: u16) -> bool {
         self.port == port && (self.ip.is_none() || ip.is_none() || self.ip == ip)
     }
+
+    /// Whether that route is served here.
+    pub fn takes(&self, route: &RouteSpec) -> bool {
+        route.is_for(&self.name) && (!route.needs_tls || self.is_tls)
+    }
 }
 
 /// Which requests are a service's.
@@ -111,6 +116,8 @@ pub struct RouteSpec {
     pub entry_points: Vec<EntryPointName>,
     /// The port that tasks listen on for them; 0: the one that the service names elsewhere (`ServiceSpec::settle_routes`).
     pub target: u16,
+    /// Only where TLS ends, as Traefik's routers have it that ask for TLS.
+    pub needs_tls: bool,
     /// The label, or the key in a services file, that says the rule.
     pub said_by: Arc<str>,
 }
@@ -123,6 +130,7 @@ impl RouteSpec {
             priority: None,
             entry_points: Vec::new(),
             target: 0,
+            needs_tls: false,
             said_by: said_by.into(),
         }
     }
@@ -133,7 +141,7 @@ impl RouteSpec {
     }
 
     /// Whether it is for that entry point.
-    pub fn is_at(&self, entry_point: &EntryPointName) -> bool {
+    pub fn is_for(&self, entry_point: &EntryPointName) -> bool {
         self.entry_points.is_empty() || self.entry_points.contains(entry_point)
     }
 }

@@ -504,4 +504,39 @@ mod tests {
             .collect();
         assert_eq!(listens, [1007, 1008]);
     }
+
+    #[test]
+    fn a_route_that_asks_for_tls_is_served_only_where_tls_ends() {
+        let at = |name: &str, port, is_tls| EntryPointSpec {
+            is_tls,
+            ..EntryPointSpec::new(name.parse().unwrap(), None, port)
+        };
+        // Where none is named, those that end TLS are meant.
+        for (entry_points, ends_tls, n_words, n_served) in [
+            (vec![], false, 2, 0),
+            (vec!["web"], false, 1, 0),
+            (vec![], true, 0, 1),
+            (vec!["web", "secure"], true, 1, 1),
+            (vec!["secure"], true, 0, 1),
+        ] {
+            let handle = TableHandle::with_entry_points(vec![at("web", 80, false), at("secure", 443, ends_tls)]);
+            let mut spec = spec("s", &[], &["9001"]);
+            let mut route = crate::model::RouteSpec::new("Host(`a`)".parse().unwrap(), "label");
+            route.needs_tls = true;
+            route.entry_points = entry_points.iter().map(|name| name.parse().unwrap()).collect();
+            spec.routes.push(route);
+            handle.commit(&[upsert(&spec)]).unwrap();
+            let table = handle.load();
+            let served = table.entry_points().iter().filter(|one| !one.front().is_empty());
+            assert_eq!(served.count(), n_served);
+            let words: Vec<String> = table.unserved(&spec).iter().map(ToString::to_string).collect();
+            assert_eq!(words.len(), n_words, "{words:?}");
+            assert!(
+                words
+                    .iter()
+                    .all(|words| words.contains("label: Host(`a`) asks for TLS")),
+                "{words:?}"
+            );
+        }
+    }
 }

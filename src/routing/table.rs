@@ -83,6 +83,15 @@ pub enum TableError {
         name: EntryPointName,
         known: Vec<EntryPointName>,
     },
+    #[error(
+        "service {service}: {label}: {rule} asks for TLS, and entry point {entry_point} ends none: it is not served there"
+    )]
+    NoTls {
+        service: ServiceName,
+        label: Arc<str>,
+        rule: String,
+        entry_point: EntryPointName,
+    },
     #[error("service {service}: route: this node has no entry point: expected one in its configuration")]
     NoEntryPoints { service: ServiceName },
     #[error("service {service}: endpoints: {addr} is listed twice")]
@@ -424,7 +433,7 @@ impl RoutingTable {
     /// Routes for entry points that this node does not have are served nowhere here: `unserved` says so.
     fn open_routes(&mut self, spec: &ServiceSpec) -> Result<(), TableError> {
         for route in &spec.routes {
-            for entry_point in self.entry_points.iter_mut().filter(|known| route.is_at(known.name())) {
+            for entry_point in self.entry_points.iter_mut().filter(|known| known.spec().takes(route)) {
                 let inserted = entry_point.front_mut().insert(&spec.name, route);
                 inserted.map_err(|owner| TableError::RuleTaken {
                     service: spec.name.clone(),
@@ -437,22 +446,36 @@ impl RoutingTable {
         Ok(())
     }
 
-    /// Why a route of this service is not served by this node, or not where it is to be.
-    pub fn unserved(&self, spec: &ServiceSpec) -> Option<TableError> {
-        let is_known = |name: &EntryPointName| self.entry_points.iter().any(|known| known.name() == name);
-        spec.routes.iter().find_map(|route| {
-            if self.entry_points.is_empty() {
-                return Some(TableError::NoEntryPoints {
-                    service: spec.name.clone(),
-                });
-            }
-            let unknown = route.entry_points.iter().find(|name| !is_known(name))?;
-            Some(TableError::NoEntryPoint {
-                service: spec.name.clone(),
+    /// Why routes of this service are not served by this node, or not where they are to be.
+    pub fn unserved(&self, spec: &ServiceSpec) -> Vec<TableError> {
+        let service = || spec.name.clone();
+        if self.entry_points.is_empty() && !spec.routes.is_empty() {
+            return vec![TableError::NoEntryPoints { service: service() }];
+        }
+        let mut errors = Vec::new();
+        for route in &spec.routes {
+            let is_known = |name: &&EntryPointName| self.entry_points.iter().any(|known| known.name() == *name);
+            let unknown = route.entry_points.iter().filter(|name| !is_known(name));
+            errors.extend(unknown.map(|unknown| TableError::NoEntryPoint {
+                service: service(),
                 name: unknown.clone(),
                 known: self.entry_points.iter().map(|known| known.name().clone()).collect(),
-            })
-        })
+            }));
+            let meant = self.entry_points.iter().filter(|known| route.is_for(known.name()));
+            let (served, not): (Vec<_>, Vec<_>) = meant.partition(|known| known.spec().takes(route));
+            // Where it names none, those that end TLS are meant.
+            if served.is_empty() || !route.entry_points.is_empty() {
+                errors.extend(not.into_iter().map(|known| TableError::NoTls {
+                    service: service(),
+                    label: route.said_by.clone(),
+                    rule: route.rule.to_string(),
+                    entry_point: known.name().clone(),
+                }));
+            }
+        }
+        errors.sort_by_key(ToString::to_string);
+        errors.dedup();
+        errors
     }
 
     /// Who has a port of this node in a way that excludes `listen`: the same address, or everywhere on either side.

@@ -100,15 +100,15 @@ fn service_of(service: &swarm::Service, snapshot: &Snapshot) -> ClusterService {
             target: number(port.target_port)?,
         })
     };
-    let ours = service.labels().filter(|(key, _)| key.starts_with("anynode."));
-    let labels: BTreeMap<String, String> = ours.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let all: Vec<(&str, &str)> = service.labels().collect();
+    let labels = labels::meant(all.into_iter());
     let template = service.spec.task_template.as_ref();
     ClusterService {
         id: service.id.to_string(),
         name: service.name().to_owned(),
         // Those in host mode too: this node has all tasks there are, so each of its tasks is one of this node.
         ports: service.endpoint.ports.iter().filter_map(port_of).collect(),
-        made_at_ms: labels::ask_for_routes(&labels).then_some(service.meta.created_at.0 / 1_000_000),
+        made_at_ms: labels::may_ask_for_routes(&labels).then_some(service.meta.created_at.0 / 1_000_000),
         labels,
         refused: BTreeMap::new(),
         stop_grace_ms: template.map(|template| millis(swarm::stop_grace(template))),

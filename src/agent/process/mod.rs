@@ -583,9 +583,8 @@ fn first_target(assignment: &Assignment) -> Option<u16> {
     match published.find(is_tcp) {
         Some(port) => u16::try_from(port.target_port?).ok(),
         None => {
-            let mut labels = service.labels();
-            let (_, port) = labels.find(|(label, _)| *label == labels::PORT)?;
-            port.trim().parse().ok()
+            let all = service.labels();
+            labels::port(&all.map(|(label, value)| (label.to_owned(), value.to_owned())).collect())
         }
     }
 }

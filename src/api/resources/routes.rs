@@ -56,9 +56,7 @@ pub(super) fn refuse(
     }
     for (i, route) in routes.iter().enumerate() {
         let same = |other: &&RouteSpec| {
-            let is_shared = entry_points
-                .iter()
-                .any(|one| route.is_at(&one.name) && other.is_at(&one.name));
+            let is_shared = entry_points.iter().any(|one| one.takes(route) && one.takes(other));
             is_shared && other.rule.canonical() == route.rule.canonical()
         };
         if let Some(other) = routes[..i].iter().find(same) {
@@ -79,9 +77,7 @@ pub(super) fn refuse(
             if route.rule.canonical() != theirs.rule.canonical() {
                 continue;
             }
-            let shared = entry_points
-                .iter()
-                .find(|one| route.is_at(&one.name) && theirs.is_at(&one.name));
+            let shared = entry_points.iter().find(|one| one.takes(route) && one.takes(&theirs));
             if let Some(shared) = shared {
                 return Err(ApiError::bad(format!(
                     "label {}={}: it is already that of service {} at entry point {}",

@@ -12,8 +12,8 @@ use crate::api::backend::{Backend, new_id};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json, Version};
 use crate::api::{find, validate, view};
 use crate::control::port_conflict;
-use crate::model::labels;
 use crate::model::swarm::{Key, Kind, Mode, Object, RegistryAuth, Service, ServiceSpec, Time, Write, fill_port, mode};
+use crate::model::{labels, traefik};
 use crate::store::{Snapshot, THIS_REVISION};
 
 pub(in crate::api) fn list(backend: &Backend, asked: &Asked, version: Version) -> Result<Answer, ApiError> {
@@ -224,18 +224,22 @@ fn warnings(backend: &Backend, spec: &ServiceSpec) -> Value {
         .as_ref()
         .and_then(|task| task.container_spec.as_ref());
     let of_containers = container.iter().flat_map(|container| container.labels.iter().flatten());
-    for (label, _) in of_containers.filter(|(label, _)| label.starts_with("anynode.")) {
+    let reads_traefik = backend.outside.reads_traefik();
+    let is_meant = |label: &str| label.starts_with(labels::PREFIX) || (reads_traefik && traefik::is_label(label));
+    for (label, _) in of_containers.filter(|(label, _)| is_meant(label)) {
         said.push(format!(
             "label {label} is the container's, where it says nothing: expected it to be the service's (--label, or deploy.labels)"
         ));
     }
     let of_service = spec.labels.iter().flatten();
-    if of_service
-        .clone()
-        .any(|(label, _)| label.starts_with("traefik.http.routers."))
-    {
+    let of_service: BTreeMap<String, String> = of_service
+        .map(|(label, value)| (label.clone(), value.clone()))
+        .collect();
+    if reads_traefik {
+        said.extend(traefik::faults(&of_service));
+    } else if traefik::name_routers(&of_service) {
         said.push(format!(
-            "labels traefik.* are not read: a route is said by the label {}",
+            "labels traefik.* are not read, since the configuration does not say labels.traefik = true: a route is said by the label {}",
             labels::ROUTE
         ));
     }

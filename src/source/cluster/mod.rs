@@ -16,10 +16,9 @@ use tokio::sync::watch;
 
 use self::claims::{Claim, Claims};
 use super::SourceStatus;
-use crate::model::labels;
 use crate::model::{
     Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, Mode, PublishedPort, Reach, RouteSpec,
-    ServiceName, ServiceSpec, TaskRef,
+    ServiceName, ServiceSpec, TaskRef, labels, traefik,
 };
 use crate::routing::{Change, EntryPoint, RoutingTable, TableHandle};
 
@@ -89,6 +88,8 @@ pub struct ClusterSource {
     is_settled: bool,
     /// Whoever gives the clusters says whether they are the latest.
     may_be_old: bool,
+    /// Traefik's labels are read beside ours.
+    reads_traefik: bool,
 }
 
 impl ClusterSource {
@@ -116,7 +117,14 @@ impl ClusterSource {
             refused: BTreeSet::new(),
             is_settled: false,
             may_be_old: false,
+            reads_traefik: false,
         }
+    }
+
+    /// Whether Traefik's labels are read beside ours.
+    pub fn reading_traefik(mut self, reads_traefik: bool) -> ClusterSource {
+        self.reads_traefik = reads_traefik;
+        self
     }
 
     /// What is given may be old: a table that was made of it is not said to be current.
@@ -211,7 +219,7 @@ impl ClusterSource {
         let table = self.table.load();
         for id in &*touched {
             let service = self.seen.service(id);
-            let routes = service.map(routes_of).unwrap_or_default();
+            let routes = service.map(|service| self.routes_of(service)).unwrap_or_default();
             let claims = routes.iter().flat_map(|route| claims_at(&table, route)).collect();
             match routes.is_empty() {
                 true => drop(self.routes.remove(id)),
@@ -221,6 +229,30 @@ impl ClusterSource {
             beside.extend(self.claims.set(id, made_at, claims));
         }
         touched.extend(beside);
+    }
+
+    fn routes_of(&self, service: &ClusterService) -> Vec<RouteSpec> {
+        let (true, Ok(name)) = (self.asks_for_routes(service), ServiceName::new(&service.name)) else {
+            return Vec::new();
+        };
+        let mut spec = ServiceSpec::new(name);
+        match self.apply_labels(service, &mut spec).wrong.is_empty() {
+            true => spec.routes,
+            false => Vec::new(),
+        }
+    }
+
+    fn asks_for_routes(&self, service: &ClusterService) -> bool {
+        let asks = |ask: fn(&BTreeMap<String, String>) -> bool| ask(&service.labels);
+        asks(labels::ask_for_routes) || (self.reads_traefik && asks(traefik::ask_for_routes))
+    }
+
+    fn apply_labels(&self, service: &ClusterService, spec: &mut ServiceSpec) -> labels::Labels {
+        let mut labels = labels::apply(&service.labels, spec);
+        if self.reads_traefik {
+            labels.faults.extend(traefik::apply(&service.labels, spec));
+        }
+        labels
     }
 
     fn commit(&mut self, touched: &BTreeSet<String>) {
@@ -320,7 +352,7 @@ impl ClusterSource {
     /// What the table is to say of a service; `None` for one that nobody reaches through us.
     fn spec_of(&self, service: &ClusterService) -> Option<ServiceSpec> {
         let is_tcp = |protocol: &str| protocol == "tcp";
-        let is_routed = labels::ask_for_routes(&service.labels);
+        let is_routed = self.asks_for_routes(service);
         if service.networks.is_empty() && !is_routed && !service.ports.iter().any(|port| is_tcp(&port.protocol)) {
             self.faults.set(&service.name, Vec::new());
             return None;
@@ -333,7 +365,7 @@ impl ClusterSource {
             }
         };
         let mut spec = ServiceSpec::new(name);
-        let labels = labels::apply(&service.labels, &mut spec);
+        let labels = self.apply_labels(service, &mut spec);
         let mut faults = labels.faults;
         faults.extend(
             service
@@ -430,7 +462,7 @@ impl ClusterSource {
             ));
             false
         });
-        faults.extend(table.unserved(spec).map(|error| error.to_string()));
+        faults.extend(table.unserved(spec).iter().map(|error| error.to_string()));
     }
 
     fn endpoints_of(&self, service: &ClusterService, faults: &mut Vec<String>) -> Vec<EndpointSpec> {
@@ -485,15 +517,8 @@ impl ClusterSource {
     }
 }
 
-fn routes_of(service: &ClusterService) -> Vec<RouteSpec> {
-    match labels::ask_for_routes(&service.labels) {
-        true => labels::routes(&service.labels),
-        false => Vec::new(),
-    }
-}
-
 fn claims_at(table: &RoutingTable, route: &RouteSpec) -> Vec<Claim> {
-    let at = table.entry_points().iter().filter(|one| route.is_at(one.name()));
+    let at = table.entry_points().iter().filter(|one| one.spec().takes(route));
     at.map(|one| {
         (
             one.name().as_counted().key().to_owned(),

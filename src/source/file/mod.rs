@@ -161,7 +161,11 @@ impl FileSource {
             next.insert(name, spec);
         }
         let table = self.table.load();
-        if let Some(error) = next.values().find_map(|spec| table.unserved(spec)).filter(|_| is_whole) {
+        if let Some(error) = next
+            .values()
+            .find_map(|spec| table.unserved(spec).into_iter().next())
+            .filter(|_| is_whole)
+        {
             return Err(error.into());
         }
         self.table.commit(&changes)?;
@@ -216,7 +220,7 @@ pub fn check(text: &str, vip_network: Ipv4Net, entry_points: Vec<EntryPointSpec>
     match table
         .load()
         .services()
-        .find_map(|service| table.load().unserved(service.spec()))
+        .find_map(|service| table.load().unserved(service.spec()).into_iter().next())
     {
         Some(error) => Err(error.into()),
         None => Ok(changes.len()),

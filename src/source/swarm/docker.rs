@@ -336,7 +336,7 @@ fn seen_service(service: bollard::models::Service) -> Seen {
     Seen {
         version: version(service.version),
         object: SeenObject::Service(ClusterService {
-            made_at_ms: made_at_ms.filter(|_| labels::ask_for_routes(&labels)),
+            made_at_ms: made_at_ms.filter(|_| labels::may_ask_for_routes(&labels)),
             id: service.id.unwrap_or_default(),
             name: spec.name.unwrap_or_default(),
             ports: ports.collect(),

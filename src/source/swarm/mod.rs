@@ -146,6 +146,7 @@ pub struct SwarmSource {
     is_source: Arc<dyn Fn(bool) + Send + Sync>,
     /// The engine answered when it was asked last.
     is_engine_up: AtomicBool,
+    reads_traefik: bool,
 }
 
 impl SwarmSource {
@@ -164,7 +165,14 @@ impl SwarmSource {
             tasks: latest::Sender::default(),
             is_source,
             is_engine_up: AtomicBool::new(false),
+            reads_traefik: false,
         }
+    }
+
+    /// Whether Traefik's labels of services are taken along.
+    pub fn reading_traefik(mut self, reads_traefik: bool) -> SwarmSource {
+        self.reads_traefik = reads_traefik;
+        self
     }
 
     /// Who this node is; empty until the engine has said so.
@@ -422,7 +430,7 @@ impl SwarmSource {
             None => {
                 // The stream first, then what there is: nothing falls between.
                 let stream = control.watch(None).await?;
-                learned.picture = Picture::of(control.list().await?, self.before(learned));
+                learned.picture = Picture::of(control.list().await?, self.before(learned), self.reads_traefik);
                 learned.picture.committed(floor);
                 self.status.resyncs.fetch_add(1, Relaxed);
                 stream
@@ -476,7 +484,7 @@ impl SwarmSource {
         let mut quick_until = begun + QUICK_FOR;
         loop {
             let asked = tokio::time::Instant::now();
-            let mut picture = Picture::of(engine.list().await?, self.before(learned));
+            let mut picture = Picture::of(engine.list().await?, self.before(learned), self.reads_traefik);
             picture.committed(self.floor(learned));
             self.stand(Way::Poll, learned);
             self.status.events.fetch_add(1, Relaxed);

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::proto;
-use crate::model::labels;
-use crate::model::{Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask};
+use crate::model::{
+    Attachment, Cluster, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask, labels, traefik,
+};
 
 /// An object of the swarm, with the index of the commit that wrote it.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,14 +60,18 @@ pub(super) struct Picture {
     listed: [u64; 3],
     /// What was published before this began: labels that meant something then.
     before: Arc<Cluster>,
+    /// Otherwise they stay with managers: there may be hashes of passwords among them.
+    with_traefik: bool,
     cluster: Cluster,
 }
 
 impl Picture {
     /// The picture of `all` there is, as of their newest commit. `before`: what was published of the same swarm until now.
-    pub(super) fn of(all: impl IntoIterator<Item = Seen>, before: Arc<Cluster>) -> Picture {
+    /// `with_traefik`: Traefik's labels are in it too.
+    pub(super) fn of(all: impl IntoIterator<Item = Seen>, before: Arc<Cluster>, with_traefik: bool) -> Picture {
         let mut picture = Picture {
             before,
+            with_traefik,
             ..Picture::default()
         };
         let mut listed = [0; 3];
@@ -154,7 +159,12 @@ impl Picture {
     fn settle(&mut self, key: &str) {
         match self.seen.get(key).map(|seen| &seen.object) {
             Some(SeenObject::Service(service)) => {
-                let service = self.with_last_good(service.clone());
+                let mut service = service.clone();
+                if !self.with_traefik {
+                    service.labels.retain(|label, _| !traefik::is_label(label));
+                    service.made_at_ms = service.made_at_ms.filter(|_| labels::ask_for_routes(&service.labels));
+                }
+                let service = self.with_last_good(service);
                 self.cluster.put(ClusterObject::Service(service));
             }
             Some(SeenObject::Node { node, manager_addr }) => self.cluster.put(ClusterObject::Node(ClusterNode {
@@ -235,11 +245,9 @@ pub(super) fn reachable(addr: &str) -> Option<IpAddr> {
 }
 
 /// Of all labels, those that are for us.
-pub(super) fn our_labels(labels: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
-    labels
-        .into_iter()
-        .filter(|(label, _)| label.starts_with("anynode."))
-        .collect()
+pub(super) fn our_labels(all: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let all: Vec<(String, String)> = all.into_iter().collect();
+    labels::meant(all.iter().map(|(label, value)| (label.as_str(), value.as_str())))
 }
 
 /// The networks of a service by their ids, and its address on each that it has one on. Names inside are Docker's to answer;
@@ -304,7 +312,7 @@ impl From<proto::Service> for Seen {
         Seen {
             version: version(service.meta.as_ref()),
             object: SeenObject::Service(ClusterService {
-                made_at_ms: made_at.and_then(millis).filter(|_| labels::ask_for_routes(&labels)),
+                made_at_ms: made_at.and_then(millis).filter(|_| labels::may_ask_for_routes(&labels)),
                 id: service.id,
                 name: annotations.name,
                 ports: ingress.filter_map(port).collect(),
@@ -454,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_service_is_on_the_networks_that_its_spec_names() {
-        let picture = Picture::of([service(1, 8080)], Arc::default());
+        let picture = Picture::of([service(1, 8080)], Arc::default(), true);
         let service = picture.cluster().services().next().unwrap();
         let shown = |attachment: &Attachment| (attachment.network.to_string(), attachment.vip.map(|ip| ip.to_string()));
         let networks: Vec<_> = service.networks.iter().map(shown).collect();
@@ -467,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_task_is_routed_while_it_runs_and_is_meant_to() {
-        let mut picture = Picture::of([service(1, 8080), node(2, 2), task(3, 448, 512)], Arc::default());
+        let mut picture = Picture::of([service(1, 8080), node(2, 2), task(3, 448, 512)], Arc::default(), true);
         assert!(!is_routed(&picture));
         assert_eq!(picture.cluster().revision(), 3);
         picture.put(task(4, 512, 512));
@@ -483,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_down_takes_its_tasks_along_and_brings_them_back() {
-        let mut picture = Picture::of([task(3, 512, 512), service(1, 8080), node(2, 2)], Arc::default());
+        let mut picture = Picture::of([task(3, 512, 512), service(1, 8080), node(2, 2)], Arc::default(), true);
         assert!(is_routed(&picture));
         picture.put(node(4, 1));
         assert!(!is_routed(&picture));
@@ -512,8 +520,8 @@ mod tests {
     #[test]
     fn the_way_there_does_not_matter() {
         let (service, node, task) = (service(1, 8080), node(2, 2), task(3, 512, 512));
-        let a = Picture::of([service.clone(), node.clone(), task.clone()], Arc::default());
-        let b = Picture::of([task, node, service], Arc::default());
+        let a = Picture::of([service.clone(), node.clone(), task.clone()], Arc::default(), true);
+        let b = Picture::of([task, node, service], Arc::default(), true);
         assert_eq!(a.cluster().digest(), b.cluster().digest());
         let seen = a.cluster().service("s").unwrap();
         assert_eq!((seen.name.as_str(), seen.stop_grace_ms), ("web", Some(3500)));
@@ -526,7 +534,7 @@ mod tests {
 
     #[test]
     fn what_was_gone_when_all_were_listed_does_not_come_back() {
-        let mut picture = Picture::of([service(1, 8080), node(9, 2)], Arc::default());
+        let mut picture = Picture::of([service(1, 8080), node(9, 2)], Arc::default(), true);
         // The list of tasks was empty: of them it says nothing.
         picture.put(task(3, 512, 512));
         assert!(is_routed(&picture));
@@ -534,7 +542,7 @@ mod tests {
         if let SeenObject::Task { task, .. } = &mut other.object {
             task.id = "other".to_owned();
         }
-        let mut picture = Picture::of([service(1, 8080), node(2, 2), other], Arc::default());
+        let mut picture = Picture::of([service(1, 8080), node(2, 2), other], Arc::default(), true);
         picture.put(task(7, 512, 512));
         assert!(!is_routed(&picture), "a stream that is behind the lists");
         picture.put(task(10, 512, 512));
@@ -564,7 +572,7 @@ mod tests {
         };
         let addr = |picture: &Picture| picture.cluster().node("n").unwrap().addr.map(|ip| ip.to_string());
         let listed = || node(1, "0.0.0.0", Some("10.0.0.9:2377"), 1);
-        let mut picture = Picture::of([listed()], Arc::default());
+        let mut picture = Picture::of([listed()], Arc::default(), true);
         assert_eq!(addr(&picture).as_deref(), Some("10.0.0.9"));
         let changed = node(2, "127.0.0.1", None, 1);
         picture.put(changed.clone());
@@ -601,21 +609,46 @@ mod tests {
             (text(&service.labels), text(&service.refused))
         };
         let own = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        let mut picture = Picture::of([labelled(1, &[("anynode.mode", "http")])], Arc::default());
+        let mut picture = Picture::of([labelled(1, &[("anynode.mode", "http")])], Arc::default(), true);
         assert_eq!(published(&picture), own("anynode.mode=http", ""));
         let slips = [("anynode.mode", "htp"), ("anynode.limit.queue", "many")];
         picture.put(labelled(2, &slips));
         let kept = own("anynode.mode=http", "anynode.limit.queue=many anynode.mode=htp");
         assert_eq!(published(&picture), kept);
         // A manager that begins anew has it from what was published, and one that knows nothing says what it sees.
-        let anew = Picture::of([labelled(2, &slips)], Arc::new(picture.cluster().clone()));
+        let anew = Picture::of([labelled(2, &slips)], Arc::new(picture.cluster().clone()), true);
         assert_eq!(published(&anew), kept);
-        let strange = Picture::of([labelled(2, &slips)], Arc::default());
+        let strange = Picture::of([labelled(2, &slips)], Arc::default(), true);
         assert_eq!(
             published(&strange),
             own("anynode.limit.queue=many anynode.mode=htp", "")
         );
         picture.put(labelled(3, &[("anynode.mode", "tcp")]));
         assert_eq!(published(&picture), own("anynode.mode=tcp", ""));
+    }
+
+    #[test]
+    fn labels_of_traefik_go_along_only_where_they_are_read() {
+        for (with_traefik, n_labels) in [(true, 3), (false, 1)] {
+            let Seen {
+                version,
+                object: SeenObject::Service(mut one),
+            } = service(1, 8080)
+            else {
+                unreachable!("it is one")
+            };
+            let labels = ["anynode.mode", "traefik.enable", "Traefik.http.routers.x.rule"];
+            one.labels = labels.map(|label| (label.to_owned(), "true".to_owned())).into();
+            one.made_at_ms = Some(7);
+            let id = one.id.clone();
+            let seen = Seen {
+                version,
+                object: SeenObject::Service(one),
+            };
+            let picture = Picture::of([seen], Arc::default(), with_traefik);
+            let service = picture.cluster().service(&id).unwrap();
+            assert_eq!(service.labels.len(), n_labels);
+            assert_eq!(service.made_at_ms.is_some(), with_traefik);
+        }
     }
 }

@@ -24,5 +24,6 @@ pub mod rig;
 mod routes;
 mod soak;
 mod survival;
+mod traefik;
 mod trees;
 mod walkthrough;

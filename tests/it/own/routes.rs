@@ -14,7 +14,7 @@ fn stage() -> Option<Own> {
 }
 
 /// What a request for that host and path is answered with: the status, and the name that the task says.
-fn ask(own: &Own, host: &str, path: &str) -> (String, String) {
+pub(super) fn ask(own: &Own, host: &str, path: &str) -> (String, String) {
     ask_at(own, 80, host, path)
 }
 

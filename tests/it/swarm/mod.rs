@@ -62,8 +62,9 @@ fn services_share_a_port_of_the_nodes_that_have_it() {
     let Some(mut swarm) = rig::up("routes", 2, 1) else {
         return;
     };
-    swarm.start_with(1, &[("ANYNODE_ENTRYPOINTS", "{ web = { listen = ':80' } }")]);
-    swarm.start_with(2, &[]);
+    let traefik = ("ANYNODE_LABELS_TRAEFIK", "true");
+    swarm.start_with(1, &[("ANYNODE_ENTRYPOINTS", "{ web = { listen = ':80' } }"), traefik]);
+    swarm.start_with(2, &[traefik]);
     swarm.docker(1, &["network", "create", "--driver", "overlay", "app"]);
     let routed = |name: &str, rule: &str| {
         let rule = format!("anynode.route={rule}");
@@ -123,6 +124,35 @@ fn services_share_a_port_of_the_nodes_that_have_it() {
         });
     }
     assert!(asked("/").is_some());
+    // Traefik's labels, of tasks on both nodes.
+    let labelled = |name: &str, more: &str| {
+        let rule = format!("traefik.http.routers.{name}.rule=Host(`{name}.test`)");
+        let port = format!("traefik.http.services.{name}.loadbalancer.server.port=80");
+        let labels = ["traefik.enable=true", &rule, &port, more];
+        let mut options = vec!["--network", "app", "--replicas", "2"];
+        labels.iter().for_each(|label| options.extend(["--label", label]));
+        swarm.create(name, &options);
+    };
+    labelled("labelled", "traefik.swarm.network=app");
+    labelled("locked", "traefik.http.routers.locked.middlewares=auth@file");
+    let answer = |host: &str| {
+        let (url, host) = (format!("http://{}/", swarm.ip(1)), format!("Host: {host}"));
+        let out = swarm.client(&["curl", "-sS", "-m", "10", "-w", "%{http_code}", "-H", &host, &url]);
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    swarm.wait_ready(&[1, 2], "labelled", 2);
+    let tasks = [1, 2]
+        .iter()
+        .flat_map(|node| swarm.containers(*node, "labelled").into_keys());
+    for task in tasks.collect::<Vec<String>>() {
+        swarm.wait_for("an answer of each task", Duration::from_secs(30), || {
+            answer("labelled.test").contains(&task)
+        });
+    }
+    swarm.wait_for("a word on locked", Duration::from_secs(30), || {
+        faults(1, "locked").contains("auth@file is of a configuration that is not read here")
+    });
+    assert!(answer("locked.test").ends_with("404"));
     // A change of labels alone.
     swarm.docker(
         1,

@@ -1,0 +1,132 @@
+//! Traefik's labels, of its versions 2 and 3, as what they mean here: routes, ports, checks. Pure. What has no counterpart is a fault, and
+//! the route that it concerns is left out: served without, say, its password it would be worse than not at all. Not here: whether
+//! they are read at all (`labels.traefik` in the configuration), our own labels (`model::labels`).
+
+mod middlewares;
+mod routers;
+mod services;
+mod tree;
+
+use std::collections::BTreeMap;
+
+use self::tree::Tree;
+use super::{HealthCheck, Mode, RouteSpec, ServiceSpec, labels};
+
+/// What Traefik's labels of one service say.
+#[derive(Debug, Default, PartialEq)]
+struct Translated {
+    routes: Vec<RouteSpec>,
+    health: Option<HealthCheck>,
+    balance: Option<super::Balance>,
+    /// What is wrong or has no counterpart: label, value and what was expected, or what holds instead.
+    faults: Vec<String>,
+}
+
+/// Whether Traefik is to see the service at all.
+pub fn is_enabled<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> bool {
+    let mut labels = labels.into_iter();
+    labels.any(|(label, value)| label.eq_ignore_ascii_case(ENABLE) && tree::flag(value) == Some(true))
+}
+
+/// Whether a label is Traefik's.
+pub fn is_label(label: &str) -> bool {
+    let begin = label.get(..PREFIX.len());
+    begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Whether they ask for a route, if they are read.
+pub fn ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
+    name_routers(labels) && is_enabled(pairs(labels))
+}
+
+/// Whether any of them is a router's.
+pub fn name_routers(labels: &BTreeMap<String, String>) -> bool {
+    let is_routers = |label: &String| {
+        let begin = label.get(..ROUTERS.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(ROUTERS))
+    };
+    labels.keys().any(is_routers)
+}
+
+/// The ports that tasks listen on.
+pub fn ports(labels: &BTreeMap<String, String>) -> Vec<u16> {
+    let tree = Tree::of(labels);
+    let services = services::all(&tree);
+    services.values().filter_map(|service| service.port).collect()
+}
+
+/// Sets what they say, where our own labels say nothing of it. Returns what is wrong.
+pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<String> {
+    if !is_enabled(pairs(labels)) {
+        return Vec::new();
+    }
+    let mut read = translated(labels);
+    if labels.contains_key(labels::MODE) && spec.mode == Mode::Tcp {
+        let lost = read.routes.drain(..).map(|route| {
+            let RouteSpec { rule, said_by, .. } = route;
+            format!("label {said_by}={rule}: expected mode http: in tcp mode there are no requests")
+        });
+        read.faults.extend(lost.collect::<Vec<_>>());
+    }
+    if !read.routes.is_empty() {
+        spec.mode = Mode::Http;
+        spec.health = spec.health.take().or(read.health);
+        if let Some(balance) = read.balance.filter(|_| !labels.contains_key("anynode.balance")) {
+            spec.balance = balance;
+        }
+    }
+    spec.routes.extend(read.routes);
+    read.faults
+}
+
+/// What is wrong with them.
+pub fn faults(labels: &BTreeMap<String, String>) -> Vec<String> {
+    let is_said = labels.keys().any(|label| label.eq_ignore_ascii_case(ENABLE));
+    match is_enabled(pairs(labels)) {
+        true => translated(labels).faults,
+        false if name_routers(labels) && !is_said => {
+            vec![format!(
+                "labels traefik.* are read of services with {ENABLE}=true alone"
+            )]
+        }
+        false => Vec::new(),
+    }
+}
+
+fn translated(labels: &BTreeMap<String, String>) -> Translated {
+    let tree = Tree::of(labels);
+    let mut services = services::all(&tree);
+    let mut out = Translated::default();
+    services::agree(&mut services, &mut out);
+    let routers = tree.section("http.routers");
+    for (name, options) in &routers {
+        match routers::read(name, options, &services, &tree) {
+            Ok((route, notes)) => {
+                out.routes.push(route);
+                out.faults.extend(notes);
+            }
+            Err(faults) => out.faults.extend(faults),
+        }
+    }
+    out.faults
+        .extend(services.into_values().flat_map(|service| service.faults));
+    let others = tree.unserved();
+    if routers.is_empty() && others.is_empty() {
+        out.faults.push(format!(
+            "label {ENABLE}=true: no label says a route: expected {ROUTERS}NAME.rule"
+        ));
+    }
+    out.faults.extend(others);
+    out
+}
+
+fn pairs(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
+    labels.iter().map(|(label, value)| (label.as_str(), value.as_str()))
+}
+
+const PREFIX: &str = "traefik.";
+const ENABLE: &str = "traefik.enable";
+const ROUTERS: &str = "traefik.http.routers.";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! `traefik.http.routers.NAME`: one route each.
+
+use std::collections::BTreeMap;
+
+use super::middlewares;
+use super::services::Service;
+use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
+use crate::model::rule::Rule;
+use crate::model::{EntryPointName, RouteSpec};
+
+/// A router as far as it is understood.
+#[derive(Default)]
+struct Router<'a> {
+    rule: Option<(Label<'a>, Rule)>,
+    priority: Option<i64>,
+    entry_points: Vec<EntryPointName>,
+    needs_tls: bool,
+    service: Option<(Label<'a>, String)>,
+    /// The route is not served.
+    faults: Vec<String>,
+    /// It is, otherwise than they may expect.
+    notes: Vec<String>,
+}
+
+/// The route, and what is to be known of it. Errors: why there is none.
+pub(super) fn read(
+    name: &str,
+    options: &Options<'_>,
+    services: &BTreeMap<String, Service>,
+    tree: &Tree<'_>,
+) -> Result<(RouteSpec, Vec<String>), Vec<String>> {
+    let mut router = Router::default();
+    for (option, label) in options {
+        if let Err(fault) = router.take(option, *label, tree) {
+            router.faults.push(format!("{label}: {fault}: the route is not served"));
+        }
+    }
+    let target = router.target(name, services);
+    let (Some((label, rule)), Some(target), true) = (&router.rule, target, router.faults.is_empty()) else {
+        if !options.contains_key("rule") {
+            router.faults.push(format!(
+                "label traefik.http.routers.{name}.rule: expected one, such as Host(`a.example`)"
+            ));
+        }
+        return Err(router.faults);
+    };
+    let mut route = RouteSpec::new(rule.clone(), label.key);
+    route.priority = router.priority;
+    route.entry_points = router.entry_points;
+    route.needs_tls = router.needs_tls;
+    route.target = target;
+    Ok((route, router.notes))
+}
+
+impl<'a> Router<'a> {
+    /// Errors: what was expected, or what has no counterpart.
+    fn take(&mut self, option: &str, label: Label<'a>, tree: &Tree<'_>) -> Result<(), String> {
+        let text = label.value;
+        match option {
+            "rule" => {
+                let rule = text
+                    .parse::<Rule>()
+                    .map_err(|error| format!("expected {}", error.expected))?;
+                self.rule = Some((label, rule));
+            }
+            "priority" => {
+                let priority = text.parse::<i64>();
+                let priority = priority.map_err(|_| "expected a whole number, such as 100".to_owned())?;
+                // As Traefik has it: nothing is said.
+                self.priority = Some(priority).filter(|priority| *priority != 0);
+            }
+            "service" => self.service = Some((label, local(text)?)),
+            "tls" => {
+                let is_asked_for = flag(text).ok_or_else(|| "expected true or false".to_owned())?;
+                self.needs_tls |= is_asked_for;
+            }
+            "tls.certresolver" => {
+                self.needs_tls = true;
+                self.notes.push(format!(
+                    "{label}: certificates are not got by themselves yet: those of the configuration are used"
+                ));
+            }
+            // Those that a certificate is to be got for.
+            _ if option.starts_with("tls.domains") => self.needs_tls = true,
+            // What is asked of clients may be a certificate.
+            "tls.options" if local(text).is_ok_and(|name| name == "default") => self.needs_tls = true,
+            "rulesyntax" if matches!(text, "v2" | "v3" | "default") => {}
+            _ if option.starts_with("observability.") => {}
+            _ if is_list(option, "entrypoints") => {
+                for name in elements(text) {
+                    let name = name.parse::<EntryPointName>();
+                    self.entry_points
+                        .push(name.map_err(|error| format!("expected {}", error.expected))?);
+                }
+            }
+            _ if is_list(option, "middlewares") => {
+                let refused: Vec<String> = elements(text)
+                    .filter_map(|reference| middlewares::take(reference, tree).err())
+                    .collect();
+                if !refused.is_empty() {
+                    return Err(refused.join("; "));
+                }
+            }
+            _ if option == "tls.options" => return Err("no counterpart yet".to_owned()),
+            _ => return Err("no such option, or none with a counterpart".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// The port that tasks listen on for it, 0 where no label says; `None`: it leads nowhere, as is noted.
+    fn target(&mut self, name: &str, services: &BTreeMap<String, Service>) -> Option<u16> {
+        let known = || services.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let service = match (&self.service, services.len()) {
+            (None, 0) => return Some(0),
+            (None, 1) => services.values().next(),
+            (None, _) => {
+                self.faults.push(format!(
+                    "label traefik.http.routers.{name}.service: expected one of {}: the route is not served",
+                    known()
+                ));
+                return None;
+            }
+            (Some((label, wanted)), _) => {
+                let service = services.get(wanted);
+                if service.is_none() {
+                    self.faults.push(format!(
+                        "{label}: there is no service {wanted} among the labels of this service ({}): the route is not served",
+                        known()
+                    ));
+                }
+                service
+            }
+        }?;
+        if !service.faults.is_empty() {
+            self.faults.push(format!(
+                "label traefik.http.routers.{name}: the route is not served before what is wrong with its service's labels is put right"
+            ));
+            return None;
+        }
+        Some(service.port.unwrap_or(0))
+    }
+}

@@ -1,0 +1,140 @@
+//! `traefik.http.services.NAME`: how tasks are reached for its routes. What has no counterpart is a fault of every route to it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Translated;
+use super::tree::{Label, Options, Tree, flag};
+use crate::model::{Balance, HealthCheck, HealthProbe, parse_duration};
+
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    pub(super) port: Option<u16>,
+    health: Option<HealthCheck>,
+    balance: Option<Balance>,
+    /// Nothing is routed to it then.
+    pub(super) faults: Vec<String>,
+}
+
+pub(super) fn all(tree: &Tree<'_>) -> BTreeMap<String, Service> {
+    let named = tree.section("http.services");
+    named
+        .into_iter()
+        .map(|(name, options)| (name, read(&options)))
+        .collect()
+}
+
+/// There is one check, and one way of balancing, for all ports of a service: whose labels say another than those before are
+/// refused.
+pub(super) fn agree(services: &mut BTreeMap<String, Service>, out: &mut Translated) {
+    for (name, service) in services.iter_mut().filter(|(_, service)| service.faults.is_empty()) {
+        let is_same = goes_with(&out.health, &service.health) && goes_with(&out.balance, &service.balance);
+        if !is_same {
+            service.faults.push(format!(
+                "labels traefik.http.services.{name}: expected the health check and the strategy of the services before it, since tasks have one of each"
+            ));
+            continue;
+        }
+        out.health = out.health.take().or_else(|| service.health.clone());
+        out.balance = out.balance.or(service.balance);
+    }
+}
+
+fn goes_with<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
+    one.is_none() || other.is_none() || one == other
+}
+
+fn read(options: &Options<'_>) -> Service {
+    let mut service = Service::default();
+    let mut check = Check::default();
+    for (option, label) in options {
+        if let Err(expected) = take(option, *label, &mut service, &mut check) {
+            service.faults.push(format!("{label}: {expected}"));
+        }
+    }
+    match check.into_health() {
+        Ok(health) => service.health = health,
+        Err(fault) => service.faults.push(fault),
+    }
+    service
+}
+
+/// Errors: what was expected, or that there is no counterpart.
+fn take<'a>(option: &str, label: Label<'a>, service: &mut Service, check: &mut Check<'a>) -> Result<(), String> {
+    let text = label.value;
+    let Some(option) = option.strip_prefix("loadbalancer.") else {
+        return Err("no counterpart: expected loadbalancer".to_owned());
+    };
+    match option {
+        "server.port" => {
+            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+            service.port = Some(port.ok_or("expected a port from 1 to 65535")?);
+        }
+        "server.scheme" => match text {
+            "http" => {}
+            "https" | "h2c" => return Err("no counterpart yet: expected http".to_owned()),
+            _ => return Err("expected http".to_owned()),
+        },
+        "passhostheader" => match flag(text) {
+            Some(true) => {}
+            Some(false) => return Err("no counterpart yet: requests keep their Host".to_owned()),
+            None => return Err("expected true or false".to_owned()),
+        },
+        "strategy" => match text {
+            "wrr" => service.balance = Some(Balance::RoundRobin),
+            "p2c" => service.balance = Some(Balance::LeastRequest),
+            _ => return Err("no counterpart yet: expected wrr or p2c".to_owned()),
+        },
+        // It is sent on as it comes, which is what a short one is for.
+        "responseforwarding.flushinterval" => {}
+        "sticky" | "sticky.cookie" if flag(text) == Some(false) => {}
+        "healthcheck.path" => match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
+            true => check.path = Some(text),
+            false => return Err("expected a path that begins with /".to_owned()),
+        },
+        "healthcheck.interval" => check.interval = Some((label, span(text, SHORTEST_INTERVAL)?)),
+        "healthcheck.timeout" => check.timeout = Some((label, span(text, Duration::from_millis(1))?)),
+        _ => return Err("no counterpart yet".to_owned()),
+    }
+    Ok(())
+}
+
+/// A health check as it is written.
+#[derive(Default)]
+struct Check<'a> {
+    path: Option<&'a str>,
+    interval: Option<(Label<'a>, Duration)>,
+    timeout: Option<(Label<'a>, Duration)>,
+}
+
+impl Check<'_> {
+    /// Errors: there is none to which an option could belong.
+    fn into_health(self) -> Result<Option<HealthCheck>, String> {
+        let Some(path) = self.path else {
+            return match self.interval.or(self.timeout) {
+                Some((label, _)) => Err(format!("{label}: expected healthcheck.path beside it")),
+                None => Ok(None),
+            };
+        };
+        let mut check = HealthCheck::new(HealthProbe::Http { path: path.to_owned() });
+        check.interval = self.interval.map_or(INTERVAL, |(_, interval)| interval);
+        check.timeout = self.timeout.map_or(TIMEOUT, |(_, timeout)| timeout);
+        Ok(Some(check))
+    }
+}
+
+/// A number alone is of seconds.
+fn span(text: &str, least: Duration) -> Result<Duration, String> {
+    let seconds = text
+        .parse::<u32>()
+        .ok()
+        .map(|seconds| Duration::from_secs(seconds.into()));
+    let span = seconds.or_else(|| parse_duration(text).ok());
+    span.filter(|span| *span >= least)
+        .ok_or_else(|| "expected a duration such as 10s, or a number of seconds".to_owned())
+}
+
+/// Traefik's own, where nothing is said.
+const INTERVAL: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);

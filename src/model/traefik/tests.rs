@@ -1,0 +1,298 @@
+//! What Traefik's labels mean here, and which routes they lose.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Balance, HealthProbe, ServiceName};
+
+fn map(text: &[&str]) -> BTreeMap<String, String> {
+    let pair = |line: &&str| {
+        let (label, value) = line.split_once('=').unwrap();
+        (label.to_owned(), value.to_owned())
+    };
+    text.iter().map(pair).collect()
+}
+
+/// With what is asked for in any case.
+fn read(text: &[&str]) -> (ServiceSpec, Vec<String>) {
+    let mut labels = map(text);
+    labels.insert("traefik.enable".to_owned(), "true".to_owned());
+    let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+    let faults = apply(&labels, &mut spec);
+    (spec, faults)
+}
+
+const RULE: &str = "traefik.http.routers.app.rule=Host(`a.test`)";
+
+#[test]
+fn a_router_with_its_service_is_a_route() {
+    let (spec, faults) = read(&[
+        "Traefik.HTTP.Routers.App.Rule=Host(`a.test`) && PathPrefix(`/api`, `/v2`)",
+        "traefik.http.routers.app.entryPoints=web, websecure",
+        "traefik.http.routers.app.priority=42",
+        "traefik.http.routers.app.service=app@swarm",
+        "traefik.http.services.App.loadBalancer.server.port=8080",
+        "traefik.http.services.app.loadbalancer.server.scheme=http",
+        "traefik.http.services.app.loadbalancer.passhostheader=true",
+        "traefik.http.services.app.loadbalancer.healthcheck.path=/health",
+        "traefik.http.services.app.loadbalancer.healthcheck.interval=10s",
+        "traefik.http.services.app.loadbalancer.strategy=p2c",
+        "traefik.docker.network=front",
+        "traefik.swarm.lbswarm=false",
+        "traefik.constraint-label=public",
+    ]);
+    assert_eq!(faults, [] as [String; 0]);
+    let [route] = &*spec.routes else { panic!("{spec:?}") };
+    assert_eq!((route.target, route.priority(), route.needs_tls), (8080, 42, false));
+    assert_eq!(&*route.said_by, "Traefik.HTTP.Routers.App.Rule");
+    let names: Vec<&str> = route
+        .entry_points
+        .iter()
+        .map(crate::model::EntryPointName::as_str)
+        .collect();
+    assert_eq!(names, ["web", "websecure"]);
+    assert_eq!((spec.mode, spec.balance), (Mode::Http, Balance::LeastRequest));
+    let check = spec.health.unwrap();
+    assert_eq!(
+        check.probe,
+        HealthProbe::Http {
+            path: "/health".to_owned()
+        }
+    );
+    assert_eq!(
+        (check.interval, check.timeout),
+        (Duration::from_secs(10), Duration::from_secs(5))
+    );
+}
+
+#[test]
+fn what_is_not_enabled_says_nothing() {
+    for enable in ["false", "0", "yes", ""] {
+        let mut labels = map(&[RULE]);
+        labels.insert("traefik.enable".to_owned(), enable.to_owned());
+        let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+        assert_eq!((apply(&labels, &mut spec), spec.routes.len()), (Vec::new(), 0));
+        assert!(!ask_for_routes(&labels));
+    }
+    assert!(ask_for_routes(&map(&[
+        "TRAEFIK.enable=True",
+        "traefik.http.Routers.a.rule=x"
+    ])));
+    assert!(!ask_for_routes(&map(&[
+        "traefik.enable=true",
+        "traefik.http.services.a.loadbalancer.server.port=80"
+    ])));
+}
+
+/// Each alone beside a good router, which is refused for it, in words that name the label.
+#[test]
+fn what_has_no_counterpart_takes_its_route_away() {
+    for (label, expected) in [
+        (
+            "traefik.http.routers.app.middlewares=auth@file",
+            "auth@file is of a configuration that is not read here",
+        ),
+        (
+            "traefik.http.routers.app.middlewares=auth",
+            "there is no middleware auth among the labels",
+        ),
+        (
+            "traefik.http.routers.app.middlewares[0]=auth",
+            "there is no middleware auth among the labels",
+        ),
+        (
+            "traefik.http.routers.app.service=api@internal",
+            "api@internal is a part of Traefik itself",
+        ),
+        (
+            "traefik.http.routers.app.service=other",
+            "there is no service other among the labels",
+        ),
+        ("traefik.http.routers.app.tls.options=mtls@file", "no counterpart yet"),
+        ("traefik.http.routers.app.tls=maybe", "expected true or false"),
+        ("traefik.http.routers.app.priority=high", "expected a whole number"),
+        (
+            "traefik.http.routers.app.entrypoints=a b",
+            "expected an entry point's name",
+        ),
+        ("traefik.http.routers.app.parentrefs=x", "no such option"),
+        (
+            "traefik.http.services.app.loadbalancer.server.scheme=https",
+            "no counterpart yet: expected http",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.server.port=0",
+            "expected a port from 1 to 65535",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.sticky.cookie=true",
+            "no counterpart yet",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.sticky.cookie.name=sid",
+            "no counterpart yet",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.passhostheader=false",
+            "requests keep their Host",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.healthcheck.port=9",
+            "no counterpart yet",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.healthcheck.interval=9s",
+            "expected healthcheck.path beside it",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.serverstransport=x@file",
+            "no counterpart yet",
+        ),
+        ("traefik.http.services.app.weighted.services=x", "expected loadbalancer"),
+    ] {
+        let (spec, faults) = read(&[RULE, label]);
+        let (key, _) = label.split_once('=').unwrap();
+        assert_eq!((spec.routes.len(), spec.mode), (0, Mode::Tcp), "{label}");
+        let is_said = |fault: &String| fault.contains(expected) && fault.contains(key);
+        assert!(faults.iter().any(is_said), "{label}: {faults:?}");
+        assert!(
+            faults.iter().any(|fault| fault.contains("not served")),
+            "{label}: {faults:?}"
+        );
+        // It is another's only.
+        let (spec, _) = read(&[
+            RULE,
+            label,
+            "traefik.http.routers.good.rule=Host(`b.test`)",
+            "traefik.http.routers.good.service=good",
+            "traefik.http.services.good.loadbalancer.server.port=80",
+        ]);
+        let rules: Vec<&str> = spec.routes.iter().map(|route| route.rule.as_str()).collect();
+        assert_eq!(rules, ["Host(`b.test`)"], "{label}");
+    }
+}
+
+/// Also where it is declared beside: a list of kinds that is not whole would let one through.
+#[test]
+fn no_middleware_is_left_out_in_silence() {
+    for kind in [
+        "basicAuth.users=a:b",
+        "ipWhiteList.sourceRange=10.0.0.0/8",
+        "plugin.x.y=z",
+        "new.thing=1",
+        "compress=true",
+    ] {
+        let declared = format!("traefik.http.middlewares.m.{kind}");
+        let (spec, faults) = read(&[RULE, &declared, "traefik.http.routers.app.middlewares=m@docker"]);
+        assert_eq!(spec.routes.len(), 0, "{kind}");
+        let named = kind.split(['.', '=']).next().unwrap().to_ascii_lowercase();
+        assert!(
+            faults[0].contains("middleware m") && faults[0].contains(&named),
+            "{faults:?}"
+        );
+        // One that nobody names is nobody's.
+        let (spec, faults) = read(&[RULE, &declared]);
+        assert_eq!((spec.routes.len(), faults.len()), (1, 0), "{kind}");
+    }
+}
+
+#[test]
+fn several_routers_stand_each_by_itself() {
+    let (spec, faults) = read(&[
+        "traefik.http.routers.a.rule=Host(`a.test`)",
+        "traefik.http.routers.a.service=one",
+        "traefik.http.routers.b.rule=Hots(`b.test`)",
+        "traefik.http.routers.b.service=one",
+        "traefik.http.routers.c.rule=Host(`c.test`)",
+        "traefik.http.routers.d.service=two",
+        "traefik.http.services.one.loadbalancer.server.port=8080",
+        "traefik.http.services.two.loadbalancer.server.port=8081",
+        "traefik.tcp.routers.t.rule=HostSNI(`*`)",
+        "traefik.http.router.x.rule=Host(`x`)",
+    ]);
+    let routes: Vec<_> = spec
+        .routes
+        .iter()
+        .map(|route| (route.rule.as_str(), route.target))
+        .collect();
+    assert_eq!(routes, [("Host(`a.test`)", 8080)]);
+    for expected in [
+        "label traefik.http.routers.b.rule=Hots(`b.test`): expected Host, ",
+        "label traefik.http.routers.c.service: expected one of one, two",
+        "label traefik.http.routers.d.rule: expected one, such as",
+        "label traefik.tcp.routers.t.rule=HostSNI(`*`): routes of connections are not served yet",
+        "label traefik.http.router.x.rule=Host(`x`): no such section",
+    ] {
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(expected)),
+            "{expected}: {faults:?}"
+        );
+    }
+    assert_eq!(faults.len(), 5, "{faults:?}");
+    let (_, faults) = read(&[]);
+    assert!(
+        faults[0].starts_with("label traefik.enable=true: no label says a route"),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn tls_is_asked_for_in_several_ways_and_resolvers_are_said() {
+    for (label, needs_tls, n_faults) in [
+        ("traefik.http.routers.app.tls=true", true, 0),
+        ("traefik.http.routers.app.tls=false", false, 0),
+        ("traefik.http.routers.app.tls.certresolver=le", true, 1),
+        ("traefik.http.routers.app.tls.domains[0].main=a.test", true, 0),
+        ("traefik.http.routers.app.tls.options=default", true, 0),
+    ] {
+        let (spec, faults) = read(&[RULE, label]);
+        assert_eq!(
+            (spec.routes[0].needs_tls, faults.len()),
+            (needs_tls, n_faults),
+            "{label}: {faults:?}"
+        );
+    }
+}
+
+#[test]
+fn one_check_is_of_all_ports() {
+    let (spec, faults) = read(&[
+        "traefik.http.routers.a.rule=Host(`a.test`)",
+        "traefik.http.routers.a.service=one",
+        "traefik.http.routers.b.rule=Host(`b.test`)",
+        "traefik.http.routers.b.service=two",
+        "traefik.http.services.one.loadbalancer.server.port=8080",
+        "traefik.http.services.one.loadbalancer.healthcheck.path=/",
+        "traefik.http.services.two.loadbalancer.server.port=8081",
+        "traefik.http.services.two.loadbalancer.healthcheck.path=/other",
+    ]);
+    assert_eq!(spec.routes.len(), 1);
+    assert!(
+        faults
+            .iter()
+            .any(|fault| fault.contains("services.two: expected the health check")),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn our_own_labels_come_first() {
+    let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+    let labels = map(&["traefik.enable=true", RULE, "anynode.mode=tcp"]);
+    assert!(apply(&labels, &mut spec)[0].contains("expected mode http"));
+    assert_eq!((spec.mode, spec.routes.len()), (Mode::Tcp, 0));
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_too_strange(
+        keys in prop::collection::vec("(http|tcp|tls)?[.]?(routers|services|middlewares)?[.]?[a-zA-Z\u{e4}\\[\\].@]{0,12}", 1..6),
+        value in "[a-zA-Z@`(),.\u{e4} ]{0,12}",
+    ) {
+        let lines: Vec<String> = keys.iter().map(|key| format!("traefik.{key}={value}")).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let _ = read(&lines);
+    }
+}

@@ -1,0 +1,235 @@
+//! A stack file as people write it for Traefik, deployed as it is: what has a counterpart is served, and nothing is served without
+//! what it asks for besides.
+
+use super::rig::{self, LONG, Own, Tasks};
+use super::routes::ask;
+
+const STACK: &str = r#"
+version: "3.8"
+
+x-labels: &traefik
+  traefik.enable: "true"
+  traefik.docker.network: shop_traefik-public
+  traefik.constraint-label: traefik-public
+
+services:
+  whoami:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      replicas: 2
+      labels:
+        - traefik.enable=true
+        - traefik.docker.network=shop_traefik-public
+        - traefik.constraint-label=traefik-public
+        - traefik.http.routers.whoami.rule=Host(`app.example.com`) || Host(`www.example.com`)
+        - traefik.http.routers.whoami.entrypoints=web
+        - "traefik.http.services.whoami.loadbalancer.server.port=8080"
+        - traefik.http.services.whoami.loadbalancer.healthcheck.path=/
+        - traefik.http.services.whoami.loadbalancer.healthcheck.interval=1s
+  api:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        <<: *traefik
+        traefik.http.routers.api.rule: "Host(`app.example.com`) && PathPrefix(`/api`, `/v2`)"
+        traefik.http.routers.api.entryPoints: web
+        traefik.http.routers.api.service: api@swarm
+        traefik.http.services.api.loadBalancer.server.port: "9000"
+  tenants:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        <<: *traefik
+        traefik.http.routers.tenants.rule: "HostRegexp(`{tenant:[a-z]+}.tenants.example.com`)"
+        traefik.http.services.tenants.loadbalancer.server.port: "8080"
+        traefik.http.routers.locked.rule: "Host(`admin.tenants.example.com`) && PathPrefix(`/locked`)"
+        traefik.http.routers.locked.priority: "1000"
+        traefik.http.routers.locked.middlewares: auth
+        traefik.http.middlewares.auth.basicauth.users: "admin:$$apr1$$H6uskkkW$$IgXLP6ewTrSuBkTrqE8wj/"
+  admin:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        <<: *traefik
+        traefik.http.routers.admin.rule: "Host(`admin.example.com`)"
+        traefik.http.routers.admin.entrypoints: web
+        traefik.http.routers.admin.middlewares: auth@docker
+        traefik.http.middlewares.auth.basicauth.users: "admin:$$apr1$$H6uskkkW$$IgXLP6ewTrSuBkTrqE8wj/"
+        traefik.http.services.admin.loadbalancer.server.port: "8080"
+  secure:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        <<: *traefik
+        traefik.http.routers.secure.rule: "Host(`secure.example.com`)"
+        traefik.http.routers.secure.entrypoints: other
+        traefik.http.routers.secure.tls.certresolver: letsencrypt
+        traefik.http.services.secure.loadbalancer.server.port: "8080"
+  elsewhere:
+    image: anynode/whoami
+    networks: [traefik-public]
+    labels:
+      traefik.enable: "true"
+      traefik.http.routers.elsewhere.rule: "Host(`container.example.com`)"
+  hidden:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        traefik.enable: "false"
+        traefik.http.routers.hidden.rule: "Host(`hidden.example.com`)"
+        traefik.http.services.hidden.loadbalancer.server.port: "8080"
+
+networks:
+  traefik-public:
+    driver: overlay
+    attachable: true
+"#;
+
+fn stage(name: &str, variables: &[(&'static str, &'static str)]) -> Option<Own> {
+    let mut own = rig::up(name, Tasks::Processes)?;
+    let entry_points = "{ web = { listen = ':80' }, other = { listen = ':8081' } }";
+    own.env.push(("ANYNODE_ENTRYPOINTS", entry_points));
+    own.env.extend(variables);
+    own.start();
+    own.docker(&["swarm", "init"]);
+    std::fs::write(own.dir().join("stack.yml"), STACK).unwrap();
+    Some(own)
+}
+
+fn deploy(own: &Own) -> String {
+    let out = own.docker_out(&["stack", "deploy", "--resolve-image", "never", "-c", "stack.yml", "shop"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_stack_for_traefik_is_served_as_it_is() {
+    let Some(own) = stage("traefik", &[("ANYNODE_LABELS_TRAEFIK", "true")]) else {
+        return;
+    };
+    deploy(&own);
+    let tasks = |service: &str| -> Vec<String> {
+        let ids = own.docker(&["service", "ps", "-q", "--no-trunc", &format!("shop_{service}")]);
+        ids.lines().map(|id| id.chars().take(12).collect()).collect()
+    };
+    let is_of = |service: &str, host: &str, path: &str| {
+        let (status, body) = ask(&own, host, path);
+        status == "200" && tasks(service).iter().any(|task| body.contains(task))
+    };
+    for (service, host, path) in [
+        ("whoami", "app.example.com", "/"),
+        ("whoami", "WWW.example.com", "/api"),
+        ("api", "app.example.com", "/api/x"),
+        ("api", "app.example.com", "/v2"),
+        ("tenants", "blue.tenants.example.com", "/"),
+        // What asks for a password is not served without; whoever takes the request besides is asked, as with Traefik.
+        ("tenants", "admin.tenants.example.com", "/other"),
+    ] {
+        own.wait_for(&format!("{host}{path}"), LONG, || is_of(service, host, path));
+    }
+    for host in [
+        "admin.example.com",
+        "secure.example.com",
+        "container.example.com",
+        "hidden.example.com",
+    ] {
+        assert_eq!(ask(&own, host, "/").0, "404", "{host}");
+    }
+    // Why, is in status, in the log and in service ps.
+    let status = own.anynode(&["status"]);
+    for expected in [
+        "routers.admin.middlewares=auth@docker: middleware auth (basicauth) has no counterpart yet: the route is not served",
+        "routers.locked.middlewares=auth: middleware auth (basicauth) has no counterpart yet: the route is not served",
+        "routers.secure.rule: Host(`secure.example.com`) asks for TLS, and entry point other ends none",
+        "routers.secure.tls.certresolver=letsencrypt: certificates are not got by themselves yet",
+    ] {
+        assert!(status.contains(expected), "{expected}: {status}");
+        assert!(own.log().contains(expected), "{expected}");
+    }
+    let shown = own.docker(&["service", "ps", "--no-trunc", "shop_admin"]);
+    assert!(shown.contains("middleware auth (basicauth)"), "{shown}");
+    // Without what it asked for besides, it is served.
+    let without = [
+        "service",
+        "update",
+        "-d",
+        "--label-rm",
+        "traefik.http.routers.admin.middlewares",
+        "shop_admin",
+    ];
+    own.docker(&without);
+    own.wait_for("the route without its middleware", LONG, || {
+        is_of("admin", "admin.example.com", "/")
+    });
+    own.docker(&[
+        "service",
+        "update",
+        "-d",
+        "--label-add",
+        "traefik.enable=false",
+        "shop_admin",
+    ]);
+    own.wait_for("its end", LONG, || ask(&own, "admin.example.com", "/").0 == "404");
+    let warned = own.docker_out(&[
+        "service",
+        "create",
+        "-d",
+        "--label",
+        "traefik.enable=true",
+        "--label",
+        "traefik.http.routers.x.service=api@internal",
+        "anynode/whoami",
+    ]);
+    let warned = String::from_utf8_lossy(&warned.stderr).into_owned();
+    assert!(warned.contains("api@internal is a part of Traefik itself"), "{warned}");
+    own.docker(&["stack", "rm", "shop"]);
+    own.wait_for("the stack's end", LONG, || ask(&own, "app.example.com", "/").0 == "404");
+}
+
+#[test]
+fn labels_of_traefik_are_read_where_that_is_asked_for_alone() {
+    let Some(own) = stage("no-traefik", &[]) else { return };
+    own.docker(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "ours",
+        "--label",
+        "anynode.route=Host(`ours.test`)",
+        "--label",
+        "anynode.port=8080",
+        "anynode/whoami",
+    ]);
+    deploy(&own);
+    let warned = own.docker_out(&[
+        "service",
+        "create",
+        "-d",
+        "--label",
+        "traefik.enable=true",
+        "--label",
+        "traefik.http.routers.x.rule=Host(`x`)",
+        "anynode/whoami",
+    ]);
+    let warned = String::from_utf8_lossy(&warned.stderr).into_owned();
+    assert!(warned.contains("labels traefik.* are not read"), "{warned}");
+    own.wait_for("the stack", LONG, || {
+        let shown = own.docker(&["stack", "services", "shop", "--format", "{{.Replicas}}"]);
+        shown.lines().count() == 7 && shown.lines().all(|line| line == "1/1" || line == "2/2")
+    });
+    own.wait_for("a route of ours", LONG, || ask(&own, "ours.test", "/").0 == "200");
+    assert_eq!(ask(&own, "app.example.com", "/").0, "404");
+    assert!(
+        !own.anynode(&["status"]).contains("traefik."),
+        "{}",
+        own.anynode(&["status"])
+    );
+}
