@@ -56,6 +56,7 @@ fn plan_once(snapshot: &mut Snapshot, n_ids: &mut u128) -> bool {
         let plan = planner(&mut Context {
             snapshot: &base,
             now: Time(1 << 40),
+            shared_ports: &Default::default(),
             ids: &mut || {
                 *n_ids += 1;
                 Id::from_bits(*n_ids)

@@ -1,7 +1,7 @@
 //! A node that is a swarm by itself: its store, the control plane, the agent and the API, joined to the same data plane that
 //! serves a Docker Swarm. Not here: what any of them does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -92,6 +92,8 @@ pub struct OwnSwarm {
     clusters: watch::Sender<Arc<Cluster>>,
     tables: ClusterSource,
     pub(super) faults: Arc<Faults>,
+    /// Those of entry points.
+    shared_ports: BTreeSet<u16>,
     /// `None`: somebody else opened it.
     pub(super) store_health: Option<Arc<StoreHealth>>,
     /// `None`: it was open when this began.
@@ -275,6 +277,7 @@ impl OwnSwarm {
             tables = tables.of_what_may_be_old();
         }
         Ok(OwnSwarm {
+            shared_ports: beside.entry_points.iter().map(|one| one.port).collect(),
             clusters: watch::Sender::default(),
             tables,
             faults,
@@ -338,7 +341,7 @@ impl OwnSwarm {
             }
             parts.spawn(follow_store(self.store.clone(), own, assignments, stopped()));
             parts.spawn(self.reporter.run(stopped()));
-            parts.spawn(control::run(self.store.clone(), stopped()));
+            parts.spawn(control::run(self.store.clone(), self.shared_ports, stopped()));
             if let Some(mut keeper) = self.keeper {
                 keeper.tell(self.status.clone());
                 let (store, clusters) = (self.store.clone(), self.clusters.subscribe());

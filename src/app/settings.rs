@@ -6,6 +6,8 @@ use std::fmt;
 
 use toml::Value;
 
+use crate::model::nearest;
+
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -231,16 +233,6 @@ fn read(path: &str, text: &str) -> Result<toml::Table, SettingError> {
         message: error.message().to_owned(),
     })
 }
-
-/// The name that is spelled most like `name`, if one is much like it.
-fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
-    let scored = known.map(|known| (strsim::normalized_damerau_levenshtein(name, &known), known));
-    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
-    best.filter(|(score, _)| *score >= MUCH_LIKE).map(|(_, known)| known)
-}
-
-/// Of 1 for the same; two letters that changed places in a word of seven have 0.86.
-const MUCH_LIKE: f64 = 0.7;
 
 /// Variables of ours that are no keys, without their prefix: the file's own name, what tasks are told, what the stack file reads.
 const NO_KEYS: &[&str] = &["CONFIG", "TASK_DIR", "IMAGE"];

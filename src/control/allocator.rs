@@ -24,7 +24,7 @@ const PORTS: std::ops::RangeInclusive<i64> = 30_000..=32_767;
 pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     let mut draft = Draft::new(context.now);
     let networks = place_networks(context.snapshot, &mut draft);
-    let supply = Supply::of(context.snapshot, &networks);
+    let supply = Supply::of(context.snapshot, &networks, context.shared_ports);
     let mut open: Vec<&Arc<Service>> = Vec::new();
     for service in context.snapshot.services() {
         if is_open(service, &networks, &supply) {
@@ -37,7 +37,7 @@ pub(super) fn plan(context: &mut Context<'_>) -> Plan {
     }
     // Who came first has the choice.
     open.sort_by_key(|service| (service.meta.created_at, service.id.clone()));
-    let mut taken = Taken::of(context.snapshot, &networks);
+    let mut taken = Taken::of(context.snapshot, &networks, context.shared_ports);
     for service in open {
         if draft.is_full() {
             break;
@@ -70,7 +70,7 @@ struct Supply {
 }
 
 impl Supply {
-    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>) -> Supply {
+    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>, shared: &BTreeSet<u16>) -> Supply {
         let mut used: BTreeMap<&Id, usize> = BTreeMap::new();
         for vip in snapshot.services().flat_map(|service| &service.endpoint.vips) {
             *used.entry(&vip.network).or_default() += 1;
@@ -96,6 +96,7 @@ impl Supply {
         // Mostly nobody waits for one.
         if !supply.ports.is_empty() {
             let given = snapshot.services().flat_map(|service| &service.endpoint.ports);
+            let shared = shared.iter().map(|port| (TCP.to_owned(), i64::from(*port)));
             let used: BTreeSet<(String, i64)> = given
                 .filter_map(|port| {
                     Some((
@@ -103,6 +104,7 @@ impl Supply {
                         port.published_port.filter(|number| PORTS.contains(number))?,
                     ))
                 })
+                .chain(shared.filter(|(_, port)| PORTS.contains(port)))
                 .collect();
             let n_used = |protocol: &String| used.iter().filter(|(of, _)| of == protocol).count();
             supply.ports.retain(|protocol| n_used(protocol) < PORTS.count());
@@ -267,6 +269,8 @@ fn protocol(port: &EndpointPortConfig) -> String {
 struct Taken {
     /// And who has it.
     ports: BTreeMap<(String, i64), Id>,
+    /// No service's (TCP).
+    shared: BTreeSet<i64>,
     addrs: BTreeMap<Id, Addrs>,
 }
 
@@ -288,13 +292,14 @@ impl Addrs {
 }
 
 impl Taken {
-    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>) -> Taken {
+    fn of(snapshot: &Snapshot, networks: &BTreeMap<Id, Arc<Network>>, shared: &BTreeSet<u16>) -> Taken {
         let addrs_of = |network: &Arc<Network>| {
             let (next, last) = network.hosts()?.into_inner();
             let taken = network.reserved().map(u32::from).collect();
             Some((network.id.clone(), Addrs { taken, next, last }))
         };
         let mut taken = Taken {
+            shared: shared.iter().map(|port| i64::from(*port)).collect(),
             ports: BTreeMap::new(),
             addrs: networks.values().filter_map(addrs_of).collect(),
         };
@@ -327,6 +332,10 @@ impl Taken {
         taken
     }
 
+    fn is_shared(&self, (protocol, number): &(String, i64)) -> bool {
+        protocol == TCP && self.shared.contains(number)
+    }
+
     fn endpoint(&mut self, service: &Service, networks: &BTreeMap<Id, Arc<Network>>) -> Endpoint {
         let spec = wanted_spec(service);
         let mut ports = ports_of(&spec);
@@ -348,13 +357,17 @@ impl Taken {
                 };
                 let key = (protocol(port), number);
                 let is_same = before.target_port == port.target_port && protocol(before) == protocol(port);
-                is_same && !asked.contains(&key) && self.ports.get(&key).is_none_or(|owner| *owner == service.id)
+                is_same
+                    && !asked.contains(&key)
+                    && !self.is_shared(&key)
+                    && self.ports.get(&key).is_none_or(|owner| *owner == service.id)
             });
             port.published_port = match before {
                 Some(at) => kept.remove(at).published_port,
-                None => PORTS
-                    .clone()
-                    .find(|number| !self.ports.contains_key(&(protocol(port), *number))),
+                None => PORTS.clone().find(|number| {
+                    let key = (protocol(port), *number);
+                    !self.ports.contains_key(&key) && !self.is_shared(&key)
+                }),
             };
             if let Some(number) = port.published_port {
                 self.ports.insert((protocol(port), number), service.id.clone());
@@ -390,6 +403,9 @@ impl Taken {
         }
     }
 }
+
+/// Entry points take it alone.
+const TCP: &str = "tcp";
 
 /// Why a service with this spec cannot have its published ports, in Docker's words. `except`: the service that it is of.
 pub fn port_conflict(snapshot: &Snapshot, spec: &ServiceSpec, except: Option<&Id>) -> Option<String> {
@@ -429,6 +445,7 @@ mod tests {
 
     use super::super::testing::{World, network, replicated, spec};
     use super::*;
+    use crate::model::swarm::Write;
 
     fn with_subnet(id: &str, is_ingress: bool, subnet: &str) -> Object {
         let mut network = network(id, is_ingress);
@@ -539,6 +556,27 @@ mod tests {
         world.remove(&many);
         world.reconcile();
         assert_eq!(world.service(&late).endpoint.ports[0].published_port, Some(30_000));
+    }
+
+    #[test]
+    fn a_port_that_services_share_is_given_to_none() {
+        let mut world = World::new(1, 1);
+        let mut web = replicated("web", "healthy", 0);
+        web["EndpointSpec"] = json!({ "Ports": [{ "TargetPort": 80 }, { "TargetPort": 53, "Protocol": "udp" }] });
+        let web = world.create(spec(web));
+        let plan = plan(&mut Context {
+            snapshot: &world.snapshot,
+            now: world.now,
+            shared_ports: &BTreeSet::from([30_000, 30_001]),
+            ids: &mut || Id::from("none"),
+        });
+        let services = plan.writes.iter().filter_map(|write| match write {
+            Write::Put(Object::Service(service)) if service.id == web => Some(service),
+            _ => None,
+        });
+        let ports = services.flat_map(|service| &service.endpoint.ports);
+        let numbers: Vec<_> = ports.filter_map(|port| port.published_port).collect();
+        assert_eq!(numbers, [30_002, 30_000]);
     }
 
     #[test]

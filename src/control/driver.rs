@@ -15,8 +15,8 @@ use super::{Context, PLANNERS, Plan, Planner};
 use crate::model::swarm::{Id, Time};
 use crate::store::{CommitError, Store};
 
-/// Drives the reconcilers on `store` until `shutdown`, or until the store is closed.
-pub async fn run(store: Arc<dyn Store>, shutdown: impl Future<Output = ()>) {
+/// Drives the reconcilers on `store` until `shutdown`, or until the store is closed. `shared_ports`: as in `Context`.
+pub async fn run(store: Arc<dyn Store>, shared_ports: BTreeSet<u16>, shutdown: impl Future<Output = ()>) {
     let (stop, stopped) = oneshot::channel::<()>();
     let (ends, mut ended) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("control".to_owned());
@@ -25,6 +25,7 @@ pub async fn run(store: Arc<dyn Store>, shutdown: impl Future<Output = ()>) {
         match runtime {
             Ok(runtime) => runtime.block_on(async {
                 let mut driver = Driver::new(&*store, PLANNERS);
+                driver.shared_ports = shared_ports;
                 tokio::select! {
                     () = driver.drive() => {}
                     // An error says that whoever waits is gone, which is as much of an end.
@@ -52,6 +53,7 @@ pub async fn run(store: Arc<dyn Store>, shutdown: impl Future<Output = ()>) {
 struct Driver<'a> {
     store: &'a dyn Store,
     planners: &'a [(&'a str, Planner)],
+    shared_ports: BTreeSet<u16>,
     /// What cannot be had, as it was said.
     complaints: BTreeSet<String>,
     /// How long is waited next when the store refuses, or the plans do not come to rest; `None` while all is well.
@@ -82,6 +84,7 @@ impl<'a> Driver<'a> {
         Driver {
             store,
             planners,
+            shared_ports: BTreeSet::new(),
             complaints: BTreeSet::new(),
             pause: None,
         }
@@ -159,6 +162,7 @@ impl<'a> Driver<'a> {
             let mut plan = planner(&mut Context {
                 snapshot: &base,
                 now: Time::now(),
+                shared_ports: &self.shared_ports,
                 ids: &mut || Id::from_bits(fastrand::u128(..)),
             });
             let writes = std::mem::take(&mut plan.writes);

@@ -28,6 +28,8 @@ mod slots;
 mod testing;
 mod updater;
 
+use std::collections::BTreeSet;
+
 use crate::model::swarm::{Id, Task, Time, Write};
 use crate::store::Snapshot;
 
@@ -52,6 +54,8 @@ pub struct Plan {
 pub struct Context<'a> {
     pub snapshot: &'a Snapshot,
     pub now: Time,
+    /// Ports of nodes that services share, and none may have to itself.
+    pub shared_ports: &'a BTreeSet<u16>,
     /// Draws the id of a new object.
     pub ids: &'a mut dyn FnMut() -> Id,
 }

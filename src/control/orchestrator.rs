@@ -443,6 +443,7 @@ mod tests {
         let made = plan(&mut Context {
             snapshot: &snapshot,
             now: world.now,
+            shared_ports: &Default::default(),
             ids: &mut || {
                 n_ids += 1;
                 Id::from_bits(n_ids)

@@ -283,6 +283,7 @@ impl Simulation {
             let plan = plan(&mut Context {
                 snapshot: &snapshot,
                 now,
+                shared_ports: &Default::default(),
                 ids: &mut || Id::from("none"),
             });
             let is_crashing = snapshot.services().any(|service| !self.is_settled(service));

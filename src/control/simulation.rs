@@ -205,6 +205,7 @@ impl World {
             let mut context = Context {
                 snapshot: &snapshot,
                 now: self.now,
+                shared_ports: &Default::default(),
                 ids: &mut ids,
             };
             let plan = planner(&mut context);

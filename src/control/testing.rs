@@ -441,6 +441,7 @@ fn each(all: &[(&str, super::Planner)], base: &Snapshot, now: Time, ids: &mut dy
         let plan: Plan = plan(&mut Context {
             snapshot: base,
             now,
+            shared_ports: &Default::default(),
             ids,
         });
         if !plan.writes.is_empty() {

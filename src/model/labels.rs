@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
-    ServiceName, ServiceSpec, parse_duration, traefik,
+    ServiceName, ServiceSpec, nearest, parse_duration, traefik,
 };
 
 /// What labels say beside the spec itself.
@@ -61,7 +61,13 @@ pub const KNOWN: [&str; 29] = [
 ];
 
 /// What our labels begin with.
-pub const PREFIX: &str = "anynode.";
+const PREFIX: &str = "anynode.";
+
+/// Whether a label is meant for us. In other letters than small ones it is none of our options, which is to be said.
+pub fn is_ours(label: &str) -> bool {
+    let begin = label.get(..PREFIX.len());
+    begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
+}
 
 pub const MODE: &str = "anynode.mode";
 
@@ -88,7 +94,7 @@ pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
 /// read, each node's configuration says.
 pub fn meant<'a>(all: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> BTreeMap<String, String> {
     let is_traefiks = traefik::is_enabled(all.clone());
-    all.filter(|(label, _)| label.starts_with(PREFIX) || (is_traefiks && traefik::is_label(label)))
+    all.filter(|(label, _)| is_ours(label) || (is_traefiks && traefik::is_label(label)))
         .map(|(label, value)| (label.to_owned(), value.to_owned()))
         .collect()
 }
@@ -225,11 +231,10 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         reader.refuse_named_without_requests(spec);
     }
     for (label, value) in labels {
-        if label.starts_with(PREFIX) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
-            let known = KNOWN.join(", ");
-            reader.faults.push(format!(
-                "label {label}={value}: no such option: expected one of {known}"
-            ));
+        if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
+            reader
+                .faults
+                .push(format!("label {label}={value}: no such option{}", hint(label)));
         }
     }
     Labels {
@@ -237,6 +242,18 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         faults: reader.faults,
         wrong: reader.wrong,
         wrong_of_routes: reader.wrong_of_routes,
+    }
+}
+
+/// Which option was meant, by its spelling; all there are where it is like none.
+fn hint(label: &str) -> String {
+    let label = label.to_ascii_lowercase();
+    let route = label.strip_prefix(ROUTES).and_then(|rest| rest.split_once('.'));
+    let named = ROUTE_OPTIONS.map(|part| label_of(Some(route.map_or("NAME", |(name, _)| name)), part));
+    let known = KNOWN.map(str::to_owned).into_iter().chain(named);
+    match nearest(&label, known.clone()) {
+        Some(nearest) => format!("; there is {nearest}"),
+        None => format!(": expected one of {}", known.collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -560,7 +577,7 @@ mod tests {
             "label anynode.routes.wrong.rule: \"Hots(`a`)\" is not valid: expected Host, ",
             "label anynode.routes.port.port: \"0\" is not valid: expected a port",
             "label anynode.routes.none.port=80: expected a route beside it",
-            "label anynode.routes.a.b.rule=Host(`c.test`): no such option: expected ",
+            "label anynode.routes.a.b.rule=Host(`c.test`): no such option; there is anynode.routes.a.rule",
         ] {
             let is_said = labels.faults.iter().any(|fault| fault.starts_with(expected));
             assert!(is_said, "{expected}: {labels:?}");
@@ -624,9 +641,24 @@ mod tests {
         }
         let (spec, labels) = read(&[("anynode.moda", "http"), ("anynode.mode", "http")]);
         assert_eq!(spec.mode, Mode::Http);
-        assert!(
-            labels.faults[0].starts_with("label anynode.moda=http: no such option"),
-            "{labels:?}"
+        assert_eq!(
+            labels.faults,
+            ["label anynode.moda=http: no such option; there is anynode.mode"]
         );
+        for (label, hint) in [
+            ("Anynode.Mode", "; there is anynode.mode"),
+            ("ANYNODE.routes.shop.rule", "; there is anynode.routes.shop.rule"),
+            ("anynode.routes.shop.prority", "; there is anynode.routes.shop.priority"),
+            ("anynode.entrypoint", "; there is anynode.entrypoints"),
+            (
+                "anynode.something-else",
+                ": expected one of anynode.mode, anynode.balance, ",
+            ),
+        ] {
+            let (spec, labels) = read(&[(label, "http")]);
+            let expected = format!("label {label}=http: no such option{hint}");
+            assert!(labels.faults[0].starts_with(&expected), "{labels:?}");
+            assert_eq!((spec.mode, labels.wrong.len()), (Mode::Tcp, 0));
+        }
     }
 }

@@ -28,4 +28,4 @@ pub use service::{
     Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
-pub use text::{InvalidValue, format_duration, parse_duration};
+pub use text::{InvalidValue, format_duration, nearest, parse_duration};

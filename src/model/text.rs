@@ -20,6 +20,16 @@ impl InvalidValue {
     }
 }
 
+/// The name that is spelled most like `name`, if one is much like it.
+pub fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
+    let scored = known.map(|known| (strsim::normalized_damerau_levenshtein(name, &known), known));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(score, _)| *score >= MUCH_LIKE).map(|(_, known)| known)
+}
+
+/// Of 1 for the same; two letters that changed places in a word of seven have 0.86.
+const MUCH_LIKE: f64 = 0.7;
+
 /// Parses a duration such as `500ms`, `10s`, `1m30s` or `0s`; a bare `0` is zero too.
 ///
 /// Errors: `InvalidValue` for anything else, a bare number included (its unit would be a guess), and for more than a

@@ -127,7 +127,7 @@ fn refuse_ports(entry_points: &[EntryPointSpec], spec: &ServiceSpec) -> Result<(
 /// Those that are written well.
 fn routes_of(spec: &ServiceSpec) -> Vec<RouteSpec> {
     let all = spec.labels.iter().flatten();
-    let ours = all.filter(|(label, _)| label.starts_with("anynode."));
+    let ours = all.filter(|(label, _)| labels::is_ours(label));
     let ours: BTreeMap<String, String> = ours.map(|(label, value)| (label.clone(), value.clone())).collect();
     match labels::ask_for_routes(&ours) {
         true => labels::routes(&ours),

@@ -175,7 +175,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
 fn refuse_labels(spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), ApiError> {
     let ours = |spec: &ServiceSpec| -> BTreeMap<String, String> {
         let labels = spec.labels.iter().flatten();
-        let ours = labels.filter(|(label, _)| label.starts_with("anynode."));
+        let ours = labels.filter(|(label, _)| labels::is_ours(label));
         ours.map(|(label, value)| (label.clone(), value.clone())).collect()
     };
     let (now, before) = (ours(spec), before.map(ours).unwrap_or_default());
@@ -225,7 +225,7 @@ fn warnings(backend: &Backend, spec: &ServiceSpec) -> Value {
         .and_then(|task| task.container_spec.as_ref());
     let of_containers = container.iter().flat_map(|container| container.labels.iter().flatten());
     let reads_traefik = backend.outside.reads_traefik();
-    let is_meant = |label: &str| label.starts_with(labels::PREFIX) || (reads_traefik && traefik::is_label(label));
+    let is_meant = |label: &str| labels::is_ours(label) || (reads_traefik && traefik::is_label(label));
     for (label, _) in of_containers.filter(|(label, _)| is_meant(label)) {
         said.push(format!(
             "label {label} is the container's, where it says nothing: expected it to be the service's (--label, or deploy.labels)"

@@ -248,7 +248,7 @@ impl Rig {
                 runtime.block_on(async move {
                     let listener = UnixListener::bind(socket).unwrap();
                     ready.send(()).unwrap();
-                    let control = tokio::spawn(control::run(store.clone(), std::future::pending()));
+                    let control = tokio::spawn(control::run(store.clone(), BTreeSet::new(), std::future::pending()));
                     let tasks = tokio::spawn(run_tasks(store.clone(), around.clone()));
                     Api::new(store, around)
                         .serve(listener, async { drop(stopped.await) })
