@@ -155,13 +155,15 @@ pub fn faults(labels: &BTreeMap<String, String>) -> Vec<String> {
     alone(labels).map(|labels| labels.faults).unwrap_or_default()
 }
 
-/// What labels say, whatever the service.
+/// What labels say, whatever the service. Traefik's are among them only where they are read.
 fn alone(labels: &BTreeMap<String, String>) -> Option<Labels> {
     let mut spec = ServiceSpec::new(ServiceName::new("any").ok()?);
+    // By its routes a service is of mode http; what else is wrong with them is said elsewhere.
+    traefik::apply(labels, &mut spec);
     Some(apply(labels, &mut spec))
 }
 
-/// Sets the options of `spec` that `labels` name.
+/// Sets the options of `spec` that `labels` name. What it has of routes already, of Traefik's labels, is judged with them.
 pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Labels {
     let mut reader = Reader {
         labels,
@@ -188,7 +190,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     if !spec.routes.is_empty() && !labels.contains_key(MODE) {
         spec.mode = Mode::Http;
     }
-    spec.health = reader.health();
+    spec.health = reader.health().or_else(|| spec.health.take());
     reader.set("anynode.health.passive", &mut spec.passive);
     let timeouts = &mut spec.timeouts;
     reader.span(
@@ -228,7 +230,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             reader.wrong.insert(option.label.to_owned());
         }
         spec.proxy_protocol = spec.proxy_protocol.filter(|_| spec.mode == Mode::Tcp);
-        reader.refuse_named_without_requests(spec);
+        reader.refuse_routes_without_requests(spec);
     }
     for (label, value) in labels {
         if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
@@ -400,12 +402,12 @@ impl Reader<'_> {
         routes
     }
 
-    /// Routes with names of a service in mode tcp.
-    fn refuse_named_without_requests(&mut self, spec: &mut ServiceSpec) {
+    /// Routes of a service in mode tcp, but for the one without a name, which is refused with its service.
+    fn refuse_routes_without_requests(&mut self, spec: &mut ServiceSpec) {
         if spec.mode == Mode::Http {
             return;
         }
-        for route in spec.routes.extract_if(.., |route| route.said_by.starts_with(ROUTES)) {
+        for route in spec.routes.extract_if(.., |route| &*route.said_by != ROUTE) {
             let RouteSpec { rule, said_by, .. } = route;
             self.faults.push(format!(
                 "label {said_by}={rule}: expected mode http: in tcp mode there are no requests"

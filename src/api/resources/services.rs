@@ -156,7 +156,7 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
         .update(|snapshot| {
             find::swarm(snapshot)?;
             let spec = normalized(snapshot, spec.clone())?;
-            refuse_labels(&spec, None)?;
+            refuse_labels(backend, &spec, None)?;
             routes::refuse(snapshot, &backend.outside.entry_points(), &spec, None)?;
             if let Some(conflict) = port_conflict(snapshot, &spec, None) {
                 return Err(ApiError::invalid(conflict));
@@ -172,10 +172,11 @@ pub(in crate::api) async fn create(backend: &Arc<Backend>, asked: Asked) -> Resu
 }
 
 /// Errors: an option of ours that means nothing, and was not there `before`.
-fn refuse_labels(spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), ApiError> {
+fn refuse_labels(backend: &Backend, spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), ApiError> {
+    let reads_traefik = backend.outside.reads_traefik();
     let ours = |spec: &ServiceSpec| -> BTreeMap<String, String> {
         let labels = spec.labels.iter().flatten();
-        let ours = labels.filter(|(label, _)| labels::is_ours(label));
+        let ours = labels.filter(|(label, _)| labels::is_ours(label) || (reads_traefik && traefik::is_label(label)));
         ours.map(|(label, value)| (label.clone(), value.clone())).collect()
     };
     let (now, before) = (ours(spec), before.map(ours).unwrap_or_default());
@@ -306,7 +307,7 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
                 return Ok((vec![Write::Put(Object::Service(Arc::new(next)))], ()));
             }
             let spec = normalized(snapshot, spec.clone())?;
-            refuse_labels(&spec, Some(&service.spec))?;
+            refuse_labels(backend, &spec, Some(&service.spec))?;
             let before = Some((&service.id, &*service.spec));
             routes::refuse(snapshot, &backend.outside.entry_points(), &spec, before)?;
             if spec.name.as_deref() != Some(service.name()) {

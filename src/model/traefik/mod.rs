@@ -10,14 +10,14 @@ mod tree;
 use std::collections::BTreeMap;
 
 use self::tree::Tree;
-use super::{HealthCheck, Mode, RouteSpec, ServiceSpec, labels};
+use super::{Balance, HealthCheck, RouteSpec, ServiceSpec};
 
 /// What Traefik's labels of one service say.
 #[derive(Debug, Default, PartialEq)]
 struct Translated {
     routes: Vec<RouteSpec>,
     health: Option<HealthCheck>,
-    balance: Option<super::Balance>,
+    balance: Option<Balance>,
     /// What is wrong or has no counterpart: label, value and what was expected, or what holds instead.
     faults: Vec<String>,
 }
@@ -55,25 +55,15 @@ pub fn ports(labels: &BTreeMap<String, String>) -> Vec<u16> {
     services.values().filter_map(|service| service.port).collect()
 }
 
-/// Sets what they say, where our own labels say nothing of it. Returns what is wrong.
+/// Sets what they say; our own labels, which are read after, come first. Returns what is wrong.
 pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<String> {
     if !is_enabled(pairs(labels)) {
         return Vec::new();
     }
-    let mut read = translated(labels);
-    if labels.contains_key(labels::MODE) && spec.mode == Mode::Tcp {
-        let lost = read.routes.drain(..).map(|route| {
-            let RouteSpec { rule, said_by, .. } = route;
-            format!("label {said_by}={rule}: expected mode http: in tcp mode there are no requests")
-        });
-        read.faults.extend(lost.collect::<Vec<_>>());
-    }
+    let read = translated(labels);
     if !read.routes.is_empty() {
-        spec.mode = Mode::Http;
-        spec.health = spec.health.take().or(read.health);
-        if let Some(balance) = read.balance.filter(|_| !labels.contains_key("anynode.balance")) {
-            spec.balance = balance;
-        }
+        spec.health = read.health;
+        spec.balance = read.balance.unwrap_or(spec.balance);
     }
     spec.routes.extend(read.routes);
     read.faults

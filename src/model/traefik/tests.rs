@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Balance, HealthProbe, ServiceName};
+use crate::model::{HealthProbe, Mode, ServiceName, labels};
 
 fn map(text: &[&str]) -> BTreeMap<String, String> {
     let pair = |line: &&str| {
@@ -20,7 +20,8 @@ fn read(text: &[&str]) -> (ServiceSpec, Vec<String>) {
     let mut labels = map(text);
     labels.insert("traefik.enable".to_owned(), "true".to_owned());
     let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
-    let faults = apply(&labels, &mut spec);
+    let mut faults = apply(&labels, &mut spec);
+    faults.extend(labels::apply(&labels, &mut spec).faults);
     (spec, faults)
 }
 
@@ -278,11 +279,40 @@ fn one_check_is_of_all_ports() {
 }
 
 #[test]
-fn our_own_labels_come_first() {
-    let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
-    let labels = map(&["traefik.enable=true", RULE, "anynode.mode=tcp"]);
-    assert!(apply(&labels, &mut spec)[0].contains("expected mode http"));
+fn our_own_labels_come_first_and_are_judged_beside_them() {
+    let checked = [
+        RULE,
+        "traefik.http.services.app.loadbalancer.healthcheck.path=/theirs",
+        "traefik.http.services.app.loadbalancer.strategy=p2c",
+    ];
+    let (spec, faults) = read(&checked);
+    let http = |path: &str| HealthProbe::Http { path: path.to_owned() };
+    assert_eq!(
+        (spec.health.unwrap().probe, spec.balance, faults.len()),
+        (http("/theirs"), Balance::LeastRequest, 0)
+    );
+    let ours = [
+        "anynode.health.http=/ours",
+        "anynode.balance=round-robin",
+        "anynode.timeout.response=5s",
+    ];
+    let (spec, faults) = read(&[&checked[..], &ours].concat());
+    assert_eq!(
+        (spec.health.unwrap().probe, spec.balance, faults.len()),
+        (http("/ours"), Balance::RoundRobin, 0)
+    );
+    // What there is in one mode only.
+    let (spec, faults) = read(&[RULE, "anynode.mode=tcp"]);
     assert_eq!((spec.mode, spec.routes.len()), (Mode::Tcp, 0));
+    assert!(
+        faults[0].contains("routers.app.rule=Host(`a.test`): expected mode http"),
+        "{faults:?}"
+    );
+    let (_, faults) = read(&[RULE, "anynode.proxy-protocol=v1"]);
+    assert!(
+        faults[0].contains("anynode.proxy-protocol=v1: expected mode tcp"),
+        "{faults:?}"
+    );
 }
 
 proptest! {

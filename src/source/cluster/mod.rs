@@ -248,10 +248,12 @@ impl ClusterSource {
     }
 
     fn apply_labels(&self, service: &ClusterService, spec: &mut ServiceSpec) -> labels::Labels {
+        let faults = match self.reads_traefik {
+            true => traefik::apply(&service.labels, spec),
+            false => Vec::new(),
+        };
         let mut labels = labels::apply(&service.labels, spec);
-        if self.reads_traefik {
-            labels.faults.extend(traefik::apply(&service.labels, spec));
-        }
+        labels.faults.extend(faults);
         labels
     }
 

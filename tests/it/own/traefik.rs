@@ -115,6 +115,15 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         return;
     };
     deploy(&own);
+    // An option of mode http, which Traefik's routes make it.
+    own.docker(&[
+        "service",
+        "update",
+        "-d",
+        "--label-add",
+        "anynode.timeout.response=30s",
+        "shop_api",
+    ]);
     let tasks = |service: &str| -> Vec<String> {
         let ids = own.docker(&["service", "ps", "-q", "--no-trunc", &format!("shop_{service}")]);
         ids.lines().map(|id| id.chars().take(12).collect()).collect()
