@@ -69,6 +69,9 @@ services:
         traefik.http.routers.secure.rule: "Host(`secure.example.com`)"
         traefik.http.routers.secure.entrypoints: other
         traefik.http.routers.secure.tls.certresolver: letsencrypt
+        traefik.http.routers.secured.rule: "Host(`secured.example.com`)"
+        traefik.http.routers.secured.entrypoints: websecure
+        traefik.http.routers.secured.tls: "true"
         traefik.http.services.secure.loadbalancer.server.port: "8080"
   elsewhere:
     image: anynode/whoami
@@ -93,8 +96,15 @@ networks:
 
 fn stage(name: &str, variables: &[(&'static str, &'static str)]) -> Option<Own> {
     let mut own = rig::up(name, Tasks::Processes)?;
-    let entry_points = "{ web = { listen = ':80' }, other = { listen = ':8081' } }";
+    let entry_points =
+        "{ web = { listen = ':80' }, other = { listen = ':8081' }, websecure = { listen = ':443', tls = true } }";
     own.env.push(("ANYNODE_ENTRYPOINTS", entry_points));
+    let pair = rcgen::generate_simple_self_signed(["secured.example.com".to_owned()]).unwrap();
+    let (cert, key) = (own.dir().join("cert.pem"), own.dir().join("key.pem"));
+    std::fs::write(&cert, pair.cert.pem()).unwrap();
+    std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+    let certificates = format!("[{{ cert = '{}', key = '{}' }}]", cert.display(), key.display());
+    own.env.push(("ANYNODE_TLS_CERTIFICATES", certificates.leak()));
     own.env.extend(variables);
     own.start();
     own.docker(&["swarm", "init"]);
@@ -143,6 +153,20 @@ fn a_stack_for_traefik_is_served_as_it_is() {
     ] {
         own.wait_for(&format!("{host}{path}"), LONG, || is_of(service, host, path));
     }
+    // Where TLS ends, what asks for it and what does not.
+    for (service, host) in [
+        ("secure", "secured.example.com"),
+        ("tenants", "blue.tenants.example.com"),
+    ] {
+        let (url, at) = (format!("https://{host}/"), format!("{host}:443:127.0.0.1"));
+        let args = ["-sk", "-m", "10", "--resolve", &at, &url];
+        own.wait_for(&url, LONG, || {
+            let out = own.inside("curl").args(args).output().unwrap();
+            let body = String::from_utf8_lossy(&out.stdout).into_owned();
+            tasks(service).iter().any(|task| body.contains(task))
+        });
+    }
+    assert_eq!(ask(&own, "secured.example.com", "/").0, "404");
     for host in [
         "admin.example.com",
         "secure.example.com",
