@@ -54,13 +54,10 @@ fn pick(c: &mut Criterion) {
                 let picks = service.picks(now);
                 let i = match balance {
                     Balance::RoundRobin => picks.next(),
-                    Balance::LeastRequest => {
-                        let (one, other) = (picks.at(fastrand::usize(..10)), picks.at(fastrand::usize(..10)));
-                        one.zip(other).map(|(one, other)| {
-                            let load = |i: usize| service.endpoints()[i].in_flight();
-                            if load(other) < load(one) { other } else { one }
-                        })
-                    }
+                    Balance::LeastRequest => picks.two().map(|[(one, _), (other, _)]| {
+                        let load = |i: usize| service.endpoints()[i].in_flight();
+                        if load(other) < load(one) { other } else { one }
+                    }),
                 };
                 black_box(i)
             });

@@ -240,6 +240,9 @@ struct EndpointView {
     /// The hostname of its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    /// Where not all have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u32>,
     state: &'static str,
     in_flight: u32,
     total: u64,
@@ -471,7 +474,9 @@ impl ServiceView {
             };
             format!("{probe} every {}", format_duration(check.interval))
         });
-        let endpoints = service.endpoints().iter().chain(draining);
+        let weights = spec.weights.iter().map(|weight| Some(weight.get()));
+        let weights = weights.chain(std::iter::repeat(None));
+        let endpoints = service.endpoints().iter().chain(draining).zip(weights);
         ServiceView {
             name: service.name().to_string(),
             mode: spec.mode.as_str(),
@@ -490,7 +495,9 @@ impl ServiceView {
                 .stats()
                 .connections_total
                 .load(std::sync::atomic::Ordering::Relaxed),
-            endpoints: endpoints.map(|endpoint| EndpointView::of(endpoint, now)).collect(),
+            endpoints: endpoints
+                .map(|(endpoint, weight)| EndpointView::of(endpoint, weight, now))
+                .collect(),
         }
     }
 }
@@ -504,7 +511,7 @@ fn describe_route(route: &RouteSpec) -> String {
 }
 
 impl EndpointView {
-    fn of(endpoint: &Endpoint, now: Instant) -> EndpointView {
+    fn of(endpoint: &Endpoint, weight: Option<u32>, now: Instant) -> EndpointView {
         let state: EndpointState = endpoint.state(now);
         EndpointView {
             address: endpoint.spec().to_string(),
@@ -512,6 +519,7 @@ impl EndpointView {
             opaque: endpoint.opaque().map(|why| why.to_string()),
             task: endpoint.task().map(|_| endpoint.label()),
             node: endpoint.task().map(|task| task.hostname.to_string()),
+            weight,
             state: state.as_str(),
             in_flight: endpoint.in_flight(),
             total: endpoint.picks_total(),

@@ -81,6 +81,9 @@ pub struct ClusterNode {
     pub is_up: bool,
     /// `active`, `pause` or `drain`.
     pub availability: String,
+    /// Labels that begin with `anynode.`, as they were written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One object of a cluster.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
-    ServiceName, ServiceSpec, nearest, parse_duration, traefik,
+    ServiceName, ServiceSpec, Weight, nearest, parse_duration, traefik,
 };
 
 /// What labels say beside the spec itself.
@@ -87,6 +87,9 @@ const ROUTE_OPTIONS: [RoutePart; 4] = [
 /// The port that tasks listen on for them.
 pub const PORT: &str = "anynode.port";
 
+/// How much the tasks on a node get beside those of other nodes: a label of nodes.
+pub const WEIGHT: &str = "anynode.weight";
+
 /// Whose socket tasks get that mount the engine's. It says nothing of connections to the service.
 pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
 
@@ -148,6 +151,22 @@ pub fn routes(labels: &BTreeMap<String, String>) -> Vec<RouteSpec> {
 /// Whether a label asks for a route, of ours or of Traefik's, whether those are read or not.
 pub fn may_ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
     ask_for_routes(labels) || traefik::ask_for_routes(labels)
+}
+
+/// What a node's labels say its tasks weigh, and what is wrong with those of ours.
+pub fn of_node(labels: &BTreeMap<String, String>) -> (Weight, Vec<String>) {
+    let mut weight = Weight::default();
+    let mut faults = Vec::new();
+    for (label, value) in labels.iter().filter(|(label, _)| label.starts_with("anynode.")) {
+        match (label.as_str(), value.trim().parse()) {
+            (WEIGHT, Ok(said)) => weight = said,
+            (WEIGHT, Err(error)) => faults.push(format!("label {label}: {error}")),
+            _ => faults.push(format!(
+                "label {label}={value}: no such option of a node: expected {WEIGHT}"
+            )),
+        }
+    }
+    (weight, faults)
 }
 
 /// All that is wrong with labels.
@@ -233,7 +252,12 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         reader.refuse_routes_without_requests(spec);
     }
     for (label, value) in labels {
-        if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
+        if label == WEIGHT {
+            reader.faults.push(format!(
+                "label {label}={value}: expected on nodes (docker node update --label-add {label}=2 NODE): \
+                 of a service it would say the same of all tasks"
+            ));
+        } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
             reader
                 .faults
                 .push(format!("label {label}={value}: no such option{}", hint(label)));

@@ -4,6 +4,7 @@
 //! again. What can only be judged across services (two of them publish one port) is the routing table's to refuse.
 
 mod asker;
+mod balance;
 mod cluster;
 pub mod exec;
 pub mod labels;
@@ -18,6 +19,7 @@ pub mod traefik;
 pub mod volume;
 
 pub use asker::Asker;
+pub use balance::{Balance, Weight};
 pub use cluster::{
     Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
     DigestMismatch, ObjectDiff,
@@ -25,7 +27,7 @@ pub use cluster::{
 pub use one_mode::OneMode;
 pub use route::{EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec};
 pub use service::{
-    Attachment, Balance, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
+    Attachment, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
 pub use text::{InvalidValue, format_duration, nearest, parse_duration};

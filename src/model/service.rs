@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{InvalidValue, RouteSpec};
+use super::{Balance, InvalidValue, RouteSpec, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -133,6 +133,8 @@ pub struct ServiceSpec {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub endpoints: Vec<EndpointSpec>,
+    /// One for each of `endpoints`, or none where all have as much: `set_weights`.
+    pub weights: Vec<Weight>,
     /// The networks that it is on, by whose tasks it is reached from inside.
     pub attachments: Vec<Attachment>,
 }
@@ -156,6 +158,7 @@ impl ServiceSpec {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             endpoints: Vec::new(),
+            weights: Vec::new(),
             attachments: Vec::new(),
         }
     }
@@ -181,6 +184,19 @@ impl ServiceSpec {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+}
+
+impl ServiceSpec {
+    /// Says how much each of `endpoints` gets beside the others.
+    pub fn set_weights(&mut self, weights: Vec<Weight>) {
+        let are_alike = weights.windows(2).all(|pair| pair[0] == pair[1]);
+        self.weights = if are_alike { Vec::new() } else { weights };
+    }
+
+    /// Of the endpoint at this place in `endpoints`.
+    pub fn weight_of(&self, place: usize) -> Weight {
+        self.weights.get(place).copied().unwrap_or_default()
     }
 }
 
@@ -235,37 +251,6 @@ impl FromStr for Mode {
             "tcp" => Ok(Mode::Tcp),
             "http" => Ok(Mode::Http),
             _ => Err(InvalidValue::new(text, "tcp or http")),
-        }
-    }
-}
-
-/// How an endpoint is chosen among the healthy ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Balance {
-    /// Each in turn, exactly, over all cores of the node.
-    #[default]
-    RoundRobin,
-    /// Of two drawn at random, the one with less in flight.
-    LeastRequest,
-}
-
-impl Balance {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Balance::RoundRobin => "round-robin",
-            Balance::LeastRequest => "least-request",
-        }
-    }
-}
-
-impl FromStr for Balance {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Balance, InvalidValue> {
-        match text {
-            "round-robin" => Ok(Balance::RoundRobin),
-            "least-request" => Ok(Balance::LeastRequest),
-            _ => Err(InvalidValue::new(text, "round-robin or least-request")),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which endpoint a connection or request goes to, and how it waits where caps are reached. Not here: health and turns
 //! (`routing`), the sockets (`upstream`).
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -65,14 +66,14 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
         service.stats().panic_picks.fetch_add(1, Ordering::Relaxed);
     }
     let cap = service.spec().limits.endpoint_connections;
-    let mut is_full = false;
+    let is_full = Cell::new(false);
     let mut lease = |i: usize| {
         let endpoint = &service.endpoints()[i];
         if tried.contains(&endpoint.id()) {
             return None;
         }
         if !endpoint.begin(cap) {
-            is_full = true;
+            is_full.set(true);
             return None;
         }
         Some(Lease::of(endpoint.clone()))
@@ -82,21 +83,29 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
     {
         return Ok(lease);
     }
-    for _ in 0..picks.len() {
+    for _ in 0..picks.n_turns() {
         if let Some(lease) = picks.next().and_then(&mut lease) {
             return Ok(lease);
         }
     }
-    Err(if is_full { NoPick::Full } else { NoPick::Tried })
+    if let Some(lease) = picks.missed().find_map(&mut lease) {
+        return Ok(lease);
+    }
+    // Whoever has no weight is no place to put what others are about to have room for.
+    if is_full.get() {
+        return Err(NoPick::Full);
+    }
+    picks.reserve().find_map(&mut lease).ok_or_else(|| match is_full.get() {
+        true => NoPick::Full,
+        false => NoPick::Tried,
+    })
 }
 
 fn less_loaded_of_two(service: &Service, picks: &Picks) -> Option<usize> {
-    let first = fastrand::usize(..picks.len());
-    // Another one than the first, where there is another.
-    let second = first + 1 + fastrand::usize(..picks.len().saturating_sub(1).max(1));
-    let (first, second) = (picks.at(first)?, picks.at(second)?);
-    let load = |i: usize| service.endpoints()[i].in_flight();
-    Some(if load(second) < load(first) { second } else { first })
+    let [(first, its_weight), (second, other_weight)] = picks.two()?;
+    let load = |i: usize| u64::from(service.endpoints()[i].in_flight());
+    let is_less = load(second) * u64::from(its_weight) < load(first) * u64::from(other_weight);
+    Some(if is_less { second } else { first })
 }
 
 /// Picks an endpoint, waiting in the service's queue while all have as much in flight as they may.

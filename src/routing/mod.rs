@@ -21,6 +21,7 @@ mod ranked;
 mod retry_budget;
 mod said;
 mod service;
+mod shares;
 mod state;
 mod stats;
 mod table;

@@ -6,13 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::endpoint::{Endpoint, EndpointState};
+use super::shares::Shares;
+use crate::model::ServiceSpec;
 
-/// The endpoints that may be picked, in table order, as indices into the service's endpoints.
+/// The endpoints that may be picked, as indices into the service's endpoints.
 #[derive(Debug)]
 pub struct Picks {
+    /// In table order those that take turns, then likewise those that get something only where these cannot take it.
     order: Box<[u32]>,
+    /// How many take turns.
+    n_turns: usize,
     /// Shared by all cores, so that turns are exact.
     cursor: AtomicUsize,
+    /// Where not all that take turns have as many.
+    shares: Option<Box<Shares>>,
     /// Where the cursor began, and the place that it was for, if nobody had been picked by then.
     fresh: Option<(usize, u32)>,
     /// The health epoch that this list shows.
@@ -27,15 +34,26 @@ pub struct Picks {
 pub(super) enum Start {
     /// Nobody was picked yet: whoever is at this place, counted round. Nodes with places of their own begin apart.
     Place(u32),
-    /// The endpoint with this index, or else the next after it that may be picked.
-    Of(u32),
+    Of {
+        /// The endpoint with this index, or else the next after it that takes turns.
+        first: u32,
+        /// Where shares are not alike: how many turns there were.
+        turn: usize,
+    },
 }
 
 impl Picks {
-    /// The list for `endpoints` now.
+    /// The list for `endpoints`, which are those of `spec`, now.
     ///
-    /// Panic rule: when none is ready, all are used rather than none.
-    pub(super) fn new(endpoints: &[Arc<Endpoint>], epoch: u64, now: Instant, start: Start) -> Picks {
+    /// Panic rule: when none is ready, all are used rather than none. Endpoints without weight take turns only where no other
+    /// is in the list.
+    pub(super) fn new(
+        endpoints: &[Arc<Endpoint>],
+        spec: &ServiceSpec,
+        epoch: u64,
+        now: Instant,
+        start: Start,
+    ) -> Picks {
         let index = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
         let mut order: Vec<u32> = Vec::with_capacity(endpoints.len());
         let mut valid_until: Option<Instant> = None;
@@ -53,17 +71,34 @@ impl Picks {
         if is_panic {
             order.extend((0..endpoints.len()).map(index));
         }
-        let cursor = match start {
-            Start::Place(place) => (place as usize).checked_rem(order.len()).unwrap_or(0),
-            Start::Of(first) => order.iter().position(|i| *i >= first).unwrap_or(0),
+        let mut n_turns = order.len();
+        let mut shares = None;
+        if !spec.weights.is_empty() {
+            let weight_of = |i: &u32| spec.weight_of(*i as usize).get();
+            order.sort_by_key(|i| weight_of(i) == 0);
+            let n_weighty = order.partition_point(|i| weight_of(i) != 0);
+            if n_weighty != 0 {
+                n_turns = n_weighty;
+                let parts: Vec<(u32, u32)> = order[..n_turns].iter().map(|i| (*i, weight_of(i))).collect();
+                let are_alike = parts.windows(2).all(|pair| pair[0].1 == pair[1].1);
+                shares = (!are_alike).then(|| Box::new(Shares::new(&parts, endpoints.len())));
+            }
+        }
+        let cursor = match (start, &shares) {
+            (Start::Place(place), Some(_)) => place as usize,
+            (Start::Place(place), None) => (place as usize).checked_rem(n_turns).unwrap_or(0),
+            (Start::Of { turn, .. }, Some(_)) => turn,
+            (Start::Of { first, .. }, None) => order[..n_turns].iter().position(|i| *i >= first).unwrap_or(0),
         };
         let fresh = match start {
             Start::Place(place) => Some((cursor, place)),
-            Start::Of(_) => None,
+            Start::Of { .. } => None,
         };
         Picks {
             order: order.into(),
+            n_turns,
             cursor: AtomicUsize::new(cursor),
+            shares,
             fresh,
             epoch,
             valid_until,
@@ -79,6 +114,11 @@ impl Picks {
         self.order.is_empty()
     }
 
+    /// How many of them take turns.
+    pub fn n_turns(&self) -> usize {
+        self.n_turns
+    }
+
     /// No endpoint is ready, so all are in the list.
     pub fn is_panic(&self) -> bool {
         self.is_panic
@@ -86,30 +126,91 @@ impl Picks {
 
     /// Takes the next turn; `None` if there is no endpoint. O(1).
     pub fn next(&self) -> Option<usize> {
-        if self.order.is_empty() {
+        if self.n_turns == 0 {
             return None;
         }
-        let turn = self.cursor.fetch_add(1, Ordering::Relaxed) % self.order.len();
-        Some(self.order[turn] as usize)
+        let turn = self.cursor.fetch_add(1, Ordering::Relaxed);
+        if let Some(shares) = &self.shares {
+            return Some(shares.at(turn));
+        }
+        Some(self.order[turn % self.n_turns] as usize)
     }
 
-    /// The endpoint at `place` of the list, for whoever draws its own lots. `place` wraps around; the list is not empty.
+    /// Two endpoints that take turns, drawn by lot, each with its weight; not the same one, where there are others. `None` if there
+    /// is none. O(1).
+    pub fn two(&self) -> Option<[(usize, u32); 2]> {
+        if self.n_turns == 0 {
+            return None;
+        }
+        if let Some(shares) = &self.shares {
+            return Some(two_of(shares));
+        }
+        let first = fastrand::usize(..self.n_turns);
+        // Another one than the first, where there is another.
+        let second = first + 1 + fastrand::usize(..self.n_turns.saturating_sub(1).max(1));
+        let at = |place: usize| (self.order[place % self.n_turns] as usize, 1);
+        Some([at(first), at(second)])
+    }
+
+    /// Those that take turns and may not have come up in `n_turns` of them.
+    pub fn missed(&self) -> impl Iterator<Item = usize> {
+        let missed = match self.shares {
+            Some(_) => &self.order[..self.n_turns],
+            None => &[],
+        };
+        missed.iter().map(|i| *i as usize)
+    }
+
+    /// Those that get something only where nobody takes it who takes turns.
+    pub fn reserve(&self) -> impl Iterator<Item = usize> {
+        self.order[self.n_turns..].iter().map(|i| *i as usize)
+    }
+
+    /// The endpoint at `place` of the whole list.
     pub fn at(&self, place: usize) -> Option<usize> {
-        let place = place.checked_rem(self.order.len())?;
-        Some(self.order[place] as usize)
+        self.order.get(place).map(|i| *i as usize)
     }
 
     /// Who begins the list that follows this one, where the endpoints are the same.
     pub(super) fn start(&self) -> Start {
         match self.fresh {
             Some((began_at, place)) if self.cursor.load(Ordering::Relaxed) == began_at => Start::Place(place),
-            _ => Start::Of(self.upcoming().next().map_or(0, |i| u32::try_from(i).unwrap_or(0))),
+            _ => Start::Of {
+                first: self.upcoming().next().map_or(0, |i| u32::try_from(i).unwrap_or(0)),
+                turn: self.turn(),
+            },
         }
     }
 
-    /// Whose turn is next, without taking it: the whole order of turns from here.
+    pub(super) fn turn(&self) -> usize {
+        self.cursor.load(Ordering::Relaxed)
+    }
+
+    /// Whose turn is next, without taking it: an order of all that take turns from here.
     pub(super) fn upcoming(&self) -> impl Iterator<Item = usize> {
-        let (len, at) = (self.order.len(), self.cursor.load(Ordering::Relaxed));
-        (0..len).map(move |i| self.order[at.wrapping_add(i) % len] as usize)
+        let (n, at) = (self.n_turns, self.turn());
+        let next = self.shares.as_ref().map(|shares| shares.at(at));
+        let at = next.map_or(at, |next| {
+            let mut turns = self.order[..n].iter();
+            turns.position(|i| *i as usize == next).unwrap_or(0)
+        });
+        (0..n).map(move |i| self.order[at.wrapping_add(i) % n] as usize)
     }
 }
+
+fn two_of(shares: &Shares) -> [(usize, u32); 2] {
+    let draw = || shares.at(fastrand::usize(..shares.period()));
+    let first = draw();
+    let mut second = draw();
+    // Who has most of the turns would mostly be drawn against itself.
+    for _ in 0..DRAWS_MOST {
+        if second != first {
+            break;
+        }
+        second = draw();
+    }
+    [(first, shares.weight(first)), (second, shares.weight(second))]
+}
+
+/// For a second endpoint; an endpoint that has nearly all turns gets this one too.
+const DRAWS_MOST: u32 = 3;

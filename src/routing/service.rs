@@ -66,10 +66,13 @@ impl Service {
                 endpoints.iter().position(|endpoint| endpoint.id() == id)
             };
             let first = picks.upcoming().find_map(stays)?;
-            Some(Start::Of(u32::try_from(first).unwrap_or(0)))
+            Some(Start::Of {
+                first: u32::try_from(first).unwrap_or(0),
+                turn: picks.turn(),
+            })
         });
         let start = start.unwrap_or(Start::Place(place));
-        let picks = Picks::new(&endpoints, state.epoch(), now, start);
+        let picks = Picks::new(&endpoints, &spec, state.epoch(), now, start);
         Service {
             spec,
             vip,
@@ -121,7 +124,7 @@ impl Service {
         let epoch = self.state.epoch();
         let start = picks.start();
         self.picks
-            .store(Arc::new(Picks::new(&self.endpoints, epoch, now, start)));
+            .store(Arc::new(Picks::new(&self.endpoints, &self.spec, epoch, now, start)));
         self.picks.load()
     }
 

@@ -205,6 +205,13 @@ fn names_of(task: &Task) -> Vec<String> {
     names
 }
 
+/// Of all labels, those that are for us.
+fn ours<T: AsRef<str>>(labels: impl Iterator<Item = (T, T)>) -> BTreeMap<String, String> {
+    let ours = labels.filter(|(key, _)| key.as_ref().starts_with("anynode."));
+    ours.map(|(key, value)| (key.as_ref().to_owned(), value.as_ref().to_owned()))
+        .collect()
+}
+
 fn node_of(node: &swarm::Node) -> ClusterNode {
     ClusterNode {
         id: node.id.to_string(),
@@ -218,5 +225,6 @@ fn node_of(node: &swarm::Node) -> ClusterNode {
             Availability::Drain => "drain",
         }
         .to_owned(),
+        labels: ours(node.spec.labels.iter().flatten()),
     }
 }

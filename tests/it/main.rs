@@ -5,6 +5,7 @@
 mod admin;
 mod agent;
 mod api;
+mod balance;
 mod churn;
 mod cli;
 mod crowded;

@@ -8,6 +8,7 @@ use hyper::StatusCode;
 use crate::api::backend::Backend;
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters};
 use crate::api::{find, view};
+use crate::model::labels;
 use crate::model::swarm::{Node, Object, Time, Write};
 use crate::store::THIS_REVISION;
 
@@ -68,6 +69,23 @@ pub(in crate::api) fn remove(backend: &Backend, id: &str) -> Result<Answer, ApiE
     )))
 }
 
+/// Errors: a label of ours that means nothing, and was not there `before`.
+fn refuse_labels(spec: &NodeSpec, before: &NodeSpec) -> Result<(), ApiError> {
+    let faults = |spec: &NodeSpec| -> Vec<String> {
+        let labels = spec.labels.iter().flatten();
+        labels::of_node(&labels.map(|(label, value)| (label.clone(), value.clone())).collect()).1
+    };
+    let known = faults(before);
+    let faults: Vec<String> = faults(spec)
+        .into_iter()
+        .filter(|fault| !known.contains(fault))
+        .collect();
+    match faults.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::bad(faults.join("; "))),
+    }
+}
+
 pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &str) -> Result<Answer, ApiError> {
     let version = asked.version("node")?;
     find::swarm(&backend.store.snapshot())?;
@@ -92,6 +110,7 @@ pub(in crate::api) async fn update(backend: &Arc<Backend>, asked: Asked, id: &st
                     "attempting to demote the last manager of the swarm",
                 ));
             }
+            refuse_labels(&spec, &node.spec)?;
             let mut next = Node::clone(&node);
             next.spec = spec.clone();
             next.meta.version = THIS_REVISION;

@@ -18,7 +18,7 @@ use self::claims::{Claim, Claims};
 use super::SourceStatus;
 use crate::model::{
     Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, Mode, PublishedPort, Reach, RouteSpec,
-    ServiceName, ServiceSpec, TaskRef, labels, traefik,
+    ServiceName, ServiceSpec, TaskRef, Weight, labels, traefik,
 };
 use crate::routing::{Change, EntryPoint, RoutingTable, TableHandle};
 
@@ -409,6 +409,7 @@ impl ClusterSource {
         // Swarm waits before it sends the stop signal, and the grace period begins with that.
         spec.stop_grace = grace.saturating_add(SWARM_WAITS);
         spec.endpoints = self.endpoints_of(service, &mut faults);
+        spec.set_weights(self.weights_of(&spec.endpoints, &mut faults));
         spec.attachments.clone_from(&service.networks);
         self.faults.set(&service.name, faults);
         Some(spec)
@@ -519,6 +520,25 @@ impl ClusterSource {
     }
 }
 
+impl ClusterSource {
+    /// How much each of these gets: what the node says that it is on.
+    fn weights_of(&self, endpoints: &[EndpointSpec], faults: &mut Vec<String>) -> Vec<Weight> {
+        let mut wrong: BTreeSet<&str> = BTreeSet::new();
+        let mut weights = Vec::with_capacity(endpoints.len());
+        for task in endpoints.iter().filter_map(|endpoint| endpoint.task.as_deref()) {
+            let (weight, said) = match self.seen.node(&task.node) {
+                Some(node) if !node.labels.is_empty() => labels::of_node(&node.labels),
+                _ => Default::default(),
+            };
+            if !said.is_empty() && wrong.insert(&task.node) {
+                faults.extend(said.iter().map(|fault| format!("node {}: {fault}", task.hostname)));
+            }
+            weights.push(weight);
+        }
+        weights
+    }
+}
+
 fn claims_at(table: &RoutingTable, route: &RouteSpec) -> Vec<Claim> {
     let at = table.entry_points().iter().filter(|one| one.spec().takes(route));
     at.map(|one| {
@@ -531,9 +551,11 @@ fn claims_at(table: &RoutingTable, route: &RouteSpec) -> Vec<Claim> {
 }
 
 /// What of a node the endpoints on it depend on.
-fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &String)> {
+fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &String, &BTreeMap<String, String>)> {
     match object {
-        Some(ClusterObject::Node(ClusterNode { addr, hostname, .. })) => Some((addr, hostname)),
+        Some(ClusterObject::Node(ClusterNode {
+            addr, hostname, labels, ..
+        })) => Some((addr, hostname, labels)),
         _ => None,
     }
 }
@@ -579,7 +601,16 @@ mod tests {
             is_manager: false,
             is_up: true,
             availability: "active".to_owned(),
+            labels: Default::default(),
         })
+    }
+
+    fn labelled(id: &str, last: u8, label: (&str, &str)) -> ClusterObject {
+        let ClusterObject::Node(mut node) = node(id, last) else {
+            unreachable!("it is one");
+        };
+        node.labels.insert(label.0.to_owned(), label.1.to_owned());
+        ClusterObject::Node(node)
     }
 
     fn service(id: &str, name: &str, published: u16, labels: &[(&str, &str)]) -> ClusterObject {
@@ -699,6 +730,39 @@ mod tests {
                     .map(|endpoint| endpoint.spec().to_string())
                     .collect()
             })
+        }
+    }
+
+    #[test]
+    fn what_a_node_is_labelled_with_weighs_the_tasks_that_run_there() {
+        let mut rig = Rig::new();
+        rig.cluster.put(service("s", "web", 8080, &[]));
+        rig.cluster.put(task("1", "s", "b", 1));
+        rig.cluster.put(task("2", "s", "c", 2));
+        rig.cluster.put(node("c", 3));
+        rig.follow();
+        let weights = |rig: &Rig| -> Vec<u32> {
+            let service = rig.source.table.load().service_by_key("web").unwrap().clone();
+            let weights = (0..service.endpoints().len()).map(|place| service.spec().weight_of(place).get());
+            weights.collect()
+        };
+        assert_eq!((weights(&rig), rig.fault("web")), (vec![1, 1], String::new()));
+        rig.cluster.put(labelled("c", 3, (labels::WEIGHT, "0")));
+        rig.follow();
+        assert_eq!(weights(&rig), [1, 0]);
+        for (label, fault) in [
+            (
+                ("anynode.weight", "-1"),
+                "node host-c: label anynode.weight: \"-1\" is not valid: expected a weight from 0 to 1000",
+            ),
+            (
+                ("anynode.wieght", "3"),
+                "node host-c: label anynode.wieght=3: no such option of a node: expected anynode.weight",
+            ),
+        ] {
+            rig.cluster.put(labelled("c", 3, label));
+            rig.follow();
+            assert_eq!((weights(&rig), rig.fault("web")), (vec![1, 1], fault.to_owned()));
         }
     }
 

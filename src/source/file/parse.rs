@@ -13,7 +13,7 @@ use super::words;
 use crate::model::rule::Rule;
 use crate::model::{
     Balance, ClientAddress, EndpointSpec, EntryPointName, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive,
-    ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, parse_duration,
+    ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -203,36 +203,42 @@ fn into_route(
     parts.into_route(key)
 }
 
-/// An address alone, or with the network namespace that it is of.
-struct EndpointDto(EndpointSpec);
+/// An address alone, or with the network namespace that it is of and how much it gets.
+struct EndpointDto(EndpointSpec, Weight);
 
 impl<'de> Deserialize<'de> for EndpointDto {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EndpointDto, D::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct InNamespace {
+        struct Whole {
             address: Text<EndpointSpec>,
             netns: Option<Text<Namespace>>,
+            weight: Option<Text<Weight>>,
         }
         struct Endpoint;
         impl<'de> Visitor<'de> for Endpoint {
             type Value = EndpointDto;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address, or { address: 127.0.0.1:80, netns: /run/netns/x }")
+                f.write_str("an address, or { address: 127.0.0.1:80, netns: /run/netns/x, weight: 1 }")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointDto, E> {
-                text.parse().map(EndpointDto).map_err(E::custom)
+                let endpoint = text.parse().map_err(E::custom)?;
+                Ok(EndpointDto(endpoint, Weight::default()))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointDto, A::Error> {
-                let endpoint = InNamespace::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let endpoint = Whole::deserialize(de::value::MapAccessDeserializer::new(map))?;
                 let netns = endpoint.netns.map(|netns| netns.0.0);
-                Ok(EndpointDto(EndpointSpec {
+                let spec = EndpointSpec {
                     netns,
                     ..endpoint.address.0
-                }))
+                };
+                Ok(EndpointDto(
+                    spec,
+                    endpoint.weight.map_or_else(Weight::default, |weight| weight.0),
+                ))
             }
         }
         deserializer.deserialize_any(Endpoint)
@@ -315,7 +321,13 @@ impl ServiceDto {
         let says_client_address = self.client_address.is_some();
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
         set(&mut spec.abort_on_client_close, self.abort_on_client_close);
-        spec.endpoints = self.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
+        let endpoints = self
+            .endpoints
+            .into_iter()
+            .map(|EndpointDto(spec, weight)| (spec, weight));
+        let (endpoints, weights) = endpoints.unzip();
+        spec.endpoints = endpoints;
+        spec.set_weights(weights);
         if let Some(mut health) = self.health {
             let passive = health.passive.take().map(|text| text.0);
             set(&mut spec.passive, passive);

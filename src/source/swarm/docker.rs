@@ -287,6 +287,7 @@ fn seen_node(node: bollard::models::Node) -> Seen {
                     _ => "active",
                 }
                 .to_owned(),
+                labels: our_labels(spec.labels.unwrap_or_default()),
             },
             manager_addr: node.manager_status.and_then(|manager| usable(&manager.addr?)),
         },

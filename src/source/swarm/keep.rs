@@ -209,6 +209,7 @@ mod tests {
             is_manager: true,
             is_up: true,
             availability: "active".to_owned(),
+            labels: Default::default(),
         }));
         cluster.set_revision(9);
         let info = EngineInfo {
@@ -242,6 +243,7 @@ mod tests {
                 is_manager: false,
                 is_up: true,
                 availability: "active".to_owned(),
+                labels: Default::default(),
             })
         };
         cluster.put(node("n"));

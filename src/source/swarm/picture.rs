@@ -347,7 +347,7 @@ impl From<proto::Task> for Seen {
 
 impl From<proto::Node> for Seen {
     fn from(node: proto::Node) -> Seen {
-        let status = node.status.unwrap_or_default();
+        let (spec, status) = (node.spec.unwrap_or_default(), node.status.unwrap_or_default());
         Seen {
             version: version(node.meta.as_ref()),
             object: SeenObject::Node {
@@ -358,12 +358,13 @@ impl From<proto::Node> for Seen {
                     addr: reachable(&status.addr),
                     is_manager: node.role == 1,
                     is_up: status.state != 1,
-                    availability: match node.spec.unwrap_or_default().availability {
+                    availability: match spec.availability {
                         0 => "active",
                         1 => "pause",
                         _ => "drain",
                     }
                     .to_owned(),
+                    labels: our_labels(spec.annotations.unwrap_or_default().labels),
                 },
             },
         }

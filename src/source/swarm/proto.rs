@@ -140,6 +140,8 @@ pub(super) const RUNNING: i32 = 512;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NodeSpec {
+    #[prost(message, optional, tag = "1")]
+    pub(super) annotations: Option<Annotations>,
     /// Active 0, pause 1, drain 2.
     #[prost(int32, tag = "4")]
     pub(super) availability: i32,

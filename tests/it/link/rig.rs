@@ -66,6 +66,7 @@ pub fn node(id: &str, addr: IpAddr) -> ClusterObject {
         is_manager: id.starts_with('m'),
         is_up: true,
         availability: "active".to_owned(),
+        labels: Default::default(),
     })
 }
 

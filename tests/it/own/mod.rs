@@ -2,6 +2,7 @@
 
 mod api;
 mod attached;
+mod balance;
 mod clients;
 mod compose;
 mod declared;
