@@ -70,3 +70,25 @@ impl fmt::Display for Weight {
         fmt::Display::fmt(&self.0, f)
     }
 }
+
+/// Whose tasks get a connection or request first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefer {
+    /// Nobody's.
+    #[default]
+    Any,
+    /// Those of the node that it came in by.
+    Local,
+}
+
+impl FromStr for Prefer {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Prefer, InvalidValue> {
+        match text {
+            "any" => Ok(Prefer::Any),
+            "local" => Ok(Prefer::Local),
+            _ => Err(InvalidValue::new(text, "any or local")),
+        }
+    }
+}

@@ -28,9 +28,10 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 29] = [
+pub const KNOWN: [&str; 30] = [
     MODE,
     "anynode.balance",
+    "anynode.prefer",
     "anynode.bind",
     ROUTE,
     "anynode.priority",
@@ -193,6 +194,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     let mut bind = None;
     reader.set(MODE, &mut spec.mode);
     reader.set("anynode.balance", &mut spec.balance);
+    reader.set("anynode.prefer", &mut spec.prefer);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
     reader.flag("anynode.abort-on-client-close", &mut spec.abort_on_client_close);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, InvalidValue, RouteSpec, Weight};
+use super::{Balance, InvalidValue, Prefer, RouteSpec, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -120,6 +120,7 @@ pub struct ServiceSpec {
     /// Requests to entry points that are its own (http).
     pub routes: Vec<RouteSpec>,
     pub balance: Balance,
+    pub prefer: Prefer,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
     pub health: Option<HealthCheck>,
     pub passive: Passive,
@@ -135,6 +136,8 @@ pub struct ServiceSpec {
     pub endpoints: Vec<EndpointSpec>,
     /// One for each of `endpoints`, or none where all have as much: `set_weights`.
     pub weights: Vec<Weight>,
+    /// Which of `endpoints` are at addresses of this node; empty where none was asked for. Tasks say it themselves.
+    pub near: Vec<bool>,
     /// The networks that it is on, by whose tasks it is reached from inside.
     pub attachments: Vec<Attachment>,
 }
@@ -149,6 +152,7 @@ impl ServiceSpec {
             expose: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),
+            prefer: Prefer::default(),
             health: None,
             passive: Passive::default(),
             proxy_protocol: None,
@@ -159,6 +163,7 @@ impl ServiceSpec {
             timeouts: Timeouts::default(),
             endpoints: Vec::new(),
             weights: Vec::new(),
+            near: Vec::new(),
             attachments: Vec::new(),
         }
     }
@@ -192,6 +197,14 @@ impl ServiceSpec {
     pub fn set_weights(&mut self, weights: Vec<Weight>) {
         let are_alike = weights.windows(2).all(|pair| pair[0] == pair[1]);
         self.weights = if are_alike { Vec::new() } else { weights };
+    }
+
+    /// Whether the endpoint at this place in `endpoints` is of this node.
+    pub fn is_near(&self, place: usize) -> bool {
+        match self.endpoints.get(place).and_then(|endpoint| endpoint.task.as_ref()) {
+            Some(task) => !task.is_remote,
+            None => self.near.get(place).copied().unwrap_or(false),
+        }
     }
 
     /// Of the endpoint at this place in `endpoints`.

@@ -78,6 +78,11 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
         }
         Some(Lease::of(endpoint.clone()))
     };
+    if picks.has_others()
+        && let Some(lease) = near_or_idle(service, &picks).and_then(&mut lease)
+    {
+        return Ok(lease);
+    }
     if service.spec().balance == Balance::LeastRequest
         && let Some(lease) = less_loaded_of_two(service, &picks).and_then(&mut lease)
     {
@@ -91,6 +96,9 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
     if let Some(lease) = picks.missed().find_map(&mut lease) {
         return Ok(lease);
     }
+    if let Some(lease) = picks.others().find_map(&mut lease) {
+        return Ok(lease);
+    }
     // Whoever has no weight is no place to put what others are about to have room for.
     if is_full.get() {
         return Err(NoPick::Full);
@@ -100,6 +108,25 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
         false => NoPick::Tried,
     })
 }
+
+/// An endpoint of this node, or one of another where the former has much in flight and the latter less than half as much.
+/// The others are looked at in turn, so that over many picks this compares with their mean. O(1).
+fn near_or_idle(service: &Service, picks: &Picks) -> Option<usize> {
+    let load = |i: usize| service.endpoints()[i].in_flight();
+    let near = match service.spec().balance {
+        Balance::LeastRequest => less_loaded_of_two(service, picks),
+        Balance::RoundRobin => None,
+    };
+    let near = near.or_else(|| picks.next())?;
+    if load(near) < MUCH {
+        return Some(near);
+    }
+    let is_idle = |other: &usize| load(*other) < load(near) / 2;
+    Some(picks.others().next().filter(is_idle).unwrap_or(near))
+}
+
+/// In flight at one endpoint of this node before those of others are considered beside it.
+const MUCH: u32 = 100;
 
 fn less_loaded_of_two(service: &Service, picks: &Picks) -> Option<usize> {
     let [(first, its_weight), (second, other_weight)] = picks.two()?;

@@ -7,15 +7,18 @@ use std::time::Instant;
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::shares::Shares;
-use crate::model::ServiceSpec;
+use crate::model::{Prefer, ServiceSpec};
 
 /// The endpoints that may be picked, as indices into the service's endpoints.
 #[derive(Debug)]
 pub struct Picks {
-    /// In table order those that take turns, then likewise those that get something only where these cannot take it.
+    /// In table order those that take turns, then likewise those that are asked where these cannot take it or have much to do, then
+    /// those that get something only where nobody else takes it.
     order: Box<[u32]>,
     /// How many take turns.
     n_turns: usize,
+    /// Up to where they are asked where others have much to do.
+    end_of_others: usize,
     /// Shared by all cores, so that turns are exact.
     cursor: AtomicUsize,
     /// Where not all that take turns have as many.
@@ -46,7 +49,7 @@ impl Picks {
     /// The list for `endpoints`, which are those of `spec`, now.
     ///
     /// Panic rule: when none is ready, all are used rather than none. Endpoints without weight take turns only where no other
-    /// is in the list.
+    /// is in the list, and those of other nodes, where this one's are preferred, only where none of this one's is.
     pub(super) fn new(
         endpoints: &[Arc<Endpoint>],
         spec: &ServiceSpec,
@@ -71,18 +74,28 @@ impl Picks {
         if is_panic {
             order.extend((0..endpoints.len()).map(index));
         }
-        let mut n_turns = order.len();
+        let (mut n_turns, mut end_of_others) = (order.len(), order.len());
         let mut shares = None;
-        if !spec.weights.is_empty() {
+        if !spec.weights.is_empty() || spec.prefer == Prefer::Local {
             let weight_of = |i: &u32| spec.weight_of(*i as usize).get();
-            order.sort_by_key(|i| weight_of(i) == 0);
-            let n_weighty = order.partition_point(|i| weight_of(i) != 0);
-            if n_weighty != 0 {
-                n_turns = n_weighty;
-                let parts: Vec<(u32, u32)> = order[..n_turns].iter().map(|i| (*i, weight_of(i))).collect();
-                let are_alike = parts.windows(2).all(|pair| pair[0].1 == pair[1].1);
-                shares = (!are_alike).then(|| Box::new(Shares::new(&parts, endpoints.len())));
-            }
+            let is_near = |i: &u32| spec.prefer == Prefer::Any || spec.is_near(*i as usize);
+            let rank = |i: &u32| match (weight_of(i), is_near(i)) {
+                (0, _) => 2,
+                (_, true) => 0,
+                (_, false) => 1,
+            };
+            order.sort_by_key(rank);
+            let up_to = |rank_of_last| order.partition_point(|i| rank(i) <= rank_of_last);
+            end_of_others = up_to(1);
+            // Whoever comes first takes turns.
+            n_turns = [up_to(0), end_of_others, order.len()]
+                .into_iter()
+                .find(|n| *n != 0)
+                .unwrap_or(0);
+            end_of_others = end_of_others.max(n_turns);
+            let parts: Vec<(u32, u32)> = order[..n_turns].iter().map(|i| (*i, weight_of(i))).collect();
+            let are_alike = parts.windows(2).all(|pair| pair[0].1 == pair[1].1);
+            shares = (!are_alike).then(|| Box::new(Shares::new(&parts, endpoints.len())));
         }
         let cursor = match (start, &shares) {
             (Start::Place(place), Some(_)) => place as usize,
@@ -97,6 +110,7 @@ impl Picks {
         Picks {
             order: order.into(),
             n_turns,
+            end_of_others,
             cursor: AtomicUsize::new(cursor),
             shares,
             fresh,
@@ -161,9 +175,21 @@ impl Picks {
         missed.iter().map(|i| *i as usize)
     }
 
-    /// Those that get something only where nobody takes it who takes turns.
+    /// Whether there are others beside those that take turns, for when these have much to do.
+    pub fn has_others(&self) -> bool {
+        self.n_turns != self.end_of_others
+    }
+
+    /// All of these others, another one first with each turn.
+    pub fn others(&self) -> impl Iterator<Item = usize> {
+        let others = &self.order[self.n_turns..self.end_of_others];
+        let first = self.turn();
+        (0..others.len()).map(move |place| others[first.wrapping_add(place) % others.len()] as usize)
+    }
+
+    /// Those that get something only where nobody else takes it.
     pub fn reserve(&self) -> impl Iterator<Item = usize> {
-        self.order[self.n_turns..].iter().map(|i| *i as usize)
+        self.order[self.end_of_others..].iter().map(|i| *i as usize)
     }
 
     /// The endpoint at `place` of the whole list.

@@ -300,6 +300,11 @@ pub(super) const UNWANTED_PORTS: std::ops::RangeInclusive<u16> = 1..=6;
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 pub(super) const BACKLOG: i32 = 4096;
 
+/// Whether this node has the address: only then can something be bound to it.
+pub fn is_own_address(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -77,11 +77,6 @@ fn leads_to(from: usize, to: usize, edges: &[Vec<(SocketAddr, usize)>]) -> bool 
     false
 }
 
-/// Whether this node has the address: only then can something be bound to it.
-pub(super) fn is_own_address(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified() || std::net::UdpSocket::bind((ip, 0)).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,8 +21,9 @@ pub use self::loops::Loop;
 pub use self::parse::{ParseError, parse};
 use self::watch::{Reading, Watcher};
 use super::SourceStatus;
-use crate::model::{Attachment, EntryPointSpec, ServiceName, ServiceSpec};
+use crate::model::{Attachment, EndpointSpec, EntryPointSpec, Prefer, ServiceName, ServiceSpec};
 use crate::routing::{Change, TableError, TableHandle, VipPool, VipPoolError};
+use crate::sys::socket::is_own_address;
 
 /// What a services file becomes tables by.
 pub struct FileSource {
@@ -129,7 +130,8 @@ impl FileSource {
 
     /// Makes the table say what `text` says. `is_whole`: all routes are to be served. Errors: nothing is changed.
     fn apply(&mut self, text: &str, is_whole: bool) -> Result<(), Rejection> {
-        let specs = parse(text)?;
+        let mut specs = parse(text)?;
+        specs.iter_mut().for_each(find_near);
         let mut vips = self.vips.clone();
         let mut next: BTreeMap<ServiceName, Arc<ServiceSpec>> = BTreeMap::new();
         let declared: std::collections::HashSet<&ServiceName> = specs.iter().map(|spec| &spec.name).collect();
@@ -183,6 +185,15 @@ impl FileSource {
     }
 }
 
+/// Finds out which endpoints are of this node, where they are preferred. Addresses that it is given later are seen with the next
+/// file.
+fn find_near(spec: &mut ServiceSpec) {
+    if spec.prefer == Prefer::Local {
+        let is_near = |endpoint: &EndpointSpec| endpoint.netns.is_some() || is_own_address(endpoint.addr.ip());
+        spec.near = spec.endpoints.iter().map(is_near).collect();
+    }
+}
+
 /// Whether it has tasks in namespaces, which reach the services of the file from inside.
 fn has_inside(spec: &ServiceSpec) -> bool {
     spec.endpoints.iter().any(|endpoint| endpoint.netns.is_some())
@@ -205,7 +216,7 @@ const NETWORK: &str = "services";
 /// wrong with it.
 pub fn check(text: &str, vip_network: Ipv4Net, entry_points: Vec<EntryPointSpec>) -> Result<usize, Rejection> {
     let specs = parse(text)?;
-    loops::find(&specs.iter().collect::<Vec<_>>(), loops::is_own_address)?;
+    loops::find(&specs.iter().collect::<Vec<_>>(), is_own_address)?;
     let mut vips = VipPool::new(vip_network);
     let mut changes = Vec::with_capacity(specs.len());
     for spec in specs {

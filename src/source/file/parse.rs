@@ -13,7 +13,7 @@ use super::words;
 use crate::model::rule::Rule;
 use crate::model::{
     Balance, ClientAddress, EndpointSpec, EntryPointName, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive,
-    ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, Weight, parse_duration,
+    Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -152,6 +152,7 @@ struct ServiceDto {
     port: Option<Port>,
     routes: Option<Vec<RouteDto>>,
     balance: Option<Text<Balance>>,
+    prefer: Option<Text<Prefer>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
     abort_on_client_close: Option<bool>,
@@ -309,6 +310,7 @@ impl ServiceDto {
         }
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
+        set(&mut spec.prefer, self.prefer.map(|text| text.0));
         spec.proxy_protocol = self.proxy_protocol.map(|text| text.0);
         set(&mut spec.stop_grace, self.stop_grace.map(|text| text.0.0));
         spec.publish = self

@@ -5,6 +5,7 @@
 
 mod crowd;
 mod last_hop;
+mod near;
 mod services;
 
 use std::process::{Child, Command, Output, Stdio};
