@@ -53,7 +53,7 @@ fn pick(c: &mut Criterion) {
             b.iter(|| {
                 let picks = service.picks(now);
                 let i = match balance {
-                    Balance::RoundRobin => picks.next(),
+                    Balance::RoundRobin | Balance::Hash => picks.next(),
                     Balance::LeastRequest => picks.two().map(|[(one, _), (other, _)]| {
                         let load = |i: usize| service.endpoints()[i].in_flight();
                         if load(other) < load(one) { other } else { one }
@@ -62,6 +62,35 @@ fn pick(c: &mut Criterion) {
                 black_box(i)
             });
         });
+    }
+    for n in [3, 100] {
+        let mut declared = spec(0, 10);
+        declared.endpoints = (0..n)
+            .map(|i| format!("10.0.0.{}:80", i + 1).parse().expect("a valid endpoint"))
+            .collect();
+        for weighty in [false, true] {
+            let weights = (0..n).map(|i| if weighty && i == 0 { "2" } else { "1" });
+            declared.set_weights(weights.map(|weight| weight.parse().expect("a valid weight")).collect());
+            for balance in [Balance::RoundRobin, Balance::LeastRequest, Balance::Hash] {
+                declared.balance = balance;
+                handle.commit(&[upsert(declared.clone())]).expect("no conflicts");
+                let service = handle.load().services().next().expect("one service").clone();
+                let weighty = if weighty { ", weights" } else { "" };
+                let now = Instant::now();
+                let mut key = 0u64;
+                group.bench_function(format!("{}, {n} endpoints{weighty}", balance.as_str()), |b| {
+                    b.iter(|| {
+                        let picks = service.picks(now);
+                        key = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                        black_box(match balance {
+                            Balance::RoundRobin => picks.next(),
+                            Balance::LeastRequest => picks.two().map(|[one, other]| one.0 + other.0),
+                            Balance::Hash => picks.ranked(key).next(),
+                        })
+                    });
+                });
+            }
+        }
     }
     group.finish();
 }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::InvalidValue;
+use super::{InvalidValue, ServiceSpec};
 
 /// How an endpoint is chosen among the healthy ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,6 +14,8 @@ pub enum Balance {
     RoundRobin,
     /// Of two drawn at random, the one with less in flight.
     LeastRequest,
+    /// The same for the same key, on every node: `HashKey`.
+    Hash,
 }
 
 impl Balance {
@@ -20,6 +23,7 @@ impl Balance {
         match self {
             Balance::RoundRobin => "round-robin",
             Balance::LeastRequest => "least-request",
+            Balance::Hash => "hash",
         }
     }
 }
@@ -31,7 +35,8 @@ impl FromStr for Balance {
         match text {
             "round-robin" => Ok(Balance::RoundRobin),
             "least-request" => Ok(Balance::LeastRequest),
-            _ => Err(InvalidValue::new(text, "round-robin or least-request")),
+            "hash" => Ok(Balance::Hash),
+            _ => Err(InvalidValue::new(text, "round-robin, least-request or hash")),
         }
     }
 }
@@ -90,5 +95,64 @@ impl FromStr for Prefer {
             "local" => Ok(Prefer::Local),
             _ => Err(InvalidValue::new(text, "any or local")),
         }
+    }
+}
+
+/// What is to lead to the same endpoint, where that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HashKey {
+    #[default]
+    ClientAddress,
+    /// The value of a field of the request (http).
+    Header(Arc<str>),
+    Cookie(Arc<str>),
+}
+
+impl FromStr for HashKey {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<HashKey, InvalidValue> {
+        let named = |name: &str| is_token(name).then(|| Arc::from(name));
+        let key = match text.split_once(':') {
+            None if text == "client-address" => Some(HashKey::ClientAddress),
+            Some(("header", name)) => named(name).map(HashKey::Header),
+            Some(("cookie", name)) => named(name).map(HashKey::Cookie),
+            _ => None,
+        };
+        key.ok_or_else(|| InvalidValue::new(text, "client-address, header:NAME or cookie:NAME"))
+    }
+}
+
+/// Whether it may be the name of a field or a cookie (RFC 9110, 5.6.2).
+pub(super) fn is_token(text: &str) -> bool {
+    let is_of_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(is_of_token)
+}
+
+/// An option that does not go with how its service is balanced.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AtOdds {
+    /// Its key in a services file.
+    pub key: &'static str,
+    pub label: &'static str,
+    pub expected: &'static str,
+}
+
+impl AtOdds {
+    /// The first of `spec`. `says_hash`: whether the key to be hashed was said.
+    pub fn of(spec: &ServiceSpec, says_hash: bool) -> Option<AtOdds> {
+        let is_hashed = spec.balance == Balance::Hash;
+        if says_hash && !is_hashed {
+            return Some(AtOdds {
+                key: "hash",
+                label: "anynode.hash",
+                expected: "expected balance hash beside it",
+            });
+        }
+        (is_hashed && spec.prefer == Prefer::Local).then_some(AtOdds {
+            key: "prefer",
+            label: "anynode.prefer",
+            expected: "expected another balance than hash, by which every node chooses the same",
+        })
     }
 }

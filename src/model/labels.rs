@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{
-    EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
+    AtOdds, EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
     ServiceName, ServiceSpec, Weight, nearest, parse_duration, traefik,
 };
 
@@ -28,9 +28,10 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 30] = [
+pub const KNOWN: [&str; 31] = [
     MODE,
     "anynode.balance",
+    HASH,
     "anynode.prefer",
     "anynode.bind",
     ROUTE,
@@ -69,6 +70,8 @@ pub fn is_ours(label: &str) -> bool {
     let begin = label.get(..PREFIX.len());
     begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
 }
+
+const HASH: &str = "anynode.hash";
 
 pub const MODE: &str = "anynode.mode";
 
@@ -194,6 +197,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     let mut bind = None;
     reader.set(MODE, &mut spec.mode);
     reader.set("anynode.balance", &mut spec.balance);
+    reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
@@ -242,6 +246,17 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         "swarm" | "engine" => Ok(()),
         _ => Err(InvalidValue::new(text, "swarm or engine")),
     });
+    // Of a way to balance that means nothing it is not known what goes with it.
+    let says_hash = labels.contains_key(HASH) && !reader.wrong.contains(HASH);
+    if !reader.wrong.contains("anynode.balance")
+        && let Some(odds) = AtOdds::of(spec, says_hash)
+        && let Some(value) = labels.get(odds.label)
+    {
+        reader
+            .faults
+            .push(format!("label {}={value}: {}", odds.label, odds.expected));
+        reader.wrong.insert(odds.label.to_owned());
+    }
     // Of a mode that means nothing it is not known what it was to be.
     if !reader.wrong.contains(MODE) {
         let was_said = |option: &OneMode| labels.contains_key(option.label) && !reader.wrong.contains(option.label);

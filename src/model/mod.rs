@@ -19,7 +19,7 @@ pub mod traefik;
 pub mod volume;
 
 pub use asker::Asker;
-pub use balance::{Balance, Prefer, Weight};
+pub use balance::{AtOdds, Balance, HashKey, Prefer, Weight};
 pub use cluster::{
     Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
     DigestMismatch, ObjectDiff,

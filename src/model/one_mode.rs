@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{ClientAddress, Mode, ServiceSpec};
+use super::{ClientAddress, HashKey, Mode, ServiceSpec};
 
 /// An option of one mode.
 #[derive(Debug)]
@@ -18,13 +18,20 @@ pub struct OneMode {
     otherwise: &'static str,
 }
 
-const OPTIONS: [OneMode; 6] = [
+const OPTIONS: [OneMode; 7] = [
     OneMode {
         key: "route",
         label: super::labels::ROUTE,
         mode: Mode::Http,
         is_asked_for: |spec| !spec.routes.is_empty(),
         otherwise: "in tcp mode there are no requests",
+    },
+    OneMode {
+        key: "hash",
+        label: "anynode.hash",
+        mode: Mode::Http,
+        is_asked_for: |spec| spec.hash != HashKey::ClientAddress,
+        otherwise: "in tcp mode there is client-address alone",
     },
     OneMode {
         key: "proxy_protocol",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, InvalidValue, Prefer, RouteSpec, Weight};
+use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -120,6 +120,8 @@ pub struct ServiceSpec {
     /// Requests to entry points that are its own (http).
     pub routes: Vec<RouteSpec>,
     pub balance: Balance,
+    /// Of what, where that is how it is balanced.
+    pub hash: HashKey,
     pub prefer: Prefer,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
     pub health: Option<HealthCheck>,
@@ -152,6 +154,7 @@ impl ServiceSpec {
             expose: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),
+            hash: HashKey::default(),
             prefer: Prefer::default(),
             health: None,
             passive: Passive::default(),

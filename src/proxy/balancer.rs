@@ -2,6 +2,7 @@
 //! (`routing`), the sockets (`upstream`).
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,7 +10,7 @@ use std::time::Instant;
 use super::patience::Patience;
 use super::rounds::Round;
 use crate::model::Balance;
-use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service};
+use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service, stable_hash};
 
 /// One connection or request in flight at an endpoint, counted for as long as this lives.
 #[derive(Debug)]
@@ -41,6 +42,30 @@ impl Drop for Lease {
     }
 }
 
+/// What a client says of the endpoint that it is to have, where its service asks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wish {
+    /// The hash of what is to lead to the same endpoint.
+    key: Option<u64>,
+}
+
+impl Wish {
+    /// For all that has this text in common.
+    pub(super) fn of_key(text: &[u8]) -> Wish {
+        Wish {
+            key: Some(stable_hash([text])),
+        }
+    }
+
+    /// For all of one client.
+    pub(super) fn of_client(ip: IpAddr) -> Wish {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Wish::of_key(&ip.octets()),
+            IpAddr::V6(ip) => Wish::of_key(&ip.octets()),
+        }
+    }
+}
+
 /// Why there is no endpoint to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoPick {
@@ -56,8 +81,10 @@ pub(super) enum NoPick {
 
 /// Picks an endpoint that is not in `tried`. O(1) where none was tried and none is full; no allocation.
 ///
+/// Where keys are hashed O(n); a client without one has turns.
+///
 /// Source for `least-request`: power of two random choices (Mitzenmacher 2001).
-pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
+pub(super) fn pick(service: &Service, wish: Wish, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
     let picks = service.picks(now);
     if picks.is_empty() {
         return Err(NoPick::None);
@@ -78,6 +105,11 @@ pub(super) fn pick(service: &Service, tried: &[EndpointId], now: Instant) -> Res
         }
         Some(Lease::of(endpoint.clone()))
     };
+    if let Some(key) = wish.key
+        && let Some(lease) = picks.ranked(key).find_map(&mut lease)
+    {
+        return Ok(lease);
+    }
     if picks.has_others()
         && let Some(lease) = near_or_idle(service, &picks).and_then(&mut lease)
     {
@@ -115,7 +147,7 @@ fn near_or_idle(service: &Service, picks: &Picks) -> Option<usize> {
     let load = |i: usize| service.endpoints()[i].in_flight();
     let near = match service.spec().balance {
         Balance::LeastRequest => less_loaded_of_two(service, picks),
-        Balance::RoundRobin => None,
+        Balance::RoundRobin | Balance::Hash => None,
     };
     let near = near.or_else(|| picks.next())?;
     if load(near) < MUCH {
@@ -140,16 +172,17 @@ fn less_loaded_of_two(service: &Service, picks: &Picks) -> Option<usize> {
 /// Errors: `Full` when the queue is full or the wait too long.
 pub(super) async fn pick_or_wait(
     service: &Service,
+    wish: Wish,
     tried: &[EndpointId],
     now: Instant,
     patience: &mut Patience<'_>,
 ) -> Result<Lease, NoPick> {
-    match pick(service, tried, now) {
+    match pick(service, wish, tried, now) {
         Err(NoPick::Full) => {}
         result => return result,
     }
     let limits = &service.spec().limits;
-    let attempt = || match pick(service, tried, Instant::now()) {
+    let attempt = || match pick(service, wish, tried, Instant::now()) {
         Err(NoPick::Full) => None,
         result => Some(result),
     };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::balancer::Lease;
+use super::balancer::{Lease, Wish};
 use super::core::Connection;
 use super::park;
 use super::patience::Patience;
@@ -15,7 +15,7 @@ use super::relay::{self, Relay};
 use super::rounds::Rounds;
 use super::upstream::{self, Behalf, Upstream};
 use super::wire::{Leg, Wire};
-use crate::model::Passive;
+use crate::model::{Balance, Passive};
 use crate::routing::{Asker, CloseReason, TableHandle};
 use crate::sys::socket;
 
@@ -46,6 +46,7 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
             client: Some(&client),
             network: network.as_ref(),
             rounds: None,
+            wish: Wish::default(),
         };
         let result = connect(&mut connection, &client, target, &table, behalf).await;
         (connection, client, result)
@@ -125,8 +126,11 @@ async fn connect(
     behalf: Behalf<'_>,
 ) -> Result<Upstream, CloseReason> {
     let rounds = Rounds::of_client(client, table)?;
+    let is_hashed = connection.service().spec().balance == Balance::Hash;
+    let peer = is_hashed.then(|| client.peer_addr().ok()).flatten();
     let behalf = Behalf {
         rounds: Some(&rounds),
+        wish: peer.map_or_else(Wish::default, |peer| Wish::of_client(peer.ip())),
         ..behalf
     };
     // Whatever it has sent may be all that it has to say.

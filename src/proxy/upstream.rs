@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::balancer::{self, Lease, NoPick};
+use super::balancer::{self, Lease, NoPick, Wish};
 use super::core;
 use super::inside;
 use super::patience::Patience;
@@ -43,6 +43,7 @@ pub(super) struct Behalf<'a> {
     pub(super) network: Option<&'a Arc<str>>,
     /// Remembers connections that may come round; `None` where that is told in another way.
     pub(super) rounds: Option<&'a Rounds<'a>>,
+    pub(super) wish: Wish,
 }
 
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
@@ -80,7 +81,7 @@ pub(super) async fn connect(
         attempts_since = Instant::now();
     }
     loop {
-        let lease = match balancer::pick_or_wait(&service, tried, started, patience).await {
+        let lease = match balancer::pick_or_wait(&service, behalf.wish, tried, started, patience).await {
             Ok(lease) => lease,
             Err(NoPick::Gone(reason)) => return Err(reason),
             Err(no_pick) => {

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::ranks::stable_hash;
 use super::said::Said;
 use super::state::ServiceState;
 use crate::model::{EndpointSpec, TaskRef};
@@ -201,6 +202,15 @@ impl Endpoint {
     /// The task that it is, if it is one.
     pub fn task(&self) -> Option<&Arc<TaskRef>> {
         self.spec.task.as_ref()
+    }
+
+    /// What every node knows it by: the task's id, or what was declared.
+    pub(super) fn identity(&self) -> u64 {
+        let netns = self.spec.netns.as_ref().map(|path| path.as_os_str().as_encoded_bytes());
+        match &self.spec.task {
+            Some(task) => stable_hash([task.id.as_bytes()]),
+            None => stable_hash([self.spec.addr.to_string().as_bytes(), netns.unwrap_or_default()]),
+        }
     }
 
     /// A name of it that no other endpoint of its service has: the task as Docker names it, or the address.

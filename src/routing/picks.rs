@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::endpoint::{Endpoint, EndpointState};
+use super::ranks::Ranks;
 use super::shares::Shares;
-use crate::model::{Prefer, ServiceSpec};
+use crate::model::{Balance, Prefer, ServiceSpec};
 
 /// The endpoints that may be picked, as indices into the service's endpoints.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Picks {
     cursor: AtomicUsize,
     /// Where not all that take turns have as many.
     shares: Option<Box<Shares>>,
+    /// Of those that take turns, where keys are hashed.
+    ranks: Option<Box<Ranks>>,
     /// Where the cursor began, and the place that it was for, if nobody had been picked by then.
     fresh: Option<(usize, u32)>,
     /// The health epoch that this list shows.
@@ -97,6 +100,15 @@ impl Picks {
             let are_alike = parts.windows(2).all(|pair| pair[0].1 == pair[1].1);
             shares = (!are_alike).then(|| Box::new(Shares::new(&parts, endpoints.len())));
         }
+        let ranks = (spec.balance == Balance::Hash).then(|| {
+            let part = |i: &u32| {
+                (
+                    endpoints[*i as usize].identity(),
+                    spec.weight_of(*i as usize).get().max(1),
+                )
+            };
+            Box::new(Ranks::new(order[..n_turns].iter().map(part)))
+        });
         let cursor = match (start, &shares) {
             (Start::Place(place), Some(_)) => place as usize,
             (Start::Place(place), None) => (place as usize).checked_rem(n_turns).unwrap_or(0),
@@ -113,6 +125,7 @@ impl Picks {
             end_of_others,
             cursor: AtomicUsize::new(cursor),
             shares,
+            ranks,
             fresh,
             epoch,
             valid_until,
@@ -173,6 +186,12 @@ impl Picks {
             None => &[],
         };
         missed.iter().map(|i| *i as usize)
+    }
+
+    /// Those that take turns, the first for `key` first, where keys are hashed. O(n) each, no allocation.
+    pub fn ranked(&self, key: u64) -> impl Iterator<Item = usize> {
+        let ranks = self.ranks.iter().flat_map(move |ranks| ranks.of(key));
+        ranks.map(|place| self.order[place] as usize)
     }
 
     /// Whether there are others beside those that take turns, for when these have much to do.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
+use std::time::Duration;
 
 use crate::cli::anynode;
 use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
@@ -77,7 +78,18 @@ impl Node {
 
     /// Who answers a request with these fields; empty: nobody.
     fn ask(&self, fields: &str) -> String {
-        let mut stream = dial(self.door);
+        self.ask_on(dial(self.door), fields)
+    }
+
+    /// Who answers a client with this address.
+    fn ask_from(&self, addr: [u8; 4]) -> String {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((addr, 0)).into()).unwrap();
+        socket.connect(&self.door.into()).unwrap();
+        self.ask_on(socket.into(), "")
+    }
+
+    fn ask_on(&self, mut stream: TcpStream, fields: &str) -> String {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let answer = String::from_utf8_lossy(&read_to_end(&stream)).into_owned();
@@ -160,5 +172,137 @@ fn a_weight_that_is_none_is_refused() {
             said.contains("weight") && said.contains("expected a weight from 0 to 1000"),
             "{said}"
         );
+    }
+}
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn hashed(mode: &str, hash: &str, origins: &[&Origin]) -> String {
+    let endpoints: Vec<String> = origins.iter().map(|origin| format!("\"{}\"", origin.addr)).collect();
+    format!(
+        "mode: {mode}\nbalance: hash\nhash: {hash}\nendpoints: [{}]",
+        endpoints.join(", ")
+    )
+}
+
+#[test]
+fn a_key_leads_to_one_endpoint_on_every_node_and_few_move_when_one_goes() {
+    let origins = NAMES.map(named);
+    let all: Vec<&Origin> = origins.iter().collect();
+    let node = Node::start(&hashed("http", "header:X-User", &all));
+    // Another node, which has the same text in another order.
+    let reversed: Vec<&Origin> = origins.iter().rev().collect();
+    let other = Node::start(&hashed("http", "cookie:user", &reversed));
+    const N: usize = 400;
+    let by_field = |node: &Node, n: usize| node.ask(&format!("X-User: user-{n}\r\n"));
+    let before: Vec<String> = (0..N).map(|n| by_field(&node, n)).collect();
+    for name in NAMES {
+        let share = before.iter().filter(|is| *is == name).count();
+        // Six standard deviations of a fifth.
+        assert!(share.abs_diff(N / 5) <= 48, "{name}: {share}");
+    }
+    for (n, was) in before.iter().enumerate() {
+        assert_eq!(&by_field(&node, n), was);
+        assert_eq!(&other.ask(&format!("Cookie: a=b; user=user-{n}\r\n")), was);
+    }
+    // One goes: what was its own goes elsewhere, each key to its next, and nothing else does.
+    let left: Vec<&Origin> = origins[1..].iter().collect();
+    node.declare(&hashed("http", "header:X-User", &left));
+    let [gone] = [before.iter().position(|is| is == "a").unwrap()];
+    wait_until("four are left", || by_field(&node, gone) != "a");
+    let after: Vec<String> = (0..N).map(|n| by_field(&node, n)).collect();
+    let n_moved = before.iter().zip(&after).filter(|(was, is)| was != is).count();
+    assert_eq!(n_moved, before.iter().filter(|was| *was == "a").count());
+    assert!(
+        n_moved as f64 <= N as f64 * (0.2 + 0.02) + 48.0,
+        "{n_moved} of {N} keys moved"
+    );
+    // One dies, where nobody says so: a key's next is the same, from the first request on.
+    let [first, rest @ ..] = origins;
+    drop(first);
+    for (n, is) in after.iter().enumerate() {
+        assert_eq!(&other.ask(&format!("Cookie: user=user-{n}\r\n")), is);
+    }
+    drop(rest);
+    // A request without a key has turns.
+    let fresh = NAMES.map(named);
+    node.declare(&hashed("http", "header:X-User", &fresh.iter().collect::<Vec<_>>()));
+    wait_until("the new ones", || !node.ask("X-User: a\r\n").is_empty());
+    assert_eq!(node.shares(50, NAMES), [10; 5]);
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_whatever_its_port() {
+    for mode in ["tcp", "http"] {
+        let origins = NAMES.map(named);
+        let node = Node::start(&hashed(mode, "client-address", &origins.iter().collect::<Vec<_>>()));
+        let mut seen = std::collections::BTreeSet::new();
+        for n in 1..60 {
+            let is = node.ask_from([127, 0, 0, n]);
+            assert!((0..3).all(|_| node.ask_from([127, 0, 0, n]) == is), "{mode}: {n}");
+            seen.insert(is);
+        }
+        assert_eq!(seen.len(), NAMES.len(), "{mode}: {seen:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_hashed_is_refused_with_its_key() {
+    let node = Node::start("endpoints: [\"127.0.0.1:1\"]");
+    let end = "endpoints: [\"127.0.0.1:1\"]";
+    for (options, expected) in [
+        (
+            "balance: hash\nhash: header:X-User",
+            "hash: expected mode http: in tcp mode there is client-address alone",
+        ),
+        (
+            "mode: http\nbalance: hash\nhash: header",
+            "\"header\" is not valid: expected client-address, header:NAME or cookie:NAME",
+        ),
+        (
+            "mode: http\nbalance: hash\nhash: 'cookie:a b'",
+            "expected client-address, header:NAME",
+        ),
+        ("hash: client-address", "hash: expected balance hash beside it"),
+        (
+            "balance: hash\nprefer: local",
+            "prefer: expected another balance than hash",
+        ),
+        ("prefer: near", "\"near\" is not valid: expected any or local"),
+    ] {
+        let said = node.refusal(&format!("{options}\n{end}"));
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+/// One of four takes ten times as long as the others.
+#[test]
+fn the_slow_one_of_four_gets_little_by_least_request() {
+    let at = |name: &'static str, ms: u64| {
+        Origin::start(move |mut stream| {
+            if read_head(&mut stream).is_some() {
+                std::thread::sleep(Duration::from_millis(ms));
+                let _ = stream.write_all(answer_of(name).as_bytes());
+            }
+        })
+    };
+    let origins = [at("a", 100), at("b", 10), at("c", 10), at("d", 10)];
+    for mode in ["http", "tcp"] {
+        let endpoints = origins
+            .each_ref()
+            .map(|origin| format!("\"{}\"", origin.addr))
+            .join(", ");
+        let node = Node::start(&format!(
+            "mode: {mode}\nbalance: least-request\nendpoints: [{endpoints}]"
+        ));
+        let counts = std::thread::scope(|scope| {
+            let clients = [(); 16].map(|()| scope.spawn(|| node.shares(100, ["a", "b", "c", "d"])));
+            clients
+                .map(|client| client.join().unwrap())
+                .iter()
+                .fold([0; 4], |sum, one| [0, 1, 2, 3].map(|i| sum[i] + one[i]))
+        });
+        println!("{mode}: {counts:?}");
+        assert!(counts[0] * 100 <= 15 * 1600, "{mode}: {counts:?}");
     }
 }

@@ -7,5 +7,6 @@ mod ended;
 mod exchange;
 pub(super) mod pool;
 mod serve;
+mod wish;
 
 pub(super) use serve::{Entry, serve};

@@ -18,8 +18,10 @@ use super::buffer::Buffer;
 use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::pool;
-use crate::model::{ServiceSpec, Timeouts};
+use super::wish;
+use crate::model::{Balance, HashKey, ServiceSpec, Timeouts};
 use crate::proxy::Shared;
+use crate::proxy::balancer::Wish;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::http::{
     Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
@@ -351,11 +353,15 @@ impl<C: Client> Server<'_, C> {
         let mut request_body = Body::of_request(meta.framing);
         self.append_early_body(&mut request_body, &mut to_upstream)?;
         let is_whole = request_body.is_done();
+        let wish = match service.spec().balance {
+            Balance::Hash => self.wish(service.spec(), &to_upstream),
+            Balance::RoundRobin | Balance::LeastRequest => Wish::default(),
+        };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut n_retries = 0;
         loop {
             let upstream = match self
-                .acquire(&service, target, &mut tried, meta.method, request_body)
+                .acquire(&service, target, wish, &mut tried, meta.method, request_body)
                 .await?
             {
                 Ok(upstream) => upstream,
@@ -554,6 +560,19 @@ impl<C: Client> Server<'_, C> {
         Asker::of(by_proxy.map_or(self.from, |ip| SocketAddr::new(ip, 0)))
     }
 
+    /// Which endpoint a request is to have. `sent`: its head, as the endpoint will have it.
+    fn wish(&self, spec: &ServiceSpec, sent: &Buffer) -> Wish {
+        let head = sent.rest();
+        match &spec.hash {
+            HashKey::ClientAddress => {
+                let by_proxy = self.asks_for_others.then(|| asker::of_forwarded(head)).flatten();
+                Wish::of_client(by_proxy.unwrap_or_else(|| self.from.ip()))
+            }
+            HashKey::Header(name) => wish::field(head, name).map_or_else(Wish::default, Wish::of_key),
+            HashKey::Cookie(name) => wish::cookie(head, name).map_or_else(Wish::default, Wish::of_key),
+        }
+    }
+
     /// Body bytes that came with the head go out with it, in one call.
     fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), CloseReason> {
         if body.is_done() || self.from_client.is_empty() {
@@ -581,6 +600,7 @@ impl<C: Client> Server<'_, C> {
         &mut self,
         service: &Arc<Service>,
         target: u16,
+        wish: Wish,
         tried: &mut Vec<EndpointId>,
         method: Method,
         request_body: Body,
@@ -603,6 +623,7 @@ impl<C: Client> Server<'_, C> {
                 Entry::Listener(_) | Entry::Front(_) => None,
             },
             rounds: None,
+            wish,
         };
         tokio::select! {
             biased;

@@ -12,8 +12,9 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use super::words;
 use crate::model::rule::Rule;
 use crate::model::{
-    Balance, ClientAddress, EndpointSpec, EntryPointName, HealthCheck, HealthProbe, Limits, Mode, OneMode, Passive,
-    Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec, Weight, parse_duration,
+    AtOdds, Balance, ClientAddress, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe, Limits, Mode,
+    OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec,
+    Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -152,6 +153,7 @@ struct ServiceDto {
     port: Option<Port>,
     routes: Option<Vec<RouteDto>>,
     balance: Option<Text<Balance>>,
+    hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -310,7 +312,12 @@ impl ServiceDto {
         }
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
+        let says_hash = self.hash.is_some();
+        set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
+        if let Some(odds) = AtOdds::of(&spec, says_hash) {
+            return Err(format!("{}: {}", odds.key, odds.expected));
+        }
         spec.proxy_protocol = self.proxy_protocol.map(|text| text.0);
         set(&mut spec.stop_grace, self.stop_grace.map(|text| text.0.0));
         spec.publish = self
