@@ -149,10 +149,17 @@ impl AtOdds {
                 expected: "expected balance hash beside it",
             });
         }
-        (is_hashed && spec.prefer == Prefer::Local).then_some(AtOdds {
-            key: "prefer",
-            label: "anynode.prefer",
-            expected: "expected another balance than hash, by which every node chooses the same",
+        const EXPECTED: &str = "expected another balance than hash, by which every node chooses the same";
+        let (key, label) = match (spec.prefer, spec.slow_start.is_zero()) {
+            _ if !is_hashed => return None,
+            (Prefer::Local, _) => ("prefer", "anynode.prefer"),
+            (Prefer::Any, false) => ("slow_start", "anynode.slow-start"),
+            (Prefer::Any, true) => return None,
+        };
+        Some(AtOdds {
+            key,
+            label,
+            expected: EXPECTED,
         })
     }
 }

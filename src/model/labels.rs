@@ -28,11 +28,12 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 31] = [
+pub const KNOWN: [&str; 32] = [
     MODE,
     "anynode.balance",
     HASH,
     "anynode.prefer",
+    "anynode.slow-start",
     "anynode.bind",
     ROUTE,
     "anynode.priority",
@@ -199,6 +200,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set("anynode.balance", &mut spec.balance);
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
+    reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
     reader.flag("anynode.abort-on-client-close", &mut spec.abort_on_client_close);

@@ -123,6 +123,8 @@ pub struct ServiceSpec {
     /// Of what, where that is how it is balanced.
     pub hash: HashKey,
     pub prefer: Prefer,
+    /// For how long the share of an endpoint that is new, or is back, grows; zero: it has all of it at once.
+    pub slow_start: Duration,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
     pub health: Option<HealthCheck>,
     pub passive: Passive,
@@ -156,6 +158,7 @@ impl ServiceSpec {
             balance: Balance::default(),
             hash: HashKey::default(),
             prefer: Prefer::default(),
+            slow_start: Duration::ZERO,
             health: None,
             passive: Passive::default(),
             proxy_protocol: None,

@@ -8,8 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::ranks::stable_hash;
@@ -40,6 +40,8 @@ pub struct Endpoint {
     rest: Mutex<Rest>,
     /// Why it does not see its clients' addresses although it should. std mutex: touched when that changes or is shown.
     opaque: Mutex<Option<Arc<str>>>,
+    /// When it began to take traffic, in milliseconds since `beginning()`; `NOT_YET` while it takes none. Kept where a service asks.
+    takes_since: AtomicU64,
 }
 
 /// How an endpoint rests, and what was said of it.
@@ -155,6 +157,15 @@ const EJECT_AFTER: u32 = 3;
 const EJECTION_FIRST: Duration = Duration::from_secs(1);
 const EJECTION_LONGEST: Duration = Duration::from_secs(60);
 
+/// In `Endpoint::takes_since`.
+const NOT_YET: u64 = u64::MAX;
+
+/// A moment that all others are counted from.
+fn beginning() -> Instant {
+    static BEGINNING: OnceLock<Instant> = OnceLock::new();
+    *BEGINNING.get_or_init(Instant::now)
+}
+
 /// In `Endpoint::connects`.
 const UNTRIED: u32 = 1 << 31;
 /// In `Endpoint::unanswered`.
@@ -183,6 +194,7 @@ impl Endpoint {
             unanswered: AtomicU32::new(0),
             rest: Mutex::default(),
             opaque: Mutex::default(),
+            takes_since: AtomicU64::new(NOT_YET),
         }
     }
 
@@ -202,6 +214,22 @@ impl Endpoint {
     /// The task that it is, if it is one.
     pub fn task(&self) -> Option<&Arc<TaskRef>> {
         self.spec.task.as_ref()
+    }
+
+    /// For how long it has taken traffic, as `takes` says that it does now.
+    pub(super) fn taken_for(&self, takes: bool, now: Instant) -> Duration {
+        if !takes {
+            self.takes_since.store(NOT_YET, Ordering::Relaxed);
+            return Duration::ZERO;
+        }
+        let now = u64::try_from(now.saturating_duration_since(beginning()).as_millis()).unwrap_or(u64::MAX - 1);
+        match self
+            .takes_since
+            .compare_exchange(NOT_YET, now, Ordering::Relaxed, Ordering::Relaxed)
+        {
+            Ok(_) => Duration::ZERO,
+            Err(since) => Duration::from_millis(now.saturating_sub(since)),
+        }
     }
 
     /// What every node knows it by: the task's id, or what was declared.
@@ -453,6 +481,10 @@ impl Endpoint {
 
     /// Enters or leaves the draining state with the table.
     pub(super) fn set_draining(&self, draining: bool) {
+        if draining {
+            // Should it return, it is new again.
+            self.takes_since.store(NOT_YET, Ordering::Relaxed);
+        }
         if self.draining.swap(draining, Ordering::AcqRel) != draining {
             self.service.health_changed();
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::ranks::Ranks;
@@ -74,12 +74,17 @@ impl Picks {
             }
         }
         let is_panic = order.is_empty() && !endpoints.is_empty();
+        // Before the panic rule: whoever is used for want of better has not begun.
+        let growth = Growth::of(endpoints, &order, spec.slow_start, now);
+        if let Some(growth) = &growth {
+            valid_until = [valid_until, Some(growth.next)].into_iter().flatten().min();
+        }
         if is_panic {
             order.extend((0..endpoints.len()).map(index));
         }
         let (mut n_turns, mut end_of_others) = (order.len(), order.len());
         let mut shares = None;
-        if !spec.weights.is_empty() || spec.prefer == Prefer::Local {
+        if !spec.weights.is_empty() || spec.prefer == Prefer::Local || growth.is_some() {
             let weight_of = |i: &u32| spec.weight_of(*i as usize).get();
             let is_near = |i: &u32| spec.prefer == Prefer::Any || spec.is_near(*i as usize);
             let rank = |i: &u32| match (weight_of(i), is_near(i)) {
@@ -96,7 +101,11 @@ impl Picks {
                 .find(|n| *n != 0)
                 .unwrap_or(0);
             end_of_others = end_of_others.max(n_turns);
-            let parts: Vec<(u32, u32)> = order[..n_turns].iter().map(|i| (*i, weight_of(i))).collect();
+            let grown = |i: &u32| match &growth {
+                Some(growth) => weight_of(i) * growth.of[*i as usize],
+                None => weight_of(i),
+            };
+            let parts: Vec<(u32, u32)> = order[..n_turns].iter().map(|i| (*i, grown(i))).collect();
             let are_alike = parts.windows(2).all(|pair| pair[0].1 == pair[1].1);
             shares = (!are_alike).then(|| Box::new(Shares::new(&parts, endpoints.len())));
         }
@@ -242,6 +251,42 @@ impl Picks {
         (0..n).map(move |i| self.order[at.wrapping_add(i) % n] as usize)
     }
 }
+
+/// How much of its share each endpoint has while some are new.
+struct Growth {
+    /// Per mille, by index.
+    of: Vec<u32>,
+    /// When it is worth another look.
+    next: Instant,
+}
+
+impl Growth {
+    /// `None` where nobody grows. `order`: who takes traffic, ascending.
+    fn of(endpoints: &[Arc<Endpoint>], order: &[u32], slow_start: Duration, now: Instant) -> Option<Growth> {
+        if slow_start.is_zero() {
+            return None;
+        }
+        let mut takes = order.iter().map(|i| *i as usize).peekable();
+        let of = endpoints.iter().enumerate().map(|(i, endpoint)| {
+            let takes = takes.next_if_eq(&i).is_some();
+            let part = endpoint.taken_for(takes, now).as_secs_f64() / slow_start.as_secs_f64();
+            // From 0 to 1, both of them kept apart from what is less and more.
+            ((part * 1000.0) as u32).clamp(LEAST_PER_MILLE, 1000)
+        });
+        let of: Vec<u32> = of.collect();
+        let grows = order.iter().any(|i| of[*i as usize] < 1000);
+        grows.then(|| Growth {
+            of,
+            next: now + (slow_start / STEPS).max(SHORTEST_STEP),
+        })
+    }
+}
+
+/// What a new endpoint begins with: something, so that it is known whether it answers.
+const LEAST_PER_MILLE: u32 = 20;
+/// Looks at who has grown.
+const STEPS: u32 = 50;
+const SHORTEST_STEP: Duration = Duration::from_millis(10);
 
 fn two_of(shares: &Shares) -> [(usize, u32); 2] {
     let draw = || shares.at(fastrand::usize(..shares.period()));

@@ -155,6 +155,7 @@ struct ServiceDto {
     balance: Option<Text<Balance>>,
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
+    slow_start: Option<Text<Span>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
     abort_on_client_close: Option<bool>,
@@ -315,6 +316,7 @@ impl ServiceDto {
         let says_hash = self.hash.is_some();
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
+        set(&mut spec.slow_start, self.slow_start.map(|text| text.0.0));
         if let Some(odds) = AtOdds::of(&spec, says_hash) {
             return Err(format!("{}: {}", odds.key, odds.expected));
         }
