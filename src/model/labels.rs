@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     AtOdds, EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, OneMode, RoutePart, RouteParts, RouteSpec,
-    ServiceName, ServiceSpec, Weight, nearest, parse_duration, traefik,
+    ServiceName, ServiceSpec, Sticky, Weight, nearest, parse_duration, traefik,
 };
 
 /// What labels say beside the spec itself.
@@ -28,12 +28,17 @@ pub struct Labels {
 }
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 32] = [
+pub const KNOWN: [&str; 37] = [
     MODE,
     "anynode.balance",
     HASH,
     "anynode.prefer",
     "anynode.slow-start",
+    STICKY,
+    COOKIE,
+    SECURE,
+    HTTP_ONLY,
+    SAME_SITE,
     "anynode.bind",
     ROUTE,
     "anynode.priority",
@@ -71,6 +76,12 @@ pub fn is_ours(label: &str) -> bool {
     let begin = label.get(..PREFIX.len());
     begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
 }
+
+pub const STICKY: &str = "anynode.sticky";
+const COOKIE: &str = "anynode.sticky.cookie";
+const SECURE: &str = "anynode.sticky.secure";
+const HTTP_ONLY: &str = "anynode.sticky.http-only";
+const SAME_SITE: &str = "anynode.sticky.same-site";
 
 const HASH: &str = "anynode.hash";
 
@@ -200,6 +211,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set("anynode.balance", &mut spec.balance);
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
+    spec.sticky = reader.sticky();
     reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
@@ -389,6 +401,33 @@ impl Reader<'_> {
             }
             _ => Err(InvalidValue::new(text, "true or false")),
         });
+    }
+
+    fn sticky(&mut self) -> Option<Sticky> {
+        let (mut is_on, mut sticky) = (false, Sticky::default());
+        self.flag(STICKY, &mut is_on);
+        self.set(COOKIE, &mut sticky.cookie);
+        self.flag(SECURE, &mut sticky.secure);
+        self.flag(HTTP_ONLY, &mut sticky.http_only);
+        self.set_some(SAME_SITE, &mut sticky.same_site);
+        if let Err(expected) = sticky.check()
+            && let Some(value) = self.labels.get(SAME_SITE)
+        {
+            self.faults.push(format!("label {SAME_SITE}={value}: {expected}"));
+            self.wrong.insert(SAME_SITE.to_owned());
+        }
+        let is_alone = !is_on && !self.wrong.contains(STICKY);
+        for label in [COOKIE, SECURE, HTTP_ONLY, SAME_SITE] {
+            if let Some(value) = self.labels.get(label)
+                && is_alone
+                && !self.wrong.contains(label)
+            {
+                // It asks for nothing by itself, so that nothing is served otherwise for it.
+                let fault = format!("label {label}={value}: expected {STICKY}=true beside it");
+                self.faults.push(fault);
+            }
+        }
+        is_on.then_some(sticky)
     }
 
     /// The route with that name, or the one without.
@@ -669,11 +708,72 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_only_with_other_labels_is_refused_without_them() {
+        for (labels, expected) in [
+            (
+                &[("anynode.hash", "header:X-User"), ("anynode.mode", "http")][..],
+                "label anynode.hash=header:X-User: expected balance hash",
+            ),
+            (
+                &[("anynode.hash", "cookie:a"), ("anynode.balance", "hash")],
+                "label anynode.hash=cookie:a: expected mode http",
+            ),
+            (
+                &[("anynode.prefer", "local"), ("anynode.balance", "hash")],
+                "label anynode.prefer=local: expected another balance",
+            ),
+            (
+                &[("anynode.slow-start", "1s"), ("anynode.balance", "hash")],
+                "label anynode.slow-start=1s: expected another balance",
+            ),
+            (
+                &[("anynode.sticky", "true")],
+                "label anynode.sticky=true: expected mode http",
+            ),
+            (
+                &[("anynode.sticky.secure", "true"), ("anynode.mode", "http")],
+                "label anynode.sticky.secure=true: expected anynode.sticky=true",
+            ),
+            (
+                &[
+                    ("anynode.sticky", "true"),
+                    ("anynode.sticky.same-site", "none"),
+                    ("anynode.mode", "http"),
+                ],
+                "label anynode.sticky.same-site=none: expected secure",
+            ),
+            (&[("anynode.weight", "2")], "label anynode.weight=2: expected on nodes"),
+        ] {
+            let (_, said) = read(labels);
+            assert!(
+                said.faults.len() == 1 && said.faults[0].starts_with(expected),
+                "{said:?}"
+            );
+        }
+        let (spec, labels) = read(&[
+            ("anynode.mode", "http"),
+            ("anynode.sticky", "true"),
+            ("anynode.sticky.cookie", "at"),
+            ("anynode.sticky.http-only", "false"),
+            ("anynode.balance", "hash"),
+            ("anynode.hash", "cookie:user"),
+        ]);
+        assert_eq!(labels, Labels::default());
+        let sticky = spec.sticky.unwrap();
+        assert_eq!((sticky.cookie.as_str(), sticky.http_only), ("at", false));
+        assert_eq!(spec.hash, crate::model::HashKey::Cookie("user".into()));
+    }
+
+    #[test]
     fn each_wrong_label_is_named_and_changes_nothing() {
         let default = read(&[]).0;
         for label in KNOWN {
-            // A word is an entry point's name.
-            let wrong = if label == "anynode.entrypoints" { "z z" } else { "zzz" };
+            // A word is an entry point's name, or a cookie's.
+            let wrong = if ["anynode.entrypoints", COOKIE].contains(&label) {
+                "z z"
+            } else {
+                "zzz"
+            };
             let (spec, labels) = read(&[(label, wrong)]);
             assert_eq!(labels.faults.len(), 1, "{label}");
             assert!(

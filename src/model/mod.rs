@@ -13,6 +13,7 @@ pub mod proxy_protocol;
 mod route;
 pub mod rule;
 mod service;
+mod sticky;
 pub mod swarm;
 mod text;
 pub mod traefik;
@@ -30,4 +31,5 @@ pub use service::{
     Attachment, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
+pub use sticky::{CookieName, SameSite, Sticky, StickyKey};
 pub use text::{InvalidValue, format_duration, nearest, parse_duration};

@@ -18,7 +18,7 @@ pub struct OneMode {
     otherwise: &'static str,
 }
 
-const OPTIONS: [OneMode; 7] = [
+const OPTIONS: [OneMode; 8] = [
     OneMode {
         key: "route",
         label: super::labels::ROUTE,
@@ -32,6 +32,13 @@ const OPTIONS: [OneMode; 7] = [
         mode: Mode::Http,
         is_asked_for: |spec| spec.hash != HashKey::ClientAddress,
         otherwise: "in tcp mode there is client-address alone",
+    },
+    OneMode {
+        key: "sticky",
+        label: super::labels::STICKY,
+        mode: Mode::Http,
+        is_asked_for: |spec| spec.sticky.is_some(),
+        otherwise: "in tcp mode there are no cookies",
     },
     OneMode {
         key: "proxy_protocol",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Weight};
+use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Sticky, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -123,6 +123,8 @@ pub struct ServiceSpec {
     /// Of what, where that is how it is balanced.
     pub hash: HashKey,
     pub prefer: Prefer,
+    /// A cookie keeps each client at its endpoint (http).
+    pub sticky: Option<Sticky>,
     /// For how long the share of an endpoint that is new, or is back, grows; zero: it has all of it at once.
     pub slow_start: Duration,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
@@ -158,6 +160,7 @@ impl ServiceSpec {
             balance: Balance::default(),
             hash: HashKey::default(),
             prefer: Prefer::default(),
+            sticky: None,
             slow_start: Duration::ZERO,
             health: None,
             passive: Passive::default(),

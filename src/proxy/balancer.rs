@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::patience::Patience;
 use super::rounds::Round;
 use crate::model::Balance;
-use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Picks, Service, stable_hash};
+use crate::routing::{CloseReason, Endpoint, EndpointId, Gate, Mark, Picks, Service, stable_hash};
 
 /// One connection or request in flight at an endpoint, counted for as long as this lives.
 #[derive(Debug)]
@@ -46,7 +46,9 @@ impl Drop for Lease {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Wish {
     /// The hash of what is to lead to the same endpoint.
-    key: Option<u64>,
+    pub(super) key: Option<u64>,
+    /// The endpoint that it had.
+    pub(super) mark: Option<Mark>,
 }
 
 impl Wish {
@@ -54,6 +56,7 @@ impl Wish {
     pub(super) fn of_key(text: &[u8]) -> Wish {
         Wish {
             key: Some(stable_hash([text])),
+            mark: None,
         }
     }
 
@@ -105,6 +108,16 @@ pub(super) fn pick(service: &Service, wish: Wish, tried: &[EndpointId], now: Ins
         }
         Some(Lease::of(endpoint.clone()))
     };
+    if let Some(mark) = wish.mark
+        && let Some(i) = service.marked(mark).filter(|i| picks.has(*i))
+    {
+        // Its own is worth waiting for.
+        match lease(i) {
+            Some(lease) => return Ok(lease),
+            None if is_full.get() => return Err(NoPick::Full),
+            None => {}
+        }
+    }
     if let Some(key) = wish.key
         && let Some(lease) = picks.ranked(key).find_map(&mut lease)
     {

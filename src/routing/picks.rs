@@ -197,6 +197,11 @@ impl Picks {
         missed.iter().map(|i| *i as usize)
     }
 
+    /// Whether this endpoint is in the list.
+    pub fn has(&self, index: usize) -> bool {
+        self.order.iter().any(|i| *i as usize == index)
+    }
+
     /// Those that take turns, the first for `key` first, where keys are hashed. O(n) each, no allocation.
     pub fn ranked(&self, key: u64) -> impl Iterator<Item = usize> {
         let ranks = self.ranks.iter().flat_map(move |ranks| ranks.of(key));

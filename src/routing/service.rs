@@ -9,6 +9,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::endpoint::{Asker, Endpoint};
+use super::marks::Mark;
 use super::picks::{Picks, Start};
 use super::state::ServiceState;
 use super::stats::ServiceStats;
@@ -21,6 +22,8 @@ pub struct Service {
     vip: Option<Ipv4Addr>,
     state: Arc<ServiceState>,
     endpoints: Box<[Arc<Endpoint>]>,
+    /// Of each endpoint, where cookies keep clients at theirs.
+    marks: Box<[Mark]>,
     picks: ArcSwap<Picks>,
 }
 
@@ -73,11 +76,17 @@ impl Service {
         });
         let start = start.unwrap_or(Start::Place(place));
         let picks = Picks::new(&endpoints, &spec, state.epoch(), now, start);
+        let marks = spec.sticky.iter().flat_map(|sticky| {
+            let of = |endpoint| Mark::of(sticky, &spec.name, endpoint);
+            spec.endpoints.iter().map(of)
+        });
+        let marks = marks.collect();
         Service {
             spec,
             vip,
             state,
             endpoints: endpoints.into(),
+            marks,
             picks: ArcSwap::from_pointee(picks),
         }
     }
@@ -111,6 +120,19 @@ impl Service {
     /// In table order.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
+    }
+
+    /// Which of its endpoints a cookie is of.
+    pub fn marked(&self, mark: Mark) -> Option<usize> {
+        self.marks.iter().position(|known| *known == mark)
+    }
+
+    /// What the cookie of a client of this endpoint says, where there is to be one. The endpoint may be of a newer table.
+    pub fn mark_of(&self, endpoint: &Endpoint) -> Option<Mark> {
+        let sticky = self.spec.sticky.as_ref()?;
+        let place = self.endpoints.iter().position(|known| known.id() == endpoint.id());
+        let known = place.and_then(|place| self.marks.get(place).copied());
+        Some(known.unwrap_or_else(|| Mark::of(sticky, &self.spec.name, endpoint.spec())))
     }
 
     /// The endpoints that may be picked now. O(1), no lock, unless health changed since the last call.

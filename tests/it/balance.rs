@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
-use std::time::Duration;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use crate::cli::anynode;
 use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
@@ -268,6 +269,10 @@ fn what_cannot_be_hashed_is_refused_with_its_key() {
             "balance: hash\nprefer: local",
             "prefer: expected another balance than hash",
         ),
+        (
+            "balance: hash\nslow_start: 30s",
+            "slow_start: expected another balance than hash",
+        ),
         ("prefer: near", "\"near\" is not valid: expected any or local"),
     ] {
         let said = node.refusal(&format!("{options}\n{end}"));
@@ -304,5 +309,201 @@ fn the_slow_one_of_four_gets_little_by_least_request() {
         });
         println!("{mode}: {counts:?}");
         assert!(counts[0] * 100 <= 15 * 1600, "{mode}: {counts:?}");
+    }
+}
+
+/// What a request is answered with, head and all.
+fn whole_answer(node: &Node, fields: &str) -> String {
+    let mut stream = dial(node.door);
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    String::from_utf8_lossy(&read_to_end(&stream)).into_owned()
+}
+
+/// The cookie that an answer sets, as a client sends it back, and all that is said of it.
+fn cookie_of(answer: &str) -> Option<(String, String)> {
+    let mut lines = answer.lines();
+    let said = lines.find_map(|line| line.strip_prefix("Set-Cookie: "))?;
+    let (cookie, attributes) = said.split_once("; ")?;
+    Some((cookie.to_owned(), attributes.to_owned()))
+}
+
+#[test]
+fn a_cookie_leads_to_one_endpoint_by_any_node_while_it_takes_traffic() {
+    let origins = NAMES.map(named);
+    let declared = |origins: &[Origin], more: &str| {
+        let endpoints: Vec<String> = origins.iter().map(|origin| format!("\"{}\"", origin.addr)).collect();
+        let key = "key: 'not-quite-drawn-at-random', cookie: at, same_site: lax";
+        format!(
+            "mode: http\nsticky: {{ {key} }}\nendpoints: [{}]\n{more}",
+            endpoints.join(", ")
+        )
+    };
+    let nodes = [(); 3].map(|()| Node::start(&declared(&origins, "")));
+    let mut cookies: BTreeMap<String, String> = BTreeMap::new();
+    for n in 0..10 {
+        let answer = whole_answer(&nodes[n % 3], "");
+        let (cookie, attributes) = cookie_of(&answer).expect("a cookie");
+        assert_eq!(attributes, "Path=/; HttpOnly; SameSite=lax".replace("lax", "Lax"));
+        let value = cookie.strip_prefix("at=").unwrap();
+        assert!(
+            value.len() == 32 && value.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{cookie}"
+        );
+        let name = answer.rsplit("\r\n").next().unwrap().to_owned();
+        assert_eq!(cookies.entry(cookie).or_insert_with(|| name.clone()), &name);
+    }
+    assert!(cookies.len() >= 4, "{cookies:?}");
+    for (cookie, name) in &cookies {
+        for node in nodes.iter().cycle().take(9) {
+            let answer = whole_answer(node, &format!("Cookie: x=y; {cookie}\r\n"));
+            // Said once: who has a good one is told nothing.
+            assert!(
+                answer.ends_with(name.as_str()) && cookie_of(&answer).is_none(),
+                "{name}: {answer}"
+            );
+        }
+    }
+    // What is no cookie of ours, or one of a service with another key, is none.
+    for wrong in ["at=", "at=0", "at=00000000000000000000000000000000", "at=../../x"] {
+        let answer = whole_answer(&nodes[0], &format!("Cookie: {wrong}\r\n"));
+        assert!(
+            cookies.contains_key(&cookie_of(&answer).expect("a cookie").0),
+            "{wrong}"
+        );
+    }
+    let (cookie, name) = cookies.iter().next().unwrap();
+    let fields = format!("Cookie: {cookie}\r\n");
+    // Its endpoint goes: another one answers, and the client is told which; on the other nodes it is good for as long as
+    // the endpoint is there.
+    let (gone, left): (Vec<Origin>, Vec<Origin>) = {
+        let place = NAMES.iter().position(|one| one == name).unwrap();
+        let mut left: Vec<Origin> = origins.into_iter().collect();
+        (vec![left.remove(place)], left)
+    };
+    nodes[0].declare(&declared(&left, ""));
+    wait_until("it has gone", || {
+        !whole_answer(&nodes[0], &fields).ends_with(name.as_str())
+    });
+    let (other, _) = cookie_of(&whole_answer(&nodes[0], &fields)).expect("a new cookie");
+    assert!(other != *cookie && cookies.get(&other).is_none_or(|is| is != name));
+    assert!(whole_answer(&nodes[1], &fields).ends_with(name.as_str()));
+    // It dies where nobody says so: likewise, from the first request on.
+    drop(gone);
+    let answer = whole_answer(&nodes[1], &fields);
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && cookie_of(&answer).is_some(),
+        "{answer}"
+    );
+}
+
+#[test]
+fn who_has_a_cookie_waits_for_a_place_at_its_endpoint() {
+    let gate = Arc::new(RwLock::new(()));
+    let open = gate.clone();
+    let slow = Origin::start(move |mut stream| {
+        if read_head(&mut stream).is_some() {
+            drop(open.read());
+            let _ = stream.write_all(answer_of("slow").as_bytes());
+        }
+    });
+    let quick = named("quick");
+    let node = Node::start(&format!(
+        "mode: http\nsticky: {{ key: 'not-quite-drawn-at-random' }}\nlimits: {{ endpoint_connections: 1 }}\n\
+         endpoints: [\"{}\", \"{}\"]",
+        slow.addr, quick.addr
+    ));
+    let cookie = (0..10).find_map(|_| {
+        let answer = whole_answer(&node, "");
+        cookie_of(&answer).filter(|_| answer.ends_with("slow"))
+    });
+    let fields = format!("Cookie: {}\r\n", cookie.expect("a cookie of the slow one").0);
+    let held = gate.write().unwrap();
+    std::thread::scope(|scope| {
+        let before = slow.n_accepted();
+        let first = scope.spawn(|| node.ask(&fields));
+        wait_until("its only place is taken", || slow.n_accepted() > before);
+        let second = scope.spawn(|| node.ask(&fields));
+        // Who has none goes where there is room.
+        assert_eq!(node.shares(4, ["quick"]), [4]);
+        drop(held);
+        assert_eq!([first, second].map(|one| one.join().unwrap()), ["slow", "slow"]);
+    });
+}
+
+#[test]
+fn a_cookie_that_cannot_be_kept_is_refused_with_its_key() {
+    let node = Node::start("endpoints: [\"127.0.0.1:1\"]");
+    let key = "key: 'not-quite-drawn-at-random'";
+    for (options, expected) in [
+        (
+            format!("sticky: {{ {key} }}"),
+            "sticky: expected mode http: in tcp mode there are no cookies",
+        ),
+        (
+            "mode: http\nsticky: {}".to_owned(),
+            "sticky.key: expected 16 characters at least, drawn at random",
+        ),
+        (
+            "mode: http\nsticky: { key: short }".to_owned(),
+            "expected 16 characters at least, drawn at random",
+        ),
+        (
+            format!("mode: http\nsticky: {{ {key}, cookie: 'a b' }}"),
+            "\"a b\" is not valid: expected a cookie's name",
+        ),
+        (
+            format!("mode: http\nsticky: {{ {key}, same_site: none }}"),
+            "sticky.same_site: expected secure beside it",
+        ),
+        (
+            format!("mode: http\nsticky: {{ {key}, same_site: some }}"),
+            "expected none, lax or strict",
+        ),
+    ] {
+        let said = node.refusal(&format!("{options}\nendpoints: [\"127.0.0.1:1\"]"));
+        assert!(said.contains(expected), "{said}");
+        assert!(!said.contains("short"), "a key is nobody's to read: {said}");
+    }
+}
+
+#[test]
+fn the_share_of_a_new_endpoint_grows() {
+    let [a, b] = ["a", "b"].map(named);
+    const GROWS: Duration = Duration::from_secs(6);
+    for balance in ["round-robin", "least-request"] {
+        let declared = |endpoints: &[&Origin]| {
+            let endpoints: Vec<String> = endpoints.iter().map(|origin| format!("\"{}\"", origin.addr)).collect();
+            format!(
+                "balance: {balance}\nslow_start: 6s\nendpoints: [{}]",
+                endpoints.join(", ")
+            )
+        };
+        let node = Node::start(&declared(&[&a]));
+        let began = Instant::now();
+        while began.elapsed() < GROWS + Duration::from_millis(200) {
+            assert_eq!(node.ask(""), "a");
+        }
+        node.declare(&declared(&[&a, &b]));
+        wait_until("the new one", || node.ask("") == "b");
+        let began = Instant::now();
+        let part_until = |until: Duration| {
+            let (mut n, mut new) = (0, 0);
+            while began.elapsed() < until {
+                n += 1;
+                new += usize::from(node.ask("") == "b");
+            }
+            assert!(n > 100, "{n}");
+            new as f64 / n as f64
+        };
+        // Of shares 1 and t: t / (1 + t), which is 19 in 100 on average in the first half, and 43 in the second.
+        let [first, second] = [part_until(GROWS / 2), part_until(GROWS)];
+        println!("{balance}: {first:.2}, {second:.2}");
+        assert!(
+            (0.05..0.30).contains(&first) && (0.33..0.50).contains(&second),
+            "{first}, {second}"
+        );
+        let [in_a, in_b] = node.shares(400, ["a", "b"]);
+        assert!(in_a.abs_diff(in_b) <= 100, "{in_a}, {in_b}");
     }
 }

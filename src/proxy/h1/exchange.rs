@@ -11,7 +11,8 @@ use tokio::io::Interest;
 use super::buffer::Buffer;
 use crate::proxy::core;
 use crate::proxy::http::{
-    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, lower_response, parse_response,
+    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, lower_response,
+    parse_response,
 };
 use crate::proxy::side::Side;
 use crate::proxy::wire::{Client, Leg};
@@ -82,6 +83,8 @@ pub(super) struct Exchange<'a, C: Client> {
     pub(super) to_client: Buffer,
     pub(super) pipe: Option<Pipe>,
     pub(super) n_interim: u8,
+    /// A field that the response gets beside its own.
+    pub(super) set_cookie: Option<Box<str>>,
     /// Bytes of the response were received; it is too late for another try.
     pub(super) has_begun: bool,
     pub(super) watch: Watch,
@@ -337,6 +340,9 @@ impl<C: Client> Exchange<'_, C> {
         }
         let may_stay = !core::is_draining() && self.request_body.is_done();
         let onward = head.forward(&self.request, may_stay, out);
+        if let Some(field) = &self.set_cookie {
+            add_field(field, out);
+        }
         self.from_upstream.consume(meta.head_len);
         self.response = Some(Response {
             meta,

@@ -32,7 +32,7 @@ use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Upstream};
 use crate::proxy::wire::{Client, Leg};
-use crate::routing::{Asker, CloseReason, EndpointId, Listen, RetryOutcome, Service, ServiceStats};
+use crate::routing::{Asker, CloseReason, EndpointId, Listen, Mark, RetryOutcome, Service, ServiceStats};
 
 /// How a client's connection came in.
 #[derive(Debug, Clone)]
@@ -353,9 +353,9 @@ impl<C: Client> Server<'_, C> {
         let mut request_body = Body::of_request(meta.framing);
         self.append_early_body(&mut request_body, &mut to_upstream)?;
         let is_whole = request_body.is_done();
-        let wish = match service.spec().balance {
-            Balance::Hash => self.wish(service.spec(), &to_upstream),
-            Balance::RoundRobin | Balance::LeastRequest => Wish::default(),
+        let wish = match (service.spec().balance, &service.spec().sticky) {
+            (Balance::RoundRobin | Balance::LeastRequest, None) => Wish::default(),
+            _ => self.wish(service.spec(), &to_upstream),
         };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut n_retries = 0;
@@ -403,6 +403,7 @@ impl<C: Client> Server<'_, C> {
                 to_client: Buffer::default(),
                 pipe: None,
                 n_interim: 0,
+                set_cookie: wish::set_cookie(&service, &endpoint, wish.mark),
                 has_begun: false,
                 watch: Watch::Reads,
             };
@@ -563,14 +564,20 @@ impl<C: Client> Server<'_, C> {
     /// Which endpoint a request is to have. `sent`: its head, as the endpoint will have it.
     fn wish(&self, spec: &ServiceSpec, sent: &Buffer) -> Wish {
         let head = sent.rest();
-        match &spec.hash {
+        let mark = spec.sticky.as_ref().and_then(|sticky| {
+            let said = wish::cookie(head, sticky.cookie.as_str())?;
+            Mark::read(said)
+        });
+        let wish = match &spec.hash {
+            _ if spec.balance != Balance::Hash => Wish::default(),
             HashKey::ClientAddress => {
                 let by_proxy = self.asks_for_others.then(|| asker::of_forwarded(head)).flatten();
                 Wish::of_client(by_proxy.unwrap_or_else(|| self.from.ip()))
             }
             HashKey::Header(name) => wish::field(head, name).map_or_else(Wish::default, Wish::of_key),
             HashKey::Cookie(name) => wish::cookie(head, name).map_or_else(Wish::default, Wish::of_key),
-        }
+        };
+        Wish { mark, ..wish }
     }
 
     /// Body bytes that came with the head go out with it, in one call.

@@ -1,5 +1,22 @@
 //! What a request says of the endpoint that it is to have, read from the head that is sent there: fields that are not sent on
-//! say nothing. Pure.
+//! say nothing. And what it is told of that one.
+
+use crate::model::SameSite;
+use crate::routing::{Endpoint, Mark, Service};
+
+/// The field by which a client is told where it is: none where its cookie says so already.
+pub(super) fn set_cookie(service: &Service, endpoint: &Endpoint, said: Option<Mark>) -> Option<Box<str>> {
+    let sticky = service.spec().sticky.as_ref()?;
+    let mark = service.mark_of(endpoint).filter(|mark| said != Some(*mark))?;
+    let secure = if sticky.secure { "; Secure" } else { "" };
+    let http_only = if sticky.http_only { "; HttpOnly" } else { "" };
+    let same_site = match sticky.same_site.map(SameSite::as_str) {
+        Some(word) => format!("; SameSite={word}"),
+        None => String::new(),
+    };
+    let name = sticky.cookie.as_str();
+    Some(format!("Set-Cookie: {name}={mark}; Path=/{secure}{http_only}{same_site}").into())
+}
 
 /// The value of the first field of this name; empty is none.
 pub(super) fn field<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {

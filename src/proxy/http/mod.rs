@@ -34,7 +34,7 @@ pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use refusal::Refusal;
 pub use reply::{CONTINUE, Reply, write_options_reply, write_redirect};
 pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, lower_request, parse_request};
-pub use response::{Onward, ResponseHead, ResponseMeta, lower_response, parse_response};
+pub use response::{Onward, ResponseHead, ResponseMeta, add_field, lower_response, parse_response};
 
 /// The longest head that is taken, request or response, in bytes.
 pub const DEFAULT_HEAD_BYTES_MAX: usize = 64 * 1024;

@@ -227,6 +227,14 @@ impl<'b> ResponseHead<'_, 'b> {
     }
 }
 
+/// Adds a field to the head that was just written, the last thing in `out`.
+pub fn add_field(field: &str, out: &mut Vec<u8>) {
+    debug_assert!(out.ends_with(b"\r\n\r\n"));
+    out.truncate(out.len().saturating_sub(2));
+    out.extend_from_slice(field.as_bytes());
+    out.extend_from_slice(b"\r\n\r\n");
+}
+
 /// What one pass over the fields found.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {

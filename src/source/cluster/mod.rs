@@ -18,7 +18,7 @@ use self::claims::{Claim, Claims};
 use super::SourceStatus;
 use crate::model::{
     Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, Mode, PublishedPort, Reach, RouteSpec,
-    ServiceName, ServiceSpec, TaskRef, Weight, labels, traefik,
+    ServiceName, ServiceSpec, StickyKey, TaskRef, Weight, labels, traefik,
 };
 use crate::routing::{Change, EntryPoint, RoutingTable, TableHandle};
 
@@ -410,6 +410,9 @@ impl ClusterSource {
         spec.stop_grace = grace.saturating_add(SWARM_WAITS);
         spec.endpoints = self.endpoints_of(service, &mut faults);
         spec.set_weights(self.weights_of(&spec.endpoints, &mut faults));
+        if let Some(sticky) = &mut spec.sticky {
+            sticky.key = StickyKey::of_service(&service.id);
+        }
         spec.attachments.clone_from(&service.networks);
         self.faults.set(&service.name, faults);
         Some(spec)

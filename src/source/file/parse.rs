@@ -12,9 +12,9 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use super::words;
 use crate::model::rule::Rule;
 use crate::model::{
-    AtOdds, Balance, ClientAddress, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe, Limits, Mode,
-    OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, ServiceName, ServiceSpec,
-    Weight, parse_duration,
+    AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
+    Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, SameSite,
+    ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -155,6 +155,7 @@ struct ServiceDto {
     balance: Option<Text<Balance>>,
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
+    sticky: Option<StickyDto>,
     slow_start: Option<Text<Span>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -268,6 +269,36 @@ impl FromStr for Namespace {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct StickyDto {
+    key: Option<Text<StickyKey>>,
+    cookie: Option<Text<CookieName>>,
+    secure: Option<bool>,
+    http_only: Option<bool>,
+    same_site: Option<Text<SameSite>>,
+}
+
+impl StickyDto {
+    fn into_sticky(self) -> Result<Sticky, String> {
+        let Some(Text(key)) = self.key else {
+            return Err("sticky.key: expected 16 characters at least, drawn at random, without which the cookie would tell addresses".to_owned());
+        };
+        let mut sticky = Sticky {
+            key,
+            same_site: self.same_site.map(|text| text.0),
+            ..Sticky::default()
+        };
+        set(&mut sticky.cookie, self.cookie.map(|text| text.0));
+        set(&mut sticky.secure, self.secure);
+        set(&mut sticky.http_only, self.http_only);
+        sticky
+            .check()
+            .map_err(|expected| format!("sticky.same_site: {expected}"))?;
+        Ok(sticky)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct HealthDto {
     http: Option<Text<Path>>,
     tcp: Option<bool>,
@@ -316,6 +347,7 @@ impl ServiceDto {
         let says_hash = self.hash.is_some();
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
+        spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;
         set(&mut spec.slow_start, self.slow_start.map(|text| text.0.0));
         if let Some(odds) = AtOdds::of(&spec, says_hash) {
             return Err(format!("{}: {}", odds.key, odds.expected));
