@@ -102,7 +102,8 @@ mod tests {
             let counts = counts(&shares, from, shares.period(), parts.len());
             for (count, weight) in counts.iter().zip(&weights) {
                 let due = shares.period() as f64 * f64::from(*weight) / total as f64;
-                prop_assert!(*count >= 1 && (*count as f64 - due).abs() <= 3.0 + due / 32.0, "{count} where {due} are due");
+                // The least is up to four slots where the sum is little more than the ring, and an end is rounded.
+                prop_assert!(*count >= 1 && (*count as f64 - due).abs() <= 5.0 + due / 32.0, "{count} where {due} are due");
             }
         }
     }
