@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use crate::machine::{self, Ticks};
 use crate::origin::{BULK_BYTES, Counts, HOST, N_ENDPOINTS, bulk_body, noise, pieces, small_body};
+use crate::tls::{Opener, Speaks, Stream};
 
 /// What to do, and against whom.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct Job {
     pub pids: Vec<u32>,
     /// Who else works for this job, besides the generator.
     pub helpers: Vec<u32>,
+    /// `None`: no TLS.
+    pub tls: Option<Speaks>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,6 +115,7 @@ impl Job {
     async fn run(self) -> anyhow::Result<Seen> {
         let before = counts(self.origin).await?;
         let progress = Rc::new(Progress::default());
+        let opener = Opener::new(self.tls.as_ref())?;
         let seen = match self.kind {
             Kind::KeepAlive {
                 path,
@@ -122,9 +126,10 @@ impl Job {
                 let noise: Rc<[u8]> = noise().into();
                 let mut tasks = tokio::task::JoinSet::new();
                 for _ in 0..n_connections {
-                    let (progress, noise) = (progress.clone(), noise.clone());
+                    let (progress, noise, opener) = (progress.clone(), noise.clone(), opener.clone());
                     tasks.spawn_local(async move {
-                        let mut connection = Connection::open(self.addr, !pieces(path, 0).is_empty()).await?;
+                        let is_bulk = !pieces(path, 0).is_empty();
+                        let mut connection = Connection::open_by(&opener, self.addr, is_bulk, true).await?;
                         while !progress.is_over.get() {
                             connection.ask(path, &noise, &progress, false).await?;
                         }
@@ -141,9 +146,14 @@ impl Job {
                 let mut tasks = tokio::task::JoinSet::new();
                 for _ in 0..n_connections {
                     let progress = progress.clone();
+                    // Its own tickets: a store has room for a few.
+                    let opener = Opener::new(self.tls.as_ref())?;
                     tasks.spawn_local(async move {
+                        let mut n_opened = 0_u32;
                         while !progress.is_over.get() {
-                            let mut connection = Connection::open(self.addr, false).await?;
+                            let is_first = n_opened == 0;
+                            n_opened += 1;
+                            let mut connection = Connection::open_by(&opener, self.addr, false, is_first).await?;
                             connection.ask('s', &[], &progress, true).await?;
                             connection.end().await?;
                         }
@@ -287,17 +297,21 @@ struct Progress {
 
 /// A connection to a proxy, or to the origin.
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buf: Vec<u8>,
     n: usize,
 }
 
 impl Connection {
     async fn open(addr: SocketAddr, is_bulk: bool) -> anyhow::Result<Connection> {
+        Connection::open_by(&Opener::new(None)?, addr, is_bulk, false).await
+    }
+
+    async fn open_by(opener: &Opener, addr: SocketAddr, is_bulk: bool, is_first: bool) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(addr).await.context("connect")?;
         stream.set_nodelay(true)?;
         Ok(Connection {
-            stream,
+            stream: opener.open(stream, is_first).await.context("TLS")?,
             buf: vec![0; if is_bulk { BULK_BUF_BYTES } else { SMALL_BUF_BYTES }],
             n: 0,
         })

@@ -11,6 +11,7 @@ mod machine;
 mod origin;
 mod proxies;
 mod stats;
+mod tls;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -62,17 +63,25 @@ enum Work {
     Small,
     Short,
     Http,
+    TlsHttp,
+    TlsBulk,
+    TlsFull,
+    TlsResumed,
     Idle,
     Change,
 }
 
 impl Work {
-    const ALL: [Work; 7] = [
+    const ALL: [Work; 11] = [
         Work::Bulk,
         Work::Stream,
         Work::Small,
         Work::Short,
         Work::Http,
+        Work::TlsHttp,
+        Work::TlsBulk,
+        Work::TlsFull,
+        Work::TlsResumed,
         Work::Idle,
         Work::Change,
     ];
@@ -84,6 +93,12 @@ impl Work {
             Work::Small => "small TCP messages, 64 connections: CPU µs per request",
             Work::Short => "short TCP connections, 32 at a time: CPU µs per connection",
             Work::Http => "HTTP/1 keep-alive, 64 connections: CPU µs per request",
+            Work::TlsHttp => "HTTP/1 over TLS 1.3, keep-alive, 64 connections: CPU µs per request",
+            Work::TlsBulk => "HTTP/1 over TLS 1.3, bodies of 1 MiB, 8 connections: CPU µs per MB",
+            Work::TlsFull => {
+                "full handshakes (TLS 1.3, P-256) with a request each, 32 at a time: CPU µs per connection"
+            }
+            Work::TlsResumed => "handshakes by a ticket, with a request each, 32 at a time: CPU µs per connection",
             Work::Idle => "idle TCP connection, after 10 s: bytes of private memory",
             Work::Change => "change to routed",
         }
@@ -92,10 +107,14 @@ impl Work {
     /// What one of its figures is per second.
     fn rate_unit(self) -> &'static str {
         match self {
-            Work::Bulk | Work::Stream => "MB/s",
-            Work::Short => "connections/s",
+            Work::Bulk | Work::Stream | Work::TlsBulk => "MB/s",
+            Work::Short | Work::TlsFull | Work::TlsResumed => "connections/s",
             _ => "requests/s",
         }
+    }
+
+    fn is_tls(self) -> bool {
+        matches!(self, Work::TlsHttp | Work::TlsBulk | Work::TlsFull | Work::TlsResumed)
     }
 
     fn is_timed(self) -> bool {
@@ -132,7 +151,7 @@ struct Goal {
     limit: f64,
 }
 
-const GOALS: [Goal; 7] = [
+const GOALS: [Goal; 15] = [
     Goal {
         work: Work::Bulk,
         against: HAPROXY,
@@ -175,7 +194,25 @@ const GOALS: [Goal; 7] = [
         goal: 1.0,
         limit: HTTP_ROOM,
     },
+    tls_goal(Work::TlsHttp, HAPROXY),
+    tls_goal(Work::TlsHttp, NGINX),
+    tls_goal(Work::TlsBulk, HAPROXY),
+    tls_goal(Work::TlsBulk, NGINX),
+    tls_goal(Work::TlsFull, HAPROXY),
+    tls_goal(Work::TlsFull, NGINX),
+    tls_goal(Work::TlsResumed, HAPROXY),
+    tls_goal(Work::TlsResumed, NGINX),
 ];
+
+/// No more than whichever of them is better.
+const fn tls_goal(work: Work, against: Column) -> Goal {
+    Goal {
+        work,
+        against,
+        goal: 1.0,
+        limit: TCP_ROOM,
+    }
+}
 
 /// What ratios of the peers must be for a run to mean anything. (work, of, to, from, up to)
 const KNOWN: [(Work, Column, Column, f64, f64); 5] = [
@@ -220,7 +257,7 @@ impl Args {
             for work in Work::ALL
                 .into_iter()
                 .filter(|work| self.only.is_empty() || self.only.contains(work))
-                .filter(|work| work.is_timed() || !self.inside)
+                .filter(|work| (work.is_timed() && !work.is_tls()) || !self.inside)
             {
                 run.take_turns(round, work)
                     .with_context(|| format!("{work:?} in round {}", round + 1))?;
@@ -267,7 +304,7 @@ impl Turn {
     fn cost(&self) -> f64 {
         let cpu_us = self.seen.cpu_ns as f64 / 1e3;
         match self.work {
-            Work::Bulk | Work::Stream => cpu_us / (self.seen.n_bytes as f64 / 1e6),
+            Work::Bulk | Work::Stream | Work::TlsBulk => cpu_us / (self.seen.n_bytes as f64 / 1e6),
             Work::Idle => self.seen.memory_bytes as f64 / self.seen.n_units as f64,
             _ => cpu_us / self.seen.n_units as f64,
         }
@@ -275,7 +312,7 @@ impl Turn {
 
     fn rate(&self) -> f64 {
         match self.work {
-            Work::Bulk | Work::Stream => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
+            Work::Bulk | Work::Stream | Work::TlsBulk => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
             _ => self.seen.n_units as f64 / self.seen.seconds,
         }
     }
@@ -358,6 +395,8 @@ impl Run {
             .filter(|column| match (work, column) {
                 (Work::Change, column) => *column == ANYNODE,
                 (Work::Idle, Column::Direct) => false,
+                // The origin speaks none.
+                (work, Column::Direct) if work.is_tls() => false,
                 (_, Column::Direct) => true,
                 (_, Column::Through(name)) => self.programs.iter().any(|program| program.name == *name),
             })
@@ -430,6 +469,7 @@ impl Run {
                     let addr = match work {
                         Work::Bulk | Work::Stream => proxy.bulk,
                         Work::Http => proxy.http,
+                        work if work.is_tls() => proxy.https,
                         _ => proxy.tcp,
                     };
                     (addr, proxy.pids.clone())
@@ -437,14 +477,14 @@ impl Run {
             }
         };
         let path = match (work, column) {
-            (Work::Bulk, _) => 'b',
+            (Work::Bulk | Work::TlsBulk, _) => 'b',
             (Work::Stream, _) => 'l',
             // Nobody adds headers on the direct way.
-            (Work::Http, Column::Through(_)) => 'h',
+            (work, Column::Through(_)) if work == Work::Http || work.is_tls() => 'h',
             _ => 's',
         };
         let kind = match work {
-            Work::Short => Kind::Short {
+            Work::Short | Work::TlsFull | Work::TlsResumed => Kind::Short {
                 n_connections: 32,
                 warm,
                 run,
@@ -456,7 +496,12 @@ impl Run {
                 run,
             },
         };
-        Ok(self.job_of(kind, addr, pids))
+        let mut job = self.job_of(kind, addr, pids);
+        job.tls = work.is_tls().then(|| tls::Speaks {
+            authority: self.origin.certificate.authority.clone(),
+            resumes: work == Work::TlsResumed,
+        });
+        Ok(job)
     }
 
     fn job_of(&self, kind: Kind, addr: SocketAddr, pids: Vec<u32>) -> Job {
@@ -466,6 +511,7 @@ impl Run {
             origin: self.origin.endpoints[0],
             pids,
             helpers: vec![self.origin.pid],
+            tls: None,
         }
     }
 

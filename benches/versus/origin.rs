@@ -257,7 +257,7 @@ pub const HOST: &str = "bench.test";
 /// What a proxy in http mode must have added: one of these.
 const FORWARDED: [(&str, &[&str]); 3] = [
     ("X-Forwarded-For", &["127.0.0.1", "10.98.1.1", "10.98.3.2"]),
-    ("X-Forwarded-Proto", &["http"]),
+    ("X-Forwarded-Proto", &["http", "https"]),
     ("X-Forwarded-Host", &[HOST]),
 ];
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);

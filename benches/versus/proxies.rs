@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::load::{Job, Seen, ask_once};
 use crate::machine::{self, Container, Core};
 use crate::origin::N_ENDPOINTS;
+use crate::tls::Certificate;
 
 pub type Endpoints = [SocketAddr; N_ENDPOINTS];
 
@@ -94,6 +95,7 @@ impl Program {
             }
             _ => (free_addr()?, free_addr()?),
         };
+        let https = free_addr()?;
         // HAProxy alone has two settings to choose from, each the better one for its work.
         let bulk = if self.name == Name::HaProxy { free_addr()? } else { tcp };
         let client_address = match self.name {
@@ -104,11 +106,13 @@ impl Program {
             vip_network: &vip_network,
             caller: origin.caller.as_ref(),
         };
-        let proxy = self.start_with(n_connections, n_descriptors, place, |template| {
+        let proxy = self.start_with(n_connections, n_descriptors, place, |template, dir| {
+            origin.certificate.write(dir)?;
             let mut text = template
                 .replace("{{TCP}}", &tcp.to_string())
                 .replace("{{BULK}}", &bulk.to_string())
                 .replace("{{HTTP}}", &http.to_string())
+                .replace("{{HTTPS}}", &https.to_string())
                 .replace("{{CLIENT_ADDRESS}}", client_address)
                 .replace("{{CALLER}}", &Container::CALLER.to_string());
             if let Some(caller) = &origin.caller {
@@ -125,9 +129,16 @@ impl Program {
                 };
                 text = text.replace(&format!("{{{{ENDPOINT_{}}}}}", i + 1), &endpoint);
             }
-            text
+            if is_anynode && origin.caller.is_none() {
+                let entry_point = include_str!("peers/anynode.toml").replace("{{HTTPS}}", &https.to_string());
+                fs::write(
+                    dir.join("anynode.toml"),
+                    entry_point.replace("{{DIR}}", &dir.to_string_lossy()),
+                )?;
+            }
+            Ok(text)
         })?;
-        proxy.finish(tcp, bulk, http, origin.caller.as_ref())
+        proxy.finish([tcp, bulk, http, https], origin.caller.as_ref())
     }
 
     /// Starts anynode with one published port, whose endpoints change. Also returns its services file.
@@ -138,8 +149,8 @@ impl Program {
             vip_network: &next_vip_network(),
             caller: None,
         };
-        self.start_with(0, n_descriptors, place, |_| text(addr))?
-            .finish(addr, addr, addr, None)
+        self.start_with(0, n_descriptors, place, |_, _| Ok(text(addr)))?
+            .finish([addr; 4], None)
     }
 
     fn start_with(
@@ -147,7 +158,7 @@ impl Program {
         n_connections: usize,
         n_descriptors: u64,
         place: Place<'_>,
-        fill: impl Fn(&str) -> String,
+        fill: impl Fn(&str, &Path) -> anyhow::Result<String>,
     ) -> anyhow::Result<Starting> {
         let dir = tempfile::Builder::new().prefix("versus-").tempdir()?;
         let (template, file) = match self.name {
@@ -159,7 +170,7 @@ impl Program {
             },
         };
         let config = dir.path().join(file);
-        let text = fill(template)
+        let text = fill(template, dir.path())?
             .replace("{{DIR}}", &dir.path().to_string_lossy())
             .replace("{{LOAD_STREAM}}", &self.load_stream)
             .replace("{{MAXCONN}}", &n_connections.to_string())
@@ -184,6 +195,10 @@ impl Program {
             Name::Anynode | Name::AnynodeOpaque => {
                 command.arg("up").arg("--services").arg(&config);
                 command.arg("--data-dir").arg(dir.path().join("data"));
+                let config = dir.path().join("anynode.toml");
+                if config.exists() {
+                    command.arg("--config").arg(config);
+                }
                 command
                     .args(["--admin", "none", "--dns", "none"])
                     .env("ANYNODE_WORKERS", "1")
@@ -237,9 +252,7 @@ struct Starting {
 impl Starting {
     fn finish(
         mut self,
-        tcp: SocketAddr,
-        bulk: SocketAddr,
-        http: SocketAddr,
+        [tcp, bulk, http, https]: [SocketAddr; 4],
         caller: Option<&Container>,
     ) -> anyhow::Result<Proxy> {
         let start = Instant::now();
@@ -267,6 +280,7 @@ impl Starting {
             tcp,
             bulk,
             http,
+            https,
             config: self.config,
             _child: self.child,
             _dir: self.dir,
@@ -282,6 +296,8 @@ pub struct Proxy {
     /// Also in tcp mode, for bulk.
     pub bulk: SocketAddr,
     pub http: SocketAddr,
+    /// HTTP inside TLS.
+    pub https: SocketAddr,
     pub config: PathBuf,
     // Before its directory.
     _child: Running,
@@ -292,6 +308,8 @@ pub struct Proxy {
 pub struct Origin {
     pub endpoints: Endpoints,
     pub pid: u32,
+    /// What proxies before it show.
+    pub certificate: Certificate,
     _child: Running,
     /// Where it is, if not beside the proxies.
     container: Option<Container>,
@@ -329,6 +347,7 @@ impl Origin {
         Ok(Origin {
             endpoints,
             pid: child.0.id(),
+            certificate: Certificate::make()?,
             _child: child,
             container,
             caller,
