@@ -207,7 +207,7 @@ fn names_of(task: &Task) -> Vec<String> {
 
 /// Of all labels, those that are for us.
 fn ours<T: AsRef<str>>(labels: impl Iterator<Item = (T, T)>) -> BTreeMap<String, String> {
-    let ours = labels.filter(|(key, _)| key.as_ref().starts_with("anynode."));
+    let ours = labels.filter(|(key, _)| labels::is_ours(key.as_ref()));
     ours.map(|(key, value)| (key.as_ref().to_owned(), value.as_ref().to_owned()))
         .collect()
 }

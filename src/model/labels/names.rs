@@ -1,0 +1,122 @@
+//! The labels that are understood, by their names.
+
+use crate::model::{RoutePart, nearest};
+
+/// Every label that is understood.
+pub const KNOWN: [&str; 37] = [
+    MODE,
+    "anynode.balance",
+    HASH,
+    "anynode.prefer",
+    "anynode.slow-start",
+    STICKY,
+    COOKIE,
+    SECURE,
+    HTTP_ONLY,
+    SAME_SITE,
+    "anynode.bind",
+    ROUTE,
+    "anynode.priority",
+    "anynode.entrypoints",
+    PORT,
+    "anynode.proxy-protocol",
+    "anynode.health.http",
+    "anynode.health.tcp",
+    "anynode.health.interval",
+    "anynode.health.timeout",
+    "anynode.health.rise",
+    "anynode.health.fall",
+    "anynode.health.passive",
+    "anynode.timeout.connect",
+    "anynode.timeout.idle",
+    "anynode.timeout.half-closed",
+    "anynode.timeout.request-head",
+    "anynode.timeout.response",
+    "anynode.limit.connections",
+    "anynode.limit.endpoint-connections",
+    "anynode.limit.queue",
+    "anynode.limit.queue-timeout",
+    "anynode.limit.hold",
+    "anynode.limit.hold-timeout",
+    "anynode.client-address",
+    "anynode.abort-on-client-close",
+    DOCKER_SOCKET,
+];
+
+/// What our labels begin with.
+const PREFIX: &str = "anynode.";
+
+/// Whether a label is meant for us. In other letters than small ones it is none of our options, which is to be said.
+pub fn is_ours(label: &str) -> bool {
+    let begin = label.get(..PREFIX.len());
+    begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
+}
+
+pub const STICKY: &str = "anynode.sticky";
+pub(super) const COOKIE: &str = "anynode.sticky.cookie";
+pub(super) const SECURE: &str = "anynode.sticky.secure";
+pub(super) const HTTP_ONLY: &str = "anynode.sticky.http-only";
+pub(super) const SAME_SITE: &str = "anynode.sticky.same-site";
+
+pub(super) const HASH: &str = "anynode.hash";
+
+pub const MODE: &str = "anynode.mode";
+
+/// Which requests to entry points are the service's.
+pub const ROUTE: &str = "anynode.route";
+
+/// What labels of several routes begin with: a name of each follows, and one of `ROUTE_OPTIONS`.
+pub const ROUTES: &str = "anynode.routes.";
+
+pub(super) const ROUTE_OPTIONS: [RoutePart; 4] = [
+    RoutePart::Rule,
+    RoutePart::Priority,
+    RoutePart::EntryPoints,
+    RoutePart::Port,
+];
+
+/// The port that tasks listen on for them.
+pub const PORT: &str = "anynode.port";
+
+/// How much the tasks on a node get beside those of other nodes: a label of nodes.
+pub const WEIGHT: &str = "anynode.weight";
+
+/// Whose socket tasks get that mount the engine's. It says nothing of connections to the service.
+pub const DOCKER_SOCKET: &str = "anynode.docker-socket";
+
+/// Which option was meant, by its spelling; all there are where it is like none.
+pub(super) fn hint(label: &str) -> String {
+    let label = label.to_ascii_lowercase();
+    let route = label.strip_prefix(ROUTES).and_then(|rest| rest.split_once('.'));
+    let named = ROUTE_OPTIONS.map(|part| label_of(Some(route.map_or("NAME", |(name, _)| name)), part));
+    let known = KNOWN.map(str::to_owned).into_iter().chain(named);
+    match nearest(&label, known.clone()) {
+        Some(nearest) => format!("; there is {nearest}"),
+        None => format!(": expected one of {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// The name of the route that a label is of, and which part of it.
+pub(super) fn named_route(label: &str) -> Option<(&str, RoutePart)> {
+    let (name, option) = label.strip_prefix(ROUTES)?.split_once('.')?;
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let part = ROUTE_OPTIONS.into_iter().find(|part| part.as_str() == option)?;
+    (!name.is_empty() && name.bytes().all(is_name)).then_some((name, part))
+}
+
+/// The label of a part of the route whose rule the label `rule` says.
+pub fn beside(rule: &str, part: RoutePart) -> String {
+    match rule.strip_suffix(".rule") {
+        Some(route) => format!("{route}.{}", part.as_str()),
+        None => label_of(None, part),
+    }
+}
+
+/// The label of a part of that route; `None`: of the one without a name.
+pub(super) fn label_of(name: Option<&str>, part: RoutePart) -> String {
+    match (name, part) {
+        (Some(name), part) => format!("{ROUTES}{name}.{}", part.as_str()),
+        (None, RoutePart::Rule) => ROUTE.to_owned(),
+        (None, part) => format!("anynode.{}", part.as_str()),
+    }
+}

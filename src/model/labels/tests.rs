@@ -1,0 +1,273 @@
+//! What labels say, and what is wrong with them.
+
+use super::names::COOKIE;
+use super::*;
+use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol};
+
+fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
+    let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+    let rest = apply(&labels, &mut spec);
+    (spec, rest)
+}
+
+#[test]
+fn labels_set_what_the_services_file_sets() {
+    let (spec, labels) = read(&[
+        ("anynode.mode", "tcp"),
+        ("anynode.balance", "least-request"),
+        ("anynode.bind", "192.0.2.1"),
+        ("anynode.proxy-protocol", "v2"),
+        ("anynode.health.http", "/health"),
+        ("anynode.health.interval", "2s"),
+        ("anynode.timeout.idle", "1m"),
+        ("anynode.limit.connections", "7"),
+    ]);
+    assert_eq!(labels.faults, [] as [String; 0]);
+    assert_eq!(labels.bind, Some("192.0.2.1".parse().unwrap()));
+    assert_eq!((spec.mode, spec.balance), (Mode::Tcp, Balance::LeastRequest));
+    assert_eq!(spec.proxy_protocol, Some(ProxyProtocol::V2));
+    assert_eq!(spec.timeouts.idle, Duration::from_secs(60));
+    assert_eq!(spec.limits.connections, 7);
+    let check = spec.health.unwrap();
+    assert_eq!(
+        check.probe,
+        HealthProbe::Http {
+            path: "/health".to_owned()
+        }
+    );
+    assert_eq!(check.interval, Duration::from_secs(2));
+}
+
+#[test]
+fn a_route_is_of_several_labels_and_makes_the_mode_http() {
+    let (spec, labels) = read(&[
+        ("anynode.route", "Host(`a.test`) && PathPrefix(`/api`)"),
+        ("anynode.priority", "7"),
+        ("anynode.entrypoints", "web, other"),
+        ("anynode.port", "8080"),
+    ]);
+    assert_eq!(labels, Labels::default());
+    assert_eq!(
+        (spec.mode, spec.routes[0].target, spec.routes[0].priority()),
+        (Mode::Http, 8080, 7)
+    );
+    let names: Vec<&str> = spec.routes[0].entry_points.iter().map(EntryPointName::as_str).collect();
+    assert_eq!(names, ["web", "other"]);
+    for (wrong, expected) in [
+        (
+            ("anynode.route", "Hots(`a`)"),
+            "label anynode.route: \"Hots(`a`)\" is not valid: expected Host, ",
+        ),
+        (
+            ("anynode.priority", "5"),
+            "label anynode.priority=5: expected a route beside it",
+        ),
+        (
+            ("anynode.entrypoints", "web"),
+            "label anynode.entrypoints=web: expected a route beside it",
+        ),
+        (
+            ("anynode.port", "80"),
+            "label anynode.port=80: expected a route beside it",
+        ),
+        (
+            ("anynode.port", "0"),
+            "label anynode.port: \"0\" is not valid: expected a port from 1",
+        ),
+        (
+            ("anynode.entrypoints", "a b"),
+            "label anynode.entrypoints: \"a b\" is not valid: expected an entry point's name",
+        ),
+    ] {
+        let (spec, labels) = read(&[wrong]);
+        assert!(labels.faults[0].starts_with(expected), "{labels:?}");
+        // What asks for nothing by itself takes nothing away either.
+        let is_left_over = expected.contains("expected a route");
+        assert_eq!((labels.wrong.is_empty(), spec.routes.len()), (is_left_over, 0));
+    }
+    let (_, labels) = read(&[("anynode.mode", "tcp"), ("anynode.route", "Host(`a`)")]);
+    assert_eq!(
+        labels.faults,
+        ["label anynode.route=Host(`a`): expected mode http: in tcp mode there are no requests"]
+    );
+}
+
+#[test]
+fn routes_with_names_stand_and_fall_each_by_itself() {
+    let (spec, labels) = read(&[
+        ("anynode.route", "Host(`a.test`)"),
+        ("anynode.port", "80"),
+        ("anynode.routes.admin.rule", "Host(`a.test`) && PathPrefix(`/admin`)"),
+        ("anynode.routes.admin.port", "8080"),
+        ("anynode.routes.admin.priority", "900"),
+        ("anynode.routes.admin.entrypoints", "inner"),
+        ("anynode.routes.wrong.rule", "Hots(`a`)"),
+        ("anynode.routes.port.rule", "Host(`b.test`)"),
+        ("anynode.routes.port.port", "0"),
+        ("anynode.routes.none.port", "80"),
+        ("anynode.routes.a.b.rule", "Host(`c.test`)"),
+    ]);
+    let routes: Vec<_> = spec
+        .routes
+        .iter()
+        .map(|route| (&*route.said_by, route.target, route.priority()))
+        .collect();
+    let first = spec.routes[0].rule.priority();
+    assert_eq!(
+        routes,
+        [("anynode.route", 80, first), ("anynode.routes.admin.rule", 8080, 900)]
+    );
+    assert_eq!(spec.routes[1].entry_points, ["inner".parse().unwrap()]);
+    assert_eq!(labels.wrong, BTreeSet::new());
+    let wrong = ["anynode.routes.port.port", "anynode.routes.wrong.rule"];
+    assert_eq!(labels.wrong_of_routes, wrong.map(str::to_owned).into());
+    for expected in [
+        "label anynode.routes.wrong.rule: \"Hots(`a`)\" is not valid: expected Host, ",
+        "label anynode.routes.port.port: \"0\" is not valid: expected a port",
+        "label anynode.routes.none.port=80: expected a route beside it",
+        "label anynode.routes.a.b.rule=Host(`c.test`): no such option; there is anynode.routes.a.rule",
+    ] {
+        let is_said = labels.faults.iter().any(|fault| fault.starts_with(expected));
+        assert!(is_said, "{expected}: {labels:?}");
+    }
+    assert_eq!(labels.faults.len(), 4);
+
+    let (spec, labels) = read(&[("anynode.mode", "tcp"), ("anynode.routes.x.rule", "Host(`a`)")]);
+    assert_eq!((spec.mode, spec.routes.len(), labels.wrong.len()), (Mode::Tcp, 0, 0));
+    assert!(labels.faults[0].starts_with("label anynode.routes.x.rule=Host(`a`): expected mode http"));
+}
+
+#[test]
+fn an_option_of_the_other_mode_is_refused() {
+    let of_http = [
+        ("anynode.abort-on-client-close", "true"),
+        ("anynode.timeout.request-head", "1s"),
+        ("anynode.timeout.response", "5s"),
+    ];
+    let of_tcp = [
+        ("anynode.proxy-protocol", "v1"),
+        ("anynode.client-address", "transparent"),
+    ];
+    for (mode, fits, others) in [("http", &of_http[..], &of_tcp[..]), ("tcp", &of_tcp, &of_http)] {
+        for option in fits {
+            assert_eq!(read(&[("anynode.mode", mode), *option]).1, Labels::default());
+        }
+        for option in others {
+            let (_, labels) = read(&[("anynode.mode", mode), *option]);
+            let begin = format!("label {}={}: expected mode ", option.0, option.1);
+            assert!(labels.faults[0].starts_with(&begin), "{labels:?}");
+            assert_eq!(labels.wrong, BTreeSet::from([option.0.to_owned()]));
+            // Of a mode that is none nothing follows.
+            assert_eq!(read(&[("anynode.mode", "htp"), *option]).1.faults.len(), 1);
+        }
+    }
+    for said_and_kept in [
+        ("anynode.abort-on-client-close", "false"),
+        ("anynode.timeout.response", "0s"),
+    ] {
+        assert_eq!(read(&[said_and_kept]).1, Labels::default());
+    }
+    let none = read(&[("anynode.mode", "http"), ("anynode.client-address", "none")]);
+    assert_eq!(none.1, Labels::default());
+}
+
+#[test]
+fn what_goes_only_with_other_labels_is_refused_without_them() {
+    for (labels, expected) in [
+        (
+            &[("anynode.hash", "header:X-User"), ("anynode.mode", "http")][..],
+            "label anynode.hash=header:X-User: expected balance hash",
+        ),
+        (
+            &[("anynode.hash", "cookie:a"), ("anynode.balance", "hash")],
+            "label anynode.hash=cookie:a: expected mode http",
+        ),
+        (
+            &[("anynode.prefer", "local"), ("anynode.balance", "hash")],
+            "label anynode.prefer=local: expected another balance",
+        ),
+        (
+            &[("anynode.slow-start", "1s"), ("anynode.balance", "hash")],
+            "label anynode.slow-start=1s: expected another balance",
+        ),
+        (
+            &[("anynode.sticky", "true")],
+            "label anynode.sticky=true: expected mode http",
+        ),
+        (
+            &[("anynode.sticky.secure", "true"), ("anynode.mode", "http")],
+            "label anynode.sticky.secure=true: expected anynode.sticky=true",
+        ),
+        (
+            &[
+                ("anynode.sticky", "true"),
+                ("anynode.sticky.same-site", "none"),
+                ("anynode.mode", "http"),
+            ],
+            "label anynode.sticky.same-site=none: expected secure",
+        ),
+        (&[("anynode.weight", "2")], "label anynode.weight=2: expected on nodes"),
+    ] {
+        let (_, said) = read(labels);
+        assert!(
+            said.faults.len() == 1 && said.faults[0].starts_with(expected),
+            "{said:?}"
+        );
+    }
+    let (spec, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.sticky", "true"),
+        ("anynode.sticky.cookie", "at"),
+        ("anynode.sticky.http-only", "false"),
+        ("anynode.balance", "hash"),
+        ("anynode.hash", "cookie:user"),
+    ]);
+    assert_eq!(labels, Labels::default());
+    let sticky = spec.sticky.unwrap();
+    assert_eq!((sticky.cookie.as_str(), sticky.http_only), ("at", false));
+    assert_eq!(spec.hash, crate::model::HashKey::Cookie("user".into()));
+}
+
+#[test]
+fn each_wrong_label_is_named_and_changes_nothing() {
+    let default = read(&[]).0;
+    for label in KNOWN {
+        // A word is an entry point's name, or a cookie's.
+        let wrong = if ["anynode.entrypoints", COOKIE].contains(&label) {
+            "z z"
+        } else {
+            "zzz"
+        };
+        let (spec, labels) = read(&[(label, wrong)]);
+        assert_eq!(labels.faults.len(), 1, "{label}");
+        assert!(
+            labels.faults[0].contains(label) && labels.faults[0].contains(&format!("{wrong:?}")),
+            "{label}"
+        );
+        assert!(labels.faults[0].contains("expected"), "{label}");
+        assert_eq!(labels.wrong, BTreeSet::from([label.to_owned()]));
+        assert_eq!(spec, default, "{label}");
+    }
+    let (spec, labels) = read(&[("anynode.moda", "http"), ("anynode.mode", "http")]);
+    assert_eq!(spec.mode, Mode::Http);
+    assert_eq!(
+        labels.faults,
+        ["label anynode.moda=http: no such option; there is anynode.mode"]
+    );
+    for (label, hint) in [
+        ("Anynode.Mode", "; there is anynode.mode"),
+        ("ANYNODE.routes.shop.rule", "; there is anynode.routes.shop.rule"),
+        ("anynode.routes.shop.prority", "; there is anynode.routes.shop.priority"),
+        ("anynode.entrypoint", "; there is anynode.entrypoints"),
+        (
+            "anynode.something-else",
+            ": expected one of anynode.mode, anynode.balance, ",
+        ),
+    ] {
+        let (spec, labels) = read(&[(label, "http")]);
+        let expected = format!("label {label}=http: no such option{hint}");
+        assert!(labels.faults[0].starts_with(&expected), "{labels:?}");
+        assert_eq!((spec.mode, labels.wrong.len()), (Mode::Tcp, 0));
+    }
+}
