@@ -10,7 +10,7 @@ mod tree;
 use std::collections::BTreeMap;
 
 use self::tree::Tree;
-use super::{Balance, HealthCheck, RouteSpec, ServiceSpec};
+use super::{Balance, HealthCheck, RouteSpec, ServiceSpec, Sticky};
 
 /// What Traefik's labels of one service say.
 #[derive(Debug, Default, PartialEq)]
@@ -18,6 +18,7 @@ struct Translated {
     routes: Vec<RouteSpec>,
     health: Option<HealthCheck>,
     balance: Option<Balance>,
+    sticky: Option<Sticky>,
     /// What is wrong or has no counterpart: label, value and what was expected, or what holds instead.
     faults: Vec<String>,
 }
@@ -64,6 +65,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<S
     if !read.routes.is_empty() {
         spec.health = read.health;
         spec.balance = read.balance.unwrap_or(spec.balance);
+        spec.sticky = read.sticky;
     }
     spec.routes.extend(read.routes);
     read.faults

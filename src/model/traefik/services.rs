@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::Translated;
 use super::tree::{Label, Options, Tree, flag};
-use crate::model::{Balance, HealthCheck, HealthProbe, parse_duration};
+use crate::model::{Balance, HealthCheck, HealthProbe, InvalidValue, Sticky, parse_duration};
 
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub(super) port: Option<u16>,
     health: Option<HealthCheck>,
     balance: Option<Balance>,
+    sticky: Option<Sticky>,
     /// Nothing is routed to it then.
     pub(super) faults: Vec<String>,
 }
@@ -24,19 +25,22 @@ pub(super) fn all(tree: &Tree<'_>) -> BTreeMap<String, Service> {
         .collect()
 }
 
-/// There is one check, and one way of balancing, for all ports of a service: whose labels say another than those before are
+/// There is one check, one way of balancing and one cookie, for all ports of a service: whose labels say another than those before are
 /// refused.
 pub(super) fn agree(services: &mut BTreeMap<String, Service>, out: &mut Translated) {
     for (name, service) in services.iter_mut().filter(|(_, service)| service.faults.is_empty()) {
-        let is_same = goes_with(&out.health, &service.health) && goes_with(&out.balance, &service.balance);
+        let is_same = goes_with(&out.health, &service.health)
+            && goes_with(&out.balance, &service.balance)
+            && goes_with(&out.sticky, &service.sticky);
         if !is_same {
             service.faults.push(format!(
-                "labels traefik.http.services.{name}: expected the health check and the strategy of the services before it, since tasks have one of each"
+                "labels traefik.http.services.{name}: expected the health check, the strategy and the cookie of the services before it, since tasks have one of each"
             ));
             continue;
         }
         out.health = out.health.take().or_else(|| service.health.clone());
         out.balance = out.balance.or(service.balance);
+        out.sticky = out.sticky.take().or_else(|| service.sticky.clone());
     }
 }
 
@@ -47,8 +51,9 @@ fn goes_with<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
 fn read(options: &Options<'_>) -> Service {
     let mut service = Service::default();
     let mut check = Check::default();
+    let mut cookie = Cookie::default();
     for (option, label) in options {
-        if let Err(expected) = take(option, *label, &mut service, &mut check) {
+        if let Err(expected) = take(option, *label, &mut service, &mut check, &mut cookie) {
             service.faults.push(format!("{label}: {expected}"));
         }
     }
@@ -56,11 +61,21 @@ fn read(options: &Options<'_>) -> Service {
         Ok(health) => service.health = health,
         Err(fault) => service.faults.push(fault),
     }
+    match cookie.into_sticky() {
+        Ok(sticky) => service.sticky = sticky,
+        Err(fault) => service.faults.push(fault),
+    }
     service
 }
 
 /// Errors: what was expected, or that there is no counterpart.
-fn take<'a>(option: &str, label: Label<'a>, service: &mut Service, check: &mut Check<'a>) -> Result<(), String> {
+fn take<'a>(
+    option: &str,
+    label: Label<'a>,
+    service: &mut Service,
+    check: &mut Check<'a>,
+    cookie: &mut Cookie<'a>,
+) -> Result<(), String> {
     let text = label.value;
     let Some(option) = option.strip_prefix("loadbalancer.") else {
         return Err("no counterpart: expected loadbalancer".to_owned());
@@ -87,7 +102,20 @@ fn take<'a>(option: &str, label: Label<'a>, service: &mut Service, check: &mut C
         },
         // It is sent on as it comes, which is what a short one is for.
         "responseforwarding.flushinterval" => {}
-        "sticky" | "sticky.cookie" if flag(text) == Some(false) => {}
+        "sticky" | "sticky.cookie" => cookie.is_on = Some(flag(text).ok_or("expected true or false")?),
+        "sticky.cookie.name" => cookie.part(label, |sticky| text.parse().map(|name| sticky.cookie = name))?,
+        "sticky.cookie.samesite" => {
+            let lower = text.to_ascii_lowercase();
+            cookie.part(label, |sticky| lower.parse().map(|site| sticky.same_site = Some(site)))?;
+        }
+        "sticky.cookie.secure" => {
+            let is_on = flag(text).ok_or("expected true or false")?;
+            cookie.part(label, |sticky| Ok(sticky.secure = is_on))?;
+        }
+        "sticky.cookie.httponly" => {
+            let is_on = flag(text).ok_or("expected true or false")?;
+            cookie.part(label, |sticky| Ok(sticky.http_only = is_on))?;
+        }
         "healthcheck.path" => match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
             true => check.path = Some(text),
             false => return Err("expected a path that begins with /".to_owned()),
@@ -97,6 +125,35 @@ fn take<'a>(option: &str, label: Label<'a>, service: &mut Service, check: &mut C
         _ => return Err("no counterpart yet".to_owned()),
     }
     Ok(())
+}
+
+/// A cookie as it is written: any part of it asks for one.
+#[derive(Default)]
+struct Cookie<'a> {
+    is_on: Option<bool>,
+    last: Option<Label<'a>>,
+    sticky: Sticky,
+}
+
+impl<'a> Cookie<'a> {
+    fn part(
+        &mut self,
+        label: Label<'a>,
+        set: impl FnOnce(&mut Sticky) -> Result<(), InvalidValue>,
+    ) -> Result<(), String> {
+        self.last = Some(label);
+        set(&mut self.sticky).map_err(|error| format!("expected {}", error.expected))
+    }
+
+    /// Errors: what browsers would drop.
+    fn into_sticky(self) -> Result<Option<Sticky>, String> {
+        let is_on = self.is_on.unwrap_or(self.last.is_some());
+        match (is_on, self.sticky.check(), self.last) {
+            (false, ..) => Ok(None),
+            (true, Err(expected), Some(label)) => Err(format!("{label}: {expected}")),
+            (true, ..) => Ok(Some(self.sticky)),
+        }
+    }
 }
 
 /// A health check as it is written.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{HealthProbe, Mode, ServiceName, labels};
+use crate::model::{HealthProbe, Mode, SameSite, ServiceName, labels};
 
 fn map(text: &[&str]) -> BTreeMap<String, String> {
     let pair = |line: &&str| {
@@ -128,11 +128,19 @@ fn what_has_no_counterpart_takes_its_route_away() {
             "expected a port from 1 to 65535",
         ),
         (
-            "traefik.http.services.app.loadbalancer.sticky.cookie=true",
-            "no counterpart yet",
+            "traefik.http.services.app.loadbalancer.sticky.cookie=perhaps",
+            "expected true or false",
         ),
         (
-            "traefik.http.services.app.loadbalancer.sticky.cookie.name=sid",
+            "traefik.http.services.app.loadbalancer.sticky.cookie.name=s d",
+            "a cookie's name",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.sticky.cookie.samesite=none",
+            "expected secure beside it",
+        ),
+        (
+            "traefik.http.services.app.loadbalancer.sticky.cookie.maxage=60",
             "no counterpart yet",
         ),
         (
@@ -325,4 +333,46 @@ proptest! {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let _ = read(&lines);
     }
+}
+
+#[test]
+fn a_cookie_keeps_clients_where_any_part_of_one_is_said() {
+    let sticky = |labels: &[&str]| {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|label| format!("traefik.http.services.app.loadbalancer.sticky{label}"))
+            .collect();
+        let all: Vec<&str> = [RULE].into_iter().chain(labels.iter().map(String::as_str)).collect();
+        let (spec, faults) = read(&all);
+        assert!(faults.is_empty(), "{faults:?}");
+        spec.sticky
+    };
+    assert_eq!(sticky(&[]), None);
+    assert_eq!(sticky(&["=false"]), None);
+    assert_eq!(sticky(&["=true"]), Some(Sticky::default()));
+    assert_eq!(sticky(&[".cookie=false", ".cookie.name=sid"]), None);
+    let said = sticky(&[
+        ".cookie=true",
+        ".cookie.name=sid",
+        ".cookie.secure=true",
+        ".cookie.httpOnly=false",
+        ".cookie.sameSite=Strict",
+    ]);
+    let expected = Sticky {
+        cookie: "sid".parse().unwrap(),
+        secure: true,
+        http_only: false,
+        same_site: Some(SameSite::Strict),
+        ..Sticky::default()
+    };
+    assert_eq!(said, Some(expected));
+    assert_eq!(sticky(&[".cookie.name=sid"]).unwrap().cookie.as_str(), "sid");
+    // Our own come first.
+    let (spec, _) = read(&[
+        RULE,
+        "traefik.http.services.app.loadbalancer.sticky.cookie.name=theirs",
+        "anynode.sticky=true",
+        "anynode.sticky.cookie=ours",
+    ]);
+    assert_eq!(spec.sticky.unwrap().cookie.as_str(), "ours");
 }
