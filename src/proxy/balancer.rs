@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -200,7 +201,9 @@ pub(super) async fn pick_or_wait(
         result => Some(result),
     };
     let gate = &service.state().endpoint_gate;
-    match wait(gate, limits.queue, limits.queue_timeout, patience, attempt).await {
+    // It does not take whichever endpoint is free next.
+    let is_choosy = wish.mark.is_some() || !tried.is_empty();
+    match wait(gate, is_choosy, limits.queue, limits.queue_timeout, patience, attempt).await {
         Ok(result) => result,
         Err(CloseReason::Limit) => Err(NoPick::Full),
         Err(reason) => Err(NoPick::Gone(reason)),
@@ -221,25 +224,32 @@ pub(super) async fn admit(service: &Service, patience: &mut Patience<'_>) -> Res
     let limits = &service.spec().limits;
     let gate = &service.state().connection_gate;
     let attempt = || gate.try_take(limits.connections).then_some(());
-    wait(gate, limits.queue, limits.queue_timeout, patience, attempt).await
+    wait(gate, false, limits.queue, limits.queue_timeout, patience, attempt).await
 }
 
 /// Waits in the queue of `gate` until `attempt` gives something. Errors: `limit` when no place is left or the time over, else
 /// what became of the client.
 async fn wait<T>(
     gate: &Gate,
+    is_choosy: bool,
     queue: u32,
     timeout: std::time::Duration,
     patience: &mut Patience<'_>,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> Result<T, CloseReason> {
-    let place = patience.enter(gate, queue).ok_or(CloseReason::Limit)?;
+    let mut place = patience.enter(gate, queue).ok_or(CloseReason::Limit)?;
+    if is_choosy {
+        place.chooses();
+    }
     let waiting = async {
         loop {
+            let mut freed = pin!(place.freed());
+            // What is freed from here on is heard.
+            freed.as_mut().enable();
             if let Some(result) = attempt() {
                 return result;
             }
-            place.freed().await;
+            freed.await;
         }
     };
     let waiting = patience.wait(&place, waiting);

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::waiters::Waiters;
 
@@ -13,6 +14,8 @@ pub struct Gate {
     taken: AtomicU32,
     /// As many as `waiters` has, to be read without its lock.
     waiting: AtomicU32,
+    /// How many of them leave some of what they are offered.
+    n_choosy: AtomicU32,
     notify: Notify,
     /// std mutex: touched by those who wait, and nothing awaits under it.
     waiters: Mutex<Waiters>,
@@ -45,7 +48,12 @@ impl Gate {
     /// `party`: a number for whose place it is; `None`: nobody's who has others.
     pub fn enter(&self, limit: u32, party: Option<u64>) -> Option<GatePlace<'_>> {
         let (n, lost) = self.with_waiters(|waiters| waiters.enter(limit as usize, party))?;
-        Some(GatePlace { gate: self, n, lost })
+        Some(GatePlace {
+            gate: self,
+            n,
+            lost,
+            is_choosy: false,
+        })
     }
 
     fn with_waiters<T>(&self, act: impl FnOnce(&mut Waiters) -> T) -> T {
@@ -56,10 +64,14 @@ impl Gate {
         result
     }
 
-    /// Something was freed: the first who waits looks again.
+    /// Something was freed: the first who waits looks again, or all do.
     pub fn freed(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.notify.notify_one();
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        match self.n_choosy.load(Ordering::SeqCst) {
+            0 => self.notify.notify_one(),
+            _ => self.notify.notify_waiters(),
         }
     }
 }
@@ -72,12 +84,22 @@ pub struct GatePlace<'a> {
     n: u64,
     /// Told when the place is another's.
     lost: Arc<Notify>,
+    is_choosy: bool,
 }
 
 impl GatePlace<'_> {
-    /// Waits until something may have been freed. The caller looks again before and after: a wake-up is a hint.
-    pub async fn freed(&self) {
-        self.gate.notify.notified().await;
+    /// Whoever has the place does not take everything that others would. While one such waits, all look whenever something is
+    /// freed: the one that is told might leave it, and nobody else know.
+    pub fn chooses(&mut self) {
+        if !std::mem::replace(&mut self.is_choosy, true) {
+            self.gate.n_choosy.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Comes once something may have been freed since this was called and told to `enable`. The caller looks again before and
+    /// after: a wake-up is a hint.
+    pub fn freed(&self) -> Notified<'_> {
+        self.gate.notify.notified()
     }
 
     /// From now on the place is kept only until somebody needs it: whoever has it may have gone.
@@ -93,6 +115,9 @@ impl GatePlace<'_> {
 
 impl Drop for GatePlace<'_> {
     fn drop(&mut self) {
+        if self.is_choosy {
+            self.gate.n_choosy.fetch_sub(1, Ordering::SeqCst);
+        }
         // `None`: it is another's.
         let _ = self.gate.with_waiters(|waiters| waiters.leave(self.n));
         // Whoever leaves may have swallowed a wake-up that the next one needs.
@@ -144,5 +169,38 @@ mod tests {
         assert_eq!(gate.depth(), 0);
         let _place = gate.enter(1, None).unwrap();
         assert!(gate.enter(1, None).is_none(), "nothing is left of it");
+    }
+
+    #[test]
+    fn what_one_who_chooses_leaves_another_takes() {
+        let gate = Gate::default();
+        let (mut choosy, mut other) = (gate.enter(9, None).unwrap(), gate.enter(9, None).unwrap());
+        let woken = |place: &GatePlace<'_>, act: &dyn Fn()| {
+            let mut freed = std::pin::pin!(place.freed());
+            freed.as_mut().enable();
+            act();
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            freed.as_mut().poll(&mut cx).is_ready()
+        };
+        // The first who waits is told alone.
+        let both = |first: &GatePlace<'_>, second: &GatePlace<'_>| {
+            let mut first_is = false;
+            let mut second_is = false;
+            let mut freed = std::pin::pin!(first.freed());
+            freed.as_mut().enable();
+            second_is |= woken(second, &|| gate.freed());
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            first_is |= freed.as_mut().poll(&mut cx).is_ready();
+            (first_is, second_is)
+        };
+        assert_eq!(both(&choosy, &other), (true, false));
+        choosy.chooses();
+        choosy.chooses();
+        assert_eq!(both(&choosy, &other), (true, true));
+        other.chooses();
+        drop(choosy);
+        assert_eq!(gate.n_choosy.load(Ordering::SeqCst), 1);
+        drop(other);
+        assert_eq!(gate.n_choosy.load(Ordering::SeqCst), 0);
     }
 }
