@@ -213,10 +213,10 @@ impl Picks {
         self.n_turns != self.end_of_others
     }
 
-    /// All of these others, another one first with each turn.
+    /// All of these others, whichever first: turns of the first are no measure for theirs.
     pub fn others(&self) -> impl Iterator<Item = usize> {
         let others = &self.order[self.n_turns..self.end_of_others];
-        let first = self.turn();
+        let first = fastrand::usize(..others.len().max(1));
         (0..others.len()).map(move |place| others[first.wrapping_add(place) % others.len()] as usize)
     }
 
