@@ -526,6 +526,11 @@ impl Connection {
         self.entry(|entry| entry.party)
     }
 
+    /// Says whose it is, once that is known.
+    pub(super) fn set_party(&self, party: Party) {
+        self.entry(|entry| entry.party = party);
+    }
+
     /// Says which endpoint the connection now holds.
     pub(super) fn hold(&self, endpoint: Option<EndpointId>) {
         self.entry(|entry| (entry.endpoint, entry.is_lost) = (endpoint, false));

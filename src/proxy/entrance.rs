@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::Shared;
 use super::announced::{self, Unannounced};
 use super::core::Connection;
+use super::crowd::Party;
 use super::h1;
 use super::http::Reply;
 use super::relay;
@@ -67,7 +68,12 @@ async fn announced(connection: &Connection, socket: &TcpStream, peer: SocketAddr
     tokio::select! {
         biased;
         read = reading => match read {
-            Some(Ok(client)) => Ok(client.unwrap_or(peer)),
+            Some(Ok(client)) => {
+                if let Some(client) = client {
+                    connection.set_party(Party::client(client.ip(), &[]));
+                }
+                Ok(client.unwrap_or(peer))
+            }
             Some(Err(Unannounced::Gone)) => Err(CloseReason::ClientFin),
             Some(Err(Unannounced::Wrong)) => {
                 tracing::debug!(%peer, "expected a header of the PROXY protocol");

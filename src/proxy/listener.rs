@@ -198,14 +198,15 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
         socket::reset_on_close(&stream);
         return;
     };
+    let trusted = before.as_ref().and_then(|before| before.spec.trusted_proxies.clone());
     let asks = before.map(|before| Asks {
         is_announced: before.spec.is_announced(peer.ip()),
         tls: before.tls,
     });
     let party = match &asks {
-        // It stands for many.
+        // It stands for many, until it has said for whom.
         Some(Asks { is_announced: true, .. }) => Party::ALONE,
-        _ => Party::client(peer.ip(), &shared.config.trusted_proxies),
+        _ => Party::client(peer.ip(), trusted.as_deref().unwrap_or(&shared.config.trusted_proxies)),
     };
     let connection = Connection::open(service, party, Instant::now());
     if let Some(asks) = asks.filter(|asks| asks.is_announced || asks.tls.is_some()) {
