@@ -237,18 +237,11 @@ fn describe_tls(tls: &Value, out: &mut String) {
     }
     for certificate in &certificates {
         let file = text(&certificate["file"]);
-        match certificate["expires_seconds"].as_i64() {
-            Some(..=0) => out.push_str(&format!(
-                "! certificate {file} expired at {}\n",
+        if let Some(1..EXPIRES_SOON) = certificate["expires_seconds"].as_i64() {
+            out.push_str(&format!(
+                "! certificate {file} expires at {}\n",
                 text(&certificate["expires_at"])
-            )),
-            Some(left) if left < EXPIRES_SOON => {
-                out.push_str(&format!(
-                    "! certificate {file} expires at {}\n",
-                    text(&certificate["expires_at"])
-                ));
-            }
-            _ => {}
+            ));
         }
     }
     for certificate in certificates

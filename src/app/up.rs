@@ -109,7 +109,17 @@ pub(super) struct Signals {
 }
 
 impl Signals {
+    /// From then on SIGHUP, which others send when files have changed or a terminal has gone, ends nothing: files are looked at
+    /// all the time.
     pub(super) fn new() -> std::io::Result<Signals> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!(
+                    "SIGHUP: nothing to do: services, certificates and the like are taken up when they change"
+                );
+            }
+        });
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

@@ -96,6 +96,27 @@ impl Certificates {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is wrong with any of them: with its files, or that it is good no more, or not yet.
+    pub fn faults(&self) -> Vec<String> {
+        let now = now();
+        let of_time = |shown: &Shown| {
+            let pair = shown.pair.as_ref()?;
+            let (file, what) = (
+                shown.certificate.display(),
+                match now {
+                    _ if now >= pair.not_after => "has expired",
+                    _ if now < pair.not_before => "is not good yet",
+                    _ => return None,
+                },
+            );
+            Some(format!("tls.certificates: {file} {what}"))
+        };
+        let all = self.all();
+        all.iter()
+            .flat_map(|shown| shown.fault.clone().into_iter().chain(of_time(shown)))
+            .collect()
+    }
+
     /// Reads what has changed. A few system calls where nothing has. What cannot be used is said once it has stood so from one look
     /// to the next, since it may be half written before.
     pub(super) fn look(&self) {

@@ -117,7 +117,7 @@ impl Terminators {
 
     /// All that is wrong.
     pub fn faults(&self) -> Vec<String> {
-        let of_files = self.certificates.all().into_iter().filter_map(|shown| shown.fault);
+        let of_files = self.certificates.faults().into_iter();
         let fault = |name, fault: Option<String>| Some(format!("entry point {name}: {}", fault?));
         let of_entry_points = self.by_name.iter().filter_map(|(name, one)| fault(name, one.fault()));
         of_files.chain(of_entry_points).collect()

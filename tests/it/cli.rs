@@ -237,6 +237,30 @@ pub fn dig(server: SocketAddr, name: &str) -> Option<Ipv4Addr> {
 }
 
 #[test]
+fn a_terminal_that_has_gone_or_files_that_have_changed_end_nothing() {
+    let origin = Origin::named("a");
+    let (web, dir) = (free_port(), tempfile::tempdir().unwrap());
+    let services = dir.path().join("services.yml");
+    let text = format!(
+        "services:\n  web:\n    publish: [\"127.0.0.1:{web}:80\"]\n    endpoints: [\"{}\"]\n",
+        origin.addr
+    );
+    std::fs::write(&services, text).unwrap();
+    let mut run = anynode(&["up", "--dns", "none", "--admin", "none", "--services"]);
+    run.arg(&services).arg("--data-dir").arg(dir.path().join("data"));
+    let mut running = Running::start(&mut run);
+    let addr: SocketAddr = (Ipv4Addr::LOCALHOST, web).into();
+    wait_until("the port", || TcpStream::connect(addr).is_ok());
+    running.signal(Signal::HUP);
+    wait_until("what it says of that", || {
+        running.stderr().contains("SIGHUP: nothing to do")
+    });
+    assert!(TcpStream::connect(addr).is_ok() && running.child.try_wait().unwrap().is_none());
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().code(), Some(0));
+}
+
+#[test]
 fn check_says_what_is_wrong_with_key_value_and_expectation() {
     let home = Home::new();
     let bad_config = home.write("bad.toml", "workers = -1\n[admin]\nlisten = \"here\"\n");

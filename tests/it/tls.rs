@@ -486,7 +486,7 @@ fn an_entry_point_asks_what_it_is_told_to_ask() {
         std::fs::write(node.path("clients.pem"), "nobody").unwrap();
         wait_until("the fault", || {
             node.status()
-                .contains("! entry point websecure: entrypoints.websecure.client_ca = ")
+                .contains("! entry point websecure: entrypoints.websecure.tls.client_ca = ")
         });
         assert!(with(&other, &other_key), "{client_auth}");
     }
@@ -758,6 +758,7 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
     let dir = tempfile::tempdir().unwrap();
     write_pair(dir.path(), "a", &authority.issue(&["a.test"], 90));
     write_pair(dir.path(), "b", &authority.issue(&["b.test"], 90));
+    write_pair(dir.path(), "old", &authority.issue(&["b.test"], -1));
     std::fs::write(dir.path().join("short"), "short").unwrap();
     let check = |config: &str| {
         let at = dir.path().display().to_string();
@@ -820,7 +821,11 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
         ),
         (
             format!("[entrypoints.s]\nlisten = ':443'\ntls = {{ client_ca = 'DIR/short' }}\n{pair}"),
-            "entrypoints.s.client_ca = ",
+            "entrypoints.s.tls.client_ca = ",
+        ),
+        (
+            format!("{secure}[tls]\ncertificates = [{{ cert = 'DIR/old.pem', key = 'DIR/old.key' }}]\n"),
+            "/old.pem has expired",
         ),
         (
             format!("[entrypoints.w]\nlisten = ':80'\nredirect = 'w'\n{secure}{pair}"),
