@@ -3,8 +3,10 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::InvalidValue;
+use sha2::{Digest, Sha256};
+
 use super::balance::is_token;
+use super::{InvalidValue, ServiceName};
 
 /// That clients get a cookie, and which.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct Sticky {
 impl Default for Sticky {
     fn default() -> Sticky {
         Sticky {
-            cookie: CookieName("anynode".into()),
+            cookie: CookieName(Arc::default()),
             secure: false,
             http_only: true,
             same_site: None,
@@ -30,6 +32,13 @@ impl Default for Sticky {
 }
 
 impl Sticky {
+    /// The cookie of that service, if none was named.
+    pub fn settle_name(&mut self, service: &ServiceName) {
+        if self.cookie.0.is_empty() {
+            self.cookie = CookieName::of_service(service);
+        }
+    }
+
     /// What browsers would drop. Errors: what was expected.
     pub fn check(&self) -> Result<(), &'static str> {
         match self.same_site {
@@ -45,6 +54,13 @@ impl Sticky {
 pub struct CookieName(Arc<str>);
 
 impl CookieName {
+    /// Where none is said: another for each service, since cookies of one host know neither paths nor ports of services.
+    pub fn of_service(service: &ServiceName) -> CookieName {
+        let digest = Sha256::digest(service.key().as_bytes());
+        let begin: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        CookieName(format!("anynode-{begin}").into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -348,6 +348,9 @@ impl ServiceDto {
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
         spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;
+        if let Some(sticky) = &mut spec.sticky {
+            sticky.settle_name(&spec.name);
+        }
         set(&mut spec.slow_start, self.slow_start.map(|text| text.0.0));
         if let Some(odds) = AtOdds::of(&spec, says_hash) {
             return Err(format!("{}: {}", odds.key, odds.expected));
