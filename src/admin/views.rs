@@ -504,9 +504,10 @@ impl ServiceView {
 
 fn describe_route(route: &RouteSpec) -> String {
     let names: Vec<&str> = route.entry_points.iter().map(EntryPointName::as_str).collect();
+    let closed = if route.is_closed { " (closed)" } else { "" };
     match names.is_empty() {
-        true => route.rule.to_string(),
-        false => format!("{} at {}", route.rule, names.join(", ")),
+        true => format!("{}{closed}", route.rule),
+        false => format!("{} at {}{closed}", route.rule, names.join(", ")),
     }
 }
 

@@ -118,6 +118,9 @@ pub struct RouteSpec {
     pub target: u16,
     /// Only where TLS ends, as Traefik's routers have it that ask for TLS.
     pub needs_tls: bool,
+    /// Nobody is let through, since what else was asked for cannot be done: it keeps its place, so that no other route, which may
+    /// ask for less, has its requests.
+    pub is_closed: bool,
     /// The label, or the key in a services file, that says the rule.
     pub said_by: Arc<str>,
 }
@@ -131,7 +134,19 @@ impl RouteSpec {
             entry_points: Vec::new(),
             target: 0,
             needs_tls: false,
+            is_closed: false,
             said_by: said_by.into(),
+        }
+    }
+
+    /// Lets nobody through. What is not known of where it stands is taken for as much as it may be.
+    pub fn close(&mut self, is_unknown: impl Fn(RoutePart) -> bool) {
+        self.is_closed = true;
+        if is_unknown(RoutePart::Priority) {
+            self.priority = Some(i64::MAX);
+        }
+        if is_unknown(RoutePart::EntryPoints) {
+            self.entry_points.clear();
         }
     }
 

@@ -230,7 +230,11 @@ impl ServiceSpec {
         let mut targets: Vec<u16> = published.chain(self.expose.iter().copied()).collect();
         targets.sort_unstable();
         targets.dedup();
-        for route in self.routes.iter_mut().filter(|route| route.target == 0) {
+        for route in self
+            .routes
+            .iter_mut()
+            .filter(|route| route.target == 0 && !route.is_closed)
+        {
             match targets.as_slice() {
                 [one] => route.target = *one,
                 _ if may_be_none => {}

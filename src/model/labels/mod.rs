@@ -34,7 +34,11 @@ pub struct Labels {
 pub fn meant<'a>(all: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> BTreeMap<String, String> {
     let is_traefiks = traefik::is_enabled(all.clone());
     all.filter(|(label, _)| is_ours(label) || (is_traefiks && traefik::is_label(label)))
-        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .map(|(label, value)| {
+            // Passwords are no affair of other nodes: a route that asks for one is closed.
+            let value = if traefik::is_secret(label) { "" } else { value };
+            (label.to_owned(), value.to_owned())
+        })
         .collect()
 }
 
@@ -131,7 +135,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set("anynode.balance", &mut spec.balance);
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
-    spec.sticky = reader.sticky().or_else(|| spec.sticky.take());
+    spec.sticky = reader.sticky(spec.sticky.take());
     reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
@@ -146,7 +150,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     });
     spec.routes.extend(reader.route(None));
     spec.routes.extend(reader.named_routes());
-    if !spec.routes.is_empty() && !labels.contains_key(MODE) {
+    if spec.routes.iter().any(|route| !route.is_closed) && !labels.contains_key(MODE) {
         spec.mode = Mode::Http;
     }
     spec.health = reader.health().or_else(|| spec.health.take());

@@ -43,6 +43,8 @@ pub const KNOWN: [&str; 37] = [
     DOCKER_SOCKET,
 ];
 
+const LABEL_LEN_MAX: usize = 128;
+
 /// What our labels begin with.
 const PREFIX: &str = "anynode.";
 
@@ -90,7 +92,8 @@ pub(super) fn hint(label: &str) -> String {
     let route = label.strip_prefix(ROUTES).and_then(|rest| rest.split_once('.'));
     let named = ROUTE_OPTIONS.map(|part| label_of(Some(route.map_or("NAME", |(name, _)| name)), part));
     let known = KNOWN.map(str::to_owned).into_iter().chain(named);
-    match nearest(&label, known.clone()) {
+    // Nobody means anything by a longer one, and comparing costs its length.
+    match nearest(&label, known.clone().filter(|_| label.len() <= LABEL_LEN_MAX)) {
         Some(nearest) => format!("; there is {nearest}"),
         None => format!(": expected one of {}", known.collect::<Vec<_>>().join(", ")),
     }

@@ -76,7 +76,8 @@ impl Reader<'_> {
         });
     }
 
-    pub(super) fn sticky(&mut self) -> Option<Sticky> {
+    /// The cookie that is asked for; `before`: what other labels ask for.
+    pub(super) fn sticky(&mut self, before: Option<Sticky>) -> Option<Sticky> {
         let (mut is_on, mut sticky) = (false, Sticky::default());
         self.flag(STICKY, &mut is_on);
         self.set(COOKIE, &mut sticky.cookie);
@@ -100,7 +101,10 @@ impl Reader<'_> {
                 self.faults.push(fault);
             }
         }
-        is_on.then_some(sticky)
+        match self.labels.contains_key(STICKY) && !self.wrong.contains(STICKY) {
+            true => is_on.then_some(sticky),
+            false => before,
+        }
     }
 
     /// The route with that name, or the one without.
@@ -141,16 +145,19 @@ impl Reader<'_> {
         })
     }
 
-    /// Those with names. One that is wrong in anything is left out, and nothing else for it.
+    /// Those with names. One that is wrong in anything lets nobody through, and nothing else is lost for it.
     pub(super) fn named_routes(&mut self) -> Vec<RouteSpec> {
         let labels = self.labels;
         let names: BTreeSet<&str> = labels.keys().filter_map(|label| Some(named_route(label)?.0)).collect();
         let of_service = std::mem::take(&mut self.wrong);
         let mut routes = Vec::new();
         for name in names {
-            let route = self.route(Some(name));
+            let mut route = self.route(Some(name));
             let wrong = std::mem::take(&mut self.wrong);
-            routes.extend(route.filter(|_| wrong.is_empty()));
+            if let Some(route) = route.as_mut().filter(|_| !wrong.is_empty()) {
+                route.close(|part| wrong.contains(&label_of(Some(name), part)));
+            }
+            routes.extend(route);
             self.wrong_of_routes.extend(wrong);
         }
         self.wrong = of_service;
@@ -162,7 +169,10 @@ impl Reader<'_> {
         if spec.mode == Mode::Http {
             return;
         }
-        for route in spec.routes.extract_if(.., |route| &*route.said_by != ROUTE) {
+        for route in spec
+            .routes
+            .extract_if(.., |route| &*route.said_by != ROUTE && !route.is_closed)
+        {
             let RouteSpec { rule, said_by, .. } = route;
             self.faults.push(format!(
                 "label {said_by}={rule}: expected mode http: in tcp mode there are no requests"

@@ -111,12 +111,17 @@ fn routes_with_names_stand_and_fall_each_by_itself() {
     let routes: Vec<_> = spec
         .routes
         .iter()
-        .map(|route| (&*route.said_by, route.target, route.priority()))
+        .map(|route| (&*route.said_by, route.target, route.priority(), route.is_closed))
         .collect();
     let first = spec.routes[0].rule.priority();
     assert_eq!(
         routes,
-        [("anynode.route", 80, first), ("anynode.routes.admin.rule", 8080, 900)]
+        [
+            ("anynode.route", 80, first, false),
+            ("anynode.routes.admin.rule", 8080, 900, false),
+            // Nobody is let through, and no other route has its requests.
+            ("anynode.routes.port.rule", 0, spec.routes[2].rule.priority(), true),
+        ]
     );
     assert_eq!(spec.routes[1].entry_points, ["inner".parse().unwrap()]);
     assert_eq!(labels.wrong, BTreeSet::new());

@@ -1,5 +1,6 @@
 //! Traefik's labels, of its versions 2 and 3, as what they mean here: routes, ports, checks. Pure. What has no counterpart is a fault, and
-//! the route that it concerns is left out: served without, say, its password it would be worse than not at all. Not here: whether
+//! the route that it concerns lets nobody through: served without, say, its password it would be worse than not at all, and so would be its
+//! requests by another route. Not here: whether
 //! they are read at all (`labels.traefik` in the configuration), our own labels (`model::labels`).
 
 mod middlewares;
@@ -35,6 +36,13 @@ pub fn is_label(label: &str) -> bool {
     begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
 }
 
+/// Whether a label's value may be a password, of whatever kind.
+pub fn is_secret(label: &str) -> bool {
+    let lower = label.get(..SECRETS_BEGIN.len()).map(str::to_ascii_lowercase);
+    let kind = || label.to_ascii_lowercase();
+    lower.is_some_and(|begin| begin == SECRETS_BEGIN) && ["auth", "plugin"].iter().any(|word| kind().contains(word))
+}
+
 /// Whether they ask for a route, if they are read.
 pub fn ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
     name_routers(labels) && is_enabled(pairs(labels))
@@ -62,7 +70,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<S
         return Vec::new();
     }
     let read = translated(labels);
-    if !read.routes.is_empty() {
+    if read.routes.iter().any(|route| !route.is_closed) {
         spec.health = read.health;
         spec.balance = read.balance.unwrap_or(spec.balance);
         spec.sticky = read.sticky;
@@ -91,14 +99,22 @@ fn translated(labels: &BTreeMap<String, String>) -> Translated {
     let mut out = Translated::default();
     services::agree(&mut services, &mut out);
     let routers = tree.section("http.routers");
+    let mut unknown = Vec::new();
     for (name, options) in &routers {
-        match routers::read(name, options, &services, &tree) {
-            Ok((route, notes)) => {
-                out.routes.push(route);
-                out.faults.extend(notes);
-            }
-            Err(faults) => out.faults.extend(faults),
+        let read = routers::read(name, options, &services, &tree);
+        if read.route.is_none() && read.restricts {
+            unknown.push(name.as_str());
         }
+        out.routes.extend(read.route);
+        out.faults.extend(read.said);
+    }
+    if !unknown.is_empty() {
+        // Its requests may be any that another route would take, without what it was to ask of them.
+        out.routes.iter_mut().for_each(|route| route.close(|_| false));
+        out.faults.push(format!(
+            "labels {ROUTERS}*: no route is served before it is known which requests are those of {}, of which something is to be asked",
+            unknown.join(", ")
+        ));
     }
     out.faults
         .extend(services.into_values().flat_map(|service| service.faults));
@@ -117,6 +133,7 @@ fn pairs(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)
 }
 
 const PREFIX: &str = "traefik.";
+const SECRETS_BEGIN: &str = "traefik.http.middleware";
 const ENABLE: &str = "traefik.enable";
 const ROUTERS: &str = "traefik.http.routers.";
 

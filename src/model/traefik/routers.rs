@@ -6,7 +6,7 @@ use super::middlewares;
 use super::services::Service;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::rule::Rule;
-use crate::model::{EntryPointName, RouteSpec};
+use crate::model::{EntryPointName, RoutePart, RouteSpec};
 
 /// A router as far as it is understood.
 #[derive(Default)]
@@ -18,44 +18,78 @@ struct Router<'a> {
     service: Option<(Label<'a>, String)>,
     /// The route is not served.
     faults: Vec<String>,
+    /// What of its place is not known.
+    unknown: Vec<RoutePart>,
+    /// Something is to be asked of its clients.
+    restricts: bool,
     /// It is, otherwise than they may expect.
     notes: Vec<String>,
 }
 
-/// The route, and what is to be known of it. Errors: why there is none.
-pub(super) fn read(
-    name: &str,
-    options: &Options<'_>,
-    services: &BTreeMap<String, Service>,
-    tree: &Tree<'_>,
-) -> Result<(RouteSpec, Vec<String>), Vec<String>> {
+/// A router, understood.
+pub(super) struct Read {
+    /// Closed where it is not served. `None`: nobody knows whose requests it would have.
+    pub(super) route: Option<RouteSpec>,
+    /// It may have been to ask something of its clients, so that none of its requests may go by another route.
+    pub(super) restricts: bool,
+    /// What is to be known of it, or is wrong.
+    pub(super) said: Vec<String>,
+}
+
+pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String, Service>, tree: &Tree<'_>) -> Read {
     let mut router = Router::default();
     for (option, label) in options {
         if let Err(fault) = router.take(option, *label, tree) {
+            router.unknown.extend(part_of(option));
             router.faults.push(format!("{label}: {fault}: the route is not served"));
         }
     }
     let target = router.target(name, services);
-    let (Some((label, rule)), Some(target), true) = (&router.rule, target, router.faults.is_empty()) else {
+    let Some((label, rule)) = router.rule else {
         if !options.contains_key("rule") {
             router.faults.push(format!(
                 "label traefik.http.routers.{name}.rule: expected one, such as Host(`a.example`)"
             ));
         }
-        return Err(router.faults);
+        return Read {
+            route: None,
+            restricts: router.restricts,
+            said: router.faults,
+        };
     };
-    let mut route = RouteSpec::new(rule.clone(), label.key);
+    let mut route = RouteSpec::new(rule, label.key);
     route.priority = router.priority;
     route.entry_points = router.entry_points;
     route.needs_tls = router.needs_tls;
-    route.target = target;
-    Ok((route, router.notes))
+    route.target = target.unwrap_or(0);
+    if !router.faults.is_empty() {
+        route.close(|part| router.unknown.contains(&part));
+    }
+    let said = match route.is_closed {
+        true => router.faults,
+        false => router.notes,
+    };
+    Read {
+        route: Some(route),
+        restricts: router.restricts,
+        said,
+    }
+}
+
+/// Which part of a route an option says.
+fn part_of(option: &str) -> Option<RoutePart> {
+    match option {
+        "priority" => Some(RoutePart::Priority),
+        _ if is_list(option, "entrypoints") => Some(RoutePart::EntryPoints),
+        _ => None,
+    }
 }
 
 impl<'a> Router<'a> {
     /// Errors: what was expected, or what has no counterpart.
     fn take(&mut self, option: &str, label: Label<'a>, tree: &Tree<'_>) -> Result<(), String> {
         let text = label.value;
+        self.restricts |= is_list(option, "middlewares") || option == "tls.options";
         match option {
             "rule" => {
                 let rule = text

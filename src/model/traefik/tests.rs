@@ -163,7 +163,9 @@ fn what_has_no_counterpart_takes_its_route_away() {
     ] {
         let (spec, faults) = read(&[RULE, label]);
         let (key, _) = label.split_once('=').unwrap();
-        assert_eq!((spec.routes.len(), spec.mode), (0, Mode::Tcp), "{label}");
+        // It keeps its place, and lets nobody through: by another route its requests would be served without.
+        let is_closed: Vec<bool> = spec.routes.iter().map(|route| route.is_closed).collect();
+        assert_eq!((is_closed, spec.mode), (vec![true], Mode::Tcp), "{label}");
         let is_said = |fault: &String| fault.contains(expected) && fault.contains(key);
         assert!(faults.iter().any(is_said), "{label}: {faults:?}");
         assert!(
@@ -178,7 +180,8 @@ fn what_has_no_counterpart_takes_its_route_away() {
             "traefik.http.routers.good.service=good",
             "traefik.http.services.good.loadbalancer.server.port=80",
         ]);
-        let rules: Vec<&str> = spec.routes.iter().map(|route| route.rule.as_str()).collect();
+        let open = spec.routes.iter().filter(|route| !route.is_closed);
+        let rules: Vec<&str> = open.map(|route| route.rule.as_str()).collect();
         assert_eq!(rules, ["Host(`b.test`)"], "{label}");
     }
 }
@@ -195,7 +198,7 @@ fn no_middleware_is_left_out_in_silence() {
     ] {
         let declared = format!("traefik.http.middlewares.m.{kind}");
         let (spec, faults) = read(&[RULE, &declared, "traefik.http.routers.app.middlewares=m@docker"]);
-        assert_eq!(spec.routes.len(), 0, "{kind}");
+        assert!(spec.routes.iter().all(|route| route.is_closed), "{kind}");
         let named = kind.split(['.', '=']).next().unwrap().to_ascii_lowercase();
         assert!(
             faults[0].contains("middleware m") && faults[0].contains(&named),
@@ -224,15 +227,15 @@ fn several_routers_stand_each_by_itself() {
     let routes: Vec<_> = spec
         .routes
         .iter()
-        .map(|route| (route.rule.as_str(), route.target))
+        .map(|route| (route.rule.as_str(), route.target, route.is_closed))
         .collect();
-    assert_eq!(routes, [("Host(`a.test`)", 8080)]);
+    assert_eq!(routes, [("Host(`a.test`)", 8080, false), ("Host(`c.test`)", 0, true)]);
     for expected in [
         "label traefik.http.routers.b.rule=Hots(`b.test`): expected Host, ",
         "label traefik.http.routers.c.service: expected one of one, two",
         "label traefik.http.routers.d.rule: expected one, such as",
-        "label traefik.tcp.routers.t.rule=HostSNI(`*`): routes of connections are not served yet",
-        "label traefik.http.router.x.rule=Host(`x`): no such section",
+        "label traefik.tcp.routers.t.rule: routes of connections are not served yet",
+        "label traefik.http.router.x.rule: no such section",
     ] {
         assert!(
             faults.iter().any(|fault| fault.starts_with(expected)),
@@ -277,7 +280,8 @@ fn one_check_is_of_all_ports() {
         "traefik.http.services.two.loadbalancer.server.port=8081",
         "traefik.http.services.two.loadbalancer.healthcheck.path=/other",
     ]);
-    assert_eq!(spec.routes.len(), 1);
+    let is_closed: Vec<bool> = spec.routes.iter().map(|route| route.is_closed).collect();
+    assert_eq!(is_closed, [false, true]);
     assert!(
         faults
             .iter()
@@ -375,4 +379,41 @@ fn a_cookie_keeps_clients_where_any_part_of_one_is_said() {
         "anynode.sticky.cookie=ours",
     ]);
     assert_eq!(spec.sticky.unwrap().cookie.as_str(), "ours");
+}
+
+#[test]
+fn what_is_not_known_of_a_closed_route_is_taken_for_as_much_as_it_may_be() {
+    let closed = |labels: &[&str]| {
+        let labels: Vec<&str> = [RULE].into_iter().chain(labels.iter().copied()).collect();
+        let (spec, _) = read(&labels);
+        let [route] = &*spec.routes else { panic!("{spec:?}") };
+        assert!(route.is_closed, "{labels:?}");
+        (route.priority, route.entry_points.len(), route.needs_tls)
+    };
+    let place = "traefik.http.routers.app.entrypoints=web";
+    let auth = "traefik.http.routers.app.middlewares=auth@file";
+    assert_eq!(closed(&[place, auth]), (None, 1, false));
+    assert_eq!(
+        closed(&["traefik.http.routers.app.entrypoints=web,a b"]),
+        (None, 0, false)
+    );
+    assert_eq!(
+        closed(&[place, "traefik.http.routers.app.priority=high"]),
+        (Some(i64::MAX), 1, false)
+    );
+    assert_eq!(closed(&[auth, "traefik.http.routers.app.tls=true"]), (None, 0, true));
+    // Whose requests would be another's, nobody knows, so that nobody has any.
+    for rule in [
+        "traefik.http.routers.b.rule=Hots(`b`)",
+        "traefik.http.routers.b.priority=1",
+    ] {
+        let others = [RULE, rule, "traefik.http.routers.b.middlewares=auth@file"];
+        let (spec, faults) = read(&others);
+        assert!(spec.routes.len() == 1 && spec.routes[0].is_closed, "{rule}");
+        let is_said = |fault: &String| fault.contains("requests are those of b, of which something is to be asked");
+        assert!(faults.iter().any(is_said), "{faults:?}");
+        // One that asks for nothing takes nothing from the others.
+        let (spec, _) = read(&[RULE, rule]);
+        assert!(spec.routes.len() == 1 && !spec.routes[0].is_closed, "{rule}");
+    }
 }

@@ -72,7 +72,8 @@ impl<'a> Tree<'a> {
                 // What says how Traefik finds tasks, or which Traefik is meant, needs no counterpart.
                 _ => continue,
             };
-            faults.push(format!("{label}: {what}"));
+            // What it says may be a secret: it is not where such are looked for.
+            faults.push(format!("label {}: {what}", label.key));
         }
         faults
     }

@@ -83,7 +83,7 @@ pub(in crate::proxy) async fn serve(
                 connection: &connection,
                 client: &client,
                 shared: &shared,
-                redirect: None,
+                instead: None,
                 from_client: Buffer::default(),
             };
             loop {
@@ -143,18 +143,25 @@ struct Server<'a, C> {
     /// request, and `None` where no route takes it.
     route: Option<(Arc<Service>, u16)>,
     revision: u64,
-    /// Where the entry point sends the client of the request at hand.
-    redirect: Option<Box<str>>,
+    /// What the client of the request at hand is told in the place of a route's answer.
+    instead: Option<Instead>,
     from_client: Buffer,
 }
 
 /// Whose a request to an entry point is.
 enum Found {
     Service(Arc<Service>, u16),
+    /// No route's.
+    Nobody,
+    Instead(Instead),
+}
+
+/// Why an entry point answers a request itself, where some route or none at all takes it.
+enum Instead {
     /// The client is sent there.
     Elsewhere(Box<str>),
-    /// No route takes it.
-    Nobody,
+    /// Its route lets nobody through.
+    Closed(Arc<Service>),
 }
 
 /// A request that was parsed, its head written anew.
@@ -241,8 +248,8 @@ impl<C: Client> Server<'_, C> {
         match found {
             None => {}
             Some(Found::Service(service, target)) => self.route = Some((service, target)),
-            Some(Found::Elsewhere(location)) => self.redirect = Some(location),
-            Some(Found::Nobody) => (self.route, self.redirect) = (None, None),
+            Some(Found::Instead(instead)) => (self.route, self.instead) = (None, Some(instead)),
+            Some(Found::Nobody) => (self.route, self.instead) = (None, None),
         }
         self.from_client.consume(meta.head_len);
         Ok(Some(Begun {
@@ -264,13 +271,18 @@ impl<C: Client> Server<'_, C> {
                 .socket()
                 .local_addr()
                 .map_or_else(|_| self.from.ip(), |local| local.ip());
-            return Ok(Found::Elsewhere(https_location(head, local, port).into()));
+            let location = https_location(head, local, port).into();
+            return Ok(Found::Instead(Instead::Elsewhere(location)));
         }
         let front = entry_point.front();
         let key = RouteKey::of(head, self.asks_for_others, |host| front.asks_for_path(host))?;
         let found = front.find(&key.asked(self.from.ip().to_canonical()));
-        let found = found.and_then(|routed| Some((table.service(&routed.service)?.clone(), routed.route.target)));
-        Ok(found.map_or(Found::Nobody, |(service, target)| Found::Service(service, target)))
+        let found = found.and_then(|routed| Some((table.service(&routed.service)?.clone(), &routed.route)));
+        Ok(match found {
+            None => Found::Nobody,
+            Some((service, route)) if route.is_closed => Found::Instead(Instead::Closed(service)),
+            Some((service, route)) => Found::Service(service, route.target),
+        })
     }
 
     /// As `begin`, where the version is one to be read as 1.1.
@@ -338,8 +350,16 @@ impl<C: Client> Server<'_, C> {
         }
         let Some((service, target)) = self.current_route() else {
             if let Entry::Front(_) = self.entry {
-                return match self.redirect.take() {
-                    Some(location) => self.say_elsewhere(&location, &meta).await,
+                return match self.instead.take() {
+                    Some(Instead::Elsewhere(location)) => self.say_elsewhere(&location, &meta).await,
+                    Some(Instead::Closed(service)) => {
+                        let text = format!(
+                            "service {}: this route is closed: anynode status says why",
+                            service.name()
+                        );
+                        self.fail(&service, 503, text, &meta, meta.framing == Framing::None)
+                            .await
+                    }
                     None => self.say_no_route(&meta).await,
                 };
             }

@@ -412,6 +412,7 @@ impl ClusterSource {
         spec.set_weights(self.weights_of(&spec.endpoints, &mut faults));
         if let Some(sticky) = &mut spec.sticky {
             sticky.key = StickyKey::of_service(&service.id);
+            sticky.settle_name(&spec.name);
         }
         spec.attachments.clone_from(&service.networks);
         self.faults.set(&service.name, faults);
@@ -436,10 +437,16 @@ impl ClusterSource {
             false
         });
         if let Err(expected) = spec.settle_routes(false) {
-            let lost = spec.routes.extract_if(.., |route| route.target == 0);
-            faults.extend(lost.map(|route| format!("label {}={}: {expected}", route.said_by, route.rule)));
+            for route in spec
+                .routes
+                .iter_mut()
+                .filter(|route| route.target == 0 && !route.is_closed)
+            {
+                faults.push(format!("label {}={}: {expected}", route.said_by, route.rule));
+                route.is_closed = true;
+            }
             // It is http for the routes' sake alone.
-            if spec.routes.is_empty() && !service.labels.contains_key(labels::MODE) {
+            if spec.routes.iter().all(|route| route.is_closed) && !service.labels.contains_key(labels::MODE) {
                 spec.mode = Mode::default();
             }
         }
@@ -947,10 +954,12 @@ mod tests {
             "{}",
             rig.fault("of-s")
         );
-        // A port that is the entry point's.
+        // A port that is the entry point's. Where tasks listen is not known then: the route is kept, and lets nobody through.
         rig.routed("s", 1, 80, &[X]);
         rig.follow();
-        assert_eq!((rig.owner("x"), rig.ports()), (None, vec![]));
+        assert_eq!((rig.owner("x").as_deref(), rig.ports()), (Some("of-s"), vec![]));
+        let table = rig.source.table.load();
+        assert!(table.service_by_key("of-s").unwrap().spec().routes[0].is_closed);
         assert!(
             rig.fault("of-s")
                 .contains("port 80: not served: it is that of entry point web"),

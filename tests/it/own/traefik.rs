@@ -148,7 +148,6 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         ("api", "app.example.com", "/api/x"),
         ("api", "app.example.com", "/v2"),
         ("tenants", "blue.tenants.example.com", "/"),
-        // What asks for a password is not served without; whoever takes the request besides is asked, as with Traefik.
         ("tenants", "admin.tenants.example.com", "/other"),
     ] {
         own.wait_for(&format!("{host}{path}"), LONG, || is_of(service, host, path));
@@ -167,12 +166,15 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         });
     }
     assert_eq!(ask(&own, "secured.example.com", "/").0, "404");
-    for host in [
-        "admin.example.com",
-        "secure.example.com",
-        "container.example.com",
-        "hidden.example.com",
-    ] {
+    // What asks for a password is not served without, and by no other route that would take it.
+    for (host, path) in [("admin.example.com", "/"), ("admin.tenants.example.com", "/locked/x")] {
+        let (status, body) = ask(&own, host, path);
+        assert!(
+            status == "503" && body.contains("closed"),
+            "{host}{path}: {status} {body}"
+        );
+    }
+    for host in ["secure.example.com", "container.example.com", "hidden.example.com"] {
         assert_eq!(ask(&own, host, "/").0, "404", "{host}");
     }
     // Why, is in status, in the log and in service ps.
