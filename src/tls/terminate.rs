@@ -246,7 +246,7 @@ impl Terminator {
         let wrong = |what: &str| {
             let name = &self.policy.entry_point;
             format!(
-                "entrypoints.{name}.client_ca = {:?}: {what}",
+                "entrypoints.{name}.tls.client_ca = {:?}: {what}",
                 path.display().to_string()
             )
         };

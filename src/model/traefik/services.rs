@@ -109,12 +109,12 @@ fn take<'a>(
             cookie.part(label, |sticky| lower.parse().map(|site| sticky.same_site = Some(site)))?;
         }
         "sticky.cookie.secure" => {
-            let is_on = flag(text).ok_or("expected true or false")?;
-            cookie.part(label, |sticky| Ok(sticky.secure = is_on))?;
+            cookie.last = Some(label);
+            cookie.sticky.secure = flag(text).ok_or("expected true or false")?;
         }
         "sticky.cookie.httponly" => {
-            let is_on = flag(text).ok_or("expected true or false")?;
-            cookie.part(label, |sticky| Ok(sticky.http_only = is_on))?;
+            cookie.last = Some(label);
+            cookie.sticky.http_only = flag(text).ok_or("expected true or false")?;
         }
         "healthcheck.path" => match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
             true => check.path = Some(text),
@@ -147,7 +147,7 @@ impl<'a> Cookie<'a> {
 
     /// Errors: what browsers would drop.
     fn into_sticky(self) -> Result<Option<Sticky>, String> {
-        let is_on = self.is_on.unwrap_or(self.last.is_some());
+        let is_on = self.is_on.unwrap_or_else(|| self.last.is_some());
         match (is_on, self.sticky.check(), self.last) {
             (false, ..) => Ok(None),
             (true, Err(expected), Some(label)) => Err(format!("{label}: {expected}")),
