@@ -7,6 +7,7 @@ mod asker;
 mod balance;
 mod cluster;
 pub mod exec;
+pub mod filters;
 pub mod labels;
 mod one_mode;
 pub mod proxy_protocol;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::filters::Filters;
 use super::rule::Rule;
 use super::{InvalidValue, ServiceName, Timeouts};
 
@@ -121,6 +122,8 @@ pub struct RouteSpec {
     /// Nobody is let through, since what else was asked for cannot be done: it keeps its place, so that no other route, which may
     /// ask for less, has its requests.
     pub is_closed: bool,
+    /// What is done to its requests, before what its service has done to all.
+    pub filters: Option<Arc<Filters>>,
     /// The label, or the key in a services file, that says the rule.
     pub said_by: Arc<str>,
 }
@@ -135,6 +138,7 @@ impl RouteSpec {
             target: 0,
             needs_tls: false,
             is_closed: false,
+            filters: None,
             said_by: said_by.into(),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::filters::Filters;
 use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Sticky, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
@@ -125,6 +126,8 @@ pub struct ServiceSpec {
     pub prefer: Prefer,
     /// A cookie keeps each client at its endpoint (http).
     pub sticky: Option<Sticky>,
+    /// What is done to its requests and their answers, by whichever way they come (http).
+    pub filters: Option<Arc<Filters>>,
     /// For how long the share of an endpoint that is new, or is back, grows; zero: it has all of it at once.
     pub slow_start: Duration,
     /// `None`: what becomes of clients' connections and requests is all that is known of endpoints.
@@ -161,6 +164,7 @@ impl ServiceSpec {
             hash: HashKey::default(),
             prefer: Prefer::default(),
             sticky: None,
+            filters: None,
             slow_start: Duration::ZERO,
             health: None,
             passive: Passive::default(),

@@ -12,6 +12,7 @@ mod crowded;
 mod deaf;
 mod dns;
 mod entrance;
+mod filters;
 mod front;
 mod gone;
 mod gotemplate;

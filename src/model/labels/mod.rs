@@ -2,6 +2,7 @@
 //! keeps its default; what becomes of the service then, whoever asks decides. Not here: the services file, which has the
 //! same options.
 
+mod filters;
 mod names;
 mod reader;
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 pub use names::{DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours};
 
-use self::names::{HASH, hint, named_route};
+use self::names::{HASH, hint, is_field, named_route};
 use self::reader::Reader;
 use super::{AtOdds, InvalidValue, Mode, OneMode, RoutePart, RouteSpec, ServiceName, ServiceSpec, Weight, traefik};
 
@@ -136,6 +137,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
     spec.sticky = reader.sticky(spec.sticky.take());
+    spec.filters = reader.filters();
     reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);
     reader.set_some("anynode.proxy-protocol", &mut spec.proxy_protocol);
     reader.set("anynode.client-address", &mut spec.client_address);
@@ -205,6 +207,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
         }
         spec.proxy_protocol = spec.proxy_protocol.filter(|_| spec.mode == Mode::Tcp);
         reader.refuse_routes_without_requests(spec);
+        reader.refuse_filters_without_requests(spec);
     }
     for (label, value) in labels {
         if label == WEIGHT {
@@ -212,7 +215,8 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
                 "label {label}={value}: expected on nodes (docker node update --label-add {label}=2 NODE): \
                  of a service it would say the same of all tasks"
             ));
-        } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() {
+        } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() && !is_field(label)
+        {
             reader
                 .faults
                 .push(format!("label {label}={value}: no such option{}", hint(label)));

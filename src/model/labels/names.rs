@@ -3,12 +3,17 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 37] = [
+pub const KNOWN: [&str; 42] = [
     MODE,
     "anynode.balance",
     HASH,
     "anynode.prefer",
     "anynode.slow-start",
+    "anynode.allow",
+    "anynode.https-only",
+    "anynode.strip-prefix",
+    "anynode.replace-path",
+    "anynode.add-prefix",
     STICKY,
     COOKIE,
     SECURE,
@@ -79,6 +84,30 @@ pub(super) const ROUTE_OPTIONS: [RoutePart; 4] = [
 
 /// The port that tasks listen on for them.
 pub const PORT: &str = "anynode.port";
+
+/// What is done to requests, in the order in which it is.
+pub(super) const FILTERS: [&str; 5] = [
+    "anynode.allow",
+    "anynode.https-only",
+    "anynode.strip-prefix",
+    "anynode.replace-path",
+    "anynode.add-prefix",
+];
+
+/// The name of a field follows.
+pub(super) const REQUEST_HEADER: &str = "anynode.request-header.";
+pub(super) const RESPONSE_HEADER: &str = "anynode.response-header.";
+
+/// Whether a label says what is done to requests or answers.
+pub(super) fn is_filter(label: &str) -> bool {
+    FILTERS.contains(&label) || is_field(label)
+}
+
+/// Whether it is of a header, whose name it has.
+pub(super) fn is_field(label: &str) -> bool {
+    let is_of = |prefix: &str| label.strip_prefix(prefix).is_some_and(|name| !name.is_empty());
+    is_of(REQUEST_HEADER) || is_of(RESPONSE_HEADER)
+}
 
 /// How much the tasks on a node get beside those of other nodes: a label of nodes.
 pub const WEIGHT: &str = "anynode.weight";

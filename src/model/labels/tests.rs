@@ -276,3 +276,46 @@ fn each_wrong_label_is_named_and_changes_nothing() {
         assert_eq!((spec.mode, labels.wrong.len()), (Mode::Tcp, 0));
     }
 }
+
+#[test]
+fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_is_wrong() {
+    let (spec, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.allow", "10.0.0.0/8, 192.0.2.1"),
+        ("anynode.https-only", "true"),
+        ("anynode.strip-prefix", "/api"),
+        ("anynode.add-prefix", "/v1"),
+        ("anynode.request-header.X-User", "me"),
+        ("anynode.response-header.Server", ""),
+    ]);
+    assert!(labels.faults.is_empty(), "{labels:?}");
+    let filters = spec.filters.unwrap();
+    assert!(filters.to_https.unwrap().is_permanent && !filters.lets_in("192.0.2.2".parse().unwrap()));
+    assert_eq!(filters.strip_prefix[0].as_str(), "/api");
+    assert_eq!(
+        (filters.request_fields.len(), filters.response_fields[0].1.is_none()),
+        (1, true)
+    );
+    for (label, value, expected) in [
+        ("anynode.allow", "10.0.0.0/8,x", "expected a network such as"),
+        ("anynode.https-only", "yes", "expected true or false"),
+        ("anynode.strip-prefix", "api", "expected a path that begins"),
+        ("anynode.add-prefix", "/a?b", "expected a path that begins"),
+        ("anynode.request-header.Host", "x", "expected another header"),
+        ("anynode.response-header.a b", "x", "expected a header's name"),
+        ("anynode.response-header.X", "a\nb", "expected printable"),
+    ] {
+        let (spec, labels) = read(&[("anynode.mode", "http"), (label, value)]);
+        assert!(
+            spec.filters.is_none() && labels.wrong.contains(label),
+            "{label}: {labels:?}"
+        );
+        assert!(labels.faults[0].starts_with(&format!("label {label}: ")), "{labels:?}");
+        assert!(labels.faults[0].contains(expected), "{expected}: {labels:?}");
+    }
+    let (spec, labels) = read(&[("anynode.response-header.X", "y"), ("anynode.allow", "10.0.0.0/8")]);
+    assert!(spec.filters.is_none() && labels.wrong.len() == 2, "{labels:?}");
+    assert!(labels.faults[0].contains("expected mode http"), "{labels:?}");
+    let (_, labels) = read(&[("anynode.response-header.", "y")]);
+    assert!(labels.faults[0].contains("no such option"), "{labels:?}");
+}

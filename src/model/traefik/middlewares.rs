@@ -1,60 +1,283 @@
-//! What is done to requests on the way, by Traefik's names: which of it has a counterpart. A route that names another is refused.
+//! What is done to requests on the way, by Traefik's names. What has no counterpart is refused, and the route with it.
 
-use super::tree::{Options, Tree, local};
+use std::sync::Arc;
 
-/// What becomes of a middleware, by its kind in lower case.
-const KINDS: [(&str, Counterpart); 24] = [
-    ("addprefix", Counterpart::NotYet),
-    ("basicauth", Counterpart::NotYet),
-    ("buffering", Counterpart::NotYet),
-    ("chain", Counterpart::NotYet),
-    ("circuitbreaker", Counterpart::NotYet),
-    ("compress", Counterpart::NotYet),
-    ("contenttype", Counterpart::NotYet),
-    ("digestauth", Counterpart::NotYet),
-    ("errors", Counterpart::NotYet),
-    ("forwardauth", Counterpart::NotYet),
-    ("grpcweb", Counterpart::NotYet),
-    ("headers", Counterpart::NotYet),
-    ("inflightreq", Counterpart::NotYet),
-    ("ipallowlist", Counterpart::NotYet),
-    ("ipwhitelist", Counterpart::NotYet),
-    ("passtlsclientcert", Counterpart::NotYet),
-    ("plugin", Counterpart::Never("plugins are programs of Traefik's")),
-    ("ratelimit", Counterpart::NotYet),
-    ("redirectregex", Counterpart::NotYet),
-    ("redirectscheme", Counterpart::NotYet),
-    ("replacepath", Counterpart::NotYet),
-    ("replacepathregex", Counterpart::NotYet),
-    ("retry", Counterpart::NotYet),
-    ("stripprefix", Counterpart::NotYet),
-];
+use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
+use crate::model::InvalidValue;
+use crate::model::filters::{FieldEdit, Filters, ToHttps, network};
 
-#[derive(Debug, Clone, Copy)]
-enum Counterpart {
-    NotYet,
-    Never(&'static str),
+/// Those of one router, one after the other.
+#[derive(Default)]
+pub(super) struct Chain {
+    filters: Filters,
+    request_fields: Vec<FieldEdit>,
+    response_fields: Vec<FieldEdit>,
+    /// How far the order has come in which ours are done.
+    step: Step,
 }
 
-/// Errors: why the middleware of that name cannot be, in words.
-pub(super) fn take(reference: &str, tree: &Tree<'_>) -> Result<(), String> {
-    let name = local(reference)?;
-    let declared = tree.section("http.middlewares");
-    let Some(options) = declared.get(&name) else {
-        return Err(format!(
-            "there is no middleware {name} among the labels of this service"
-        ));
-    };
-    let kind = kind_of(options).unwrap_or_default();
-    match KINDS.iter().find(|(known, _)| *known == kind) {
-        Some((_, Counterpart::NotYet)) => Err(format!("middleware {name} ({kind}) has no counterpart yet")),
-        Some((_, Counterpart::Never(why))) => Err(format!("middleware {name} ({kind}) has no counterpart: {why}")),
-        None => Err(format!("middleware {name} is of no known kind ({kind})")),
+/// The order in which filters are done. Headers go with any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Step {
+    #[default]
+    Begin,
+    Allow,
+    Https,
+    Strip,
+    Replace,
+    Add,
+}
+
+impl Chain {
+    /// `None`: nothing is done.
+    pub(super) fn into_filters(self) -> Option<Arc<Filters>> {
+        let filters = Filters {
+            request_fields: self.request_fields.into(),
+            response_fields: self.response_fields.into(),
+            ..self.filters
+        };
+        (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    /// Adds the middleware of that name. Errors: why it cannot be, in words.
+    pub(super) fn take(&mut self, reference: &str, tree: &Tree<'_>) -> Result<(), String> {
+        self.take_within(reference, tree, CHAIN_DEPTH_MAX)
+    }
+
+    fn take_within(&mut self, reference: &str, tree: &Tree<'_>, depth_left: usize) -> Result<(), String> {
+        let name = local(reference)?;
+        let declared = tree.section("http.middlewares");
+        let Some(options) = declared.get(&name) else {
+            return Err(format!(
+                "there is no middleware {name} among the labels of this service"
+            ));
+        };
+        let mut kinds: Vec<&str> = options.keys().map(|option| kind_of(option)).collect();
+        kinds.dedup();
+        let [kind] = kinds.as_slice() else {
+            return Err(format!("middleware {name} is of several kinds ({})", kinds.join(", ")));
+        };
+        let wrong = |what: String| format!("middleware {name} ({kind}) {what}");
+        match *kind {
+            "chain" => {
+                let depth_left = depth_left
+                    .checked_sub(1)
+                    .ok_or_else(|| wrong("leads to itself".to_owned()))?;
+                for (option, label) in options {
+                    if !is_list(option, "chain.middlewares") {
+                        return Err(wrong(no_counterpart(label)));
+                    }
+                    for reference in elements(label.value) {
+                        self.take_within(reference, tree, depth_left)?;
+                    }
+                }
+                Ok(())
+            }
+            "plugin" => Err(wrong(
+                "has no counterpart: plugins are programs of Traefik's".to_owned(),
+            )),
+            kind if KINDS.contains(&kind) => self.take_options(kind, options).map_err(wrong),
+            kind if NOT_YET.contains(&kind) => Err(wrong("has no counterpart yet".to_owned())),
+            _ => Err(format!("middleware {name} is of no known kind ({kind})")),
+        }
+    }
+
+    fn take_options(&mut self, kind: &str, options: &Options<'_>) -> Result<(), String> {
+        let step = match kind {
+            "ipallowlist" | "ipwhitelist" => Some(Step::Allow),
+            "redirectscheme" => Some(Step::Https),
+            "stripprefix" => Some(Step::Strip),
+            "replacepath" => Some(Step::Replace),
+            "addprefix" => Some(Step::Add),
+            _ => None,
+        };
+        if let Some(step) = step {
+            if step <= self.step {
+                return Err(
+                    "has no counterpart behind those before it: once each of ipAllowList, redirectScheme, stripPrefix, \
+                     replacePath and addPrefix, in this order"
+                        .to_owned(),
+                );
+            }
+            self.step = step;
+        }
+        match kind {
+            "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
+            "headers" => self.take_headers(options)?,
+            _ => {
+                for (option, label) in options {
+                    self.take_option(option, label)
+                        .map_err(|expected| format!("has {}: {expected}", label.key))?;
+                }
+            }
+        }
+        let is_whole = match step {
+            Some(Step::Allow) => self.filters.allow.is_some(),
+            Some(Step::Strip) => !self.filters.strip_prefix.is_empty(),
+            Some(Step::Replace) => self.filters.replace_path.is_some(),
+            Some(Step::Add) => self.filters.add_prefix.is_some(),
+            _ => true,
+        };
+        match is_whole {
+            true => Ok(()),
+            false => Err("says nothing of what it is to do".to_owned()),
+        }
+    }
+
+    fn take_option(&mut self, option: &str, label: &Label<'_>) -> Result<(), String> {
+        let text = label.value;
+        let of = |error: InvalidValue| format!("expected {}", error.expected);
+        match option {
+            "addprefix.prefix" => self.filters.add_prefix = Some(text.parse().map_err(of)?),
+            "replacepath.path" => self.filters.replace_path = Some(text.parse().map_err(of)?),
+            // Of an earlier version: ours is always so.
+            "stripprefix.forceslash" if flag(text) == Some(true) => {}
+            _ if is_list(option, "stripprefix.prefixes") => {
+                let more: Result<Vec<_>, _> = elements(text).map(|text| text.parse().map_err(of)).collect();
+                let all = self.filters.strip_prefix.iter().cloned().chain(more?);
+                self.filters.strip_prefix = all.collect();
+            }
+            _ if is_list(option, "ipallowlist.sourcerange") || is_list(option, "ipwhitelist.sourcerange") => {
+                let more: Result<Vec<_>, _> = elements(text).map(|text| network(text).map_err(of)).collect();
+                let before = self.filters.allow.take();
+                let all = before.iter().flat_map(|all| all.iter().copied()).chain(more?);
+                self.filters.allow = Some(all.collect());
+            }
+            _ => return Err("no counterpart yet".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn take_headers(&mut self, options: &Options<'_>) -> Result<(), String> {
+        let mut transport = Transport::default();
+        for (option, label) in options {
+            let taken = match option.strip_prefix("headers.").unwrap_or_default() {
+                "stsseconds" => label
+                    .value
+                    .parse()
+                    .map(|seconds| transport.seconds = Some(seconds))
+                    .ok(),
+                "stsincludesubdomains" => flag(label.value).map(|is| transport.with_subdomains = is),
+                "stspreload" => flag(label.value).map(|is| transport.is_preloaded = is),
+                "framedeny" => self.answer_if(label, "X-Frame-Options", "DENY"),
+                "contenttypenosniff" => self.answer_if(label, "X-Content-Type-Options", "nosniff"),
+                "browserxssfilter" => self.answer_if(label, "X-XSS-Protection", "1; mode=block"),
+                "customframeoptionsvalue" => self.answer("X-Frame-Options", label.value),
+                "referrerpolicy" => self.answer("Referrer-Policy", label.value),
+                "contentsecuritypolicy" => self.answer("Content-Security-Policy", label.value),
+                "permissionspolicy" => self.answer("Permissions-Policy", label.value),
+                of_field => match of_field.split_once('.') {
+                    Some(("customrequestheaders", _)) => edit(label).map(|edit| self.request_fields.push(edit)),
+                    Some(("customresponseheaders", _)) => edit(label).map(|edit| self.response_fields.push(edit)),
+                    _ => None,
+                },
+            };
+            taken.ok_or_else(|| no_counterpart(label))?;
+        }
+        match transport.seconds {
+            Some(1..) => self.answer("Strict-Transport-Security", &transport.value()),
+            _ => Some(()),
+        }
+        .ok_or_else(|| "cannot be written".to_owned())
+    }
+
+    /// Has answers say that.
+    fn answer(&mut self, name: &str, value: &str) -> Option<()> {
+        self.response_fields
+            .push((name.parse().ok()?, Some(value.parse().ok()?)));
+        Some(())
+    }
+
+    fn answer_if(&mut self, label: &Label<'_>, name: &str, value: &str) -> Option<()> {
+        match flag(label.value)? {
+            true => self.answer(name, value),
+            false => Some(()),
+        }
     }
 }
 
-/// What the options of one begin with.
-fn kind_of<'a>(options: &'a Options<'_>) -> Option<&'a str> {
-    let (option, _) = options.first_key_value()?;
-    Some(option.split(['.', '[']).next().unwrap_or(option))
+#[derive(Default)]
+struct Transport {
+    seconds: Option<u64>,
+    with_subdomains: bool,
+    is_preloaded: bool,
 }
+
+impl Transport {
+    fn value(&self) -> String {
+        let seconds = self.seconds.unwrap_or(0);
+        let subdomains = if self.with_subdomains {
+            "; includeSubDomains"
+        } else {
+            ""
+        };
+        let preload = if self.is_preloaded { "; preload" } else { "" };
+        format!("max-age={seconds}{subdomains}{preload}")
+    }
+}
+
+/// A field by the last part of its label; no value takes it away.
+fn edit(label: &Label<'_>) -> Option<FieldEdit> {
+    let name = label.key.splitn(7, '.').nth(6)?.parse().ok()?;
+    match label.value {
+        "" => Some((name, None)),
+        value => Some((name, Some(value.parse().ok()?))),
+    }
+}
+
+fn to_https(options: &Options<'_>) -> Result<ToHttps, String> {
+    let mut to = ToHttps {
+        is_permanent: false,
+        port: None,
+    };
+    let mut is_https = false;
+    for (option, label) in options {
+        let taken = match option.as_str() {
+            "redirectscheme.scheme" => (label.value == "https").then(|| is_https = true),
+            "redirectscheme.permanent" => flag(label.value).map(|is| to.is_permanent = is),
+            "redirectscheme.port" => label.value.parse().ok().map(|port| to.port = Some(port)),
+            _ => None,
+        };
+        taken.ok_or_else(|| no_counterpart(label))?;
+    }
+    match is_https {
+        true => Ok(to),
+        false => Err("says no scheme: expected https".to_owned()),
+    }
+}
+
+fn no_counterpart(label: &Label<'_>) -> String {
+    format!("has no counterpart yet for {}", label.key)
+}
+
+fn kind_of(option: &str) -> &str {
+    option.split(['.', '[']).next().unwrap_or(option)
+}
+
+const KINDS: [&str; 7] = [
+    "addprefix",
+    "headers",
+    "ipallowlist",
+    "ipwhitelist",
+    "redirectscheme",
+    "replacepath",
+    "stripprefix",
+];
+const NOT_YET: [&str; 15] = [
+    "basicauth",
+    "buffering",
+    "circuitbreaker",
+    "compress",
+    "contenttype",
+    "digestauth",
+    "errors",
+    "forwardauth",
+    "grpcweb",
+    "inflightreq",
+    "passtlsclientcert",
+    "ratelimit",
+    "redirectregex",
+    "replacepathregex",
+    "retry",
+];
+const CHAIN_DEPTH_MAX: usize = 8;

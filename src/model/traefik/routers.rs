@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::middlewares;
+use super::middlewares::Chain;
 use super::services::Service;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::rule::Rule;
@@ -20,6 +20,7 @@ struct Router<'a> {
     faults: Vec<String>,
     /// What of its place is not known.
     unknown: Vec<RoutePart>,
+    chain: Chain,
     /// Something is to be asked of its clients.
     restricts: bool,
     /// It is, otherwise than they may expect.
@@ -62,6 +63,7 @@ pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String
     route.entry_points = router.entry_points;
     route.needs_tls = router.needs_tls;
     route.target = target.unwrap_or(0);
+    route.filters = router.chain.into_filters();
     if !router.faults.is_empty() {
         route.close(|part| router.unknown.contains(&part));
     }
@@ -129,7 +131,7 @@ impl<'a> Router<'a> {
             }
             _ if is_list(option, "middlewares") => {
                 let refused: Vec<String> = elements(text)
-                    .filter_map(|reference| middlewares::take(reference, tree).err())
+                    .filter_map(|reference| self.chain.take(reference, tree).err())
                     .collect();
                 if !refused.is_empty() {
                     return Err(refused.join("; "));

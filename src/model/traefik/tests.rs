@@ -191,7 +191,12 @@ fn what_has_no_counterpart_takes_its_route_away() {
 fn no_middleware_is_left_out_in_silence() {
     for kind in [
         "basicAuth.users=a:b",
-        "ipWhiteList.sourceRange=10.0.0.0/8",
+        "ipWhiteList.ipStrategy.depth=1",
+        "headers.accessControlAllowMethods=GET",
+        "headers.customRequestHeaders.Host=evil",
+        "stripPrefix.prefixes=api",
+        "redirectScheme.scheme=http",
+        "chain.middlewares=m",
         "plugin.x.y=z",
         "new.thing=1",
         "compress=true",
@@ -416,4 +421,97 @@ fn what_is_not_known_of_a_closed_route_is_taken_for_as_much_as_it_may_be() {
         let (spec, _) = read(&[RULE, rule]);
         assert!(spec.routes.len() == 1 && !spec.routes[0].is_closed, "{rule}");
     }
+}
+
+fn filtered(
+    middlewares: &[&str],
+    order: &str,
+) -> (Option<std::sync::Arc<crate::model::filters::Filters>>, Vec<String>) {
+    let declared: Vec<String> = middlewares
+        .iter()
+        .map(|one| format!("traefik.http.middlewares.{one}"))
+        .collect();
+    let named = format!("traefik.http.routers.app.middlewares={order}");
+    let all: Vec<&str> = [RULE, named.as_str()]
+        .into_iter()
+        .chain(declared.iter().map(String::as_str))
+        .collect();
+    let (spec, faults) = read(&all);
+    let [route] = &*spec.routes else { panic!("{spec:?}") };
+    assert_eq!(route.is_closed, !faults.is_empty(), "{faults:?}");
+    (route.filters.clone(), faults)
+}
+
+#[test]
+fn middlewares_with_a_counterpart_are_done_in_their_order() {
+    let all = [
+        "lan.ipAllowList.sourceRange=10.0.0.0/8, 192.0.2.1",
+        "tls.redirectScheme.scheme=https",
+        "tls.redirectScheme.permanent=true",
+        "tls.redirectScheme.port=8443",
+        "strip.stripPrefix.prefixes=/api,/v2",
+        "strip.stripPrefix.forceSlash=true",
+        "add.addPrefix.prefix=/one",
+        "sec.headers.customRequestHeaders.X-Script-Name=test",
+        "sec.headers.customRequestHeaders.Cookie=",
+        "sec.headers.customResponseHeaders.Server=",
+        "sec.headers.stsSeconds=60",
+        "sec.headers.stsIncludeSubdomains=true",
+        "sec.headers.frameDeny=true",
+        "sec.headers.contentTypeNosniff=false",
+        "both.chain.middlewares=lan,tls@docker",
+    ];
+    let (filters, faults) = filtered(&all, "both@docker, sec, strip@swarm,add");
+    assert!(faults.is_empty(), "{faults:?}");
+    let filters = filters.unwrap();
+    assert!(filters.lets_in("10.1.1.1".parse().unwrap()) && !filters.lets_in("192.0.2.2".parse().unwrap()));
+    let to = filters.to_https.unwrap();
+    assert_eq!((to.is_permanent, to.port), (true, Some(8443)));
+    let prefixes: Vec<&str> = filters.strip_prefix.iter().map(|prefix| prefix.as_str()).collect();
+    assert_eq!(
+        (prefixes, filters.add_prefix.as_ref().unwrap().as_str()),
+        (vec!["/api", "/v2"], "/one")
+    );
+    let fields = |edits: &[crate::model::filters::FieldEdit]| -> Vec<String> {
+        let shown = edits.iter().map(|(name, value)| {
+            let value = value.as_ref().map_or("-", |value| value.as_str());
+            format!("{}: {value}", name.as_str())
+        });
+        shown.collect()
+    };
+    assert_eq!(fields(&filters.request_fields), ["Cookie: -", "X-Script-Name: test"]);
+    assert_eq!(
+        fields(&filters.response_fields),
+        [
+            "Server: -",
+            "X-Frame-Options: DENY",
+            "Strict-Transport-Security: max-age=60; includeSubDomains"
+        ]
+    );
+    // Nothing that is not done as it was asked for.
+    for (order, expected) in [
+        (
+            "add,strip",
+            "strip (stripprefix) has no counterpart behind those before it",
+        ),
+        ("strip,lan", "lan (ipallowlist) has no counterpart behind"),
+        ("strip,strip", "strip (stripprefix) has no counterpart behind"),
+        ("none", "there is no middleware none"),
+    ] {
+        let (_, faults) = filtered(&all, order);
+        assert!(faults[0].contains(expected), "{order}: {faults:?}");
+    }
+    for (wrong, expected) in [
+        (
+            &["m.stripPrefix.prefixes=/a", "m.addPrefix.prefix=/b"][..],
+            "is of several kinds (addprefix, stripprefix)",
+        ),
+        (&["m.ipAllowList.sourceRange=10.0.0.0/33"], "expected a network"),
+        (&["m.chain.middlewares=n", "n.chain.middlewares=m"], "leads to itself"),
+        (&["m.ipAllowList=true"], "no counterpart yet"),
+    ] {
+        let (_, faults) = filtered(wrong, "m");
+        assert!(faults[0].contains(expected), "{wrong:?}: {faults:?}");
+    }
+    assert_eq!(filtered(&["m.headers.stsSeconds=0"], "m"), (None, Vec::new()));
 }

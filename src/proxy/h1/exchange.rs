@@ -2,6 +2,7 @@
 //! and frames with `proxy::http` and holds no time limit. Not here: which endpoint, and what follows (`serve`).
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -9,10 +10,11 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 
 use super::buffer::Buffer;
+use crate::model::filters::Filters;
 use crate::proxy::core;
 use crate::proxy::http::{
-    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, lower_response,
-    parse_response,
+    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, filter_response,
+    lower_response, parse_response,
 };
 use crate::proxy::side::Side;
 use crate::proxy::wire::{Client, Leg};
@@ -85,6 +87,8 @@ pub(super) struct Exchange<'a, C: Client> {
     pub(super) n_interim: u8,
     /// A field that the response gets beside its own.
     pub(super) set_cookie: Option<Box<str>>,
+    /// What else is done to the response's head.
+    pub(super) filters: &'a [Arc<Filters>],
     /// Bytes of the response were received; it is too late for another try.
     pub(super) has_begun: bool,
     pub(super) watch: Watch,
@@ -339,7 +343,11 @@ impl<C: Client> Exchange<'_, C> {
             }));
         }
         let may_stay = !core::is_draining() && self.request_body.is_done();
+        let start = out.len();
         let onward = head.forward(&self.request, may_stay, out);
+        for filters in self.filters {
+            filter_response(out, start, filters);
+        }
         if let Some(field) = &self.set_cookie {
             add_field(field, out);
         }

@@ -19,13 +19,15 @@ use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::pool;
 use super::wish;
+use crate::model::filters::Filters;
 use crate::model::{Balance, HashKey, ServiceSpec, Timeouts};
 use crate::proxy::Shared;
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::http::{
     Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
-    Version, https_location, lower_request, parse_request, write_options_reply, write_redirect,
+    Version, filter_request, https_location, https_place, lower_request, parse_request, write_options_reply,
+    write_redirect,
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
@@ -84,6 +86,7 @@ pub(in crate::proxy) async fn serve(
                 client: &client,
                 shared: &shared,
                 instead: None,
+                filters: None,
                 from_client: Buffer::default(),
             };
             loop {
@@ -145,15 +148,24 @@ struct Server<'a, C> {
     revision: u64,
     /// What the client of the request at hand is told in the place of a route's answer.
     instead: Option<Instead>,
+    /// What its route has done to the request at hand.
+    filters: Option<Arc<Filters>>,
     from_client: Buffer,
 }
 
 /// Whose a request to an entry point is.
 enum Found {
-    Service(Arc<Service>, u16),
+    Service(Arc<Service>, u16, Option<Arc<Filters>>),
     /// No route's.
     Nobody,
     Instead(Instead),
+}
+
+/// What a filter answers.
+enum Filtered {
+    Forbidden,
+    /// Where, and whether for good.
+    ToHttps(String, bool),
 }
 
 /// Why an entry point answers a request itself, where some route or none at all takes it.
@@ -247,7 +259,9 @@ impl<C: Client> Server<'_, C> {
         head.forward(&self.peer, to_upstream.tail());
         match found {
             None => {}
-            Some(Found::Service(service, target)) => self.route = Some((service, target)),
+            Some(Found::Service(service, target, filters)) => {
+                (self.route, self.filters) = (Some((service, target)), filters)
+            }
             Some(Found::Instead(instead)) => (self.route, self.instead) = (None, Some(instead)),
             Some(Found::Nobody) => (self.route, self.instead) = (None, None),
         }
@@ -281,7 +295,7 @@ impl<C: Client> Server<'_, C> {
         Ok(match found {
             None => Found::Nobody,
             Some((service, route)) if route.is_closed => Found::Instead(Instead::Closed(service)),
-            Some((service, route)) => Found::Service(service, route.target),
+            Some((service, route)) => Found::Service(service, route.target, route.filters.clone()),
         })
     }
 
@@ -351,7 +365,10 @@ impl<C: Client> Server<'_, C> {
         let Some((service, target)) = self.current_route() else {
             if let Entry::Front(_) = self.entry {
                 return match self.instead.take() {
-                    Some(Instead::Elsewhere(location)) => self.say_elsewhere(&location, &meta).await,
+                    Some(Instead::Elsewhere(location)) => {
+                        self.connection.service().stats().add_request(301);
+                        self.say_elsewhere(&location, true, &meta).await
+                    }
                     Some(Instead::Closed(service)) => {
                         let text = format!(
                             "service {}: this route is closed: anynode status says why",
@@ -368,6 +385,24 @@ impl<C: Client> Server<'_, C> {
             self.finish().await;
             return Err(CloseReason::Drain);
         };
+        let mut filters = Vec::new();
+        if self.filters.is_some() || service.spec().filters.is_some() {
+            filters.extend(self.filters.take());
+            filters.extend(service.spec().filters.clone());
+            if let Some(answer) = self.filter(&filters, to_upstream.tail()) {
+                return match answer {
+                    Filtered::Forbidden => {
+                        let text = format!("service {}: not for clients of that address", service.name());
+                        self.fail(&service, 403, text, &meta, meta.framing == Framing::None)
+                            .await
+                    }
+                    Filtered::ToHttps(location, is_permanent) => {
+                        service.stats().add_request(301);
+                        self.say_elsewhere(&location, is_permanent, &meta).await
+                    }
+                };
+            }
+        }
         let stats = service.stats();
         service.state().retry_budget.earn();
         let mut request_body = Body::of_request(meta.framing);
@@ -423,6 +458,7 @@ impl<C: Client> Server<'_, C> {
                 to_client: Buffer::default(),
                 pipe: None,
                 n_interim: 0,
+                filters: &filters,
                 set_cookie: wish::set_cookie(&service, &endpoint, wish.mark),
                 has_begun: false,
                 watch: Watch::Reads,
@@ -600,6 +636,31 @@ impl<C: Client> Server<'_, C> {
         Wish { mark, ..wish }
     }
 
+    /// Changes a head as filters say, the whole of `head` and not more. Returns what the client is told in the place of an endpoint's
+    /// answer.
+    fn filter(&self, filters: &[Arc<Filters>], head: &mut Vec<u8>) -> Option<Filtered> {
+        for filters in filters {
+            if filters.allow.is_some() {
+                let by_proxy = self.asks_for_others.then(|| asker::of_forwarded(head)).flatten();
+                if !filters.lets_in(by_proxy.unwrap_or_else(|| self.from.ip())) {
+                    return Some(Filtered::Forbidden);
+                }
+            }
+            if let Some(to) = &filters.to_https
+                && !wish::field(head, "x-forwarded-proto").is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"))
+            {
+                let local = self
+                    .client
+                    .socket()
+                    .local_addr()
+                    .map_or_else(|_| self.from.ip(), |local| local.ip());
+                return Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent));
+            }
+            filter_request(head, filters);
+        }
+        None
+    }
+
     /// Body bytes that came with the head go out with it, in one call.
     fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), CloseReason> {
         if body.is_done() || self.from_client.is_empty() {
@@ -708,13 +769,19 @@ impl<C: Client> Server<'_, C> {
             .await
     }
 
-    /// Sends the client on, for good. Methods besides GET and HEAD are kept by it.
-    async fn say_elsewhere(&mut self, location: &str, meta: &RequestMeta) -> Result<(), CloseReason> {
-        let status = match meta.method {
-            Method::Get | Method::Head => 301,
-            _ => 308,
+    /// Sends the client on, for good or for now. Methods besides GET and HEAD are kept by it.
+    async fn say_elsewhere(
+        &mut self,
+        location: &str,
+        is_permanent: bool,
+        meta: &RequestMeta,
+    ) -> Result<(), CloseReason> {
+        let status = match (meta.method, is_permanent) {
+            (Method::Get | Method::Head, true) => 301,
+            (Method::Get | Method::Head, false) => 302,
+            (_, true) => 308,
+            (_, false) => 307,
         };
-        self.connection.service().stats().add_request(status);
         let stays = meta.keep_alive && meta.framing == Framing::None && !core::is_draining();
         let mut out = Buffer::default();
         write_redirect(status, location, stays, out.tail());

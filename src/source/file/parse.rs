@@ -1,15 +1,19 @@
 //! The text of a services file to what it declares. Pure. Not here: where the text comes from (`watch`), and conflicts
 //! between services (`routing`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::words;
+use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::rule::Rule;
 use crate::model::{
     AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
@@ -156,6 +160,13 @@ struct ServiceDto {
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
     sticky: Option<StickyDto>,
+    allow: Option<Vec<Text<Network>>>,
+    https_only: Option<bool>,
+    strip_prefix: Option<Vec<Text<PathText>>>,
+    replace_path: Option<Text<PathText>>,
+    add_prefix: Option<Text<PathText>>,
+    request_headers: Option<BTreeMap<String, Option<String>>>,
+    response_headers: Option<BTreeMap<String, Option<String>>>,
     slow_start: Option<Text<Span>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -165,6 +176,27 @@ struct ServiceDto {
     limits: Option<LimitsDto>,
     timeouts: Option<TimeoutsDto>,
     endpoints: Vec<EndpointDto>,
+}
+
+struct Network(IpNet);
+
+impl FromStr for Network {
+    type Err = crate::model::InvalidValue;
+
+    fn from_str(text: &str) -> Result<Network, Self::Err> {
+        network(text).map(Network)
+    }
+}
+
+/// Fields by their names; null or nothing takes one away. Errors: which, and what was expected.
+fn edits(key: &str, fields: Option<BTreeMap<String, Option<String>>>) -> Result<Arc<[FieldEdit]>, String> {
+    let edit = |(name, value): (String, Option<String>)| -> Result<FieldEdit, String> {
+        let wrong = |error: crate::model::InvalidValue| format!("{key}.{name}: {error}");
+        let value = value.filter(|value| !value.trim().is_empty());
+        let value = value.map(|value| value.parse().map_err(wrong)).transpose()?;
+        Ok((name.parse().map_err(wrong)?, value))
+    };
+    fields.unwrap_or_default().into_iter().map(edit).collect()
 }
 
 /// One of several.
@@ -250,7 +282,7 @@ impl<'de> Deserialize<'de> for EndpointDto {
     }
 }
 
-struct Namespace(std::sync::Arc<std::path::Path>);
+struct Namespace(Arc<std::path::Path>);
 
 impl FromStr for Namespace {
     type Err = crate::model::InvalidValue;
@@ -351,6 +383,26 @@ impl ServiceDto {
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);
         }
+        let filters = Filters {
+            allow: self.allow.map(|all| all.into_iter().map(|text| text.0.0).collect()),
+            to_https: self.https_only.unwrap_or(false).then_some(ToHttps {
+                is_permanent: true,
+                port: None,
+            }),
+            strip_prefix: self.strip_prefix.into_iter().flatten().map(|text| text.0).collect(),
+            replace_path: self.replace_path.map(|text| text.0),
+            add_prefix: self.add_prefix.map(|text| text.0),
+            request_fields: edits("request_headers", self.request_headers)?,
+            response_fields: edits("response_headers", self.response_headers)?,
+        };
+        if !filters.is_empty() && spec.mode != Mode::Http {
+            return Err(
+                "allow, https_only, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                        expected mode: http: in tcp mode there are no requests"
+                    .to_owned(),
+            );
+        }
+        spec.filters = (!filters.is_empty()).then(|| Arc::new(filters));
         set(&mut spec.slow_start, self.slow_start.map(|text| text.0.0));
         if let Some(odds) = AtOdds::of(&spec, says_hash) {
             return Err(format!("{}: {}", odds.key, odds.expected));

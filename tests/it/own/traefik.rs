@@ -36,6 +36,10 @@ services:
         traefik.http.routers.api.rule: "Host(`app.example.com`) && PathPrefix(`/api`, `/v2`)"
         traefik.http.routers.api.entryPoints: web
         traefik.http.routers.api.service: api@swarm
+        traefik.http.routers.api.middlewares: api-strip@docker, api-headers
+        traefik.http.middlewares.api-strip.stripprefix.prefixes: /api
+        traefik.http.middlewares.api-headers.headers.customrequestheaders.X-Script-Name: shop
+        traefik.http.middlewares.api-headers.headers.stsseconds: "60"
         traefik.http.services.api.loadBalancer.server.port: "9000"
   tenants:
     image: anynode/whoami
@@ -151,6 +155,15 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         ("tenants", "admin.tenants.example.com", "/other"),
     ] {
         own.wait_for(&format!("{host}{path}"), LONG, || is_of(service, host, path));
+    }
+    // What is done on the way.
+    let (_, stripped) = ask(&own, "app.example.com", "/api/x");
+    for there in [
+        r#""path":"/x""#,
+        r#""x-forwarded-prefix":"/api""#,
+        r#""x-script-name":"shop""#,
+    ] {
+        assert!(stripped.contains(there), "{there} in {stripped}");
     }
     // Where TLS ends, what asks for it and what does not.
     for (service, host) in [

@@ -1,0 +1,74 @@
+//! What is to be done to requests and answers on the way, from labels.
+
+use std::sync::Arc;
+
+use super::names::{FILTERS, REQUEST_HEADER, RESPONSE_HEADER, is_field, is_filter};
+use super::reader::Reader;
+use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
+use crate::model::{InvalidValue, Mode, ServiceSpec};
+
+impl Reader<'_> {
+    pub(super) fn filters(&mut self) -> Option<Arc<Filters>> {
+        let [allow, https_only, strip_prefix, replace_path, add_prefix] = FILTERS;
+        let mut filters = Filters::default();
+        self.read(allow, |text| {
+            let networks: Result<Vec<_>, _> = text.split(',').map(|text| network(text.trim())).collect();
+            networks.map(|networks| filters.allow = Some(networks.into()))
+        });
+        let mut is_https_only = false;
+        self.flag(https_only, &mut is_https_only);
+        filters.to_https = is_https_only.then_some(ToHttps {
+            is_permanent: true,
+            port: None,
+        });
+        self.read(strip_prefix, |text| {
+            let prefixes: Result<Vec<_>, InvalidValue> = text.split(',').map(|text| text.trim().parse()).collect();
+            prefixes.map(|prefixes| filters.strip_prefix = prefixes.into())
+        });
+        self.set_some(replace_path, &mut filters.replace_path);
+        self.set_some(add_prefix, &mut filters.add_prefix);
+        filters.request_fields = self.edits(REQUEST_HEADER);
+        filters.response_fields = self.edits(RESPONSE_HEADER);
+        (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    /// Fields by the names that follow `prefix`: no value takes one away.
+    fn edits(&mut self, prefix: &str) -> Arc<[FieldEdit]> {
+        let labels = self.labels;
+        let mut edits = Vec::new();
+        for label in labels
+            .keys()
+            .filter(|label| label.starts_with(prefix) && is_field(label))
+        {
+            self.read(label, |text| {
+                let name: FieldName = label[prefix.len()..].parse()?;
+                let value = match text {
+                    "" => None,
+                    text => Some(text.parse::<FieldValue>()?),
+                };
+                edits.push((name, value));
+                Ok::<(), InvalidValue>(())
+            });
+        }
+        edits.into()
+    }
+
+    /// In mode tcp there is nothing that they could be done to.
+    pub(super) fn refuse_filters_without_requests(&mut self, spec: &mut ServiceSpec) {
+        if spec.mode == Mode::Http {
+            return;
+        }
+        spec.filters = None;
+        let labels = self.labels;
+        let said = labels.iter().filter(|(label, _)| is_filter(label));
+        for (label, value) in said {
+            if self.wrong.contains(label) {
+                continue;
+            }
+            self.faults.push(format!(
+                "label {label}={value}: expected mode http: in tcp mode there are no requests"
+            ));
+            self.wrong.insert(label.clone());
+        }
+    }
+}
