@@ -53,10 +53,11 @@ impl Filters {
 
     /// Whether anything is done to a request's head.
     pub fn changes_requests(&self) -> bool {
-        !self.strip_prefix.is_empty()
-            || self.replace_path.is_some()
-            || self.add_prefix.is_some()
-            || !self.request_fields.is_empty()
+        self.changes_paths() || !self.request_fields.is_empty()
+    }
+
+    pub fn changes_paths(&self) -> bool {
+        !self.strip_prefix.is_empty() || self.replace_path.is_some() || self.add_prefix.is_some()
     }
 }
 
@@ -93,10 +94,21 @@ impl FieldName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether programs may take that name for this one: in any case, and `_` for `-`, as gateways to CGI and WSGI have it.
+    pub fn is_named(&self, name: &[u8]) -> bool {
+        let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+        let ours = self.0.bytes().map(plain);
+        self.0.len() == name.len() && ours.eq(name.iter().copied().map(plain))
+    }
+
+    pub fn is_same(&self, other: &FieldName) -> bool {
+        self.is_named(other.0.as_bytes())
+    }
 }
 
 /// Those that the proxy itself writes, or that hold messages together.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 16] = [
     "connection",
     "content-length",
     "expect",
@@ -110,6 +122,9 @@ const KEPT: [&str; 13] = [
     "upgrade",
     "via",
     "forwarded",
+    "http2-settings",
+    "proxy",
+    "proxy-authorization",
 ];
 
 impl FromStr for FieldName {
@@ -119,12 +134,13 @@ impl FromStr for FieldName {
         if !is_token(text) {
             return Err(InvalidValue::new(text, "a header's name, such as X-Frame-Options"));
         }
-        match KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(text)) {
+        let name = FieldName(text.into());
+        match KEPT.iter().any(|kept| name.is_named(kept.as_bytes())) {
             true => Err(InvalidValue::new(
                 text,
                 "another header: this one says where messages end or lead, and is the proxy's to write",
             )),
-            false => Ok(FieldName(text.into())),
+            false => Ok(name),
         }
     }
 }
@@ -164,7 +180,17 @@ mod tests {
 
     #[test]
     fn what_could_break_a_message_is_no_filter() {
-        for name in ["Host", "content-length", "Transfer-Encoding", "a b", "", "X:", "Ü"] {
+        for name in [
+            "Content_Length",
+            "Proxy",
+            "Host",
+            "content-length",
+            "Transfer-Encoding",
+            "a b",
+            "",
+            "X:",
+            "Ü",
+        ] {
             assert!(name.parse::<FieldName>().is_err(), "{name}");
         }
         assert_eq!(

@@ -141,6 +141,11 @@ fn paths_and_headers_are_what_the_service_asks_for() {
         "{head}"
     );
     assert!(!head.contains("Server: old"), "{head}");
+    // Nothing gets out of what it is led into.
+    for target in ["/api../secret", "/%2e%2e/secret", "/api/..%2fx"] {
+        let said = node.ask(target, "");
+        assert!(said.starts_with("HTTP/1.1 400 "), "{target}: {said}");
+    }
     // With a body that comes with the head, and one that comes after it; and many on one connection.
     let mut stream = dial(node.addr);
     for (i, split) in [(0, 5), (1, 0), (2, 3)] {

@@ -46,6 +46,9 @@ impl Reader<'_> {
                     "" => None,
                     text => Some(text.parse::<FieldValue>()?),
                 };
+                if edits.iter().any(|(other, _): &FieldEdit| other.is_same(&name)) {
+                    return Err(InvalidValue::new(name.as_str(), "a header that no other label is of"));
+                }
                 edits.push((name, value));
                 Ok::<(), InvalidValue>(())
             });
@@ -61,12 +64,12 @@ impl Reader<'_> {
         spec.filters = None;
         let labels = self.labels;
         let said = labels.iter().filter(|(label, _)| is_filter(label));
-        for (label, value) in said {
+        for (label, _) in said {
             if self.wrong.contains(label) {
                 continue;
             }
             self.faults.push(format!(
-                "label {label}={value}: expected mode http: in tcp mode there are no requests"
+                "label {label}: expected mode http: in tcp mode there are no requests"
             ));
             self.wrong.insert(label.clone());
         }

@@ -14,6 +14,7 @@ pub(super) struct Chain {
     response_fields: Vec<FieldEdit>,
     /// How far the order has come in which ours are done.
     step: Step,
+    n_taken: usize,
 }
 
 /// The order in which filters are done. Headers go with any.
@@ -46,6 +47,10 @@ impl Chain {
 
     fn take_within(&mut self, reference: &str, tree: &Tree<'_>, depth_left: usize) -> Result<(), String> {
         let name = local(reference)?;
+        self.n_taken += 1;
+        if self.n_taken > MIDDLEWARES_MAX {
+            return Err(format!("middleware {name} is one of more than {MIDDLEWARES_MAX}"));
+        }
         let declared = tree.section("http.middlewares");
         let Some(options) = declared.get(&name) else {
             return Err(format!(
@@ -63,15 +68,20 @@ impl Chain {
                 let depth_left = depth_left
                     .checked_sub(1)
                     .ok_or_else(|| wrong("leads to itself".to_owned()))?;
+                let mut is_empty = true;
                 for (option, label) in options {
                     if !is_list(option, "chain.middlewares") {
                         return Err(wrong(no_counterpart(label)));
                     }
                     for reference in elements(label.value) {
+                        is_empty = false;
                         self.take_within(reference, tree, depth_left)?;
                     }
                 }
-                Ok(())
+                match is_empty {
+                    true => Err(wrong("names none".to_owned())),
+                    false => Ok(()),
+                }
             }
             "plugin" => Err(wrong(
                 "has no counterpart: plugins are programs of Traefik's".to_owned(),
@@ -162,13 +172,25 @@ impl Chain {
                 "framedeny" => self.answer_if(label, "X-Frame-Options", "DENY"),
                 "contenttypenosniff" => self.answer_if(label, "X-Content-Type-Options", "nosniff"),
                 "browserxssfilter" => self.answer_if(label, "X-XSS-Protection", "1; mode=block"),
+                // It is so always: browsers pass it over where there is no TLS.
+                "forcestsheader" => flag(label.value).map(drop),
+                // Nothing is said.
+                "customframeoptionsvalue" | "referrerpolicy" | "contentsecuritypolicy" | "permissionspolicy"
+                    if label.value.is_empty() =>
+                {
+                    Some(())
+                }
                 "customframeoptionsvalue" => self.answer("X-Frame-Options", label.value),
                 "referrerpolicy" => self.answer("Referrer-Policy", label.value),
                 "contentsecuritypolicy" => self.answer("Content-Security-Policy", label.value),
                 "permissionspolicy" => self.answer("Permissions-Policy", label.value),
                 of_field => match of_field.split_once('.') {
-                    Some(("customrequestheaders", _)) => edit(label).map(|edit| self.request_fields.push(edit)),
-                    Some(("customresponseheaders", _)) => edit(label).map(|edit| self.response_fields.push(edit)),
+                    Some(("customrequestheaders", _)) => edit(label).map(|edit| {
+                        // Who comes later is nearer to the endpoint.
+                        self.request_fields.retain(|(name, _)| !name.is_same(&edit.0));
+                        self.request_fields.push(edit);
+                    }),
+                    Some(("customresponseheaders", _)) => edit(label).map(|edit| self.answer_by(edit)),
                     _ => None,
                 },
             };
@@ -183,9 +205,15 @@ impl Chain {
 
     /// Has answers say that.
     fn answer(&mut self, name: &str, value: &str) -> Option<()> {
-        self.response_fields
-            .push((name.parse().ok()?, Some(value.parse().ok()?)));
+        self.answer_by((name.parse().ok()?, Some(value.parse().ok()?)));
         Some(())
+    }
+
+    /// Who comes first is nearer to the client, and has the last word.
+    fn answer_by(&mut self, edit: FieldEdit) {
+        if !self.response_fields.iter().any(|(name, _)| name.is_same(&edit.0)) {
+            self.response_fields.push(edit);
+        }
     }
 
     fn answer_if(&mut self, label: &Label<'_>, name: &str, value: &str) -> Option<()> {
@@ -281,3 +309,4 @@ const NOT_YET: [&str; 15] = [
     "retry",
 ];
 const CHAIN_DEPTH_MAX: usize = 8;
+const MIDDLEWARES_MAX: usize = 64;

@@ -36,11 +36,18 @@ pub fn is_label(label: &str) -> bool {
     begin.is_some_and(|begin| begin.eq_ignore_ascii_case(PREFIX))
 }
 
-/// Whether a label's value may be a password, of whatever kind.
+/// Whether a label's value may be a password: of a kind of middleware that is refused whatever it says, or in a section that there is
+/// none of. By its kind and never by a name, which may be any word: what is done needs its values.
 pub fn is_secret(label: &str) -> bool {
-    let lower = label.get(..SECRETS_BEGIN.len()).map(str::to_ascii_lowercase);
-    let kind = || label.to_ascii_lowercase();
-    lower.is_some_and(|begin| begin == SECRETS_BEGIN) && ["auth", "plugin"].iter().any(|word| kind().contains(word))
+    let parts: Vec<String> = label.splitn(6, '.').map(str::to_ascii_lowercase).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    match parts.as_slice() {
+        ["traefik", "http", "middlewares", _, kind, ..] => {
+            ["basicauth", "digestauth", "forwardauth", "plugin"].contains(kind)
+        }
+        ["traefik", "http", section, ..] => section.starts_with("middleware") && *section != "middlewares",
+        _ => false,
+    }
 }
 
 /// Whether they ask for a route, if they are read.
@@ -133,7 +140,6 @@ fn pairs(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)
 }
 
 const PREFIX: &str = "traefik.";
-const SECRETS_BEGIN: &str = "traefik.http.middleware";
 const ENABLE: &str = "traefik.enable";
 const ROUTERS: &str = "traefik.http.routers.";
 

@@ -508,10 +508,68 @@ fn middlewares_with_a_counterpart_are_done_in_their_order() {
         ),
         (&["m.ipAllowList.sourceRange=10.0.0.0/33"], "expected a network"),
         (&["m.chain.middlewares=n", "n.chain.middlewares=m"], "leads to itself"),
+        (&["m.chain.middlewares="], "names none"),
+        (
+            &[
+                "m.chain.middlewares=n,n,n,n,n,n,n,n,n,n",
+                "n.chain.middlewares=o,o,o,o,o,o,o,o,o,o",
+                "o.headers.stsSeconds=0",
+            ],
+            "is one of more than 64",
+        ),
         (&["m.ipAllowList=true"], "no counterpart yet"),
     ] {
         let (_, faults) = filtered(wrong, "m");
         assert!(faults[0].contains(expected), "{wrong:?}: {faults:?}");
     }
     assert_eq!(filtered(&["m.headers.stsSeconds=0"], "m"), (None, Vec::new()));
+}
+
+/// As they come to whoever makes tables: without what may be a password, and with all that is done.
+#[test]
+fn what_a_middleware_is_called_hides_nothing_of_what_it_does() {
+    let faults_of = |middlewares: &[&str]| {
+        let declared: Vec<String> = middlewares
+            .iter()
+            .map(|one| format!("traefik.http.middlewares.{one}"))
+            .collect();
+        let mut all = map(&[RULE, "traefik.enable=true", "traefik.http.routers.app.middlewares=auth"]);
+        all.extend(declared.iter().flat_map(|one| map(&[one])));
+        let meant = labels::meant(all.iter().map(|(label, value)| (label.as_str(), value.as_str())));
+        let mut spec = ServiceSpec::new(ServiceName::new("web").unwrap());
+        let faults = apply(&meant, &mut spec);
+        let [route] = &*spec.routes else { panic!("{spec:?}") };
+        assert_eq!(route.is_closed, !faults.is_empty(), "{faults:?}");
+        (route.filters.clone(), faults, meant)
+    };
+    let (_, faults, meant) = faults_of(&[
+        "auth.chain.middlewares=pw,lan",
+        "pw.basicAuth.users=u:secret",
+        "lan.ipAllowList.sourceRange=10.0.0.0/8",
+    ]);
+    assert!(
+        faults[0].contains("pw (basicauth) has no counterpart yet"),
+        "{faults:?}"
+    );
+    assert!(meant.values().all(|value| !value.contains("secret")), "{meant:?}");
+    let (filters, ..) = faults_of(&["auth.chain.middlewares=lan", "lan.ipAllowList.sourceRange=10.0.0.0/8"]);
+    assert!(!filters.unwrap().lets_in("192.0.2.1".parse().unwrap()));
+    let (filters, ..) = faults_of(&["auth.headers.customRequestHeaders.Authorization=Basic x"]);
+    assert_eq!(
+        filters.unwrap().request_fields[0].1.as_ref().unwrap().as_str(),
+        "Basic x"
+    );
+    for label in [
+        "traefik.http.middleware.x.basicauth.users",
+        "Traefik.HTTP.Middlewares.X.plugin.a.b",
+    ] {
+        assert!(is_secret(label), "{label}");
+    }
+    for label in [
+        "traefik.http.middlewares.basicauth.headers.framedeny",
+        "traefik.http.routers.plugin.rule",
+        "auth",
+    ] {
+        assert!(!is_secret(label), "{label}");
+    }
 }

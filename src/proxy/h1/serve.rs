@@ -2,7 +2,7 @@
 //! with a reason where it fails.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -166,6 +166,15 @@ enum Filtered {
     Forbidden,
     /// Where, and whether for good.
     ToHttps(String, bool),
+    /// Its path could be read in two ways, and is to be changed.
+    Refused(Refusal),
+}
+
+/// Whether the client has come by TLS, as we or a trusted proxy say in the head; of several proxies the first.
+fn came_by_tls(head: &[u8]) -> bool {
+    let said = wish::field(head, "x-forwarded-proto").unwrap_or_default();
+    let first = said.split(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
+    first.eq_ignore_ascii_case(b"https") || first.eq_ignore_ascii_case(b"wss")
 }
 
 /// Why an entry point answers a request itself, where some route or none at all takes it.
@@ -385,6 +394,10 @@ impl<C: Client> Server<'_, C> {
             self.finish().await;
             return Err(CloseReason::Drain);
         };
+        let wish = match (service.spec().balance, &service.spec().sticky) {
+            (Balance::RoundRobin | Balance::LeastRequest, None) => Wish::default(),
+            _ => self.wish(service.spec(), &to_upstream),
+        };
         let mut filters = Vec::new();
         if self.filters.is_some() || service.spec().filters.is_some() {
             filters.extend(self.filters.take());
@@ -396,6 +409,7 @@ impl<C: Client> Server<'_, C> {
                         self.fail(&service, 403, text, &meta, meta.framing == Framing::None)
                             .await
                     }
+                    Filtered::Refused(refusal) => Err(self.refuse(refusal).await),
                     Filtered::ToHttps(location, is_permanent) => {
                         service.stats().add_request(301);
                         self.say_elsewhere(&location, is_permanent, &meta).await
@@ -408,10 +422,6 @@ impl<C: Client> Server<'_, C> {
         let mut request_body = Body::of_request(meta.framing);
         self.append_early_body(&mut request_body, &mut to_upstream)?;
         let is_whole = request_body.is_done();
-        let wish = match (service.spec().balance, &service.spec().sticky) {
-            (Balance::RoundRobin | Balance::LeastRequest, None) => Wish::default(),
-            _ => self.wish(service.spec(), &to_upstream),
-        };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut n_retries = 0;
         loop {
@@ -617,7 +627,7 @@ impl<C: Client> Server<'_, C> {
         Asker::of(by_proxy.map_or(self.from, |ip| SocketAddr::new(ip, 0)))
     }
 
-    /// Which endpoint a request is to have. `sent`: its head, as the endpoint will have it.
+    /// Which endpoint a request is to have. `sent`: its head, as the endpoint would have it without filters.
     fn wish(&self, spec: &ServiceSpec, sent: &Buffer) -> Wish {
         let head = sent.rest();
         let mark = spec.sticky.as_ref().and_then(|sticky| {
@@ -639,26 +649,25 @@ impl<C: Client> Server<'_, C> {
     /// Changes a head as filters say, the whole of `head` and not more. Returns what the client is told in the place of an endpoint's
     /// answer.
     fn filter(&self, filters: &[Arc<Filters>], head: &mut Vec<u8>) -> Option<Filtered> {
-        for filters in filters {
-            if filters.allow.is_some() {
-                let by_proxy = self.asks_for_others.then(|| asker::of_forwarded(head)).flatten();
-                if !filters.lets_in(by_proxy.unwrap_or_else(|| self.from.ip())) {
-                    return Some(Filtered::Forbidden);
-                }
+        // All are judged by what came, before any of them changes it.
+        let is_let_in = |ip: IpAddr| filters.iter().all(|filters| filters.lets_in(ip));
+        if filters.iter().any(|filters| filters.allow.is_some()) {
+            let client = match self.asks_for_others {
+                true => asker::client_of(head, |ip| is_trusted(SocketAddr::new(ip, 0), &self.entry, self.shared)),
+                false => Ok(None),
+            };
+            if !client.is_ok_and(|client| is_let_in(client.unwrap_or_else(|| self.from.ip()))) {
+                return Some(Filtered::Forbidden);
             }
-            if let Some(to) = &filters.to_https
-                && !wish::field(head, "x-forwarded-proto").is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"))
-            {
-                let local = self
-                    .client
-                    .socket()
-                    .local_addr()
-                    .map_or_else(|_| self.from.ip(), |local| local.ip());
-                return Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent));
-            }
-            filter_request(head, filters);
         }
-        None
+        let to_https = filters.iter().find_map(|filters| filters.to_https);
+        if let Some(to) = to_https.filter(|_| !came_by_tls(head)) {
+            let local = self.client.socket().local_addr();
+            let local = local.map_or_else(|_| self.from.ip(), |local| local.ip());
+            return Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent));
+        }
+        let changed = filters.iter().try_for_each(|filters| filter_request(head, filters));
+        changed.err().map(Filtered::Refused)
     }
 
     /// Body bytes that came with the head go out with it, in one call.

@@ -108,7 +108,7 @@ fn plain_host(authority: &str) -> Cow<'_, str> {
 }
 
 /// Decoded, each row of slashes as one, as most programs read it.
-fn plain_path(path: &str) -> Result<Cow<'_, [u8]>, Refusal> {
+pub(super) fn plain_path(path: &str) -> Result<Cow<'_, [u8]>, Refusal> {
     let bytes = path.as_bytes();
     let decoded = match bytes.contains(&b'%') {
         true => Cow::from(decode(bytes)?),

@@ -3,13 +3,17 @@
 
 use std::net::IpAddr;
 
+use super::Refusal;
+use super::asked::plain_path;
 use crate::model::filters::{FieldEdit, Filters, PathText};
 
 /// Changes a request's head, the whole of `head`. What a prefix was taken from is told by `X-Forwarded-Prefix`, what a path was
 /// before by `X-Replaced-Path`.
-pub fn filter_request(head: &mut Vec<u8>, filters: &Filters) {
+///
+/// Errors: the path is to be changed, and could be read in two ways, before or after: `/api../x` without its `/api`.
+pub fn filter_request(head: &mut Vec<u8>, filters: &Filters) -> Result<(), Refusal> {
     if !filters.changes_requests() {
-        return;
+        return Ok(());
     }
     let written = std::mem::take(head);
     let (line, fields) = split_line(&written);
@@ -22,8 +26,15 @@ pub fn filter_request(head: &mut Vec<u8>, filters: &Filters) {
     let mut added = Vec::new();
     // `*` is of the server as a whole.
     let changed = match path.starts_with(b"/") {
-        true => changed_path(path, filters, &mut added),
-        false => path.to_vec(),
+        true if filters.changes_paths() => {
+            let changed = changed_path(path, filters, &mut added);
+            for path in [path, &changed] {
+                let path = std::str::from_utf8(path).map_err(|_| Refusal::AmbiguousPath)?;
+                plain_path(path)?;
+            }
+            changed
+        }
+        _ => path.to_vec(),
     };
     let method_len = line.iter().position(|b| *b == b' ').map_or(0, |at| at + 1);
     head.extend_from_slice(&line[..method_len]);
@@ -31,6 +42,7 @@ pub fn filter_request(head: &mut Vec<u8>, filters: &Filters) {
     head.extend_from_slice(query);
     head.extend_from_slice(&line[method_len + target.len()..]);
     push_fields(fields, &filters.request_fields, &added, head);
+    Ok(())
 }
 
 /// Changes a response's head, which is what `out` has from `start` on.
@@ -143,8 +155,8 @@ fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn push_fields(fields: &[u8], edits: &[FieldEdit], added: &[(&'static str, Vec<u8>)], out: &mut Vec<u8>) {
     for line in lines(fields) {
         let Some((name, _)) = split_field(line) else { continue };
-        let is_named = |edited: &str| name.eq_ignore_ascii_case(edited.as_bytes());
-        if edits.iter().any(|(edited, _)| is_named(edited.as_str())) || added.iter().any(|(name, _)| is_named(name)) {
+        let is_added = |added: &str| name.eq_ignore_ascii_case(added.as_bytes());
+        if edits.iter().any(|(edited, _)| edited.is_named(name)) || added.iter().any(|(added, _)| is_added(added)) {
             continue;
         }
         out.extend_from_slice(line);
@@ -180,7 +192,9 @@ mod tests {
 
     fn requested(head: &str, filters: &Filters) -> String {
         let mut bytes = head.replace('|', "\r\n").into_bytes();
-        filter_request(&mut bytes, filters);
+        if let Err(refusal) = filter_request(&mut bytes, filters) {
+            return refusal.status().to_string();
+        }
         String::from_utf8(bytes).unwrap().replace("\r\n", "|")
     }
 
@@ -203,11 +217,26 @@ mod tests {
             (&["/a/b"], "/a//b/c", "/c", Some("/a/b")),
             (&["/x", "/api"], "/api/%41", "/%41", Some("/api")),
             (&["/api"], "*", "*", None),
-            (&["/api"], "/%6", "/%6", None),
         ] {
             let changed = requested(&format!("GET {target} HTTP/1.1|Host: a||"), &strip(prefixes));
             let told = prefix.map_or_else(String::new, |prefix| format!("X-Forwarded-Prefix: {prefix}|"));
             assert_eq!(changed, format!("GET {expected} HTTP/1.1|Host: a|{told}|"), "{target}");
+        }
+        for target in [
+            "/api../secret",
+            "/api%2f..%2fx",
+            "/api/%2e%2e/x",
+            "/api/../x",
+            "/api;x/a",
+            "/api%5cevil.test",
+            "/%6",
+            "/other/../x",
+        ] {
+            assert_eq!(
+                requested(&format!("GET {target} HTTP/1.1|Host: a||"), &strip(&["/api"])),
+                "400",
+                "{target}"
+            );
         }
         let all = Filters {
             add_prefix: Some("/v2/".parse().unwrap()),
@@ -234,7 +263,7 @@ mod tests {
         };
         assert_eq!(
             requested(
-                "GET /a HTTP/1.1|Host: a|x-user: evil|Cookie: a=b|X-USER: two|B: c||",
+                "GET /a HTTP/1.1|Host: a|x-user: evil|Cookie: a=b|X-USER: two|X_User: three|B: c||",
                 &filters
             ),
             "GET / HTTP/1.1|Host: a|B: c|X-User: me|X-Forwarded-Prefix: /own||"

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use self::claims::{Claim, Claims};
 use super::SourceStatus;
+use crate::model::filters::Filters;
 use crate::model::{
     Cluster, ClusterNode, ClusterObject, ClusterService, EndpointSpec, Mode, PublishedPort, Reach, RouteSpec,
     ServiceName, ServiceSpec, StickyKey, TaskRef, Weight, labels, traefik,
@@ -446,15 +447,27 @@ impl ClusterSource {
                 route.is_closed = true;
             }
             // It is http for the routes' sake alone.
-            if spec.routes.iter().all(|route| route.is_closed) && !service.labels.contains_key(labels::MODE) {
+            if spec.filters.is_none()
+                && spec.routes.iter().all(|route| route.is_closed)
+                && !service.labels.contains_key(labels::MODE)
+            {
                 spec.mode = Mode::default();
             }
         }
-        let mut own = BTreeMap::new();
+        let mut own: BTreeMap<Claim, (Arc<str>, Option<Arc<Filters>>)> = BTreeMap::new();
+        // Whose requests another of the service's would have with less asked of them.
+        let mut to_close: BTreeSet<Arc<str>> = BTreeSet::new();
         spec.routes.retain(|route| {
             let claims = claims_at(&table, route);
             for claim in &claims {
-                if let Some(said_by) = own.insert(claim.clone(), route.said_by.clone()) {
+                let kept = own
+                    .entry(claim.clone())
+                    .or_insert_with(|| (route.said_by.clone(), route.filters.clone()));
+                if kept.0 != route.said_by {
+                    let (said_by, filters) = kept;
+                    if route.is_closed || *filters != route.filters {
+                        to_close.insert(said_by.clone());
+                    }
                     faults.push(format!(
                         "label {}={}: it is already that of label {said_by}",
                         route.said_by, route.rule
@@ -475,6 +488,13 @@ impl ClusterSource {
             ));
             false
         });
+        for route in spec.routes.iter_mut().filter(|route| to_close.contains(&route.said_by)) {
+            route.close(|_| false);
+            faults.push(format!(
+                "label {}={}: closed, since another label asks for something else of the same requests",
+                route.said_by, route.rule
+            ));
+        }
         faults.extend(table.unserved(spec).iter().map(|error| error.to_string()));
     }
 
@@ -984,5 +1004,52 @@ mod tests {
             "{}",
             rig.fault("many")
         );
+        // What is asked of requests is asked of those to its ports too, which tcp has none of.
+        let ClusterObject::Service(mut guarded) = service("g", "guarded", 8004, &[X, ("anynode.allow", "10.0.0.0/8")])
+        else {
+            unreachable!("it is one");
+        };
+        guarded.ports.push(ClusterPort {
+            protocol: "tcp".to_owned(),
+            published: 8005,
+            target: 25,
+        });
+        rig.cluster.put(ClusterObject::Service(guarded));
+        rig.follow();
+        let table = rig.source.table.load();
+        let spec = table.service_by_key("guarded").unwrap().spec();
+        assert!(spec.mode == Mode::Http && spec.filters.is_some());
+    }
+
+    #[test]
+    fn of_two_routes_with_one_rule_the_more_guarded_one_holds() {
+        let mut rig = Rig::with_entry_point();
+        let rule = X.1;
+        let labels = [
+            ("anynode.routes.a.rule", rule),
+            ("anynode.routes.a.port", "80"),
+            ("anynode.routes.b.rule", rule),
+            ("anynode.routes.b.port", "0"),
+        ];
+        rig.routed("s", 1, 8001, &labels);
+        rig.follow();
+        let table = rig.source.table.load();
+        let routes = &table.service_by_key("of-s").unwrap().spec().routes;
+        assert!(routes.len() == 1 && routes[0].is_closed, "{routes:?}");
+        assert!(
+            rig.fault("of-s").contains("closed, since another label"),
+            "{}",
+            rig.fault("of-s")
+        );
+        rig.routed(
+            "s",
+            1,
+            8001,
+            &[labels[0], labels[1], labels[2], ("anynode.routes.b.port", "81")],
+        );
+        rig.follow();
+        let table = rig.source.table.load();
+        let routes = &table.service_by_key("of-s").unwrap().spec().routes;
+        assert!(routes.len() == 1 && !routes[0].is_closed, "{routes:?}");
     }
 }

@@ -196,7 +196,20 @@ fn edits(key: &str, fields: Option<BTreeMap<String, Option<String>>>) -> Result<
         let value = value.map(|value| value.parse().map_err(wrong)).transpose()?;
         Ok((name.parse().map_err(wrong)?, value))
     };
-    fields.unwrap_or_default().into_iter().map(edit).collect()
+    let edits: Vec<FieldEdit> = fields
+        .unwrap_or_default()
+        .into_iter()
+        .map(edit)
+        .collect::<Result<_, _>>()?;
+    for (i, (name, _)) in edits.iter().enumerate() {
+        if edits[..i].iter().any(|(other, _)| other.is_same(name)) {
+            return Err(format!(
+                "{key}.{}: expected each header once, whatever its case",
+                name.as_str()
+            ));
+        }
+    }
+    Ok(edits.into())
 }
 
 /// One of several.
