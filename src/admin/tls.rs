@@ -1,14 +1,14 @@
 //! What is shown and counted of TLS at entry points.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use serde::Serialize;
 
 use super::family::Family;
-use crate::tls::{Shown, Terminators};
+use crate::tls::{Shown, Terminators, now};
 
 #[derive(Serialize)]
 pub(super) struct TlsView {
@@ -48,11 +48,6 @@ impl TlsView {
 fn rfc3339(seconds: i64) -> String {
     let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 pub(super) fn write_metrics(tls: &Terminators, out: &mut DescriptorEncoder<'_>) {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use toml::{Table, Value};
 
 use super::settings::Settings;
+use crate::model::filters::network;
 use crate::model::{EntryPointName, EntryPointSpec, parse_duration};
 use crate::tls::{ClientAuth, MinVersion, PairFiles, Policy, TlsConfig};
 
@@ -128,11 +129,7 @@ fn one(
 /// `None`: the key is not there, or wrong.
 fn networks(settings: &mut Settings, name: &EntryPointName, keys: &Table, key: &str) -> Option<Vec<IpNet>> {
     let value = keys.get(key)?;
-    let network = |value: &Value| {
-        let text = value.as_str()?;
-        let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
-        text.parse().ok().or_else(alone)
-    };
+    let network = |value: &Value| network(value.as_str()?).ok();
     let networks = value.as_array().and_then(|all| all.iter().map(network).collect());
     if networks.is_none() {
         wrong(

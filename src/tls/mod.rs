@@ -8,7 +8,7 @@ mod policy;
 mod terminate;
 mod tickets;
 
-pub use certificates::{Certificates, PairFiles, Shown};
+pub use certificates::{Certificates, PairFiles, Shown, now};
 pub use pair::{Pair, PairError};
 pub use policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 pub use terminate::{Handshake, Handshakes, Terminator, Terminators};

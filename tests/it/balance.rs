@@ -1,14 +1,14 @@
 //! Which endpoint gets how much. Through the program, with its services file.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::cli::anynode;
-use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
+use crate::harness::{Origin, dial, free_port, read_head, read_to_end, wait_until};
 
 /// An endpoint that answers each request with its name. It does not go on for long: each connection is one request.
 fn named(name: &'static str) -> Origin {
@@ -24,18 +24,6 @@ fn answer_of(name: &str) -> String {
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{name}",
         name.len()
     )
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return None,
-        }
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// A node with one service, `web`.

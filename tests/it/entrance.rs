@@ -10,7 +10,7 @@ use std::time::Duration;
 use anynode::model::{ProxyProtocol, proxy_protocol};
 
 use crate::cli::anynode;
-use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
+use crate::harness::{Origin, dial, free_port, read_head, read_to_end, wait_until};
 
 struct Node {
     child: Child,
@@ -91,18 +91,6 @@ fn mirror() -> Origin {
             }
         }
     })
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return None,
-        }
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

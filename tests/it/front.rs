@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cli::anynode;
-use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until};
+use crate::harness::{Origin, PATIENCE, dial, free_port, read_head, read_to_end, wait_until};
 
 /// An endpoint that says who it is, and the target that it was asked for.
 fn named(name: &'static str) -> Origin {
@@ -23,18 +23,6 @@ fn named(name: &'static str) -> Origin {
             }
         }
     })
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return None,
-        }
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// A node with two entry points.

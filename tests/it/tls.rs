@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 use crate::cli::anynode;
-use crate::harness::{Origin, dial, free_port, read_to_end, wait_until};
+use crate::harness::{Origin, dial, free_port, read_head, read_to_end, wait_until};
 
 /// Whom the tests' clients believe.
 struct Authority {
@@ -201,18 +201,6 @@ fn mirror() -> Origin {
             }
         }
     })
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return None,
-        }
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 fn services(origin: &Origin) -> String {

@@ -249,6 +249,19 @@ pub fn dial(addr: SocketAddr) -> TcpStream {
     stream
 }
 
+/// A head, of a request or an answer, to its empty line and not a byte further; `None`: it ends before.
+pub fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return None,
+        }
+    }
+    Some(String::from_utf8_lossy(&head).into_owned())
+}
+
 /// Reads until the end; panics at a reset.
 pub fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
