@@ -3,10 +3,8 @@
 
 use std::pin::pin;
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-
 use super::crowd::Party;
+use super::wire::{News, Watched};
 use crate::routing::{CloseReason, Gate, GatePlace};
 
 /// How long a client is waited with.
@@ -14,7 +12,7 @@ use crate::routing::{CloseReason, Gate, GatePlace};
 /// A reset ends the wait. An end may be half a close: who has asked for something whole can still be answered, and keeps
 /// the place until the queue is full. Who has not, never will, and goes at once.
 pub(super) struct Patience<'a> {
-    client: &'a TcpStream,
+    client: Watched<'a>,
     /// Whose places the client waits in: as `Gate::enter` has it.
     party: Option<u64>,
     /// Whether all that the client has to send is here, now that it has ended.
@@ -23,7 +21,7 @@ pub(super) struct Patience<'a> {
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(client: &'a TcpStream, party: Party, is_whole: &'a (dyn Fn() -> bool + Sync)) -> Patience<'a> {
+    pub(super) fn new(client: Watched<'a>, party: Party, is_whole: &'a (dyn Fn() -> bool + Sync)) -> Patience<'a> {
         Patience {
             client,
             party: party.number(),
@@ -48,23 +46,14 @@ impl<'a> Patience<'a> {
             if self.has_ended {
                 place.yields();
             }
-            // tokio counts the end of the other side to PRIORITY, which nothing else is.
-            let news = match self.has_ended {
-                true => Interest::ERROR,
-                false => Interest::ERROR | Interest::PRIORITY,
-            };
             tokio::select! {
                 biased;
                 result = &mut what => return Ok(result),
                 () = place.lost() => return Err(CloseReason::Limit),
-                ready = self.client.ready(news) => {
-                    if !ready.is_ok_and(|ready| !ready.is_error()) {
-                        return Err(CloseReason::ClientRst);
-                    }
-                    if !(self.is_whole)() {
-                        return Err(CloseReason::ClientAbort);
-                    }
-                    self.has_ended = true;
+                news = self.client.news(!self.has_ended) => match news {
+                    News::Gone => return Err(CloseReason::ClientRst),
+                    News::Ended if !(self.is_whole)() => return Err(CloseReason::ClientAbort),
+                    News::Ended => self.has_ended = true,
                 }
             }
         }

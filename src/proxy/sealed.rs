@@ -13,7 +13,7 @@ use rustls::{HandshakeKind, ServerConfig};
 use tokio::net::TcpStream;
 
 use super::heavy;
-use super::wire::{Client, Wire};
+use super::wire::{Client, Watched, Wire};
 use crate::sys::socket;
 
 thread_local! {
@@ -338,8 +338,8 @@ fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 impl Client for Sealed {
-    fn socket(&self) -> &TcpStream {
-        &self.socket
+    fn watched(&self) -> Watched<'_> {
+        Watched::Socket(&self.socket)
     }
 }
 

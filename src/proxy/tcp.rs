@@ -14,7 +14,7 @@ use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::rounds::Rounds;
 use super::upstream::{self, Behalf, Upstream};
-use super::wire::{Leg, Wire};
+use super::wire::{Leg, Watched, Wire};
 use crate::model::{Balance, Passive};
 use crate::routing::{Asker, CloseReason, TableHandle};
 use crate::sys::socket;
@@ -134,7 +134,7 @@ async fn connect(
         ..behalf
     };
     // Whatever it has sent may be all that it has to say.
-    let mut patience = Patience::new(client, connection.party(), &|| true);
+    let mut patience = Patience::new(Watched::Socket(client), connection.party(), &|| true);
     if !connection.try_admit() {
         Box::pin(connection.admit(&mut patience)).await?;
     }

@@ -1,7 +1,7 @@
 //! What bytes come from and go to: a TCP socket, or a stream through another node. The relay and the HTTP engine know
 //! sockets by this; the way to another node is a trait that others implement (`link`, joined by `app`).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -101,14 +101,119 @@ pub(super) trait Wire: Sized {
     fn set_liveness(&self);
 }
 
-/// A client's stream, over a socket of its own: what it says may be sealed, that it has gone is seen at the socket.
+/// A client's stream. What it says may be sealed, or be one of many on a connection.
 pub(super) trait Client: Wire + Send + Sync {
-    fn socket(&self) -> &TcpStream;
+    fn watched(&self) -> Watched<'_>;
 }
 
 impl Client for TcpStream {
-    fn socket(&self) -> &TcpStream {
-        self
+    fn watched(&self) -> Watched<'_> {
+        Watched::Socket(self)
+    }
+}
+
+/// Where it is seen what became of a client, without reading what it says.
+#[derive(Clone, Copy)]
+pub(super) enum Watched<'a> {
+    /// The socket of its own.
+    Socket(&'a TcpStream),
+    /// One of many on a connection.
+    Stream(&'a dyn Streamed),
+}
+
+/// A client's stream that shares its connection with others. Its end is the end of one request, which says nothing of the client.
+pub(super) trait Streamed: Send + Sync {
+    /// The address that the client came to.
+    fn local_addr(&self) -> SocketAddr;
+    /// `Ready` once the client has reset it, or its connection is gone.
+    fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// What became of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// It has reset its connection, or this program ends.
+    Gone,
+    /// It has ended its half.
+    Ended,
+}
+
+/// What a look at a client shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Nothing,
+    /// It has reset its connection.
+    Reset,
+    /// It has ended its half.
+    Ended,
+    /// It has said more.
+    Said,
+}
+
+impl Watched<'_> {
+    /// The address that the client came to. Errors: the client is gone.
+    pub(super) fn local_addr(self) -> io::Result<SocketAddr> {
+        match self {
+            Watched::Socket(socket) => socket.local_addr(),
+            Watched::Stream(stream) => Ok(stream.local_addr()),
+        }
+    }
+
+    /// Waits until the client has reset its connection, or, `also_ended`, has ended its half. Nothing is read.
+    pub(super) async fn news(self, also_ended: bool) -> News {
+        // tokio counts the end of the other side to PRIORITY, which nothing else is.
+        let interest = match also_ended {
+            true => Interest::ERROR | Interest::PRIORITY,
+            false => Interest::ERROR,
+        };
+        match self {
+            Watched::Socket(socket) => match socket.ready(interest).await {
+                Ok(ready) if !ready.is_error() => News::Ended,
+                // An error means that the runtime ends.
+                _ => News::Gone,
+            },
+            Watched::Stream(stream) => {
+                poll_fn(|cx| stream.poll_reset(cx)).await;
+                News::Gone
+            }
+        }
+    }
+
+    /// Whether there is more to read, as far as is known without asking the kernel.
+    pub(super) fn has_more(self) -> bool {
+        match self {
+            Watched::Socket(socket) => socket.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready(),
+            Watched::Stream(_) => false,
+        }
+    }
+
+    /// Looks at the client without reading. The task is woken when it is worth another look.
+    pub(super) fn look(self, cx: &mut Context<'_>) -> Look {
+        let socket = match self {
+            Watched::Socket(socket) => socket,
+            Watched::Stream(stream) => {
+                return match stream.poll_reset(cx) {
+                    Poll::Ready(()) => Look::Reset,
+                    Poll::Pending => Look::Nothing,
+                };
+            }
+        };
+        if socket.poll_read_ready(cx).is_pending() {
+            return Look::Nothing;
+        }
+        let mut byte = [0];
+        match rustix::net::recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Look::Ended,
+            Ok(_) => Look::Said,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                // A stale event: clear it, and be woken by the next.
+                let nothing = socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                debug_assert!(nothing.is_err());
+                let _ = socket.poll_read_ready(cx);
+                Look::Nothing
+            }
+            Err(_) => Look::Reset,
+        }
     }
 }
 

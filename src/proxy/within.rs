@@ -22,7 +22,7 @@ use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::tcp::{self, Accepted};
 use super::upstream;
-use super::wire::Leg;
+use super::wire::{Leg, Watched};
 use super::{ProxyHandle, Shared};
 use crate::model::{Mode, ServiceName, ServiceSpec};
 use crate::routing::{CloseReason, Endpoint, EndpointState, Outcome, RoutingTable, Service};
@@ -190,7 +190,7 @@ async fn reach(
     to: SocketAddr,
 ) -> Result<(TcpStream, Lease), CloseReason> {
     let party = connection.party();
-    connection.admit(&mut Patience::new(client, party, &|| true)).await?;
+    connection.admit(&mut Patience::new(Watched::Socket(client), party, &|| true)).await?;
     let spec = connection.service().spec().clone();
     if endpoint.state(Instant::now()) == EndpointState::Unready {
         return Err(CloseReason::ConnectFailed);

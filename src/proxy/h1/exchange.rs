@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use rustix::net::RecvFlags;
 use tokio::io::Interest;
 
 use super::buffer::Buffer;
@@ -17,7 +16,7 @@ use crate::proxy::http::{
     lower_response, parse_response,
 };
 use crate::proxy::side::Side;
-use crate::proxy::wire::{Client, Leg};
+use crate::proxy::wire::{Client, Leg, Look};
 use crate::routing::{BytePath, Direction, ServiceStats};
 use crate::sys::splice::Pipe;
 
@@ -274,7 +273,10 @@ impl<C: Client> Exchange<'_, C> {
                 self.pipe.take().into_iter().for_each(core::put_pipe);
                 break;
             }
-            let client = self.client.socket();
+            let Some(client) = self.client.tcp() else {
+                // Pipes are only filled for sockets.
+                return Poll::Ready(Err(Failure::ClientGone));
+            };
             ready!(client.poll_write_ready(cx)).map_err(|_| Failure::ClientGone)?;
             match client.try_io(Interest::WRITABLE, || pipe.drain(client)) {
                 Ok(n) => self.stats.add_bytes(Direction::Out, BytePath::Splice, n as u64),
@@ -441,25 +443,13 @@ impl<C: Client> Exchange<'_, C> {
     /// Whether the client reset its connection while it waits for the response. A client that has ended its half, or
     /// sends its next request, is left in peace, and not looked at again.
     fn is_client_reset(&mut self, cx: &mut Context<'_>) -> bool {
-        let client = self.client.socket();
-        if client.poll_read_ready(cx).is_pending() {
-            return false;
+        match self.client.watched().look(cx) {
+            Look::Nothing => {}
+            Look::Ended => self.watch = Watch::HasEnded,
+            Look::Said => self.watch = Watch::HasSaid,
+            Look::Reset => return true,
         }
-        let mut byte = [0];
-        match rustix::net::recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((n, _)) => {
-                self.watch = if n == 0 { Watch::HasEnded } else { Watch::HasSaid };
-                false
-            }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                // A stale event: clear it, and be woken by the next.
-                let nothing = client.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-                debug_assert!(nothing.is_err());
-                let _ = client.poll_read_ready(cx);
-                false
-            }
-            Err(_) => true,
-        }
+        false
     }
 }
 

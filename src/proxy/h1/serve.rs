@@ -9,8 +9,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::asker;
@@ -33,7 +31,7 @@ use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Upstream};
-use crate::proxy::wire::{Client, Leg};
+use crate::proxy::wire::{Client, Leg, News, Watched};
 use crate::routing::{Asker, CloseReason, EndpointId, Listen, Mark, RetryOutcome, Service, ServiceStats};
 
 /// How a client's connection came in.
@@ -63,7 +61,7 @@ pub(in crate::proxy) async fn serve(
             let party = connection.party();
             Box::pin(async {
                 connection
-                    .admit(&mut Patience::new(client.socket(), party, &has_request))
+                    .admit(&mut Patience::new(client.watched(), party, &has_request))
                     .await
             })
             .await
@@ -112,7 +110,7 @@ pub(in crate::proxy) async fn serve(
 fn describe(client: &impl Client, peer: SocketAddr, trusted: bool) -> Peer {
     let ip = peer.ip().to_canonical();
     // Without it the connection is gone already.
-    let local = client.socket().local_addr().unwrap_or(peer);
+    let local = client.watched().local_addr().unwrap_or(peer);
     let described = Peer::new(ip, local, trusted);
     match client.tcp() {
         Some(_) => described,
@@ -291,7 +289,7 @@ impl<C: Client> Server<'_, C> {
         if let Some(port) = entry_point.spec().redirect {
             let local = self
                 .client
-                .socket()
+                .watched()
                 .local_addr()
                 .map_or_else(|_| self.from.ip(), |local| local.ip());
             let location = https_location(head, local, port).into();
@@ -662,7 +660,7 @@ impl<C: Client> Server<'_, C> {
         }
         let to_https = filters.iter().find_map(|filters| filters.to_https);
         if let Some(to) = to_https.filter(|_| !came_by_tls(head)) {
-            let local = self.client.socket().local_addr();
+            let local = self.client.watched().local_addr();
             let local = local.map_or_else(|_| self.from.ip(), |local| local.ip());
             return Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent));
         }
@@ -705,7 +703,7 @@ impl<C: Client> Server<'_, C> {
         let received = self.from_client.rest();
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
-        let mut patience = Patience::new(self.client.socket(), self.connection.party(), &is_whole);
+        let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
         let reuse = |endpoint: EndpointId| loop {
             let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
@@ -729,7 +727,7 @@ impl<C: Client> Server<'_, C> {
                 result => Ok(result),
             },
             reason = self.connection.ended() => Err(reason),
-            _ = self.client.socket().ready(Interest::ERROR) => Err(CloseReason::ClientRst),
+            _ = self.client.watched().news(false) => Err(CloseReason::ClientRst),
         }
     }
 
@@ -838,8 +836,7 @@ impl<C: Client> Server<'_, C> {
 
     /// Whether there is more of the client to read, as far as is known without asking the kernel.
     fn has_client_sent_on(&self) -> bool {
-        let nobody = &mut std::task::Context::from_waker(std::task::Waker::noop());
-        self.client.socket().poll_read_ready(nobody).is_ready()
+        self.client.watched().has_more()
     }
 
     /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
@@ -897,10 +894,10 @@ enum Outcome {
 /// Runs an exchange to its end, within `response_limit` from the request sent to the response's head (zero: none).
 async fn run(connection: &Connection, exchange: &mut Exchange<'_, impl Client>, spec: &ServiceSpec) -> Outcome {
     let response_limit = spec.timeouts.response;
-    let client = exchange.client.socket();
+    let client = exchange.client.watched();
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     // Made for few: most clients wait for the response without a word.
-    let mut news: Option<(bool, News<'_>)> = None;
+    let mut news: Option<(bool, Coming<'_>)> = None;
     poll_fn(|cx| {
         match connection.poll_signal(cx) {
             Poll::Ready(Signal::End(reason)) => return Poll::Ready(Outcome::Cut(reason)),
@@ -939,19 +936,12 @@ async fn run(connection: &Connection, exchange: &mut Exchange<'_, impl Client>, 
     .await
 }
 
-type News<'a> = Pin<Box<dyn Future<Output = Failure> + Send + 'a>>;
+type Coming<'a> = Pin<Box<dyn Future<Output = Failure> + Send + 'a>>;
 
-/// Waits until the client has reset its connection, or, `also_ended`, has ended its half. Nothing is read.
-async fn client_news(client: &TcpStream, also_ended: bool) -> Failure {
-    // tokio counts the end of the other side to PRIORITY, which nothing else is.
-    let news = match also_ended {
-        true => Interest::ERROR | Interest::PRIORITY,
-        false => Interest::ERROR,
-    };
-    match client.ready(news).await {
-        Ok(ready) if !ready.is_error() => Failure::ClientEnded,
-        // An error means that the runtime ends.
-        _ => Failure::ClientGone,
+async fn client_news(client: Watched<'_>, also_ended: bool) -> Failure {
+    match client.news(also_ended).await {
+        News::Ended => Failure::ClientEnded,
+        News::Gone => Failure::ClientGone,
     }
 }
 
