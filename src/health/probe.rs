@@ -28,7 +28,7 @@ pub(super) enum Fault {
     Path {
         path: String,
         #[source]
-        error: hyper::http::Error,
+        error: http::Error,
     },
     #[error("status {0}: expected 200 to 399")]
     Status(u16),

@@ -71,6 +71,10 @@ struct Entry {
     /// Seconds in which nothing passed.
     n_silent: u16,
     party: Party,
+    /// It is one request of a connection that is here by itself, and not counted as a connection.
+    is_stream: bool,
+    /// Its task wants to know when the worker begins to drain.
+    hears_drain: bool,
     waker: Option<Waker>,
     /// What is left of it, if it has no task.
     parked: Option<Box<Parked>>,
@@ -188,7 +192,16 @@ pub(super) fn ends_idle() -> bool {
 /// Begins to drain: HTTP connections end with their next response. An idle one waits for its next request, which may be on
 /// its way already.
 pub(super) fn drain_gently() {
-    CORE.with(|core| core.is_draining.set(true));
+    let mut wakers = Vec::new();
+    CORE.with(|core| {
+        core.is_draining.set(true);
+        for (_, entry) in core.connections.borrow_mut().iter_mut() {
+            if entry.hears_drain {
+                wakers.extend(entry.waker.take());
+            }
+        }
+    });
+    wakers.into_iter().for_each(Waker::wake);
 }
 
 /// Begins to drain: idle connections end now, the others at their next chance.
@@ -223,7 +236,7 @@ pub(super) fn census() -> Census {
     let mut census = Census::new();
     CORE.with(|core| {
         for (_, entry) in core.connections.borrow().iter() {
-            if entry.ended.is_none() && entry.party != Party::ALONE {
+            if entry.ended.is_none() && !entry.is_stream && entry.party != Party::ALONE {
                 *census.entry(entry.party).or_default() += 1;
             }
         }
@@ -237,7 +250,7 @@ pub(super) fn give_up(party: Party, n: usize) {
         let connections = core.connections.borrow();
         let of_party = connections
             .iter()
-            .filter(|(_, entry)| entry.ended.is_none() && entry.party == party);
+            .filter(|(_, entry)| entry.ended.is_none() && !entry.is_stream && entry.party == party);
         of_party.map(|(key, entry)| (entry.n_silent, key)).collect()
     });
     meant.sort_unstable_by_key(|(n_silent, key)| (std::cmp::Reverse(*n_silent), *key));
@@ -457,28 +470,47 @@ pub(super) struct Connection {
     opened_at: Instant,
     reason: Option<CloseReason>,
     is_admitted: bool,
-    /// Its client is another node, which counts it as a client's.
-    is_last_hop: bool,
+    kind: Kind,
+}
+
+/// Whose a connection is, which says where it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A client's.
+    Client,
+    /// Of another node, which counts it as a client's.
+    LastHop,
+    /// One request of a client's connection, which is counted there.
+    Stream,
 }
 
 impl Connection {
     /// A connection that was just accepted for `service`.
     pub(super) fn open(service: Arc<Service>, party: Party, now: Instant) -> Connection {
         service.stats().opened();
-        Connection::new(service, party, now, false)
+        Connection::new(service, party, now, Kind::Client)
     }
 
     /// A connection that another node opened to a task of `service` on this one.
     pub(super) fn open_last_hop(service: Arc<Service>, party: Party, now: Instant) -> Connection {
         service.state().last_hops().opened();
-        Connection::new(service, party, now, true)
+        Connection::new(service, party, now, Kind::LastHop)
     }
 
-    fn new(service: Arc<Service>, party: Party, now: Instant, is_last_hop: bool) -> Connection {
+    /// One request of many that this connection carries at once.
+    pub(super) fn stream(&self) -> Connection {
+        Connection::new(self.service.clone(), self.party(), Instant::now(), Kind::Stream)
+    }
+
+    fn new(service: Arc<Service>, party: Party, now: Instant, kind: Kind) -> Connection {
+        let is_stream = kind == Kind::Stream;
         let key = CORE.with(|core| {
-            core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
+            if !is_stream {
+                core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
+            }
             let entry = Entry {
                 party,
+                is_stream,
                 ..Entry::default()
             };
             core.connections.borrow_mut().insert(entry)
@@ -489,7 +521,7 @@ impl Connection {
             opened_at: now,
             reason: None,
             is_admitted: false,
-            is_last_hop,
+            kind,
         }
     }
 
@@ -511,9 +543,9 @@ impl Connection {
 
     /// Where this connection and its bytes are counted.
     pub(super) fn stats(&self) -> &ServiceStats {
-        match self.is_last_hop {
-            true => self.service.state().last_hops(),
-            false => self.service.stats(),
+        match self.kind {
+            Kind::LastHop => self.service.state().last_hops(),
+            Kind::Client | Kind::Stream => self.service.stats(),
         }
     }
 
@@ -529,6 +561,16 @@ impl Connection {
     /// Says whose it is, once that is known.
     pub(super) fn set_party(&self, party: Party) {
         self.entry(|entry| entry.party = party);
+    }
+
+    /// Has its task woken when the worker begins to drain.
+    pub(super) fn hear_drain(&self) {
+        self.entry(|entry| entry.hears_drain = true);
+    }
+
+    /// Whether the service has this connection.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.is_admitted
     }
 
     /// Says which endpoint the connection now holds.
@@ -610,6 +652,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let entry = CORE.with(|core| core.connections.borrow_mut().remove(self.key));
+        if self.kind == Kind::Stream {
+            return;
+        }
         // A task that is dropped without a word goes down with its runtime.
         let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);
         self.stats().closed(reason, self.opened_at.elapsed());
@@ -618,7 +663,7 @@ impl Drop for Connection {
             CloseReason::ClientFin | CloseReason::UpstreamFin | CloseReason::ResponseEnd
         );
         if !is_well {
-            tracing::debug!(service = %self.service.name(), reason = reason.as_str(), last_hop = self.is_last_hop, "closed");
+            tracing::debug!(service = %self.service.name(), reason = reason.as_str(), last_hop = self.kind == Kind::LastHop, "closed");
         }
         if self.is_admitted {
             self.service.state().connection_gate.release();

@@ -11,9 +11,11 @@ use super::announced::{self, Unannounced};
 use super::core::Connection;
 use super::crowd::Party;
 use super::h1;
+use super::h2;
 use super::http::Reply;
 use super::relay;
 use super::sealed::{NoHandshake, Sealed};
+use super::speaks;
 use crate::routing::CloseReason;
 use crate::sys::socket;
 use crate::tls::{Handshake, Terminator};
@@ -40,10 +42,13 @@ pub(super) async fn serve(
         }
     };
     let Some(terminator) = asks.tls else {
-        return h1::serve(connection, socket, peer, entry, 0, shared).await;
+        return speaks::serve(connection, socket, peer, entry, 0, shared).await;
     };
     match Box::pin(shake_hands(&connection, socket, &terminator)).await {
-        Ok(client) => h1::serve(connection, client, peer, entry, 0, shared).await,
+        Ok(client) if client.speaks_http2() => {
+            Box::pin(h2::serve(connection, client, Vec::new(), peer, entry, 0, shared)).await
+        }
+        Ok(client) => speaks::serve(connection, client, peer, entry, 0, shared).await,
         Err(reason) => connection.close(reason),
     }
 }

@@ -15,6 +15,7 @@ use super::core::Connection;
 use super::crowd::Party;
 use super::entrance::{self, Asks};
 use super::h1;
+use super::speaks;
 use super::tcp::{self, Accepted};
 use crate::model::{EntryPointSpec, Mode};
 use crate::routing::{Listen, ListenKind, Route, RoutingTable, Service};
@@ -221,7 +222,7 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
             table: shared.table.clone(),
             network: None,
         }))),
-        Mode::Http => tokio::spawn(h1::serve(connection, stream, peer, entry, target, shared.clone())),
+        Mode::Http => tokio::spawn(speaks::serve(connection, stream, peer, entry, target, shared.clone())),
     };
 }
 

@@ -133,6 +133,11 @@ impl Sealed {
         Ok(Agreed(session))
     }
 
+    /// Whether the client and we have agreed on HTTP/2.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.lock().tls.alpn_protocol() == Some(b"h2")
+    }
+
     fn lock(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -182,7 +182,9 @@ impl Watched<'_> {
     /// Whether there is more to read, as far as is known without asking the kernel.
     pub(super) fn has_more(self) -> bool {
         match self {
-            Watched::Socket(socket) => socket.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready(),
+            Watched::Socket(socket) => socket
+                .poll_read_ready(&mut Context::from_waker(Waker::noop()))
+                .is_ready(),
             Watched::Stream(_) => false,
         }
     }

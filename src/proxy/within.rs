@@ -20,6 +20,7 @@ use super::listener::{self, Acceptor};
 use super::outside::Sender;
 use super::patience::Patience;
 use super::relay::{self, Relay};
+use super::speaks;
 use super::tcp::{self, Accepted};
 use super::upstream;
 use super::wire::{Leg, Watched};
@@ -155,7 +156,7 @@ impl Within {
                 table: self.shared.table.clone(),
                 network,
             }))),
-            Mode::Http => tokio::spawn(h1::serve(
+            Mode::Http => tokio::spawn(speaks::serve(
                 connection,
                 client,
                 peer,
@@ -190,7 +191,9 @@ async fn reach(
     to: SocketAddr,
 ) -> Result<(TcpStream, Lease), CloseReason> {
     let party = connection.party();
-    connection.admit(&mut Patience::new(Watched::Socket(client), party, &|| true)).await?;
+    connection
+        .admit(&mut Patience::new(Watched::Socket(client), party, &|| true))
+        .await?;
     let spec = connection.service().spec().clone();
     if endpoint.state(Instant::now()) == EndpointState::Unready {
         return Err(CloseReason::ConnectFailed);

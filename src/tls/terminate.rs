@@ -226,7 +226,7 @@ impl Terminator {
             certificates: self.certificates.clone(),
             is_strict: policy.is_strict,
         }));
-        config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if policy.client_auth == ClientAuth::None {
             // A ticket is worth what was asked when it was given.

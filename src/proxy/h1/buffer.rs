@@ -23,6 +23,11 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// Has `bytes` to begin with.
+    pub(super) fn of(bytes: Vec<u8>) -> Buffer {
+        Buffer { bytes, start: 0 }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
     }

@@ -9,4 +9,4 @@ pub(super) mod pool;
 mod serve;
 mod wish;
 
-pub(super) use serve::{Entry, serve};
+pub(super) use serve::{Entry, Preface, Requester, serve, serve_one};

@@ -45,15 +45,24 @@ pub(in crate::proxy) enum Entry {
     Inside(Option<Arc<str>>),
 }
 
-/// Serves one client from accept to close.
-pub(in crate::proxy) async fn serve(
+/// A client that turned out to speak HTTP/2 before it has asked for anything.
+pub(in crate::proxy) struct Preface<C> {
+    pub(in crate::proxy) connection: Connection,
+    pub(in crate::proxy) client: C,
+    pub(in crate::proxy) entry: Entry,
+    /// What was read of it.
+    pub(in crate::proxy) early: Vec<u8>,
+}
+
+/// Serves one client from accept to close; or, if it speaks HTTP/2, until that shows.
+pub(in crate::proxy) async fn serve<C: Client>(
     mut connection: Connection,
-    client: impl Client,
+    client: C,
     peer: SocketAddr,
     entry: Entry,
     target: u16,
     shared: Arc<Shared>,
-) {
+) -> Option<Box<Preface<C>>> {
     let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
     let admitted = match connection.try_admit() {
         true => Ok(()),
@@ -86,13 +95,24 @@ pub(in crate::proxy) async fn serve(
                 instead: None,
                 filters: None,
                 from_client: Buffer::default(),
+                wire: Spoken::Nothing,
             };
-            loop {
+            let reason = loop {
                 match server.next_request().await {
                     Ok(()) => {}
                     Err(reason) => break reason,
                 }
+            };
+            if server.wire == Spoken::Http2 {
+                let (entry, early) = (server.entry, server.from_client.into_rest());
+                return Some(Box::new(Preface {
+                    connection,
+                    client,
+                    entry,
+                    early,
+                }));
             }
+            reason
         }
         Err(reason) => {
             client.reset_on_close();
@@ -104,6 +124,89 @@ pub(in crate::proxy) async fn serve(
         let end = poll_fn(|cx| client.poll_end(cx, true));
         let _ = Box::pin(tokio::time::timeout(SEND_AT_MOST, end)).await;
     }
+    connection.close(reason);
+    None
+}
+
+/// Who sends requests: the same for all of one connection.
+pub(in crate::proxy) struct Requester {
+    peer: Peer,
+    from: SocketAddr,
+    /// It is a proxy that is trusted to say who its clients are.
+    asks_for_others: bool,
+    /// The address that it came to.
+    local: SocketAddr,
+    entry: Entry,
+    target: u16,
+    shared: Arc<Shared>,
+}
+
+impl Requester {
+    pub(in crate::proxy) fn new(
+        client: &impl Client,
+        peer: SocketAddr,
+        entry: Entry,
+        target: u16,
+        shared: Arc<Shared>,
+    ) -> Requester {
+        let trusted = is_trusted(peer, &entry, &shared);
+        Requester {
+            peer: describe(client, peer, trusted),
+            from: peer,
+            asks_for_others: trusted,
+            local: client.watched().local_addr().unwrap_or(peer),
+            entry,
+            target,
+            shared,
+        }
+    }
+
+    pub(in crate::proxy) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    pub(in crate::proxy) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// Sees one request through whose client may have others under way. `client` has all but its `head`. What has not been answered when
+/// this ends is lost.
+pub(in crate::proxy) async fn serve_one(
+    connection: Connection,
+    client: &impl Client,
+    head: Vec<u8>,
+    requester: &Requester,
+) {
+    let mut server = Server {
+        route: match requester.entry {
+            Entry::Front(_) => None,
+            Entry::Listener(_) | Entry::Inside(_) => Some((connection.service().clone(), requester.target)),
+        },
+        // The connection may be older than the table.
+        revision: u64::MAX,
+        entry: requester.entry.clone(),
+        peer: requester.peer,
+        from: requester.from,
+        asks_for_others: requester.asks_for_others,
+        connection: &connection,
+        client,
+        shared: &requester.shared,
+        instead: None,
+        filters: None,
+        from_client: Buffer::of(head),
+        wire: Spoken::Http1,
+    };
+    // What has come of the body can be sent with the head, and again.
+    let come = poll_fn(|cx| Poll::Ready(server.from_client.poll_fill(client, cx))).await;
+    let reason = match come {
+        Poll::Ready(Err(_)) => CloseReason::ClientRst,
+        _ => match server.next_request().await {
+            Ok(()) => CloseReason::ResponseEnd,
+            Err(reason) => reason,
+        },
+    };
+    drop(server);
     connection.close(reason);
 }
 
@@ -149,6 +252,15 @@ struct Server<'a, C> {
     /// What its route has done to the request at hand.
     filters: Option<Arc<Filters>>,
     from_client: Buffer,
+    wire: Spoken,
+}
+
+/// What a client has shown to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    Nothing,
+    Http1,
+    Http2,
 }
 
 /// Whose a request to an entry point is.
@@ -273,6 +385,7 @@ impl<C: Client> Server<'_, C> {
             Some(Found::Nobody) => (self.route, self.instead) = (None, None),
         }
         self.from_client.consume(meta.head_len);
+        self.wire = Spoken::Http1;
         Ok(Some(Begun {
             meta,
             to_upstream,
@@ -311,7 +424,12 @@ impl<C: Client> Server<'_, C> {
     fn begin_lowered(&mut self) -> Result<Option<Begun>, Refusal> {
         match lower_request(self.from_client.rest_mut()) {
             true => self.begin(0),
-            false => Err(Refusal::Version),
+            false => {
+                if self.wire == Spoken::Nothing && self.from_client.rest().starts_with(PREFACE) {
+                    self.wire = Spoken::Http2;
+                }
+                Err(Refusal::Version)
+            }
         }
     }
 
@@ -353,6 +471,10 @@ impl<C: Client> Server<'_, C> {
     }
 
     async fn refuse(&mut self, refusal: Refusal) -> CloseReason {
+        if self.wire == Spoken::Http2 {
+            // It goes on elsewhere.
+            return CloseReason::BadRequest;
+        }
         self.connection.service().stats().add_request(refusal.status());
         self.say(refusal.status(), refusal.text(), false, Method::Get).await;
         self.finish().await;
@@ -964,6 +1086,8 @@ fn reason_text(reason: CloseReason, service: &Service) -> String {
     format!("service {}: {what}", service.name())
 }
 
+/// How HTTP/2 begins, so that whoever speaks HTTP/1.1 refuses it (RFC 9113 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Times that one request is sent again.
 const RETRIES_MAX: u32 = 2;
 /// A client may take so long to take a short answer.
