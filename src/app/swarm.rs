@@ -543,8 +543,8 @@ struct Dials {
 }
 
 impl proxy::Tunnel for link::Tunnel {
-    fn socket(&self) -> &tokio::net::TcpStream {
-        link::Tunnel::socket(self)
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        Some(link::Tunnel::socket(self))
     }
 
     fn is_leaving(&self) -> bool {

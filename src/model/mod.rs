@@ -13,6 +13,7 @@ mod one_mode;
 pub mod proxy_protocol;
 mod route;
 pub mod rule;
+mod scheme;
 mod service;
 mod sticky;
 pub mod swarm;
@@ -28,6 +29,7 @@ pub use cluster::{
 };
 pub use one_mode::OneMode;
 pub use route::{EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec};
+pub use scheme::Scheme;
 pub use service::{
     Attachment, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,

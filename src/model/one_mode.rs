@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{ClientAddress, HashKey, Mode, ServiceSpec};
+use super::{ClientAddress, HashKey, Mode, Scheme, ServiceSpec};
 
 /// An option of one mode.
 #[derive(Debug)]
@@ -18,13 +18,20 @@ pub struct OneMode {
     otherwise: &'static str,
 }
 
-const OPTIONS: [OneMode; 8] = [
+const OPTIONS: [OneMode; 9] = [
     OneMode {
         key: "route",
         label: super::labels::ROUTE,
         mode: Mode::Http,
         is_asked_for: |spec| !spec.routes.is_empty(),
         otherwise: "in tcp mode there are no requests",
+    },
+    OneMode {
+        key: "scheme",
+        label: "anynode.scheme",
+        mode: Mode::Http,
+        is_asked_for: |spec| spec.scheme != Scheme::Http,
+        otherwise: "in tcp mode bytes go on as they come",
     },
     OneMode {
         key: "hash",

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::filters::Filters;
-use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Sticky, Weight};
+use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Scheme, Sticky, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -124,6 +124,8 @@ pub struct ServiceSpec {
     /// Of what, where that is how it is balanced.
     pub hash: HashKey,
     pub prefer: Prefer,
+    /// How the endpoints are spoken to (http).
+    pub scheme: Scheme,
     /// A cookie keeps each client at its endpoint (http).
     pub sticky: Option<Sticky>,
     /// What is done to its requests and their answers, by whichever way they come (http).
@@ -163,6 +165,7 @@ impl ServiceSpec {
             balance: Balance::default(),
             hash: HashKey::default(),
             prefer: Prefer::default(),
+            scheme: Scheme::default(),
             sticky: None,
             filters: None,
             slow_start: Duration::ZERO,

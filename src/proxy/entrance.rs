@@ -11,10 +11,10 @@ use super::announced::{self, Unannounced};
 use super::core::Connection;
 use super::crowd::Party;
 use super::h1;
-use super::h2;
 use super::http::Reply;
 use super::relay;
 use super::sealed::{NoHandshake, Sealed};
+use super::session;
 use super::speaks;
 use crate::routing::CloseReason;
 use crate::sys::socket;
@@ -46,7 +46,7 @@ pub(super) async fn serve(
     };
     match Box::pin(shake_hands(&connection, socket, &terminator)).await {
         Ok(client) if client.speaks_http2() => {
-            Box::pin(h2::serve(connection, client, Vec::new(), peer, entry, 0, shared)).await
+            Box::pin(session::serve(connection, client, Vec::new(), peer, entry, 0, shared)).await
         }
         Ok(client) => speaks::serve(connection, client, peer, entry, 0, shared).await,
         Err(reason) => connection.close(reason),

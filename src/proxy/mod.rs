@@ -23,6 +23,7 @@ mod ports;
 mod relay;
 mod rounds;
 mod sealed;
+mod session;
 mod side;
 mod speaks;
 mod tcp;

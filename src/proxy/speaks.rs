@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Shared;
 use super::core::Connection;
 use super::h1::{self, Entry, Preface};
-use super::h2;
+use super::session;
 use super::wire::Client;
 
 /// Serves one client from accept to close.
@@ -29,7 +29,7 @@ pub(super) async fn serve(
             entry,
             early,
         } = *preface;
-        h2::serve(connection, client, early, peer, entry, target, shared).await;
+        session::serve(connection, client, early, peer, entry, target, shared).await;
     })
     .await;
 }

@@ -17,14 +17,20 @@ use tokio::net::TcpStream;
 use crate::model::TaskRef;
 use crate::sys::socket;
 
-/// A stream to a task of another node, or from another node to a task of this one.
+/// A stream to a task of another node, or from another node to a task of this one; or one request on a connection that others share.
 ///
 /// Its end without the stream's own goodbye is an error; `poll_shutdown` ends this direction alone.
 pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket below, for its options.
-    fn socket(&self) -> &TcpStream;
-    /// The other node is about to end: nothing new should be given to it.
+    /// The socket below, for its options. `None`: it shares one with others.
+    fn socket(&self) -> Option<&TcpStream>;
+    /// The other side is about to end, or takes one request alone: nothing new should be given to it.
     fn is_leaving(&self) -> bool;
+    /// The other side has said that it did nothing about what it was sent.
+    fn is_unprocessed(&self) -> bool {
+        false
+    }
+    /// Ends what is no socket of its own, so that nobody takes it for whole.
+    fn reset(&mut self) {}
 }
 
 /// Who a connection to another node's task is for.
@@ -375,16 +381,18 @@ impl Wire for TunnelLeg {
     }
 
     fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.lock().socket().take_error()
+        self.lock().socket().map_or(Ok(None), TcpStream::take_error)
     }
 
     fn reset_on_close(&self) {
         self.is_to_reset.store(true, Ordering::Relaxed);
-        socket::reset_on_close(self.lock().socket());
+        let mut tunnel = self.lock();
+        tunnel.reset();
+        tunnel.socket().into_iter().for_each(socket::reset_on_close);
     }
 
     fn set_liveness(&self) {
-        super::core::set_liveness(self.lock().socket());
+        self.lock().socket().into_iter().for_each(super::core::set_liveness);
     }
 }
 
@@ -494,6 +502,14 @@ impl Leg {
         }
     }
 
+    /// Its other end has said that it did nothing about the request.
+    pub(super) fn is_unprocessed(&self) -> bool {
+        match self {
+            Leg::Tcp(_) => false,
+            Leg::Tunnel(tunnel) => tunnel.lock().is_unprocessed(),
+        }
+    }
+
     /// The same, asked of the kernel at once rather than of what it has told so far.
     pub(super) fn stands(&self) -> bool {
         match self {
@@ -503,8 +519,9 @@ impl Leg {
             }
             Leg::Tunnel(tunnel) => {
                 let tunnel = tunnel.lock();
-                let peeked = rustix::net::recv(tunnel.socket(), &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-                matches!(peeked, Err(rustix::io::Errno::AGAIN))
+                let peek = |socket| rustix::net::recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+                let peeked = tunnel.socket().map(peek);
+                matches!(peeked, None | Some(Err(rustix::io::Errno::AGAIN)))
             }
         }
     }

@@ -13,6 +13,7 @@ use super::core;
 use super::crowd::{Census, Party};
 use super::files;
 use super::h1;
+use super::h2;
 use super::inside;
 use super::listener;
 use super::park;
@@ -135,6 +136,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
                 core::tick();
                 inside::tick();
                 h1::pool::expire(Instant::now(), shared.config.http_pool_idle);
+                h2::pool::expire(Instant::now(), shared.config.http_pool_idle);
                 continue;
             }
         };
@@ -170,10 +172,12 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
             }
             Command::EndpointGone(endpoint) => {
                 h1::pool::forget(endpoint);
+                h2::pool::forget(endpoint);
                 inside::forget(endpoint);
             }
             Command::EndpointsLost(endpoints) => {
                 endpoints.iter().copied().for_each(h1::pool::forget);
+                endpoints.iter().copied().for_each(h2::pool::forget);
                 core::lose(&endpoints);
             }
             Command::EndpointOver(endpoint) => core::end_endpoint(endpoint, CloseReason::DrainForced),
@@ -192,6 +196,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
     }
     core::end_all(CloseReason::ProxyShutdown);
     h1::pool::clear();
+    h2::pool::clear();
     // Each connection sees that it was ended at its next turn, and counts itself.
     while core::n_connections() > 0 {
         tokio::task::yield_now().await;

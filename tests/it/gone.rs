@@ -178,8 +178,8 @@ struct Overt {
 }
 
 impl Tunnel for Overt {
-    fn socket(&self) -> &tokio::net::TcpStream {
-        &self.stream
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        Some(&self.stream)
     }
 
     fn is_leaving(&self) -> bool {

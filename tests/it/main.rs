@@ -16,6 +16,7 @@ mod filters;
 mod front;
 mod gone;
 mod gotemplate;
+mod grpc;
 mod handoff;
 mod harness;
 mod health;

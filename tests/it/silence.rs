@@ -154,8 +154,8 @@ impl Dialer for Plain {
 }
 
 impl Tunnel for PlainTunnel {
-    fn socket(&self) -> &tokio::net::TcpStream {
-        &self.0
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        Some(&self.0)
     }
 
     fn is_leaving(&self) -> bool {

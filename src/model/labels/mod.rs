@@ -136,6 +136,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set("anynode.balance", &mut spec.balance);
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
+    reader.set("anynode.scheme", &mut spec.scheme);
     spec.sticky = reader.sticky(spec.sticky.take());
     spec.filters = reader.filters();
     reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);

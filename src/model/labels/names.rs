@@ -3,11 +3,12 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 42] = [
+pub const KNOWN: [&str; 43] = [
     MODE,
     "anynode.balance",
     HASH,
     "anynode.prefer",
+    "anynode.scheme",
     "anynode.slow-start",
     "anynode.allow",
     "anynode.https-only",

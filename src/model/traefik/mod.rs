@@ -11,7 +11,7 @@ mod tree;
 use std::collections::BTreeMap;
 
 use self::tree::Tree;
-use super::{Balance, HealthCheck, RouteSpec, ServiceSpec, Sticky};
+use super::{Balance, HealthCheck, RouteSpec, Scheme, ServiceSpec, Sticky};
 
 /// What Traefik's labels of one service say.
 #[derive(Debug, Default, PartialEq)]
@@ -19,6 +19,7 @@ struct Translated {
     routes: Vec<RouteSpec>,
     health: Option<HealthCheck>,
     balance: Option<Balance>,
+    scheme: Option<Scheme>,
     sticky: Option<Sticky>,
     /// What is wrong or has no counterpart: label, value and what was expected, or what holds instead.
     faults: Vec<String>,
@@ -80,6 +81,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<S
     if read.routes.iter().any(|route| !route.is_closed) {
         spec.health = read.health;
         spec.balance = read.balance.unwrap_or(spec.balance);
+        spec.scheme = read.scheme.unwrap_or(spec.scheme);
         spec.sticky = read.sticky;
     }
     spec.routes.extend(read.routes);

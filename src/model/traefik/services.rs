@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::Translated;
 use super::tree::{Label, Options, Tree, flag};
-use crate::model::{Balance, HealthCheck, HealthProbe, InvalidValue, Sticky, parse_duration};
+use crate::model::{Balance, HealthCheck, HealthProbe, InvalidValue, Scheme, Sticky, parse_duration};
 
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub(super) port: Option<u16>,
     health: Option<HealthCheck>,
     balance: Option<Balance>,
+    scheme: Option<Scheme>,
     sticky: Option<Sticky>,
     /// Nothing is routed to it then.
     pub(super) faults: Vec<String>,
@@ -31,15 +32,17 @@ pub(super) fn agree(services: &mut BTreeMap<String, Service>, out: &mut Translat
     for (name, service) in services.iter_mut().filter(|(_, service)| service.faults.is_empty()) {
         let is_same = goes_with(&out.health, &service.health)
             && goes_with(&out.balance, &service.balance)
+            && goes_with(&out.scheme, &service.scheme)
             && goes_with(&out.sticky, &service.sticky);
         if !is_same {
             service.faults.push(format!(
-                "labels traefik.http.services.{name}: expected the health check, the strategy and the cookie of the services before it, since tasks have one of each"
+                "labels traefik.http.services.{name}: expected the health check, the strategy, the scheme and the cookie of the services before it, since tasks have one of each"
             ));
             continue;
         }
         out.health = out.health.take().or_else(|| service.health.clone());
         out.balance = out.balance.or(service.balance);
+        out.scheme = out.scheme.or(service.scheme);
         out.sticky = out.sticky.take().or_else(|| service.sticky.clone());
     }
 }
@@ -86,9 +89,10 @@ fn take<'a>(
             service.port = Some(port.ok_or("expected a port from 1 to 65535")?);
         }
         "server.scheme" => match text {
-            "http" => {}
-            "https" | "h2c" => return Err("no counterpart yet: expected http".to_owned()),
-            _ => return Err("expected http".to_owned()),
+            "http" => service.scheme = Some(Scheme::Http),
+            "h2c" => service.scheme = Some(Scheme::H2c),
+            "https" => return Err("no counterpart yet: expected http or h2c".to_owned()),
+            _ => return Err("expected http or h2c".to_owned()),
         },
         "passhostheader" => match flag(text) {
             Some(true) => {}

@@ -18,10 +18,11 @@ use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::pool;
 use super::wish;
 use crate::model::filters::Filters;
-use crate::model::{Balance, HashKey, ServiceSpec, Timeouts};
+use crate::model::{Balance, HashKey, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::Shared;
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{self, Connection, Signal};
+use crate::proxy::h2;
 use crate::proxy::http::{
     Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
     Version, filter_request, https_location, https_place, lower_request, parse_request, write_options_reply,
@@ -693,10 +694,13 @@ impl<C: Client> Server<'_, C> {
                         let asker = self.asker(is_whole.then_some(&mut to_upstream));
                         service.left_unanswered(&endpoint, asker, Instant::now());
                     }
+                    let is_unprocessed = stream.wire().is_some_and(Leg::is_unprocessed);
                     drop((stream, lease));
                     match failure {
                         Failure::NoResponse | Failure::Lost
-                            if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX =>
+                            if may_replay
+                                && (is_unprocessed || meta.method.is_idempotent())
+                                && n_retries < RETRIES_MAX =>
                         {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;
@@ -826,7 +830,11 @@ impl<C: Client> Server<'_, C> {
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
+        let scheme = service.spec().scheme;
         let reuse = |endpoint: EndpointId| loop {
+            if scheme == Scheme::H2c {
+                return h2::pool::take(endpoint, target);
+            }
             let stream = pool::take(endpoint, target)?;
             // What cannot be sent twice is sent on a connection that stood a moment ago.
             if method.is_idempotent() || stream.stands() {
@@ -842,7 +850,7 @@ impl<C: Client> Server<'_, C> {
             rounds: None,
             wish,
         };
-        tokio::select! {
+        let acquired = tokio::select! {
             biased;
             result = upstream::connect(&self.shared.table, service, target, behalf, tried, &mut patience, reuse) => match result {
                 Err(reason @ (CloseReason::ClientAbort | CloseReason::ClientRst)) => Err(reason),
@@ -850,6 +858,13 @@ impl<C: Client> Server<'_, C> {
             },
             reason = self.connection.ended() => Err(reason),
             _ = self.client.watched().news(false) => Err(CloseReason::ClientRst),
+        }?;
+        match acquired {
+            Ok(upstream) if scheme == Scheme::H2c && !upstream.is_reused => {
+                let head_bytes_max = self.shared.config.http_head_bytes_max;
+                Ok(Box::pin(speak_http2(upstream, target, head_bytes_max)).await)
+            }
+            acquired => Ok(acquired),
         }
     }
 
@@ -1001,6 +1016,21 @@ impl Relayed for OfService<'_> {
     fn timeouts(&self) -> &Timeouts {
         &self.service.spec().timeouts
     }
+}
+
+/// Has a new connection carry many requests, and this one first.
+async fn speak_http2(upstream: Upstream, target: u16, head_bytes_max: usize) -> Result<Upstream, CloseReason> {
+    let Upstream {
+        stream,
+        lease,
+        is_reused,
+    } = upstream;
+    let opened = h2::pool::open(lease.endpoint().id(), target, stream, head_bytes_max).await;
+    Ok(Upstream {
+        stream: opened.ok_or(CloseReason::ConnectFailed)?,
+        lease,
+        is_reused,
+    })
 }
 
 enum Outcome {

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, request, respo
 
 /// How a message's body is marked off in HTTP/1.1's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(in crate::proxy) enum Framing {
     /// There is none.
     None,
     Length(u64),
@@ -17,10 +17,10 @@ pub(super) enum Framing {
 
 /// Why a message is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(in crate::proxy) struct Malformed;
 
 /// Writes a client's request. `has_ended`: it has no body. Errors: its Host is not its authority (RFC 9113 8.3.1).
-pub(super) fn write_request(
+pub(in crate::proxy) fn write_request(
     request: &request::Parts,
     has_ended: bool,
     out: &mut Vec<u8>,
@@ -63,7 +63,7 @@ pub(super) fn write_request(
 }
 
 /// Writes an endpoint's response. `is_bodiless`: whatever its fields say. `has_ended`: no body follows.
-pub(super) fn write_response(
+pub(in crate::proxy) fn write_response(
     response: &response::Parts,
     is_bodiless: bool,
     has_ended: bool,
@@ -105,7 +105,7 @@ fn end(fields: &HeaderMap, has_ended: bool, out: &mut Vec<u8>) -> Framing {
 }
 
 /// Writes trailers, and the end of a chunked body.
-pub(super) fn write_trailers(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
+pub(in crate::proxy) fn write_trailers(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         push(out, name.as_str().as_bytes(), value.as_bytes());
@@ -121,7 +121,7 @@ fn push(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 }
 
 /// Reads a whole response head as we write them. `is_to_head`: it answers HEAD.
-pub(super) fn read_response(head: &[u8], is_to_head: bool) -> Result<(Response<()>, Framing), Malformed> {
+pub(in crate::proxy) fn read_response(head: &[u8], is_to_head: bool) -> Result<(Response<()>, Framing), Malformed> {
     let mut slots = [httparse::EMPTY_HEADER; FIELDS_MOST];
     let mut parsed = httparse::Response::new(&mut slots);
     match parsed.parse(head) {
@@ -144,7 +144,7 @@ pub(super) fn read_response(head: &[u8], is_to_head: bool) -> Result<(Response<(
 }
 
 /// Reads a whole request head as we write them, for an endpoint that is asked by `scheme`.
-pub(super) fn read_request(head: &[u8], scheme: &str) -> Result<(Request<()>, Framing), Malformed> {
+pub(in crate::proxy) fn read_request(head: &[u8], scheme: &str) -> Result<(Request<()>, Framing), Malformed> {
     let mut slots = [httparse::EMPTY_HEADER; FIELDS_MOST];
     let mut parsed = httparse::Request::new(&mut slots);
     match parsed.parse(head) {
@@ -165,7 +165,7 @@ pub(super) fn read_request(head: &[u8], scheme: &str) -> Result<(Request<()>, Fr
 }
 
 /// Reads trailers: lines up to an empty one.
-pub(super) fn read_trailers(lines: &[u8]) -> Result<HeaderMap, Malformed> {
+pub(in crate::proxy) fn read_trailers(lines: &[u8]) -> Result<HeaderMap, Malformed> {
     let mut slots = [httparse::EMPTY_HEADER; FIELDS_MOST];
     let (_, fields) = match httparse::parse_headers(lines, &mut slots) {
         Ok(httparse::Status::Complete(parsed)) => parsed,

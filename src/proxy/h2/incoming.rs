@@ -9,7 +9,7 @@ use h2::RecvStream;
 use super::head::{Framing, write_trailers};
 
 /// The body of a message.
-pub(super) struct Incoming {
+pub(in crate::proxy) struct Incoming {
     stream: RecvStream,
     is_chunked: bool,
     /// Marks of chunks, to be given before `data`.
@@ -30,7 +30,7 @@ enum State {
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, framing: Framing) -> Incoming {
+    pub(in crate::proxy) fn new(stream: RecvStream, framing: Framing) -> Incoming {
         Incoming {
             stream,
             is_chunked: framing == Framing::Chunked,
@@ -45,7 +45,7 @@ impl Incoming {
     }
 
     /// Reads into `buffer`; 0 is the end. Errors: the sender has reset it, or its connection is gone.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(in crate::proxy) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut n = 0;
         loop {
             n += self.give(&mut buffer[n..]);
@@ -125,7 +125,7 @@ impl Incoming {
 }
 
 /// What a fault of a stream means to who knows sockets.
-pub(super) fn io_error(error: h2::Error) -> io::Error {
+pub(in crate::proxy) fn io_error(error: h2::Error) -> io::Error {
     match error.is_io() {
         true => error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
         false => io::Error::new(io::ErrorKind::ConnectionReset, error),

@@ -10,7 +10,7 @@ use crate::proxy::core;
 use crate::proxy::wire::Wire;
 
 /// Bytes from and to `wire`.
-pub(super) struct Io<W> {
+pub(in crate::proxy) struct Io<W> {
     wire: W,
     /// Was read already, and comes first.
     early: Vec<u8>,
@@ -19,7 +19,7 @@ pub(super) struct Io<W> {
 }
 
 impl<W> Io<W> {
-    pub(super) fn new(wire: W, early: Vec<u8>) -> Io<W> {
+    pub(in crate::proxy) fn new(wire: W, early: Vec<u8>) -> Io<W> {
         Io {
             wire,
             early,

@@ -12,7 +12,7 @@ use super::incoming::io_error;
 
 /// Where the writer is within a message.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(in crate::proxy) struct Outgoing {
     state: State,
     /// Of a head, a chunk's mark or trailers that are not whole yet.
     part: Vec<u8>,
@@ -34,10 +34,10 @@ enum State {
 }
 
 /// What begins with a head: how its body is marked off, and where that goes. `None` with an interim head.
-pub(super) type Opened = Option<(Framing, SendStream<Bytes>)>;
+pub(in crate::proxy) type Opened = Option<(Framing, SendStream<Bytes>)>;
 
 impl Outgoing {
-    pub(super) fn new() -> Outgoing {
+    pub(in crate::proxy) fn new() -> Outgoing {
         Outgoing {
             state: State::Head,
             part: Vec::new(),
@@ -45,18 +45,13 @@ impl Outgoing {
     }
 
     /// Whether everything was said.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(in crate::proxy) fn has_ended(&self) -> bool {
         self.state == State::Ended
-    }
-
-    /// Whether a head was given to `open` that was not an interim one.
-    pub(super) fn has_begun(&self) -> bool {
-        self.state != State::Head
     }
 
     /// Takes of `bytes` what the receiver takes; never 0. `open` sends a head. Errors: the receiver or the connection is gone, or the
     /// message is malformed.
-    pub(super) fn poll_write(
+    pub(in crate::proxy) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
@@ -129,7 +124,7 @@ impl Outgoing {
     }
 
     /// The message is over. What has no other mark of its end ends with it. `false`: it is not whole.
-    pub(super) fn close(&mut self, stream: &mut Option<SendStream<Bytes>>) -> bool {
+    pub(in crate::proxy) fn close(&mut self, stream: &mut Option<SendStream<Bytes>>) -> bool {
         if self.state == State::UntilClose {
             // An error means that the receiver is gone.
             let _ = self.end(stream, HeaderMap::new());
@@ -214,7 +209,7 @@ impl Outgoing {
     }
 }
 
-pub(super) fn malformed(_: Malformed) -> io::Error {
+pub(in crate::proxy) fn malformed(_: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a message of HTTP/1.1")
 }
 
@@ -226,6 +221,6 @@ fn size(line: &[u8]) -> io::Result<u64> {
 }
 
 /// More than `proxy::http` passes on.
-const HEAD_MOST: usize = 1 << 20;
+const HEAD_MOST: usize = 32 << 20;
 /// Sixteen digits and a line end.
 const LINE_MOST: usize = 18;

@@ -18,7 +18,7 @@ use crate::model::rule::Rule;
 use crate::model::{
     AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
     Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, SameSite,
-    ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
+    Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -159,6 +159,7 @@ struct ServiceDto {
     balance: Option<Text<Balance>>,
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
+    scheme: Option<Text<Scheme>>,
     sticky: Option<StickyDto>,
     allow: Option<Vec<Text<Network>>>,
     https_only: Option<bool>,
@@ -392,6 +393,7 @@ impl ServiceDto {
         let says_hash = self.hash.is_some();
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
+        set(&mut spec.scheme, self.scheme.map(|text| text.0));
         spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);

@@ -1,6 +1,8 @@
 //! What the tests are written with: a data plane over a table of the test's making, endpoints that behave as told, and
 //! clients that read as a sentence. Everything listens on ports that the kernel picks.
 
+pub mod installed;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use super::attached::{on_network, pid, reaches, sandboxes, up};
-use super::clients::from_pypi;
 use super::names::{dig, inside, pid_of};
 use super::rig::{LONG, Own};
+use crate::harness::installed::from_pypi;
 
 /// With what it imports, as Debian 12 has them together.
 const COMPOSE: [&str; 21] = [

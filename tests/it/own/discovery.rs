@@ -8,9 +8,9 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
-use super::clients::from_pypi;
 use super::names::pid_of;
 use super::rig::{self, LONG, Own, Tasks};
+use crate::harness::installed::from_pypi;
 
 /// A program in the network of a service's first task, until it is dropped.
 struct Inside(Child);

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::up;
-use crate::own::clients::from_pypi;
+use crate::harness::installed::from_pypi;
 use crate::own::rig::{LONG, Own};
 
 fn curl(own: &Own, method: &str, path: &str, body: Value) -> (String, String) {

@@ -15,12 +15,11 @@ use http::{Method, Request, StatusCode};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
-use super::head::{Malformed, write_request};
-use super::io::Io;
 use super::stream::Stream;
 use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::h1::{self, Entry, Requester};
+use crate::proxy::h2::{Io, Malformed, write_request};
 use crate::proxy::patience::Patience;
 use crate::proxy::wire::Client;
 use crate::routing::CloseReason;

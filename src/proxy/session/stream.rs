@@ -12,9 +12,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::net::TcpStream;
 
-use super::head::{Framing, read_response};
-use super::incoming::{Incoming, io_error};
-use super::outgoing::{Outgoing, malformed};
+use crate::proxy::h2::{Framing, Incoming, Outgoing, io_error, malformed, read_response};
 use crate::proxy::wire::{Client, Streamed, Watched, Wire};
 
 /// A client's request on its way.

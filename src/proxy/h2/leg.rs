@@ -1,0 +1,185 @@
+//! One request to an endpoint that speaks HTTP/2, as the engine of HTTP/1.1 knows connections: what is written to it is a request, and
+//! what is read from it is the response. It carries no second one.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, SendStream};
+use http::{Method, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::head::{Framing, read_request, write_response};
+use super::incoming::{Incoming, io_error};
+use super::outgoing::{Outgoing, malformed};
+use crate::proxy::wire::Tunnel;
+
+/// A request on its way to an endpoint.
+pub(super) struct Leg {
+    sender: SendRequest<Bytes>,
+    request: Outgoing,
+    body: Option<SendStream<Bytes>>,
+    response: Response,
+    is_head: bool,
+    /// The endpoint has said that it did nothing about it.
+    is_unprocessed: bool,
+    /// Counted while it is there.
+    _place: Arc<()>,
+}
+
+enum Response {
+    /// The request's head was not sent yet.
+    Unasked,
+    Awaited(ResponseFuture),
+    /// Its head, as far as it was not read yet, and its body.
+    Begun(Vec<u8>, usize, Incoming),
+    /// An interim head is read first.
+    Interim(Vec<u8>, usize, ResponseFuture),
+    Failed,
+}
+
+impl Leg {
+    pub(super) fn new(sender: SendRequest<Bytes>, place: Arc<()>) -> Leg {
+        Leg {
+            sender,
+            request: Outgoing::new(),
+            body: None,
+            response: Response::Unasked,
+            is_head: false,
+            is_unprocessed: false,
+            _place: place,
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut awaited = match std::mem::replace(&mut self.response, Response::Failed) {
+                Response::Awaited(awaited) => awaited,
+                Response::Interim(text, n_given, awaited) if n_given == text.len() => awaited,
+                begun @ (Response::Begun(..) | Response::Interim(..)) => {
+                    self.response = begun;
+                    return Poll::Ready(Ok(()));
+                }
+                // It is asked for once the request was sent, or not at all.
+                Response::Unasked | Response::Failed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            };
+            if let Poll::Ready(Some(Ok(interim))) = awaited.poll_informational(cx) {
+                let mut text = Vec::new();
+                write_response(&interim.into_parts().0, true, false, &mut text);
+                self.response = Response::Interim(text, 0, awaited);
+                continue;
+            }
+            match Pin::new(&mut awaited).poll(cx) {
+                Poll::Pending => {
+                    self.response = Response::Awaited(awaited);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.failed(error))),
+                Poll::Ready(Ok(response)) => {
+                    let (parts, body) = response.into_parts();
+                    let is_bodiless =
+                        self.is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                    let mut text = Vec::with_capacity(HEAD_BYTES);
+                    let framing = write_response(&parts, is_bodiless, body.is_end_stream(), &mut text);
+                    self.response = Response::Begun(text, 0, Incoming::new(body, framing));
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: h2::Error) -> io::Error {
+        // Of requests that it has begun it says neither.
+        let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        self.is_unprocessed = error.is_remote() && (error.is_go_away() || is_refused);
+        io_error(error)
+    }
+}
+
+impl AsyncRead for Leg {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let leg = self.get_mut();
+        ready!(leg.poll_head(cx))?;
+        let (Response::Begun(text, n_given, _) | Response::Interim(text, n_given, _)) = &mut leg.response else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let head = &text[*n_given..];
+        let n = head.len().min(buffer.remaining());
+        buffer.put_slice(&head[..n]);
+        *n_given += n;
+        if let Response::Begun(_, _, body) = &mut leg.response {
+            let rest = buffer.initialize_unfilled();
+            match body.poll_read(cx, rest) {
+                Poll::Ready(Ok(read)) => buffer.advance(read),
+                Poll::Ready(Err(error)) if n == 0 => return Poll::Ready(Err(error)),
+                Poll::Pending if n == 0 => return Poll::Pending,
+                Poll::Ready(Err(_)) | Poll::Pending => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Leg {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Leg {
+            sender,
+            request,
+            body,
+            response,
+            is_head,
+            is_unprocessed,
+            ..
+        } = self.get_mut();
+        let open = |head: &[u8]| {
+            let (asked, framing) = read_request(head, "http").map_err(malformed)?;
+            *is_head = asked.method() == Method::HEAD;
+            let has_ended = matches!(framing, Framing::None | Framing::Length(0));
+            match sender.send_request(asked, has_ended) {
+                Ok((awaited, stream)) => {
+                    *response = Response::Awaited(awaited);
+                    Ok(Some((framing, stream)))
+                }
+                Err(error) => {
+                    *is_unprocessed = true;
+                    Err(io_error(error))
+                }
+            }
+        };
+        request.poll_write(cx, bytes, body, open)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// A request says itself where it ends.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Tunnel for Leg {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn is_leaving(&self) -> bool {
+        true
+    }
+
+    fn is_unprocessed(&self) -> bool {
+        self.is_unprocessed
+    }
+
+    fn reset(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+const HEAD_BYTES: usize = 1024;
