@@ -614,6 +614,7 @@ impl Connection {
     }
 
     /// What the connection was told since the last call; the task is woken when there is something.
+    #[inline]
     pub(super) fn poll_signal(&self, cx: &mut Context<'_>) -> Poll<Signal> {
         self.entry(|entry| {
             if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {

@@ -13,7 +13,7 @@ use super::park;
 use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::rounds::Rounds;
-use super::upstream::{self, Behalf, Upstream};
+use super::upstream::{self, Behalf, Tries, Upstream};
 use super::wire::{Leg, Watched, Wire};
 use crate::model::{Balance, Passive};
 use crate::routing::{Asker, CloseReason, TableHandle};
@@ -139,11 +139,11 @@ async fn connect(
         Box::pin(connection.admit(&mut patience)).await?;
     }
     let connection = &*connection;
-    let mut tried = Vec::new();
+    let mut tries = Tries::default();
     let mut upstream = tokio::select! {
         biased;
         result = upstream::connect(
-            table, connection.service(), target, behalf, &mut tried, &mut patience, |_| None,
+            table, connection.service(), target, behalf, &mut tries, &mut patience, |_| None,
         ) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.

@@ -46,9 +46,45 @@ pub(super) struct Behalf<'a> {
     pub(super) wish: Wish,
 }
 
+/// What has come of a client's tries so far.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// Endpoints that are not to be tried again.
+    pub(super) tried: Vec<EndpointId>,
+    /// One that it is the turn of already.
+    pub(super) turn: Option<Lease>,
+}
+
+/// What `connect` mostly comes to, without the room that its waiting takes: a connection that stands already to the endpoint whose turn
+/// it is. `None`: `connect` is to be asked, with `tries`.
+pub(super) fn at_once(
+    service: &Service,
+    target: u16,
+    wish: Wish,
+    tries: &mut Tries,
+    reuse: impl FnOnce(EndpointId) -> Option<Leg>,
+) -> Option<Upstream> {
+    let state = service.state();
+    if state.hold_gate.depth() > 0 && tries.tried.is_empty() && state.lookouts.is_kept(target) {
+        return None;
+    }
+    let lease = balancer::pick(service, wish, &tries.tried, Instant::now()).ok()?;
+    match reuse(lease.endpoint().id()) {
+        Some(stream) => Some(Upstream {
+            stream,
+            lease,
+            is_reused: true,
+        }),
+        None => {
+            tries.turn = Some(lease);
+            None
+        }
+    }
+}
+
 /// Connects to an endpoint of `service` for a client that came for the port `target`.
 ///
-/// Tries endpoints that are not in `tried` and adds those that fail to it; none is left when as much time has passed as
+/// Tries the endpoint whose turn it is, then those that are not in `tries`, and adds those that fail to it; none is left when as much time has passed as
 /// three attempts may take. One that leaves the table before it has answered is not waited for. `reuse` may have a connection
 /// to an endpoint that stands already.
 /// When none is left, the service is looked up again: a newer table may have others. While no endpoint takes the client,
@@ -59,11 +95,12 @@ pub(super) async fn connect(
     service: &Arc<Service>,
     target: u16,
     behalf: Behalf<'_>,
-    tried: &mut Vec<EndpointId>,
+    tries: &mut Tries,
     patience: &mut Patience<'_>,
     mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
+    let Tries { tried, turn } = tries;
     // What was sent a request is not asked again, however long nobody else is there.
     let n_tried = tried.len();
     // It outlives tables.
@@ -81,7 +118,11 @@ pub(super) async fn connect(
         attempts_since = Instant::now();
     }
     loop {
-        let lease = match balancer::pick_or_wait(&service, behalf.wish, tried, started, patience).await {
+        let picked = match turn.take() {
+            Some(lease) => Ok(lease),
+            None => balancer::pick_or_wait(&service, behalf.wish, tried, started, patience).await,
+        };
+        let lease = match picked {
             Ok(lease) => lease,
             Err(NoPick::Gone(reason)) => return Err(reason),
             Err(no_pick) => {

@@ -22,6 +22,7 @@ mod harness;
 mod health;
 mod hold;
 mod http;
+mod http2;
 mod inside;
 mod last_hop;
 mod link;

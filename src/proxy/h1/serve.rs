@@ -31,7 +31,7 @@ use crate::proxy::http::{
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
-use crate::proxy::upstream::{self, Behalf, Upstream};
+use crate::proxy::upstream::{self, Behalf, Tries, Upstream};
 use crate::proxy::wire::{Client, Leg, News, Watched};
 use crate::routing::{Asker, CloseReason, EndpointId, Listen, Mark, RetryOutcome, Service, ServiceStats};
 
@@ -543,13 +543,20 @@ impl<C: Client> Server<'_, C> {
         let mut request_body = Body::of_request(meta.framing);
         self.append_early_body(&mut request_body, &mut to_upstream)?;
         let is_whole = request_body.is_done();
-        let mut tried: Vec<EndpointId> = Vec::new();
+        let mut tries = Tries::default();
         let mut n_retries = 0;
         loop {
-            let upstream = match self
-                .acquire(&service, target, wish, &mut tried, meta.method, request_body)
-                .await?
-            {
+            let scheme = service.spec().scheme;
+            let reuse = |endpoint| standing(scheme, endpoint, target, meta.method);
+            let acquired = match upstream::at_once(&service, target, wish, &mut tries, reuse) {
+                Some(upstream) => Ok(upstream),
+                // Boxed: waiting takes room that few requests have a use for.
+                None => {
+                    let acquiring = self.acquire(&service, target, wish, &mut tries, meta.method, request_body);
+                    Box::pin(acquiring).await?
+                }
+            };
+            let upstream = match acquired {
                 Ok(upstream) => upstream,
                 Err(reason) => {
                     return self
@@ -704,7 +711,7 @@ impl<C: Client> Server<'_, C> {
                         {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;
-                                tried.push(endpoint.id());
+                                tries.tried.push(endpoint.id());
                                 to_upstream.rewind();
                                 continue;
                             }
@@ -822,7 +829,7 @@ impl<C: Client> Server<'_, C> {
         service: &Arc<Service>,
         target: u16,
         wish: Wish,
-        tried: &mut Vec<EndpointId>,
+        tries: &mut Tries,
         method: Method,
         request_body: Body,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
@@ -831,16 +838,7 @@ impl<C: Client> Server<'_, C> {
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
         let scheme = service.spec().scheme;
-        let reuse = |endpoint: EndpointId| loop {
-            if scheme == Scheme::H2c {
-                return h2::pool::take(endpoint, target);
-            }
-            let stream = pool::take(endpoint, target)?;
-            // What cannot be sent twice is sent on a connection that stood a moment ago.
-            if method.is_idempotent() || stream.stands() {
-                return Some(stream);
-            }
-        };
+        let reuse = |endpoint| standing(scheme, endpoint, target, method);
         let behalf = Behalf {
             client: None,
             network: match &self.entry {
@@ -852,7 +850,7 @@ impl<C: Client> Server<'_, C> {
         };
         let acquired = tokio::select! {
             biased;
-            result = upstream::connect(&self.shared.table, service, target, behalf, tried, &mut patience, reuse) => match result {
+            result = upstream::connect(&self.shared.table, service, target, behalf, tries, &mut patience, reuse) => match result {
                 Err(reason @ (CloseReason::ClientAbort | CloseReason::ClientRst)) => Err(reason),
                 result => Ok(result),
             },
@@ -1015,6 +1013,20 @@ impl Relayed for OfService<'_> {
 
     fn timeouts(&self) -> &Timeouts {
         &self.service.spec().timeouts
+    }
+}
+
+/// A connection that stands to an endpoint, for a request by `method`.
+fn standing(scheme: Scheme, endpoint: EndpointId, target: u16, method: Method) -> Option<Leg> {
+    if scheme == Scheme::H2c {
+        return h2::pool::take(endpoint, target);
+    }
+    loop {
+        let stream = pool::take(endpoint, target)?;
+        // What cannot be sent twice is sent on a connection that stood a moment ago.
+        if method.is_idempotent() || stream.stands() {
+            return Some(stream);
+        }
     }
 }
 

@@ -167,9 +167,8 @@ pub(in crate::proxy) fn read_request(head: &[u8], scheme: &str) -> Result<(Reque
 /// Reads trailers: lines up to an empty one.
 pub(in crate::proxy) fn read_trailers(lines: &[u8]) -> Result<HeaderMap, Malformed> {
     let mut slots = [httparse::EMPTY_HEADER; FIELDS_MOST];
-    let (_, fields) = match httparse::parse_headers(lines, &mut slots) {
-        Ok(httparse::Status::Complete(parsed)) => parsed,
-        _ => return Err(Malformed),
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(lines, &mut slots) else {
+        return Err(Malformed);
     };
     let mut trailers = HeaderMap::with_capacity(fields.len());
     read_fields(fields, &mut trailers)?;

@@ -146,21 +146,17 @@ impl Drop for Stream {
     /// The client never takes what it got of a response for the whole.
     fn drop(&mut self) {
         let is_to_reset = self.is_to_reset.load(Ordering::Relaxed);
-        let Halves {
-            response,
-            respond,
-            body,
-            ..
-        } = &mut *self.lock();
+        let halves = &mut *self.lock();
         if !is_to_reset {
-            response.close(body);
+            halves.response.close(&mut halves.body);
         }
-        if response.has_ended() || respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+        let is_reset = |halves: &mut Halves| halves.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
+        if halves.response.has_ended() || is_reset(halves) {
             return;
         }
-        match body {
+        match &mut halves.body {
             Some(body) => body.send_reset(Reason::INTERNAL_ERROR),
-            None => respond.send_reset(Reason::INTERNAL_ERROR),
+            None => halves.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }
 }

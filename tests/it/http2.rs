@@ -1,0 +1,363 @@
+//! Clients that speak HTTP/2 to services whose endpoints speak HTTP/1.1: what passes, what is held back, and what ends with what. Not
+//! here: frames that nobody should send (`h2`), and gRPC.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anynode::model::Mode;
+use anynode::proxy::ProxyConfig;
+use anynode::routing::{CloseReason, HttpCode};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::harness::{Node, Origin, PATIENCE, door, read_head, service, wait_until};
+
+/// One connection of a client.
+struct Client {
+    handle: Handle,
+    /// Its thread ends without it.
+    _stop: oneshot::Sender<()>,
+    sender: SendRequest<Bytes>,
+    /// How it ended, once it has.
+    ended: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Client {
+    fn connect(addr: SocketAddr) -> Client {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        std::thread::spawn(move || drop(runtime.block_on(stopped)));
+        let (sender, connection) = handle.block_on(async {
+            let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            h2::client::handshake(stream).await.unwrap()
+        });
+        let ended = handle.spawn(connection);
+        Client {
+            handle,
+            _stop: stop,
+            sender,
+            ended,
+        }
+    }
+
+    /// Runs `what` within the patience of tests.
+    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        let limited = async { tokio::time::timeout(PATIENCE, what).await };
+        self.handle.block_on(limited).expect("in time")
+    }
+
+    /// Sends a request whose body, if it has one, is all there.
+    fn send(&self, request: Request<Option<&'static [u8]>>) -> h2::client::ResponseFuture {
+        let (parts, body) = request.into_parts();
+        let mut sender = self.sender.clone();
+        let (answer, mut stream) = sender
+            .send_request(Request::from_parts(parts, ()), body.is_none())
+            .unwrap();
+        if let Some(body) = body {
+            stream.send_data(Bytes::from_static(body), true).unwrap();
+        }
+        answer
+    }
+
+    fn ask(&self, request: Request<Option<&'static [u8]>>) -> Result<Answer, h2::Error> {
+        let answer = self.send(request);
+        self.wait(async { Answer::whole(answer.await?).await })
+    }
+
+    /// Waits until the other side has ended the connection, and says how.
+    fn end(mut self) -> Result<(), h2::Error> {
+        let ended = std::mem::replace(&mut self.ended, self.handle.spawn(async { Ok(()) }));
+        self.wait(ended).unwrap()
+    }
+
+    fn get(&self, path: &str) -> Result<Answer, h2::Error> {
+        self.ask(get(path))
+    }
+}
+
+fn get(path: &str) -> Request<Option<&'static [u8]>> {
+    Request::get(format!("http://a.test{path}")).body(None).unwrap()
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    fields: HeaderMap,
+    body: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    async fn whole(response: Response<RecvStream>) -> Result<Answer, h2::Error> {
+        let (head, mut stream) = response.into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = stream.data().await {
+            let data = data?;
+            stream.flow_control().release_capacity(data.len())?;
+            body.extend_from_slice(&data);
+        }
+        Ok(Answer {
+            status: head.status.as_u16(),
+            fields: head.headers,
+            body,
+            trailers: stream.trailers().await?,
+        })
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Answers by the path that is asked for; the head that it was sent, and the body, otherwise.
+fn origin() -> Origin {
+    Origin::start(|mut stream| {
+        while let Some(head) = read_head(&mut stream) {
+            let body = body(&mut stream, &head);
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            let said = match path.as_str() {
+                "/trailers" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n5\r\nhello\r\n1\r\n!\r\n0\r\nX-Sum: 6\r\n\r\n".to_owned(),
+                "/hints" => "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
+                "/none" => "HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n".to_owned(),
+                "/until-close" | "/cut-chunk" | "/cut-length" => {
+                    let framing = match path.as_str() {
+                        "/until-close" => "Connection: close",
+                        "/cut-chunk" => "Transfer-Encoding: chunked",
+                        _ => "Content-Length: 100",
+                    };
+                    let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n5\r\nhello").as_bytes());
+                    return;
+                }
+                "/slow" => {
+                    std::thread::sleep(Duration::from_millis(700));
+                    "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow".to_owned()
+                }
+                _ => {
+                    let said = format!("{head}{body}");
+                    let length = said.len();
+                    format!("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: {length}\r\n\r\n{}",
+                        if head.starts_with("HEAD") { "" } else { &said })
+                }
+            };
+            if stream.write_all(said.as_bytes()).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// What follows a head, its framing left out.
+fn body(stream: &mut TcpStream, head: &str) -> String {
+    let lower = head.to_ascii_lowercase();
+    if let Some(length) = lower.lines().find_map(|line| line.strip_prefix("content-length: ")) {
+        let mut body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        return String::from_utf8(body).unwrap();
+    }
+    let mut chunks = String::new();
+    if lower.contains("transfer-encoding: chunked") {
+        while !chunks.ends_with("0\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            chunks.push(byte[0].into());
+        }
+    }
+    chunks
+}
+
+#[test]
+fn an_endpoint_of_http_1_1_is_asked_as_by_any_client() {
+    let origin = origin();
+    let mut spec = service("web", &[origin.addr]);
+    spec.mode = Mode::Http;
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+
+    let request = Request::get("http://a.test:81/x?y=1")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2");
+    let answer = client.ask(request.header("x-a", "b").body(None).unwrap()).unwrap();
+    let said = answer.text();
+    for expected in [
+        "GET /x?y=1 HTTP/1.1\r\n",
+        "\r\nhost: a.test:81\r\n",
+        "\r\ncookie: a=1; b=2\r\n",
+        "\r\nx-a: b\r\n",
+        "\r\nX-Forwarded-For: 127.0.0.1\r\n",
+        "\r\nX-Forwarded-Proto: http\r\n",
+    ] {
+        assert!(said.contains(expected), "{expected:?} in {said}");
+    }
+    assert!(
+        answer
+            .fields
+            .get("connection")
+            .or(answer.fields.get("keep-alive"))
+            .is_none(),
+        "{answer:?}"
+    );
+
+    // Bodies of a length, and without one.
+    let post = |length: Option<&str>| {
+        let request = Request::post("http://a.test/");
+        let request = length
+            .into_iter()
+            .fold(request, |request, n| request.header("content-length", n));
+        client.ask(request.body(Some(&b"hello"[..])).unwrap()).unwrap().text()
+    };
+    assert!(post(Some("5")).ends_with("\r\n\r\nhello"));
+    assert!(post(None).ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"));
+
+    let answer = client.get("/trailers").unwrap();
+    assert_eq!(answer.text(), "hello!");
+    assert_eq!(answer.trailers.unwrap().get("x-sum").unwrap(), "6");
+    let answer = client.get("/hints").unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let answer = client.get("/none").unwrap();
+    assert_eq!((answer.status, answer.body.len()), (204, 0));
+    assert_eq!(client.get("/until-close").unwrap().text(), "5\r\nhello");
+    let head = client.ask(Request::head("http://a.test/").body(None).unwrap()).unwrap();
+    assert!(
+        head.body.is_empty() && head.fields.contains_key("content-length"),
+        "{head:?}"
+    );
+    assert_eq!(node.service("web").stats().request_count(HttpCode::of(200)), 8);
+}
+
+#[test]
+fn a_client_learns_that_an_answer_was_cut_off_and_asks_on() {
+    let origin = origin();
+    let mut spec = service("web", &[origin.addr]);
+    spec.mode = Mode::Http;
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    for path in ["/cut-chunk", "/cut-length"] {
+        let error = client.get(path).unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{path}: {error}");
+        assert_eq!(client.get("/").unwrap().status, 200);
+    }
+}
+
+#[test]
+fn requests_of_one_connection_are_shared_out_one_by_one() {
+    let origins: Vec<Origin> = (0..4).map(|_| origin()).collect();
+    let addrs: Vec<SocketAddr> = origins.iter().map(|origin| origin.addr).collect();
+    let mut spec = service("web", &addrs);
+    spec.mode = Mode::Http;
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    for _ in 0..10 {
+        let answers: Vec<_> = (0..40).map(|_| client.send(get("/slow"))).collect();
+        for answer in answers {
+            let answer = client
+                .wait(async { Answer::whole(answer.await.unwrap()).await })
+                .unwrap();
+            assert_eq!(answer.text(), "slow");
+        }
+        if origins.iter().all(|origin| origin.n_accepted() == 10) {
+            return;
+        }
+    }
+    panic!("{:?}", origins.iter().map(Origin::n_accepted).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_client_does_not_take_is_left_with_the_endpoint() {
+    let n_written = Arc::new(AtomicUsize::new(0));
+    let n_ended = Arc::new(AtomicUsize::new(0));
+    let counts = (n_written.clone(), n_ended.clone());
+    let large = Origin::start(move |mut stream| {
+        if read_head(&mut stream).is_none() {
+            return;
+        }
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+            .unwrap();
+        while let Ok(n) = stream.write(&[b'x'; 16 * 1024]) {
+            counts.0.fetch_add(n, Ordering::SeqCst);
+        }
+        counts.1.fetch_add(1, Ordering::SeqCst);
+    });
+    let small = origin();
+    let node = Node::start();
+    let [mut large_spec, mut small_spec] = [service("large", &[large.addr]), service("small", &[small.addr])];
+    (large_spec.mode, small_spec.mode) = (Mode::Http, Mode::Http);
+    node.apply(&large_spec);
+    node.apply(&small_spec);
+    let client = Client::connect(door(&large_spec));
+    let responses: Vec<_> = (0..5)
+        .map(|_| {
+            let answer = client.send(get("/"));
+            client.wait(answer).unwrap()
+        })
+        .collect();
+    // It stands still once all that may be kept is full.
+    let mut before = usize::MAX;
+    wait_until("the endpoint to be held up", || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut before, n_written.load(Ordering::SeqCst)) == n_written.load(Ordering::SeqCst)
+    });
+    // Mostly in the kernel's buffers, of two sockets each.
+    assert!(before < 5 * 12_000_000, "{before}");
+    assert_eq!(Client::connect(door(&small_spec)).get("/").unwrap().status, 200);
+    // Who takes it back lets the endpoint go.
+    drop(responses);
+    wait_until("the endpoint's connections to end", || {
+        n_ended.load(Ordering::SeqCst) == 5
+    });
+}
+
+#[test]
+fn a_node_that_ends_says_so_and_answers_what_it_was_asked() {
+    let origin = origin();
+    let mut spec = service("web", &[origin.addr]);
+    spec.mode = Mode::Http;
+    let mut node = Node::start_draining(ProxyConfig::default(), PATIENCE);
+    node.apply(&spec);
+    let [busy, idle] = [(); 2].map(|()| Client::connect(door(&spec)));
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    let answer = busy.send(get("/slow"));
+    let state = node.service("web");
+    wait_until("the request to reach the endpoint", || state.endpoints()[0].in_flight() == 1);
+    let stopping = std::thread::spawn(move || node.stop());
+    let answer = busy.wait(async { Answer::whole(answer.await.unwrap()).await }).unwrap();
+    assert_eq!(answer.text(), "slow");
+    for client in [busy, idle] {
+        assert!(client.end().is_ok(), "it ends in order");
+    }
+    assert_eq!(stopping.join().unwrap(), 0, "connections that had to be reset");
+    assert_eq!(state.stats().closed_count(CloseReason::ClientRst), 0);
+}
+
+#[test]
+fn a_connection_without_requests_ends_with_its_time() {
+    let origin = origin();
+    let mut spec = service("web", &[origin.addr]);
+    spec.mode = Mode::Http;
+    spec.timeouts.idle = Duration::from_millis(200);
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    // A request that takes longer is none of it.
+    assert_eq!(client.get("/slow").unwrap().text(), "slow");
+    assert!(client.end().is_ok());
+    wait_until("the close to be counted", || {
+        let stats = node.service("web");
+        let stats = stats.stats();
+        stats.closed_count(CloseReason::IdleTimeout) + stats.closed_count(CloseReason::ResponseEnd) == 1
+    });
+}
