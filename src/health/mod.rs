@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 pub use self::losses::say_losses;
 use self::probe::probe;
 use self::verdict::Verdict;
-use crate::model::HealthCheck;
+use crate::model::{HealthCheck, Scheme};
 use crate::routing::{Endpoint, EndpointId, EndpointState, RoutingTable, Service, ServiceDiff, TableHandle};
 
 /// Probes by their result.
@@ -44,6 +44,7 @@ struct Running {
     task: AbortHandle,
     check: HealthCheck,
     addr: SocketAddr,
+    scheme: Scheme,
 }
 
 impl Drop for Running {
@@ -116,16 +117,18 @@ impl Prober {
                 continue;
             };
             let addr = endpoint.dial_addr(target);
+            let scheme = service.spec().scheme;
             let is_as_before = self
                 .running
                 .get(&endpoint.id())
-                .is_some_and(|running| running.check == *check && running.addr == addr);
+                .is_some_and(|running| running.check == *check && running.addr == addr && running.scheme == scheme);
             if is_as_before {
                 continue;
             }
             let watch = Watch {
                 endpoint: endpoint.clone(),
                 addr,
+                scheme,
                 check: check.clone(),
                 stats: self.stats.clone(),
                 slots: self.slots.clone(),
@@ -134,6 +137,7 @@ impl Prober {
                 task: tokio::spawn(watch.run()).abort_handle(),
                 check: check.clone(),
                 addr,
+                scheme,
             };
             self.running.insert(endpoint.id(), running);
         }
@@ -144,6 +148,7 @@ impl Prober {
 struct Watch {
     endpoint: Arc<Endpoint>,
     addr: SocketAddr,
+    scheme: Scheme,
     check: HealthCheck,
     stats: Arc<HealthStats>,
     slots: Arc<Semaphore>,
@@ -175,7 +180,12 @@ impl Watch {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok()?;
         let netns = self.endpoint.spec().netns.as_ref();
-        match tokio::time::timeout(self.check.timeout, probe(self.addr, netns, &self.check.probe)).await {
+        match tokio::time::timeout(
+            self.check.timeout,
+            probe(self.addr, netns, self.scheme, &self.check.probe),
+        )
+        .await
+        {
             Ok(Ok(())) => {
                 self.stats.good.fetch_add(1, Relaxed);
                 None

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response, header};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::model::HealthProbe;
+use crate::model::{HealthProbe, Scheme};
 use crate::sys::entrances::Entrances;
 use crate::sys::netns::Netns;
 use crate::sys::socket;
@@ -34,35 +35,56 @@ pub(super) enum Fault {
     Status(u16),
 }
 
-/// Probes `addr` once, in the network namespace `netns` if there is one. The caller limits the time.
-pub(super) async fn probe(addr: SocketAddr, netns: Option<&Arc<Path>>, how: &HealthProbe) -> Result<(), Fault> {
+/// Probes `addr` once, in the network namespace `netns` if there is one, by the version of HTTP that it speaks. The caller limits the
+/// time.
+pub(super) async fn probe(
+    addr: SocketAddr,
+    netns: Option<&Arc<Path>>,
+    scheme: Scheme,
+    how: &HealthProbe,
+) -> Result<(), Fault> {
     let stream = match netns {
         None => TcpStream::connect(addr).await,
         Some(netns) => connect_inside(addr, netns).await,
     };
     let stream = stream.map_err(Fault::Connect)?;
     let HealthProbe::Http { path } = how else { return Ok(()) };
-    let request = Request::get(path.as_str())
-        .header(header::HOST, addr.to_string())
-        .header(header::USER_AGENT, "anynode-health")
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| Fault::Path {
-            path: path.clone(),
-            error,
-        })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(Fault::Http)?;
+    let request = Request::get(path.as_str()).header(header::USER_AGENT, "anynode-health");
+    let request = match scheme {
+        Scheme::Http => request
+            .header(header::HOST, addr.to_string())
+            .header(header::CONNECTION, "close"),
+        Scheme::H2c => request.uri(format!("http://{addr}{path}")),
+    };
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| Fault::Path {
+        path: path.clone(),
+        error,
+    })?;
+    let io = TokioIo::new(stream);
+    match scheme {
+        Scheme::Http => {
+            let (mut sender, connection) = http1::handshake(io).await.map_err(Fault::Http)?;
+            judge(sender.send_request(request), connection).await
+        }
+        Scheme::H2c => {
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(Fault::Http)?;
+            judge(sender.send_request(request), connection).await
+        }
+    }
+}
+
+/// Waits for the response. The connection makes no progress of its own; it ends with this.
+async fn judge(
+    response: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<(), Fault> {
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(Fault::Http)?;
-        match response.status().as_u16() {
+        match response.await.map_err(Fault::Http)?.status().as_u16() {
             200..400 => Ok(()),
             status => Err(Fault::Status(status)),
         }
     };
     tokio::pin!(exchange);
-    // The connection makes no progress of its own; it ends with the exchange.
     tokio::select! {
         biased;
         result = &mut exchange => result,

@@ -3,11 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anynode::model::Mode;
+use anynode::model::{Mode, Scheme};
 use anynode::proxy::ProxyConfig;
 use anynode::routing::{CloseReason, HttpCode};
 use bytes::Bytes;
@@ -167,7 +167,7 @@ fn body(stream: &mut TcpStream, head: &str) -> String {
     }
     let mut chunks = String::new();
     if lower.contains("transfer-encoding: chunked") {
-        while !chunks.ends_with("0\r\n\r\n") {
+        while !(chunks.ends_with("\r\n\r\n") && chunks.contains("0\r\n")) {
             let mut byte = [0];
             stream.read_exact(&mut byte).unwrap();
             chunks.push(byte[0].into());
@@ -332,7 +332,9 @@ fn a_node_that_ends_says_so_and_answers_what_it_was_asked() {
     assert_eq!(idle.get("/").unwrap().status, 200);
     let answer = busy.send(get("/slow"));
     let state = node.service("web");
-    wait_until("the request to reach the endpoint", || state.endpoints()[0].in_flight() == 1);
+    wait_until("the request to reach the endpoint", || {
+        state.endpoints()[0].in_flight() == 1
+    });
     let stopping = std::thread::spawn(move || node.stop());
     let answer = busy.wait(async { Answer::whole(answer.await.unwrap()).await }).unwrap();
     assert_eq!(answer.text(), "slow");
@@ -360,4 +362,173 @@ fn a_connection_without_requests_ends_with_its_time() {
         let stats = stats.stats();
         stats.closed_count(CloseReason::IdleTimeout) + stats.closed_count(CloseReason::ResponseEnd) == 1
     });
+}
+
+/// An endpoint that speaks HTTP/2 alone, without TLS. Answers each request with its path and what came of it, or by the path with a reset.
+/// With `leaves_first` its first connection takes nothing, and `/refused` is.
+struct Http2Origin {
+    addr: SocketAddr,
+    /// Paths that were asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Http2Origin {
+    fn start(leaves_first: bool) -> Http2Origin {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = asked.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let serve = async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let mut is_first = leaves_first;
+                while let Ok((stream, _)) = listener.accept().await {
+                    match std::mem::take(&mut is_first) {
+                        true => drop(tokio::spawn(leave(stream))),
+                        false => drop(tokio::spawn(serve_http2(stream, seen.clone(), leaves_first))),
+                    }
+                }
+            };
+            runtime.block_on(async {
+                tokio::select! { () = serve => {}, _ = stopped => {} }
+            });
+        });
+        Http2Origin {
+            addr,
+            asked,
+            _stop: stop,
+        }
+    }
+
+    fn asked(&self, path: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| *asked == path).count()
+    }
+}
+
+/// Says, once it was asked for something, that it takes nothing: GOAWAY, with no stream.
+async fn leave(mut stream: tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    stream.write_all(SETTINGS).await.unwrap();
+    let mut said = Vec::new();
+    // A frame of HEADERS, behind the preface and the frames before it.
+    let has_head = |said: &[u8]| {
+        let mut rest = said.get(24..).unwrap_or_default();
+        while let [a, b, c, kind, ..] = rest {
+            if *kind == 1 {
+                return true;
+            }
+            let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+            rest = rest.get(9 + length..).unwrap_or_default();
+        }
+        false
+    };
+    while !has_head(&said) {
+        if stream.read_buf(&mut said).await.unwrap() == 0 {
+            return;
+        }
+    }
+    stream.write_all(GOAWAY).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let _ = stream.read_to_end(&mut said).await;
+}
+
+async fn serve_http2(stream: tokio::net::TcpStream, asked: Arc<Mutex<Vec<String>>>, refuses: bool) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let asked = asked.clone();
+        tokio::spawn(async move {
+            let (head, mut body) = request.into_parts();
+            let mut n = 0;
+            while let Some(Ok(data)) = body.data().await {
+                n += data.len();
+                body.flow_control().release_capacity(data.len()).unwrap();
+            }
+            let path = head.uri.path().to_owned();
+            asked.lock().unwrap().push(path.clone());
+            match path.as_str() {
+                "/refused" if refuses => return respond.send_reset(Reason::REFUSED_STREAM),
+                "/broken" => return respond.send_reset(Reason::INTERNAL_ERROR),
+                _ => {}
+            }
+            let response = Response::builder()
+                .header("x-te", head.headers.get("te").unwrap())
+                .body(())
+                .unwrap();
+            let mut stream = respond.send_response(response, false).unwrap();
+            let said = format!("{} {} {n}", head.method, head.uri);
+            stream.send_data(Bytes::from(said), false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-sum", n.into());
+            stream.send_trailers(trailers).unwrap();
+        });
+    }
+}
+
+fn to_http2(origin: &Http2Origin) -> anynode::model::ServiceSpec {
+    let mut spec = service("web", &[origin.addr]);
+    (spec.mode, spec.scheme) = (Mode::Http, Scheme::H2c);
+    spec
+}
+
+#[test]
+fn clients_of_both_versions_reach_an_endpoint_of_http_2() {
+    let origin = Http2Origin::start(false);
+    let spec = to_http2(&origin);
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    let post = Request::post("http://a.test/x?y").body(Some(&b"hello"[..])).unwrap();
+    let answer = client.ask(post).unwrap();
+    assert_eq!(answer.text(), "POST http://a.test/x?y 5");
+    assert_eq!(answer.trailers.unwrap().get("x-sum").unwrap(), "5");
+    assert_eq!(answer.fields.get("x-te").unwrap(), "trailers");
+
+    let mut old = crate::harness::dial(door(&spec));
+    for _ in 0..2 {
+        let request = "PUT /old HTTP/1.1\r\nHost: b.test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        old.write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut old).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        let chunks = body(&mut old, &head);
+        assert!(chunks.contains("PUT http://b.test/old 3"), "{chunks}");
+    }
+    old.write_all(b"GET / HTTP/1.1\r\nHost: b.test\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let said = String::from_utf8(crate::harness::read_to_end(&old)).unwrap();
+    assert!(said.ends_with("\r\n0\r\nx-sum: 0\r\n\r\n"), "{said}");
+}
+
+#[test]
+fn what_an_endpoint_did_not_begin_goes_on_and_what_it_broke_does_not() {
+    let origin = Http2Origin::start(true);
+    let spec = to_http2(&origin);
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    let post = |path: &str| {
+        let request = Request::post(format!("http://a.test{path}"));
+        client.ask(request.body(Some(&b"hello"[..])).unwrap()).unwrap()
+    };
+    // One endpoint is not asked twice for a request, so that there are two.
+    let second = Http2Origin::start(false);
+    let mut spec = spec;
+    spec.endpoints.extend(to_http2(&second).endpoints);
+    node.apply(&spec);
+    for path in ["/left", "/left", "/refused", "/refused"] {
+        let answer = post(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+    let n = |path: &str| origin.asked(path) + second.asked(path);
+    assert_eq!(n("/left"), 2);
+    assert_eq!((second.asked("/refused"), n("/refused")), (2, 3));
+    assert_eq!((post("/broken").status, n("/broken")), (502, 1));
 }

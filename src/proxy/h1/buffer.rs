@@ -77,6 +77,11 @@ impl Buffer {
         self.start = 0;
     }
 
+    /// How many bytes `rewind` finds.
+    pub(super) fn n_kept(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Marks bytes as consumed without giving memory back, so that `rewind` finds them.
     pub(super) fn skip(&mut self, n: usize) {
         self.start += n;

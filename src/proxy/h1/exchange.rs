@@ -73,7 +73,7 @@ pub(super) struct Exchange<'a, C: Client> {
     /// What goes to the upstream: the head at first.
     pub(super) to_upstream: &'a mut Buffer,
     pub(super) request_body: Body,
-    /// `to_upstream` holds the whole request and is kept, so that it may be sent again.
+    /// `to_upstream` holds all that was sent of the request and is kept, so that it may be sent again.
     pub(super) is_replayable: bool,
     /// The upstream takes no more of the request.
     pub(super) is_cut_short: bool,
@@ -181,7 +181,7 @@ impl<C: Client> Exchange<'_, C> {
                 self.sent_at = Some(Instant::now());
                 return Poll::Ready(Ok(()));
             }
-            self.is_replayable = false;
+            self.is_replayable &= self.to_upstream.n_kept() <= REPLAY_AT_MOST;
             if self.forward_request_body()? == 0 && self.to_upstream.is_empty() && !self.request_body.is_done() {
                 match ready!(self.from_client.poll_fill(self.client, cx)) {
                     Ok(1..) => {
@@ -204,7 +204,7 @@ impl<C: Client> Exchange<'_, C> {
             .forward(input, coding, out)
             .map_err(Failure::RequestBody)?;
         self.from_client.consume(progress.consumed);
-        if self.to_upstream.is_empty() {
+        if self.to_upstream.is_empty() && !self.is_replayable {
             self.to_upstream.release();
         }
         Ok(progress.consumed)
@@ -468,6 +468,8 @@ fn coding_of(body: &Body) -> Coding {
 }
 
 const MOVES_PER_TURN: usize = 8;
+/// A request that has sent more is not kept. One read more may come before that is seen.
+const REPLAY_AT_MOST: usize = 16 * 1024;
 const INTERIM_MAX: u8 = 8;
 const SPLICE_AT_LEAST: u64 = 64 * 1024;
 const SPLICE_AT_MOST: usize = 1 << 20;

@@ -542,7 +542,6 @@ impl<C: Client> Server<'_, C> {
         service.state().retry_budget.earn();
         let mut request_body = Body::of_request(meta.framing);
         self.append_early_body(&mut request_body, &mut to_upstream)?;
-        let is_whole = request_body.is_done();
         let mut tries = Tries::default();
         let mut n_retries = 0;
         loop {
@@ -565,7 +564,7 @@ impl<C: Client> Server<'_, C> {
                             reason_status(reason),
                             reason_text(reason, &service),
                             &meta,
-                            is_whole,
+                            request_body.is_done(),
                         )
                         .await;
                 }
@@ -588,7 +587,7 @@ impl<C: Client> Server<'_, C> {
                 from_client: &mut self.from_client,
                 to_upstream: &mut to_upstream,
                 request_body,
-                is_replayable: is_whole,
+                is_replayable: true,
                 is_cut_short: false,
                 sent_at: None,
                 response: None,
@@ -609,7 +608,9 @@ impl<C: Client> Server<'_, C> {
                 endpoint.answered();
             }
             let has_responded = exchange.response.is_some();
-            let may_replay = exchange.is_replayable && !exchange.has_begun;
+            let is_kept = exchange.is_replayable;
+            let may_replay = is_kept && !exchange.has_begun;
+            request_body = exchange.request_body;
             let is_request_read = exchange.is_request_read();
             let is_request_sent = exchange.is_request_sent();
             let from_upstream = std::mem::take(&mut exchange.from_upstream);
@@ -698,7 +699,7 @@ impl<C: Client> Server<'_, C> {
                         return Err(reason);
                     }
                     if !has_responded && !is_reused && failure.is_silence() {
-                        let asker = self.asker(is_whole.then_some(&mut to_upstream));
+                        let asker = self.asker(is_kept.then_some(&mut to_upstream));
                         service.left_unanswered(&endpoint, asker, Instant::now());
                     }
                     let is_unprocessed = stream.wire().is_some_and(Leg::is_unprocessed);
