@@ -332,7 +332,9 @@ fn a_node_that_ends_says_so_and_answers_what_it_was_asked() {
     assert_eq!(idle.get("/").unwrap().status, 200);
     let answer = busy.send(get("/slow"));
     let state = node.service("web");
-    wait_until("the request to reach the endpoint", || state.endpoints()[0].in_flight() == 1);
+    wait_until("the request to reach the endpoint", || {
+        state.endpoints()[0].in_flight() == 1
+    });
     let stopping = std::thread::spawn(move || node.stop());
     let answer = busy.wait(async { Answer::whole(answer.await.unwrap()).await }).unwrap();
     assert_eq!(answer.text(), "slow");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{HealthProbe, Mode, SameSite, ServiceName, labels};
+use crate::model::{HealthProbe, Mode, RouteTls, SameSite, ServiceName, labels};
 
 fn map(text: &[&str]) -> BTreeMap<String, String> {
     let pair = |line: &&str| {
@@ -46,7 +46,10 @@ fn a_router_with_its_service_is_a_route() {
     ]);
     assert_eq!(faults, [] as [String; 0]);
     let [route] = &*spec.routes else { panic!("{spec:?}") };
-    assert_eq!((route.target, route.priority(), route.needs_tls), (8080, 42, false));
+    assert_eq!(
+        (route.target, route.priority(), route.tls),
+        (8080, 42, RouteTls::AsEntryPoint)
+    );
     assert_eq!(&*route.said_by, "Traefik.HTTP.Routers.App.Rule");
     let names: Vec<&str> = route
         .entry_points
@@ -234,12 +237,19 @@ fn several_routers_stand_each_by_itself() {
         .iter()
         .map(|route| (route.rule.as_str(), route.target, route.is_closed))
         .collect();
-    assert_eq!(routes, [("Host(`a.test`)", 8080, false), ("Host(`c.test`)", 0, true)]);
+    assert_eq!(
+        routes,
+        [
+            ("Host(`a.test`)", 8080, false),
+            ("Host(`c.test`)", 0, true),
+            ("HostSNI(`*`)", 0, true)
+        ]
+    );
     for expected in [
         "label traefik.http.routers.b.rule=Hots(`b.test`): expected Host, ",
         "label traefik.http.routers.c.service: expected one of one, two",
         "label traefik.http.routers.d.rule: expected one, such as",
-        "label traefik.tcp.routers.t.rule: routes of connections are not served yet",
+        "label traefik.tcp.routers.t.rule=HostSNI(`*`): expected routers of one kind, http or tcp",
         "label traefik.http.router.x.rule: no such section",
     ] {
         assert!(
@@ -257,17 +267,18 @@ fn several_routers_stand_each_by_itself() {
 
 #[test]
 fn tls_is_asked_for_in_several_ways_and_resolvers_are_said() {
-    for (label, needs_tls, n_faults) in [
-        ("traefik.http.routers.app.tls=true", true, 0),
-        ("traefik.http.routers.app.tls=false", false, 0),
-        ("traefik.http.routers.app.tls.certresolver=le", true, 1),
-        ("traefik.http.routers.app.tls.domains[0].main=a.test", true, 0),
-        ("traefik.http.routers.app.tls.options=default", true, 0),
+    let (ended, unsaid) = (RouteTls::Ended, RouteTls::AsEntryPoint);
+    for (label, tls, n_faults) in [
+        ("traefik.http.routers.app.tls=true", ended, 0),
+        ("traefik.http.routers.app.tls=false", unsaid, 0),
+        ("traefik.http.routers.app.tls.certresolver=le", ended, 1),
+        ("traefik.http.routers.app.tls.domains[0].main=a.test", ended, 0),
+        ("traefik.http.routers.app.tls.options=default", ended, 0),
     ] {
         let (spec, faults) = read(&[RULE, label]);
         assert_eq!(
-            (spec.routes[0].needs_tls, faults.len()),
-            (needs_tls, n_faults),
+            (spec.routes[0].tls, faults.len()),
+            (tls, n_faults),
             "{label}: {faults:?}"
         );
     }
@@ -393,7 +404,7 @@ fn what_is_not_known_of_a_closed_route_is_taken_for_as_much_as_it_may_be() {
         let (spec, _) = read(&labels);
         let [route] = &*spec.routes else { panic!("{spec:?}") };
         assert!(route.is_closed, "{labels:?}");
-        (route.priority, route.entry_points.len(), route.needs_tls)
+        (route.priority, route.entry_points.len(), route.tls)
     };
     let place = "traefik.http.routers.app.entrypoints=web";
     let auth = "traefik.http.routers.app.middlewares=auth@file";
