@@ -865,7 +865,7 @@ services:
                 web("mode: tcp\n    route: Host(`a`)"),
                 None,
                 "services",
-                &["web", "route: expected mode http"],
+                &["web", "route: Host(`a`): expected mode http"],
             ),
             (
                 "services:\n  web: { route: Host(`a`), publish: [\"1:1\", \"2:2\"], endpoints: [10.0.0.1] }\n"
