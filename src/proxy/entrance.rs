@@ -73,11 +73,11 @@ pub(super) async fn serve(
         (Some(terminator), Some(stream)) if stream.is_opened() => {
             let config = terminator.stream_config();
             match Box::pin(shake_hands(&connection, socket, &terminator, config)).await {
-                Ok(client) => streams::serve_opened(connection, client, stream, announced, shared).await,
+                Ok(client) => streams::serve_opened(connection, client, stream, announced, &shared),
                 Err(reason) => connection.close(reason),
             }
         }
-        (_, Some(stream)) => streams::serve(connection, socket, stream, announced, shared).await,
+        (_, Some(stream)) => streams::serve(connection, socket, stream, announced, &shared),
     }
 }
 

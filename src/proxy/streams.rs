@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
@@ -142,14 +141,14 @@ async fn hear(socket: &TcpStream, n: usize) -> io::Result<(usize, Said)> {
 
 /// Serves a connection as it came, from here on as one to a port of the service. `announced`: the client's address, where a proxy in
 /// front has said it.
-pub(super) async fn serve(
+pub(super) fn serve(
     mut connection: Connection,
     client: TcpStream,
     stream: Stream,
     announced: Option<SocketAddr>,
-    shared: Arc<Shared>,
+    shared: &Shared,
 ) {
-    if let Err(reason) = give(&mut connection, &stream, &shared) {
+    if let Err(reason) = give(&mut connection, &stream, shared) {
         socket::reset_on_close(&client);
         return connection.close(reason);
     }
@@ -161,25 +160,24 @@ pub(super) async fn serve(
         table: shared.table.clone(),
         network: None,
     };
-    drop(shared);
-    tcp::serve(Box::new(accepted)).await;
+    // The task that has come so far is larger than what is left needs.
+    tokio::spawn(tcp::serve(Box::new(accepted)));
 }
 
 /// The same of one whose TLS was ended here.
-pub(super) async fn serve_opened(
+pub(super) fn serve_opened(
     mut connection: Connection,
     client: Sealed,
     stream: Stream,
     announced: Option<SocketAddr>,
-    shared: Arc<Shared>,
+    shared: &Shared,
 ) {
-    if let Err(reason) = give(&mut connection, &stream, &shared) {
+    if let Err(reason) = give(&mut connection, &stream, shared) {
         client.reset_on_close();
         return connection.close(reason);
     }
     let table = shared.table.clone();
-    drop(shared);
-    tcp::serve_opened(connection, client, announced, stream.target, table).await;
+    tokio::spawn(tcp::serve_opened(connection, client, announced, stream.target, table));
 }
 
 /// Has the connection be the service's. Errors: nobody is let through there, or it is gone.

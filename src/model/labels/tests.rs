@@ -2,7 +2,7 @@
 
 use super::names::COOKIE;
 use super::*;
-use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol};
+use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol, RouteTls};
 
 fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
     let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
