@@ -671,7 +671,7 @@ fn write_entry_points(table: &RoutingTable, out: &mut DescriptorEncoder<'_>) {
         "Routes of services at the entry point.",
     );
     for one in all {
-        family.sample(&[("entrypoint", one.name().as_str())], one.front().len() as u64);
+        family.sample(&[("entrypoint", one.name().as_str())], one.n_routes() as u64);
     }
     let mut family = Family::new(
         out,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::tls::TlsView;
 use super::{AdminState, Phase, SwarmView};
-use crate::model::{EntryPointName, HealthProbe, RouteSpec, format_duration};
+use crate::model::{EntryPointName, HealthProbe, RouteSpec, RouteTls, format_duration};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
@@ -505,9 +505,13 @@ impl ServiceView {
 fn describe_route(route: &RouteSpec) -> String {
     let names: Vec<&str> = route.entry_points.iter().map(EntryPointName::as_str).collect();
     let closed = if route.is_closed { " (closed)" } else { "" };
+    let passed = match route.tls {
+        RouteTls::Passthrough => " (TLS passed through)",
+        RouteTls::AsEntryPoint | RouteTls::Ended | RouteTls::Without => "",
+    };
     match names.is_empty() {
-        true => format!("{}{closed}", route.rule),
-        false => format!("{} at {}{closed}", route.rule, names.join(", ")),
+        true => format!("{}{passed}{closed}", route.rule),
+        false => format!("{} at {}{passed}{closed}", route.rule, names.join(", ")),
     }
 }
 

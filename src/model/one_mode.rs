@@ -18,14 +18,7 @@ pub struct OneMode {
     otherwise: &'static str,
 }
 
-const OPTIONS: [OneMode; 9] = [
-    OneMode {
-        key: "route",
-        label: super::labels::ROUTE,
-        mode: Mode::Http,
-        is_asked_for: |spec| !spec.routes.is_empty(),
-        otherwise: "in tcp mode there are no requests",
-    },
+const OPTIONS: [OneMode; 8] = [
     OneMode {
         key: "scheme",
         label: "anynode.scheme",

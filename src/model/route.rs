@@ -1,4 +1,4 @@
-//! Routes: requests to an entry point that are a service's, where several share one port. Not here: what a rule asks (`rule`), which
+//! Routes: requests or connections to an entry point that are a service's, where several share one port. Not here: what a rule asks (`rule`), which
 //! entry points a node has (its configuration).
 
 use std::fmt;
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::filters::Filters;
 use super::rule::Rule;
-use super::{InvalidValue, ServiceName, Timeouts};
+use super::{InvalidValue, Mode, ServiceName, Timeouts};
 
 /// The name of an entry point: a port of a node that services share. Spelled as a service's name, and none of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,11 +103,11 @@ impl EntryPointSpec {
 
     /// Whether that route is served here.
     pub fn takes(&self, route: &RouteSpec) -> bool {
-        route.is_for(&self.name) && (!route.needs_tls || self.is_tls)
+        route.is_for(&self.name) && route.tls.may_be_at(self.is_tls)
     }
 }
 
-/// Which requests are a service's.
+/// Which requests, or connections, are a service's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteSpec {
     pub rule: Rule,
@@ -117,8 +117,7 @@ pub struct RouteSpec {
     pub entry_points: Vec<EntryPointName>,
     /// The port that tasks listen on for them; 0: the one that the service names elsewhere (`ServiceSpec::settle_routes`).
     pub target: u16,
-    /// Only where TLS ends, as Traefik's routers have it that ask for TLS.
-    pub needs_tls: bool,
+    pub tls: RouteTls,
     /// Nobody is let through, since what else was asked for cannot be done: it keeps its place, so that no other route, which may
     /// ask for less, has its requests.
     pub is_closed: bool,
@@ -136,7 +135,7 @@ impl RouteSpec {
             priority: None,
             entry_points: Vec::new(),
             target: 0,
-            needs_tls: false,
+            tls: RouteTls::default(),
             is_closed: false,
             filters: None,
             said_by: said_by.into(),
@@ -159,9 +158,60 @@ impl RouteSpec {
         self.priority.unwrap_or_else(|| self.rule.priority())
     }
 
+    /// What was expected, where services of that mode have no such route.
+    pub fn out_of_place(&self, mode: Mode) -> Option<&'static str> {
+        match (mode, self.rule.is_of_connections()) {
+            (Mode::Tcp, false) => {
+                Some("expected mode http: in tcp mode there are no requests, and a route is of HostSNI")
+            }
+            (Mode::Http, true) => Some(
+                "expected mode tcp: in http mode requests are told apart, and a route is of Host, Path and the like",
+            ),
+            _ => None,
+        }
+    }
+
     /// Whether it is for that entry point.
     pub fn is_for(&self, entry_point: &EntryPointName) -> bool {
         self.entry_points.is_empty() || self.entry_points.contains(entry_point)
+    }
+}
+
+/// Where a route is served, and what becomes of its clients' TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RouteTls {
+    /// As its entry points have it: ended at those that end it, and at the others what comes goes on as it is.
+    #[default]
+    AsEntryPoint,
+    /// At entry points that end it alone: what goes on is what was in it.
+    Ended,
+    /// It goes on as it came, whatever the entry point would do (connections alone).
+    Passthrough,
+    /// At entry points that end none alone.
+    Without,
+}
+
+impl RouteTls {
+    /// Whether a route may be at an entry point that ends TLS, or one that ends none.
+    fn may_be_at(self, is_tls: bool) -> bool {
+        match self {
+            RouteTls::AsEntryPoint | RouteTls::Passthrough => true,
+            RouteTls::Ended => is_tls,
+            RouteTls::Without => !is_tls,
+        }
+    }
+}
+
+impl FromStr for RouteTls {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<RouteTls, InvalidValue> {
+        match text {
+            "ended" => Ok(RouteTls::Ended),
+            "passthrough" => Ok(RouteTls::Passthrough),
+            "none" => Ok(RouteTls::Without),
+            _ => Err(InvalidValue::new(text, "ended, passthrough or none")),
+        }
     }
 }
 
@@ -172,6 +222,7 @@ pub struct RouteParts {
     pub priority: Option<i64>,
     pub entry_points: Option<Vec<EntryPointName>>,
     pub port: Option<u16>,
+    pub tls: Option<RouteTls>,
 }
 
 /// One of them.
@@ -181,6 +232,7 @@ pub enum RoutePart {
     Priority,
     EntryPoints,
     Port,
+    Tls,
 }
 
 impl RoutePart {
@@ -191,6 +243,7 @@ impl RoutePart {
             RoutePart::Priority => "priority",
             RoutePart::EntryPoints => "entrypoints",
             RoutePart::Port => "port",
+            RoutePart::Tls => "tls",
         }
     }
 }
@@ -204,13 +257,21 @@ impl RouteParts {
                 (self.priority.is_some(), RoutePart::Priority),
                 (self.entry_points.is_some(), RoutePart::EntryPoints),
                 (self.port.is_some(), RoutePart::Port),
+                (self.tls.is_some(), RoutePart::Tls),
             ];
             return match alone.into_iter().find(|(is_said, _)| *is_said) {
                 Some((_, part)) => Err((part, "expected a route beside it, such as Host(`a.example`)")),
                 None => Ok(None),
             };
         };
+        if self.tls == Some(RouteTls::Passthrough) && !rule.is_of_connections() {
+            return Err((
+                RoutePart::Tls,
+                "expected ended or none beside that route: requests are read here, and only connections (HostSNI) can be passed through",
+            ));
+        }
         Ok(Some(RouteSpec {
+            tls: self.tls.unwrap_or_default(),
             priority: self.priority,
             entry_points: self.entry_points.unwrap_or_default(),
             target: self.port.unwrap_or(0),

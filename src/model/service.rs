@@ -118,7 +118,7 @@ pub struct ServiceSpec {
     pub publish: Vec<PublishedPort>,
     /// Target ports that only the VIP answers, beside those of `publish`.
     pub expose: Vec<u16>,
-    /// Requests to entry points that are its own (http).
+    /// Requests, or connections, to entry points that are its own.
     pub routes: Vec<RouteSpec>,
     pub balance: Balance,
     /// Of what, where that is how it is balanced.
@@ -268,6 +268,15 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// The mode that routes ask for, of requests before connections; `None`: none is open.
+    pub fn of_routes(routes: &[RouteSpec]) -> Option<Mode> {
+        let open = || routes.iter().filter(|route| !route.is_closed);
+        match open().any(|route| !route.rule.is_of_connections()) {
+            true => Some(Mode::Http),
+            false => open().next().map(|_| Mode::Tcp),
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Tcp => "tcp",

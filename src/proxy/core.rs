@@ -525,6 +525,13 @@ impl Connection {
         }
     }
 
+    /// Has the connection be that service's from here on. Of what it was counted by until now it is closed, as routed.
+    pub(super) fn go_to(&mut self, service: Arc<Service>) {
+        self.stats().closed(CloseReason::Routed, self.opened_at.elapsed());
+        self.service = service;
+        self.stats().opened();
+    }
+
     /// Whether the service may have this connection at once, which it then has.
     pub(super) fn try_admit(&mut self) -> bool {
         self.is_admitted = balancer::try_admit(&self.service);

@@ -1,5 +1,6 @@
-//! What an entry point asks of a connection before HTTP: whose it is, of proxies that say so (PROXY protocol), and TLS, all within the
-//! time that a request's head has. Not here: the handshake itself (`sealed`), and what it goes by (`tls`).
+//! What an entry point asks of a connection before HTTP: whose it is, of proxies that say so (PROXY protocol), whether it is a service's
+//! as a whole, and TLS, each within the time that a request's head has. Not here: what a client says first (`streams`), the handshake
+//! itself (`sealed`), and what it goes by (`tls`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::relay;
 use super::sealed::{NoHandshake, Sealed};
 use super::session;
 use super::speaks;
+use super::streams;
 use crate::routing::CloseReason;
 use crate::sys::socket;
 use crate::tls::{Handshake, Terminator};
@@ -41,15 +43,41 @@ pub(super) async fn serve(
             return connection.close(reason);
         }
     };
-    let Some(terminator) = asks.tls else {
-        return speaks::serve(connection, socket, peer, entry, 0, shared).await;
-    };
-    match Box::pin(shake_hands(&connection, socket, &terminator)).await {
-        Ok(client) if client.speaks_http2() => {
-            Box::pin(session::serve(connection, client, Vec::new(), peer, entry, 0, shared)).await
+    let stream = match &entry {
+        h1::Entry::Front(listen) if asks.has_streams => {
+            Box::pin(streams::find(&connection, &socket, peer, *listen, &shared)).await
         }
-        Ok(client) => speaks::serve(connection, client, peer, entry, 0, shared).await,
-        Err(reason) => connection.close(reason),
+        _ => Ok(None),
+    };
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(reason) => {
+            let tls = asks.tls.iter();
+            tls.for_each(|terminator| terminator.handshakes.count(Handshake::Abandoned));
+            socket::reset_on_close(&socket);
+            return connection.close(reason);
+        }
+    };
+    let announced = asks.is_announced.then_some(peer);
+    match (asks.tls, stream) {
+        (None, None) => speaks::serve(connection, socket, peer, entry, 0, shared).await,
+        (Some(terminator), None) => {
+            match Box::pin(shake_hands(&connection, socket, &terminator, terminator.config())).await {
+                Ok(client) if client.speaks_http2() => {
+                    Box::pin(session::serve(connection, client, Vec::new(), peer, entry, 0, shared)).await
+                }
+                Ok(client) => speaks::serve(connection, client, peer, entry, 0, shared).await,
+                Err(reason) => connection.close(reason),
+            }
+        }
+        (Some(terminator), Some(stream)) if stream.is_opened() => {
+            let config = terminator.stream_config();
+            match Box::pin(shake_hands(&connection, socket, &terminator, config)).await {
+                Ok(client) => streams::serve_opened(connection, client, stream, announced, &shared),
+                Err(reason) => connection.close(reason),
+            }
+        }
+        (_, Some(stream)) => streams::serve(connection, socket, stream, announced, &shared),
     }
 }
 
@@ -58,6 +86,15 @@ pub(super) async fn serve(
 pub(super) struct Asks {
     pub(super) is_announced: bool,
     pub(super) tls: Option<Arc<Terminator>>,
+    /// It may be a service's as a whole.
+    pub(super) has_streams: bool,
+}
+
+impl Asks {
+    /// Otherwise a request may come at once.
+    pub(super) fn are_any(&self) -> bool {
+        self.is_announced || self.has_streams || self.tls.is_some()
+    }
 }
 
 /// Whose connection it is, as the proxy says that has made it. Errors: the reason to close with.
@@ -94,9 +131,10 @@ async fn shake_hands(
     connection: &Connection,
     socket: TcpStream,
     terminator: &Terminator,
+    config: Option<Arc<rustls::ServerConfig>>,
 ) -> Result<Sealed, CloseReason> {
     let count = |handshake| terminator.handshakes.count(handshake);
-    let Some(config) = terminator.config() else {
+    let Some(config) = config else {
         count(Handshake::Refused);
         socket::reset_on_close(&socket);
         return Err(CloseReason::TlsHandshake);

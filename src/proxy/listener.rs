@@ -127,6 +127,7 @@ struct Door {
 struct Before {
     spec: Arc<EntryPointSpec>,
     tls: Option<Arc<Terminator>>,
+    has_streams: bool,
 }
 
 impl Door {
@@ -141,7 +142,11 @@ impl Door {
                     false => None,
                 };
                 let spec = entry_point.spec().clone();
-                before = Some(Before { spec, tls });
+                before = Some(Before {
+                    spec,
+                    tls,
+                    has_streams: entry_point.has_streams(),
+                });
                 (entry_point.connections().clone(), h1::Entry::Front(listen))
             }
             ListenKind::Published | ListenKind::Vip => {
@@ -203,6 +208,7 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
     let asks = before.map(|before| Asks {
         is_announced: before.spec.is_announced(peer.ip()),
         tls: before.tls,
+        has_streams: before.has_streams,
     });
     let party = match &asks {
         // It stands for many, until it has said for whom.
@@ -210,7 +216,7 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
         _ => Party::client(peer.ip(), trusted.as_deref().unwrap_or(&shared.config.trusted_proxies)),
     };
     let connection = Connection::open(service, party, Instant::now());
-    if let Some(asks) = asks.filter(|asks| asks.is_announced || asks.tls.is_some()) {
+    if let Some(asks) = asks.filter(Asks::are_any) {
         tokio::spawn(entrance::serve(connection, stream, peer, entry, shared.clone(), asks));
         return;
     }
@@ -218,6 +224,7 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
         Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
             connection,
             client: stream,
+            announced: None,
             target,
             table: shared.table.clone(),
             network: None,

@@ -138,6 +138,11 @@ impl Sealed {
         self.lock().tls.alpn_protocol() == Some(b"h2")
     }
 
+    /// What it is over.
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
     fn lock(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }

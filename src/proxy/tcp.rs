@@ -1,5 +1,6 @@
 //! One client connection in tcp mode: admitted, connected to an endpoint, relayed, closed for one reason.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +14,8 @@ use super::park;
 use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::rounds::Rounds;
-use super::upstream::{self, Behalf, Tries, Upstream};
+use super::sealed::Sealed;
+use super::upstream::{self, Behalf, Tries, Upstream, Whom};
 use super::wire::{Leg, Watched, Wire};
 use crate::model::{Balance, Passive};
 use crate::routing::{Asker, CloseReason, TableHandle};
@@ -23,6 +25,8 @@ use crate::sys::socket;
 pub(super) struct Accepted {
     pub(super) connection: Connection,
     pub(super) client: TcpStream,
+    /// The client's address, where a proxy in front has said it.
+    pub(super) announced: Option<SocketAddr>,
     pub(super) target: u16,
     pub(super) table: Arc<TableHandle>,
     /// The network by which a task called from inside.
@@ -31,24 +35,30 @@ pub(super) struct Accepted {
 
 /// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
 /// this state, and a task is as large as the largest state that it may be in.
-type Beginning = Pin<Box<dyn Future<Output = (Connection, TcpStream, Result<Upstream, CloseReason>)> + Send>>;
+type Beginning = Pin<Box<dyn Future<Output = (Connection, TcpStream, Begun)> + Send>>;
+
+/// An endpoint, and what it is told before the client's first byte; or the reason to close with.
+type Begun = Result<(Upstream, Vec<u8>), CloseReason>;
 
 fn begin(accepted: Box<Accepted>) -> Beginning {
     Box::pin(async move {
         let Accepted {
             mut connection,
             client,
+            announced,
             target,
             table,
             network,
         } = *accepted;
-        let behalf = Behalf {
-            client: Some(&client),
-            network: network.as_ref(),
-            rounds: None,
-            wish: Wish::default(),
+        let whom = Whom {
+            socket: &client,
+            announced,
         };
-        let result = connect(&mut connection, &client, target, &table, behalf).await;
+        let result = connect(&mut connection, whom, target, &table, network.as_ref()).await;
+        let result = result.map(|upstream| {
+            let early = early(&connection, whom, &upstream.stream);
+            (upstream, early)
+        });
         (connection, client, result)
     })
 }
@@ -59,13 +69,8 @@ pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
 /// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
     let (relay, lease) = match begin(accepted).await {
-        (connection, client, Ok(Upstream { stream, lease, .. })) => {
+        (connection, client, Ok((Upstream { stream, lease, .. }, early))) => {
             connection.hold(Some(lease.endpoint().id()));
-            // The node of a remote task tells it itself.
-            let early = match &stream {
-                Leg::Tcp(_) => upstream::proxy_header(connection.service().spec(), || upstream::addresses(&client)),
-                Leg::Tunnel(_) => Vec::new(),
-            };
             let is_parkable = stream.tcp().is_some();
             let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
             if is_parkable {
@@ -81,6 +86,46 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
     go_on(relay, lease).await;
 }
 
+/// Serves a client whose TLS was ended here, from its beginning to its close. It keeps its session's keys, and is not parked.
+pub(super) async fn serve_opened(
+    mut connection: Connection,
+    client: Sealed,
+    announced: Option<SocketAddr>,
+    target: u16,
+    table: Arc<TableHandle>,
+) {
+    let whom = Whom {
+        socket: client.socket(),
+        announced,
+    };
+    let begun = Box::pin(connect(&mut connection, whom, target, &table, None)).await;
+    let Upstream { stream, lease, .. } = match begun {
+        Ok(upstream) => upstream,
+        Err(reason) => {
+            client.reset_on_close();
+            return connection.close(reason);
+        }
+    };
+    drop(table);
+    connection.hold(Some(lease.endpoint().id()));
+    let (asker, early) = (whom.peer(), early(&connection, whom, &stream));
+    let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
+    let reason = relay::run(&mut relay).await;
+    if relay.connection().service().spec().passive == Passive::Strict {
+        judge(&relay, asker, &lease, reason);
+    }
+    relay.into_connection().close(reason);
+}
+
+/// What the endpoint is told before the client's first byte.
+fn early(connection: &Connection, client: Whom<'_>, upstream: &Leg) -> Vec<u8> {
+    match upstream {
+        Leg::Tcp(_) => upstream::proxy_header(connection.service().spec(), || client.addresses()),
+        // The node of a remote task tells it itself.
+        Leg::Tunnel(_) => Vec::new(),
+    }
+}
+
 /// Relays until the close, or until it is parked.
 ///
 /// A block, since an `async fn` would keep its arguments twice: a task of this size is there for each connection.
@@ -90,7 +135,7 @@ pub(super) fn go_on(mut relay: TcpRelay, mut lease: Lease) -> impl Future<Output
         loop {
             if let Some(reason) = relay::run_until_quiet(&mut relay).await {
                 if relay.connection().service().spec().passive == Passive::Strict {
-                    judge(&relay, &lease, reason);
+                    judge(&relay, relay.client_addr(), &lease, reason);
                 }
                 return relay.into_connection().close(reason);
             }
@@ -103,13 +148,13 @@ pub(super) fn go_on(mut relay: TcpRelay, mut lease: Lease) -> impl Future<Output
 }
 
 /// Where it is asked for: an endpoint that ends a connection without a word is as bad as one that takes none.
-fn judge(relay: &TcpRelay, lease: &Lease, reason: CloseReason) {
+fn judge<S: Wire>(relay: &Relay<Connection, S, Leg>, client: Option<SocketAddr>, lease: &Lease, reason: CloseReason) {
     let has_ended = matches!(reason, CloseReason::UpstreamFin | CloseReason::UpstreamRst);
     match relay.has_answered() {
         true => lease.endpoint().answered(),
         false if has_ended => {
             // Without an address the client is gone already.
-            if let Some(peer) = relay.client_addr() {
+            if let Some(peer) = client {
                 let service = relay.connection().service();
                 service.left_unanswered(lease.endpoint(), Asker::of(peer), Instant::now());
             }
@@ -120,19 +165,21 @@ fn judge(relay: &TcpRelay, lease: &Lease, reason: CloseReason) {
 
 async fn connect(
     connection: &mut Connection,
-    client: &TcpStream,
+    client: Whom<'_>,
     target: u16,
     table: &TableHandle,
-    behalf: Behalf<'_>,
+    network: Option<&Arc<str>>,
 ) -> Result<Upstream, CloseReason> {
-    let rounds = Rounds::of_client(client, table)?;
+    let rounds = Rounds::of_client(client.socket, table)?;
     let is_hashed = connection.service().spec().balance == Balance::Hash;
-    let peer = is_hashed.then(|| client.peer_addr().ok()).flatten();
+    let peer = is_hashed.then(|| client.peer()).flatten();
     let behalf = Behalf {
+        client: Some(client),
+        network,
         rounds: Some(&rounds),
         wish: peer.map_or_else(Wish::default, |peer| Wish::of_client(peer.ip())),
-        ..behalf
     };
+    let client = client.socket;
     // Whatever it has sent may be all that it has to say.
     let mut patience = Patience::new(Watched::Socket(client), connection.party(), &|| true);
     if !connection.try_admit() {

@@ -38,7 +38,7 @@ pub(super) struct Upstream {
 #[derive(Clone, Copy)]
 pub(super) struct Behalf<'a> {
     /// Whose address the endpoint's node is told, where the connection is for one client alone.
-    pub(super) client: Option<&'a TcpStream>,
+    pub(super) client: Option<Whom<'a>>,
     /// The network by which a task asks from inside; `None`: a client of a port.
     pub(super) network: Option<&'a Arc<str>>,
     /// Remembers connections that may come round; `None` where that is told in another way.
@@ -79,6 +79,26 @@ pub(super) fn at_once(
             tries.turn = Some(lease);
             None
         }
+    }
+}
+
+/// A client, by its socket and by what a proxy in front has said of it.
+#[derive(Clone, Copy)]
+pub(super) struct Whom<'a> {
+    pub(super) socket: &'a TcpStream,
+    /// `None`: it has come by itself.
+    pub(super) announced: Option<SocketAddr>,
+}
+
+impl Whom<'_> {
+    /// `None`: it is gone already.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.announced.or_else(|| self.socket.peer_addr().ok())
+    }
+
+    /// Its address, and the address that it came to. `None`: it is gone already.
+    pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.peer()?, self.socket.local_addr().ok()?))
     }
 }
 
@@ -349,11 +369,6 @@ pub(super) fn proxy_header(
     }
 }
 
-/// The client's address, and the address that it came to. `None`: the client is gone already.
-pub(super) fn addresses(client: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
-    Some((client.peer_addr().ok()?, client.local_addr().ok()?))
-}
-
 /// As `reach`, but `None` as soon as the endpoint leaves the table without having answered: whoever took it away knows more
 /// than its silence says, and somebody else may answer.
 async fn attempt(
@@ -397,7 +412,7 @@ async fn reach(
         if let Some(rounds) = behalf.rounds.filter(|_| endpoint.spec().netns.is_none()) {
             return stand(rounds.connect(addr)?, timeout).await.map(Leg::Tcp);
         }
-        let client = || behalf.client.and_then(|client| client.peer_addr().ok());
+        let client = || behalf.client.and_then(|client| client.peer());
         return connect_here(spec, endpoint, addr, client, timeout).await.map(Leg::Tcp);
     };
     let Some(dialer) = core::dialer() else {
@@ -409,7 +424,7 @@ async fn reach(
         target,
         network: behalf.network,
         // A client whose address cannot be told is gone already.
-        client: behalf.client.and_then(addresses),
+        client: behalf.client.and_then(|client| client.addresses()),
         timeout,
     };
     let dialing = dialer.dial(hop);

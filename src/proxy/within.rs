@@ -152,6 +152,7 @@ impl Within {
             Mode::Tcp => tokio::spawn(tcp::serve(Box::new(Accepted {
                 connection,
                 client,
+                announced: None,
                 target,
                 table: self.shared.table.clone(),
                 network,
@@ -178,7 +179,11 @@ async fn to_endpoint(mut connection: Connection, client: TcpStream, endpoint: Ar
             return connection.close(reason);
         }
     };
-    let early = upstream::proxy_header(connection.service().spec(), || upstream::addresses(&client));
+    let whom = upstream::Whom {
+        socket: &client,
+        announced: None,
+    };
+    let early = upstream::proxy_header(connection.service().spec(), || whom.addresses());
     let mut relay = Relay::new(&connection, client, Leg::Tcp(stream), [early, Vec::new()]);
     let reason = relay::run(&mut relay).await;
     connection.close(reason);

@@ -1,7 +1,8 @@
-//! Entry points: ports that services share, and whose a request to one is. Pure. Found by the request's host first, so that a
-//! thousand hosts cost what one does. Not here: heads of requests (`proxy::http`).
+//! Entry points: ports that services share, and whose a request or a connection to one is. Pure. Found by the host first, so that a
+//! thousand hosts cost what one does. Not here: heads of requests (`proxy::http`), what a client says first (`proxy::hello`).
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{HashMap, OrdMap};
@@ -19,6 +20,8 @@ pub struct EntryPoint {
     /// In no table: what its connections are counted by, before it is known whose their requests are.
     connections: Arc<Service>,
     front: Front,
+    /// Whose connections are whose, before there is any request.
+    streams: Front,
 }
 
 impl EntryPoint {
@@ -31,6 +34,7 @@ impl EntryPoint {
             connections: Arc::new(Service::apart(counted)),
             spec: Arc::new(spec),
             front: Front::default(),
+            streams: Front::default(),
         }
     }
 
@@ -59,12 +63,65 @@ impl EntryPoint {
         &self.front
     }
 
-    pub(super) fn front_mut(&mut self) -> &mut Front {
-        &mut self.front
+    /// How many routes there are, of requests and of connections.
+    pub fn n_routes(&self) -> usize {
+        self.front.len() + self.streams.len()
+    }
+
+    /// Whether a connection may be a service's as a whole.
+    pub fn has_streams(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    /// Whether what the client says first decides whose a connection is. Otherwise nothing is to be waited for: there are clients that
+    /// wait themselves.
+    pub fn asks_for_hello(&self) -> bool {
+        self.has_streams() && (self.spec.is_tls || self.streams.n_by_name > 0)
+    }
+
+    /// The route that takes a connection as a whole; `None`: it is of requests. `client`: in its shortest form.
+    ///
+    /// A route of connections comes before all of requests, but for one of whatever connections there are where TLS ends: it has those
+    /// whose name no route of requests is for, as Traefik has it.
+    pub fn find_stream(&self, first: First<'_>, client: IpAddr) -> Option<&Arc<Routed>> {
+        let name = match first {
+            First::Tls(name) => name.unwrap_or(""),
+            First::Other if self.spec.is_tls => return None,
+            First::Other => "",
+        };
+        let found = self.streams.find(&Asked::connection(name, client))?;
+        let is_left_over = self.spec.is_tls && found.route.rule.is_catch_all();
+        (!is_left_over || !self.front.may_be_for(name)).then_some(found)
+    }
+
+    fn front_of(&mut self, route: &RouteSpec) -> &mut Front {
+        match route.rule.is_of_connections() {
+            true => &mut self.streams,
+            false => &mut self.front,
+        }
+    }
+
+    /// Errors: whose the rule is already.
+    pub(super) fn insert(&mut self, service: &ServiceName, route: &RouteSpec) -> Result<(), ServiceName> {
+        self.front_of(route).insert(service, route)
+    }
+
+    /// Forgets the route, if it is this service's.
+    pub(super) fn remove(&mut self, service: &ServiceName, route: &RouteSpec) {
+        self.front_of(route).remove(service, route);
     }
 }
 
-/// Whose a request is. Clones share everything.
+/// What a client says first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First<'a> {
+    /// It begins with TLS, for that name (in lower case), if it says one.
+    Tls(Option<&'a str>),
+    /// It says something else, or is not waited for.
+    Other,
+}
+
+/// Whose a request is, or a connection. Clones share everything.
 #[derive(Debug, Clone, Default)]
 pub struct Front {
     /// Routes for some hosts alone, by each of them.
@@ -73,6 +130,8 @@ pub struct Front {
     others: Ranked,
     /// Whose each rule is, by its canonical text.
     owners: OrdMap<Arc<str>, Arc<Routed>>,
+    /// How many of them look at the name that a client says first.
+    n_by_name: usize,
 }
 
 impl Front {
@@ -85,6 +144,11 @@ impl Front {
     /// Whether a path decides whose a request to that host is, so that it may not be one that is read in two ways.
     pub fn asks_for_path(&self, host: &str) -> bool {
         self.others.asks_for_path() || self.by_host.get(host).is_some_and(Ranked::asks_for_path)
+    }
+
+    /// Whether a request for that host may be one of any route.
+    fn may_be_for(&self, host: &str) -> bool {
+        !self.others.is_empty() || self.by_host.contains_key(host)
     }
 
     /// Whether there is any route.
@@ -106,6 +170,7 @@ impl Front {
             route: route.clone(),
         });
         self.owners.insert(route.rule.canonical().into(), routed.clone());
+        self.n_by_name += usize::from(route.rule.asks_for_name());
         match route.rule.hosts() {
             None => self.others.insert(routed),
             Some(hosts) => {
@@ -125,6 +190,7 @@ impl Front {
             return;
         };
         self.owners.remove(route.rule.canonical());
+        self.n_by_name -= usize::from(routed.route.rule.asks_for_name());
         match routed.route.rule.hosts() {
             None => self.others.remove(&routed),
             Some(hosts) => {
@@ -191,6 +257,55 @@ mod tests {
     fn owner(front: &Front, host: &str, path: &str) -> Option<String> {
         let found = front.find(&asked(host, path));
         found.map(|routed| routed.service.to_string())
+    }
+
+    #[test]
+    fn what_a_client_says_first_decides_whose_a_connection_is() {
+        let made = |is_tls: bool, routes: &[(&str, &str)]| {
+            let mut one = EntryPoint::new(EntryPointSpec {
+                is_tls,
+                ..EntryPointSpec::new("web".parse().unwrap(), None, 443)
+            });
+            for (service, rule) in routes {
+                one.insert(&name(service), &route(rule, None)).unwrap();
+            }
+            one
+        };
+        let of = |one: &EntryPoint, first: First<'_>| {
+            let found = one.find_stream(first, IpAddr::from([10, 0, 0, 1]));
+            found.map(|routed| routed.service.to_string())
+        };
+        let routes = [
+            ("db", "HostSNI(`db.test`)"),
+            ("any", "HostSNI(`*`)"),
+            ("web", "Host(`web.test`)"),
+            ("sub", "HostSNIRegexp(`^.+\\.db\\.test$`)"),
+        ];
+        let (secure, plain) = (made(true, &routes), made(false, &routes));
+        for (first, at_secure, at_plain) in [
+            (First::Tls(Some("db.test")), Some("db"), Some("db")),
+            (First::Tls(Some("a.db.test")), Some("sub"), Some("sub")),
+            (First::Tls(Some("web.test")), None, Some("any")),
+            (First::Tls(Some("x.test")), Some("any"), Some("any")),
+            (First::Tls(None), Some("any"), Some("any")),
+            (First::Other, None, Some("any")),
+        ] {
+            assert_eq!(of(&secure, first).as_deref(), at_secure, "{first:?}");
+            assert_eq!(of(&plain, first).as_deref(), at_plain, "{first:?}");
+        }
+        assert!(secure.asks_for_hello() && plain.asks_for_hello() && plain.n_routes() == 4);
+        let mut alone = made(false, &[routes[1]]);
+        assert!(alone.has_streams() && !alone.asks_for_hello() && made(true, &[routes[1]]).asks_for_hello());
+        alone.insert(&name("db"), &route(routes[0].1, None)).unwrap();
+        assert_eq!(alone.insert(&name("other"), &route(routes[0].1, None)), Err(name("db")));
+        assert!(alone.asks_for_hello());
+        alone.remove(&name("db"), &route(routes[0].1, None));
+        assert!(!alone.asks_for_hello());
+        // Routes of requests for whatever host are before what is left over.
+        let beside = made(true, &[routes[1], ("web", "PathPrefix(`/`)")]);
+        assert_eq!(of(&beside, First::Tls(Some("x.test"))), None);
+        let only = made(true, &[("web", "Host(`web.test`)")]);
+        assert!(!only.has_streams() && !only.asks_for_hello());
     }
 
     #[test]

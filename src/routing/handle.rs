@@ -522,7 +522,7 @@ mod tests {
             let handle = TableHandle::with_entry_points(vec![at("web", 80, false), at("secure", 443, ends_tls)]);
             let mut spec = spec("s", &[], &["9001"]);
             let mut route = crate::model::RouteSpec::new("Host(`a`)".parse().unwrap(), "label");
-            route.needs_tls = true;
+            route.tls = crate::model::RouteTls::Ended;
             route.entry_points = entry_points.iter().map(|name| name.parse().unwrap()).collect();
             spec.routes.push(route);
             handle.commit(&[upsert(&spec)]).unwrap();

@@ -31,7 +31,7 @@ mod vip;
 mod waiters;
 
 pub use endpoint::{Asker, Endpoint, EndpointId, EndpointState, Outcome};
-pub use front::{EntryPoint, Front};
+pub use front::{EntryPoint, First, Front};
 pub use gate::{Gate, GatePlace};
 pub use handle::TableHandle;
 pub use inner::InnerNames;

@@ -42,6 +42,8 @@ pub enum CloseReason {
     ProxyShutdown,
     /// The last response was sent on an HTTP connection that was not to be kept.
     ResponseEnd,
+    /// Of an entry point's: it is a service's from there on, and counted there (`HostSNI`).
+    Routed,
     /// The client and we came to no agreement on TLS, or it spoke none; it was told so where possible.
     TlsHandshake,
     /// The upstream broke the protocol, or ended, in the middle of a response.
@@ -53,7 +55,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 20] = [
+    pub const ALL: [CloseReason; 21] = [
         CloseReason::BadRequest,
         CloseReason::ClientAbort,
         CloseReason::ClientFin,
@@ -70,6 +72,7 @@ impl CloseReason {
         CloseReason::NoEndpoint,
         CloseReason::ProxyShutdown,
         CloseReason::ResponseEnd,
+        CloseReason::Routed,
         CloseReason::TlsHandshake,
         CloseReason::UpstreamError,
         CloseReason::UpstreamFin,
@@ -94,6 +97,7 @@ impl CloseReason {
             CloseReason::NoEndpoint => "no_endpoint",
             CloseReason::ProxyShutdown => "proxy_shutdown",
             CloseReason::ResponseEnd => "response_end",
+            CloseReason::Routed => "routed",
             CloseReason::TlsHandshake => "tls_handshake",
             CloseReason::UpstreamError => "upstream_error",
             CloseReason::UpstreamFin => "upstream_fin",

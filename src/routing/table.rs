@@ -92,6 +92,15 @@ pub enum TableError {
         rule: String,
         entry_point: EntryPointName,
     },
+    #[error(
+        "service {service}: {label}: {rule} asks for connections without TLS, and entry point {entry_point} ends it: it is not served there"
+    )]
+    EndsTls {
+        service: ServiceName,
+        label: Arc<str>,
+        rule: String,
+        entry_point: EntryPointName,
+    },
     #[error("service {service}: route: this node has no entry point: expected one in its configuration")]
     NoEntryPoints { service: ServiceName },
     #[error("service {service}: endpoints: {addr} is listed twice")]
@@ -425,7 +434,7 @@ impl RoutingTable {
     fn close_routes(&mut self, spec: &ServiceSpec) {
         for route in &spec.routes {
             for entry_point in &mut self.entry_points {
-                entry_point.front_mut().remove(&spec.name, route);
+                entry_point.remove(&spec.name, route);
             }
         }
     }
@@ -434,7 +443,7 @@ impl RoutingTable {
     fn open_routes(&mut self, spec: &ServiceSpec) -> Result<(), TableError> {
         for route in &spec.routes {
             for entry_point in self.entry_points.iter_mut().filter(|known| known.spec().takes(route)) {
-                let inserted = entry_point.front_mut().insert(&spec.name, route);
+                let inserted = entry_point.insert(&spec.name, route);
                 inserted.map_err(|owner| TableError::RuleTaken {
                     service: spec.name.clone(),
                     rule: route.rule.to_string(),
@@ -465,11 +474,23 @@ impl RoutingTable {
             let (served, not): (Vec<_>, Vec<_>) = meant.partition(|known| known.spec().takes(route));
             // Where it names none, those that end TLS are meant.
             if served.is_empty() || !route.entry_points.is_empty() {
-                errors.extend(not.into_iter().map(|known| TableError::NoTls {
-                    service: service(),
-                    label: route.said_by.clone(),
-                    rule: route.rule.to_string(),
-                    entry_point: known.name().clone(),
+                errors.extend(not.into_iter().map(|known| {
+                    let (service, label) = (service(), route.said_by.clone());
+                    let (rule, entry_point) = (route.rule.to_string(), known.name().clone());
+                    match known.spec().is_tls {
+                        true => TableError::EndsTls {
+                            service,
+                            label,
+                            rule,
+                            entry_point,
+                        },
+                        false => TableError::NoTls {
+                            service,
+                            label,
+                            rule,
+                            entry_point,
+                        },
+                    }
                 }));
             }
         }

@@ -32,12 +32,18 @@ pub struct Terminator {
     certificates: Arc<Certificates>,
     secret: Secret,
     /// `None`: clients cannot be told apart by certificates that there are no authorities for, so nobody is let in.
-    config: ArcSwapOption<ServerConfig>,
+    config: ArcSwapOption<Configs>,
     pub handshakes: Handshakes,
     /// What the file of authorities looked like when it was taken up; `None`: it was not. std mutex: of who looks, while it reads.
     looked: Mutex<Option<Option<Sign>>>,
     /// What is wrong with that file. std mutex: for a moment each.
     fault: Mutex<Option<String>>,
+}
+
+/// What handshakes go by.
+struct Configs {
+    requests: Arc<ServerConfig>,
+    streams: Arc<ServerConfig>,
 }
 
 /// What came of handshakes.
@@ -170,7 +176,12 @@ impl Terminator {
 
     /// What a handshake that begins now goes by. `None`: nobody can be let in.
     pub fn config(&self) -> Option<Arc<ServerConfig>> {
-        self.config.load_full()
+        self.config.load().as_ref().map(|configs| configs.requests.clone())
+    }
+
+    /// The same for a connection that is a service's as a whole: what protocol is spoken in it is not ours to choose (ALPN).
+    pub fn stream_config(&self) -> Option<Arc<ServerConfig>> {
+        self.config.load().as_ref().map(|configs| configs.streams.clone())
     }
 
     /// What is wrong with it, if anything is.
@@ -194,7 +205,7 @@ impl Terminator {
         let built = self.build();
         // What could not be read is tried again, however the file looks.
         *looked = built.is_ok().then_some(sign);
-        let fault = built.map(|config| self.config.store(Some(Arc::new(config)))).err();
+        let fault = built.map(|configs| self.config.store(Some(Arc::new(configs)))).err();
         let mut known = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fault) = fault.as_ref().filter(|fault| known.as_ref() != Some(fault)) {
             let stays = match self.config.load().is_some() {
@@ -206,7 +217,7 @@ impl Terminator {
         *known = fault;
     }
 
-    fn build(&self) -> Result<ServerConfig, String> {
+    fn build(&self) -> Result<Configs, String> {
         let policy = &self.policy;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions: &[_] = match policy.min_version {
@@ -226,14 +237,18 @@ impl Terminator {
             certificates: self.certificates.clone(),
             is_strict: policy.is_strict,
         }));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if policy.client_auth == ClientAuth::None {
             // A ticket is worth what was asked when it was given.
             let asked = format!("{} {}", policy.entry_point, policy.min_version.as_str());
             config.ticketer = Arc::new(Tickets::new(self.secret.clone(), asked));
         }
-        Ok(config)
+        let streams = Arc::new(config.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+        Ok(Configs {
+            requests: Arc::new(config),
+            streams,
+        })
     }
 
     /// What judges clients' certificates; `None`: none are asked for.

@@ -36,6 +36,7 @@ mod rounds;
 mod scale;
 mod security;
 mod silence;
+mod sni;
 mod store;
 mod streams;
 mod swarm;

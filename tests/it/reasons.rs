@@ -188,9 +188,9 @@ fn each_reason_is_given_once_and_they_add_up() {
     node.stop();
 
     let count = |reason| states.iter().map(|state| state.stats.closed_count(reason)).sum::<u64>();
-    // The one takes more connections than there may be, of a client that is not of this machine: see `inside::crowd`. The other is
-    // of entry points: see `tls`.
-    let elsewhere = [CloseReason::GivenUp, CloseReason::TlsHandshake];
+    // The one takes more connections than there may be, of a client that is not of this machine: see `inside::crowd`. The others are
+    // of entry points: see `sni` and `tls`.
+    let elsewhere = [CloseReason::GivenUp, CloseReason::Routed, CloseReason::TlsHandshake];
     for reason in CloseReason::ALL
         .into_iter()
         .filter(|reason| !elsewhere.contains(reason))

@@ -937,7 +937,6 @@ fn request_lines() {
         ("version 0.9", b"GET /g HTTP/0.9\r\nHost: web\r\n\r\n", Refused(505)),
         ("version 2.0", b"GET /g HTTP/2.0\r\nHost: web\r\n\r\n", Refused(505)),
         ("version 1.10", b"GET /g HTTP/1.10\r\nHost: web\r\n\r\n", Refused(400)),
-        ("preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Refused(505)),
         (
             "TLS",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",

@@ -118,7 +118,7 @@ pub fn faults(labels: &BTreeMap<String, String>) -> Vec<String> {
 /// What labels say, whatever the service. Traefik's are among them only where they are read.
 fn alone(labels: &BTreeMap<String, String>) -> Option<Labels> {
     let mut spec = ServiceSpec::new(ServiceName::new("any").ok()?);
-    // By its routes a service is of mode http; what else is wrong with them is said elsewhere.
+    // Its routes say which mode a service is of; what else is wrong with them is said elsewhere.
     traefik::apply(labels, &mut spec);
     Some(apply(labels, &mut spec))
 }
@@ -153,8 +153,10 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     });
     spec.routes.extend(reader.route(None));
     spec.routes.extend(reader.named_routes());
-    if spec.routes.iter().any(|route| !route.is_closed) && !labels.contains_key(MODE) {
-        spec.mode = Mode::Http;
+    if let Some(mode) = Mode::of_routes(&spec.routes)
+        && !labels.contains_key(MODE)
+    {
+        spec.mode = mode;
     }
     spec.health = reader.health().or_else(|| spec.health.take());
     reader.set("anynode.health.passive", &mut spec.passive);
@@ -207,7 +209,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             reader.wrong.insert(option.label.to_owned());
         }
         spec.proxy_protocol = spec.proxy_protocol.filter(|_| spec.mode == Mode::Tcp);
-        reader.refuse_routes_without_requests(spec);
+        reader.refuse_routes_of_the_other_mode(spec);
         reader.refuse_filters_without_requests(spec);
     }
     for (label, value) in labels {

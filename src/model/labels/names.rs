@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 43] = [
+pub const KNOWN: [&str; 44] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -25,6 +25,7 @@ pub const KNOWN: [&str; 43] = [
     "anynode.priority",
     "anynode.entrypoints",
     PORT,
+    "anynode.tls",
     "anynode.proxy-protocol",
     "anynode.health.http",
     "anynode.health.tcp",
@@ -70,17 +71,18 @@ pub(super) const HASH: &str = "anynode.hash";
 
 pub const MODE: &str = "anynode.mode";
 
-/// Which requests to entry points are the service's.
+/// Which requests, or connections, to entry points are the service's.
 pub const ROUTE: &str = "anynode.route";
 
 /// What labels of several routes begin with: a name of each follows, and one of `ROUTE_OPTIONS`.
 pub const ROUTES: &str = "anynode.routes.";
 
-pub(super) const ROUTE_OPTIONS: [RoutePart; 4] = [
+pub(super) const ROUTE_OPTIONS: [RoutePart; 5] = [
     RoutePart::Rule,
     RoutePart::Priority,
     RoutePart::EntryPoints,
     RoutePart::Port,
+    RoutePart::Tls,
 ];
 
 /// The port that tasks listen on for them.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::names::{COOKIE, HTTP_ONLY, ROUTE, SAME_SITE, SECURE, STICKY, label_of, named_route};
 use crate::model::{
-    EntryPointName, HealthCheck, HealthProbe, InvalidValue, Mode, RoutePart, RouteParts, RouteSpec, ServiceSpec,
-    Sticky, parse_duration,
+    EntryPointName, HealthCheck, HealthProbe, InvalidValue, RoutePart, RouteParts, RouteSpec, ServiceSpec, Sticky,
+    parse_duration,
 };
 
 /// Reads labels one by one, and notes what is wrong with them.
@@ -132,6 +132,7 @@ impl Reader<'_> {
             }
             _ => Err(InvalidValue::new(text, "a port from 1 to 65535")),
         });
+        self.set_some(&label(RoutePart::Tls), &mut parts.tls);
         if self.wrong.contains(&label(RoutePart::Rule)) {
             return None;
         }
@@ -164,21 +165,24 @@ impl Reader<'_> {
         routes
     }
 
-    /// Routes of a service in mode tcp, but for the one without a name, which is refused with its service.
-    pub(super) fn refuse_routes_without_requests(&mut self, spec: &mut ServiceSpec) {
-        if spec.mode == Mode::Http {
-            return;
-        }
-        for route in spec
-            .routes
-            .extract_if(.., |route| &*route.said_by != ROUTE && !route.is_closed)
-        {
+    /// Takes away routes of requests in mode tcp, and of connections in mode http. The one without a name is refused with its service.
+    pub(super) fn refuse_routes_of_the_other_mode(&mut self, spec: &mut ServiceSpec) {
+        let mode = spec.mode;
+        spec.routes.retain(|route| {
+            let Some(expected) = route.out_of_place(mode).filter(|_| !route.is_closed) else {
+                return true;
+            };
             let RouteSpec { rule, said_by, .. } = route;
-            self.faults.push(format!(
-                "label {said_by}={rule}: expected mode http: in tcp mode there are no requests"
-            ));
-            self.wrong_of_routes.insert(said_by.to_string());
-        }
+            self.faults.push(format!("label {said_by}={rule}: {expected}"));
+            let is_alone = &**said_by == ROUTE;
+            let wrong = if is_alone {
+                &mut self.wrong
+            } else {
+                &mut self.wrong_of_routes
+            };
+            wrong.insert(said_by.to_string());
+            is_alone
+        });
     }
 
     pub(super) fn health(&mut self) -> Option<HealthCheck> {

@@ -2,7 +2,7 @@
 
 use super::names::COOKIE;
 use super::*;
-use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol};
+use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol, RouteTls};
 
 fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
     let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -86,10 +86,48 @@ fn a_route_is_of_several_labels_and_makes_the_mode_http() {
         let is_left_over = expected.contains("expected a route");
         assert_eq!((labels.wrong.is_empty(), spec.routes.len()), (is_left_over, 0));
     }
+    let (spec, labels) = read(&[("anynode.route", "HostSNI(`a`)"), ("anynode.tls", "passthrough")]);
+    assert_eq!(
+        (labels.faults.len(), spec.mode, spec.routes[0].tls),
+        (0, Mode::Tcp, RouteTls::Passthrough)
+    );
+    for (labels, expected) in [
+        (
+            [("anynode.mode", "http"), ("anynode.route", "HostSNI(`a`)")],
+            "label anynode.route=HostSNI(`a`): expected mode tcp: in http mode requests are told apart",
+        ),
+        (
+            [("anynode.tls", "passthrough"), ("anynode.route", "Host(`a`)")],
+            "label anynode.tls=passthrough: expected ended or none beside that route",
+        ),
+        (
+            [("anynode.tls", "open"), ("anynode.route", "HostSNI(`a`)")],
+            "label anynode.tls: \"open\" is not valid: expected ended, passthrough or none",
+        ),
+        (
+            [("anynode.sticky", "true"), ("anynode.route", "HostSNI(`a`)")],
+            "label anynode.sticky=true: expected mode http",
+        ),
+        (
+            [("anynode.strip-prefix", "/a"), ("anynode.route", "HostSNI(`a`)")],
+            "label anynode.strip-prefix: expected mode http",
+        ),
+    ] {
+        let (_, labels) = read(&labels);
+        assert!(labels.faults[0].starts_with(expected), "{labels:?}");
+    }
+    let (spec, labels) = read(&[
+        ("anynode.routes.a.rule", "Host(`a`)"),
+        ("anynode.routes.b.rule", "HostSNI(`b`)"),
+    ]);
+    assert_eq!((spec.mode, spec.routes.len()), (Mode::Http, 1));
+    assert!(labels.faults[0].starts_with("label anynode.routes.b.rule=HostSNI(`b`): expected mode tcp"));
     let (_, labels) = read(&[("anynode.mode", "tcp"), ("anynode.route", "Host(`a`)")]);
     assert_eq!(
         labels.faults,
-        ["label anynode.route=Host(`a`): expected mode http: in tcp mode there are no requests"]
+        [
+            "label anynode.route=Host(`a`): expected mode http: in tcp mode there are no requests, and a route is of HostSNI"
+        ]
     );
 }
 

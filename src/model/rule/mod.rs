@@ -1,5 +1,5 @@
-//! Rules: which requests a route takes, in the language that Traefik's users know (its versions 2 and 3). Pure. Not here: which of
-//! several routes is asked first (`routing::front`).
+//! Rules: which requests a route takes, or which connections (`HostSNI`), in the language that Traefik's users know (its versions 2 and 3).
+//! Pure. Not here: which of several routes is asked first (`routing::front`).
 
 pub(crate) mod compiled;
 mod parse;
@@ -42,12 +42,28 @@ impl Rule {
         self.0.text.len().try_into().unwrap_or(i64::MAX)
     }
 
-    /// Whether the request is one of this rule's.
+    /// Whether it is of connections, of which nothing is known but what the client says first; otherwise it is of requests.
+    pub fn is_of_connections(&self) -> bool {
+        self.0.term.any(&Matcher::is_of_connections)
+    }
+
+    /// Whether it takes every connection, whatever the client says first.
+    pub fn is_catch_all(&self) -> bool {
+        self.0.term == Term::Is(Matcher::AnySni)
+    }
+
+    /// Whether anything of it looks at the name that a client says first.
+    pub fn asks_for_name(&self) -> bool {
+        let looks = |matcher: &Matcher| matches!(matcher, Matcher::HostSni(_) | Matcher::HostSniRegexp(_));
+        self.0.term.any(&looks)
+    }
+
+    /// Whether the request, or the connection, is one of this rule's.
     pub fn takes(&self, asked: &Asked<'_>) -> bool {
         self.0.term.takes(asked)
     }
 
-    /// The hosts that alone this rule takes requests for, in lower case; `None`: others too, perhaps.
+    /// The hosts that alone this rule takes requests or connections for, in lower case; `None`: others too, perhaps.
     pub fn hosts(&self) -> Option<BTreeSet<&str>> {
         self.0.term.hosts()
     }
@@ -111,7 +127,7 @@ impl FromStr for Rule {
 /// What rules are asked about.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
-    /// Without a port, in lower case, without a dot at the end.
+    /// Without a port, in lower case, without a dot at the end. Of a connection the name that the client says first; empty: it says none.
     pub host: &'a str,
     /// Decoded, without what two programs could read in two ways.
     pub path: &'a [u8],
@@ -120,6 +136,28 @@ pub struct Asked<'a> {
     pub method: &'a str,
     pub client: IpAddr,
     pub fields: &'a dyn Fields,
+}
+
+impl<'a> Asked<'a> {
+    /// About a connection: `name` as `host` has it, `client` without IPv6's form of an IPv4 address.
+    pub fn connection(name: &'a str, client: IpAddr) -> Asked<'a> {
+        Asked {
+            host: name,
+            path: b"",
+            query: b"",
+            method: "",
+            client,
+            fields: &NoFields,
+        }
+    }
+}
+
+struct NoFields;
+
+impl Fields for NoFields {
+    fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        false
+    }
 }
 
 /// The fields of a request's head.
@@ -153,6 +191,11 @@ enum Matcher {
     Query(Box<str>, Option<Box<str>>),
     QueryRegexp(Box<str>, Pattern),
     ClientIp(IpNet),
+    /// As `Host`, of what a client of TLS says first.
+    HostSni(Box<str>),
+    HostSniRegexp(Pattern),
+    /// `HostSNI(`*`)`: with a name or without, with TLS or without.
+    AnySni,
 }
 
 impl Term {
@@ -205,7 +248,7 @@ impl Term {
                     hosts.extend(more?);
                     Some(hosts)
                 }),
-            Term::Is(Matcher::Host(host)) => Some(BTreeSet::from([&**host])),
+            Term::Is(Matcher::Host(host) | Matcher::HostSni(host)) => Some(BTreeSet::from([&**host])),
             Term::Not(_) | Term::Is(_) => None,
         }
     }
@@ -233,6 +276,15 @@ impl Term {
 }
 
 impl Matcher {
+    fn is_of_connections(&self) -> bool {
+        matches!(self, Matcher::HostSni(_) | Matcher::HostSniRegexp(_) | Matcher::AnySni)
+    }
+
+    /// Requests come over connections, and have a client too.
+    fn is_of_requests(&self) -> bool {
+        !self.is_of_connections() && !matches!(self, Matcher::ClientIp(_))
+    }
+
     fn takes(&self, asked: &Asked<'_>) -> bool {
         match self {
             Matcher::Host(host) => asked.host == &**host,
@@ -250,6 +302,10 @@ impl Matcher {
                 pairs(asked).any(|(found, has)| found == **key && pattern.is_in(has.as_bytes()))
             }
             Matcher::ClientIp(net) => net.contains(&asked.client),
+            Matcher::HostSni(name) => asked.host == &**name,
+            // Who says no name says none that is like any.
+            Matcher::HostSniRegexp(pattern) => !asked.host.is_empty() && pattern.is_in(asked.host.as_bytes()),
+            Matcher::AnySni => true,
         }
     }
 }

@@ -15,10 +15,15 @@ pub(super) fn parse(text: &str) -> Result<Term, String> {
     let mut reader = Reader { text, at: 0 };
     let term = reader.any(0)?;
     reader.space();
-    match reader.rest().is_empty() {
-        true => Ok(term),
-        false => Err(reader.expected("&&, || or the end")),
+    if !reader.rest().is_empty() {
+        return Err(reader.expected("&&, || or the end"));
     }
+    if term.any(&Matcher::is_of_connections) && term.any(&Matcher::is_of_requests) {
+        return Err(
+            "HostSNI, HostSNIRegexp and ClientIP alone, or none of the former: a connection has no Host, Path and the like".to_owned(),
+        );
+    }
+    Ok(term)
 }
 
 struct Reader<'a> {
@@ -176,9 +181,8 @@ fn term_of(name: &str, arguments: &[String]) -> Result<Term, String> {
             let (key, value) = two(name, arguments)?;
             Ok(Term::Is(Matcher::QueryRegexp(key.into(), Pattern::new(value, false)?)))
         }
-        () if is("HostSNI") || is("HostSNIRegexp") || is("ALPN") => Err(format!(
-            "{A_MATCHER} instead of {name}, which is of connections in mode tcp"
-        )),
+        () if is("HostSNI") => any(sni),
+        () if is("HostSNIRegexp") => any(sni_regexp),
         () => Err(format!("{A_MATCHER} instead of {name}")),
     }
 }
@@ -191,21 +195,41 @@ fn two<'a>(name: &str, arguments: &'a [String]) -> Result<(&'a str, &'a str), St
 }
 
 fn host(text: &str) -> Result<Matcher, String> {
+    host_name(text, "HostRegexp").map(Matcher::Host)
+}
+
+/// `several`: what there is for more than one.
+fn host_name(text: &str, several: &str) -> Result<Box<str>, String> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let is_literal = name.starts_with('[') && name.ends_with(']');
     let inner =
         |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.') || (is_literal && b"[]:".contains(&b));
     match !name.is_empty() && name.bytes().all(inner) {
-        true => Ok(Matcher::Host(name.into())),
+        true => Ok(name.into()),
         false => Err(format!(
-            "a host name in ASCII without a port instead of {text:?} (for several of a domain: HostRegexp)"
+            "a host name in ASCII without a port instead of {text:?} (for several of a domain: {several})"
         )),
     }
 }
 
 fn host_regexp(text: &str) -> Result<Matcher, String> {
+    host_pattern(text).map(Matcher::HostRegexp)
+}
+
+fn host_pattern(text: &str) -> Result<Pattern, String> {
     let translated = of_braces(text, "[^.]+", false);
-    Pattern::new(translated.as_deref().unwrap_or(text), true).map(Matcher::HostRegexp)
+    Pattern::new(translated.as_deref().unwrap_or(text), true)
+}
+
+fn sni(text: &str) -> Result<Matcher, String> {
+    match text {
+        "*" => Ok(Matcher::AnySni),
+        name => host_name(name, "HostSNIRegexp; for all: *").map(Matcher::HostSni),
+    }
+}
+
+fn sni_regexp(text: &str) -> Result<Matcher, String> {
+    host_pattern(text).map(Matcher::HostSniRegexp)
 }
 
 fn path(text: &str, is_prefix: bool) -> Result<Matcher, String> {
@@ -274,8 +298,7 @@ fn query(arguments: &[String]) -> Result<Term, String> {
     }
 }
 
-const A_MATCHER: &str =
-    "Host, HostRegexp, Path, PathPrefix, PathRegexp, Method, Header, HeaderRegexp, Query, QueryRegexp or ClientIP";
+const A_MATCHER: &str = "Host, HostRegexp, Path, PathPrefix, PathRegexp, Method, Header, HeaderRegexp, Query, QueryRegexp, ClientIP, HostSNI or HostSNIRegexp";
 const BYTES_MAX: usize = 8 * 1024;
 /// Each takes some of the stack.
 const DEPTH_MAX: usize = 64;

@@ -102,6 +102,35 @@ fn what_rules_take() {
 }
 
 #[test]
+fn what_rules_of_connections_take() {
+    let takes = |text: &str, name: &str| rule(text).takes(&Asked::connection(name, "10.1.2.3".parse().unwrap()));
+    for (text, name, expected) in [
+        ("HostSNI(`Db.test.`)", "db.test", true),
+        ("HostSNI(`db.test`)", "a.db.test", false),
+        ("HostSNI(`db.test`)", "", false),
+        ("HostSNI(`*`)", "", true),
+        ("HostSNI(`*`)", "db.test", true),
+        ("HostSNI(`a`, `b`)", "b", true),
+        ("HostSNI(`a`) || HostSNI(`b`)", "b", true),
+        ("HostSNIRegexp(`^.+\\.db\\.test$`)", "a.db.test", true),
+        ("HostSNIRegexp(`.*`)", "", false),
+        ("HostSNIRegexp(`{one}.test`)", "a.b.test", false),
+        ("HostSNI(`*`) && ClientIP(`10.0.0.0/8`)", "x", true),
+        ("HostSNI(`*`) && !ClientIP(`10.0.0.0/8`)", "x", false),
+        ("!HostSNI(`a`)", "", true),
+    ] {
+        assert_eq!(takes(text, name), expected, "{text} of {name:?}");
+        assert!(rule(text).is_of_connections(), "{text}");
+    }
+    assert!(!rule("ClientIP(`10.0.0.0/8`)").is_of_connections() && !rule("Host(`a`)").is_of_connections());
+    assert!(rule("HostSNI(`*`)").is_catch_all() && !rule("HostSNI(`*`)").asks_for_name());
+    assert!(!rule("HostSNI(`*`) && ClientIP(`::1`)").is_catch_all() && rule("!HostSNI(`a`)").asks_for_name());
+    assert_ne!(rule("HostSNI(`a`)").canonical(), rule("Host(`a`)").canonical());
+    assert_eq!(rule("HostSNI(`a`, `b`)").hosts(), Some(BTreeSet::from(["a", "b"])));
+    assert_eq!(rule("HostSNI(`*`)").hosts(), None);
+}
+
+#[test]
 fn what_is_no_rule() {
     for (text, expected) in [
         ("", "Host, HostRegexp, Path, "),
@@ -148,9 +177,14 @@ fn what_is_no_rule() {
             "a regular expression instead of",
         ),
         (
-            "HostSNI(`*`)",
-            "instead of HostSNI, which is of connections in mode tcp",
+            "HostSNI(`*.test`)",
+            "for several of a domain: HostSNIRegexp; for all: *",
         ),
+        (
+            "HostSNI(`a.test`) && PathPrefix(`/`)",
+            "expected HostSNI, HostSNIRegexp and ClientIP alone, or none of the former",
+        ),
+        ("ALPN(`h2`)", "HostSNI or HostSNIRegexp instead of ALPN, at byte 0"),
         ("(Host(`a`)", "a closing parenthesis behind it"),
     ] {
         let error = text.parse::<Rule>().unwrap_err().to_string();

@@ -6,12 +6,13 @@
 mod middlewares;
 mod routers;
 mod services;
+mod streams;
 mod tree;
 
 use std::collections::BTreeMap;
 
 use self::tree::Tree;
-use super::{Balance, HealthCheck, RouteSpec, Scheme, ServiceSpec, Sticky};
+use super::{Balance, HealthCheck, Mode, ProxyProtocol, RouteSpec, Scheme, ServiceSpec, Sticky};
 
 /// What Traefik's labels of one service say.
 #[derive(Debug, Default, PartialEq)]
@@ -21,6 +22,7 @@ struct Translated {
     balance: Option<Balance>,
     scheme: Option<Scheme>,
     sticky: Option<Sticky>,
+    proxy_protocol: Option<ProxyProtocol>,
     /// What is wrong or has no counterpart: label, value and what was expected, or what holds instead.
     faults: Vec<String>,
 }
@@ -58,18 +60,20 @@ pub fn ask_for_routes(labels: &BTreeMap<String, String>) -> bool {
 
 /// Whether any of them is a router's.
 pub fn name_routers(labels: &BTreeMap<String, String>) -> bool {
-    let is_routers = |label: &String| {
-        let begin = label.get(..ROUTERS.len());
-        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(ROUTERS))
+    let begins = |label: &String, with: &str| {
+        let begin = label.get(..with.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(with))
     };
+    let is_routers = |label: &String| begins(label, ROUTERS) || begins(label, TCP_ROUTERS);
     labels.keys().any(is_routers)
 }
 
 /// The ports that tasks listen on.
 pub fn ports(labels: &BTreeMap<String, String>) -> Vec<u16> {
     let tree = Tree::of(labels);
-    let services = services::all(&tree);
-    services.values().filter_map(|service| service.port).collect()
+    let (services, streams) = (services::all(&tree), streams::all(&tree));
+    let services = services.values().chain(streams.values());
+    services.filter_map(|service| service.port).collect()
 }
 
 /// Sets what they say; our own labels, which are read after, come first. Returns what is wrong.
@@ -78,11 +82,15 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<S
         return Vec::new();
     }
     let read = translated(labels);
-    if read.routes.iter().any(|route| !route.is_closed) {
-        spec.health = read.health;
-        spec.balance = read.balance.unwrap_or(spec.balance);
-        spec.scheme = read.scheme.unwrap_or(spec.scheme);
-        spec.sticky = read.sticky;
+    match Mode::of_routes(&read.routes) {
+        Some(Mode::Http) => {
+            spec.health = read.health;
+            spec.balance = read.balance.unwrap_or(spec.balance);
+            spec.scheme = read.scheme.unwrap_or(spec.scheme);
+            spec.sticky = read.sticky;
+        }
+        Some(Mode::Tcp) => spec.proxy_protocol = read.proxy_protocol,
+        None => {}
     }
     spec.routes.extend(read.routes);
     read.faults
@@ -104,31 +112,38 @@ pub fn faults(labels: &BTreeMap<String, String>) -> Vec<String> {
 
 fn translated(labels: &BTreeMap<String, String>) -> Translated {
     let tree = Tree::of(labels);
-    let mut services = services::all(&tree);
     let mut out = Translated::default();
-    services::agree(&mut services, &mut out);
-    let routers = tree.section("http.routers");
+    let mut has_routers = false;
     let mut unknown = Vec::new();
-    for (name, options) in &routers {
-        let read = routers::read(name, options, &services, &tree);
-        if read.route.is_none() && read.restricts {
-            unknown.push(name.as_str());
+    for kind in [Kind::Requests, Kind::Connections] {
+        let mut services = match kind {
+            Kind::Requests => services::all(&tree),
+            Kind::Connections => streams::all(&tree),
+        };
+        services::agree(kind, &mut services, &mut out);
+        for (name, options) in tree.section(&format!("{}.routers", kind.as_str())) {
+            has_routers = true;
+            let read = routers::read(kind, &name, &options, &services, &tree);
+            if read.route.is_none() && read.restricts {
+                unknown.push(name);
+            }
+            out.routes.extend(read.route);
+            out.faults.extend(read.said);
         }
-        out.routes.extend(read.route);
-        out.faults.extend(read.said);
+        out.faults
+            .extend(services.into_values().flat_map(|service| service.faults));
     }
+    streams::close_beside_requests(&mut out);
     if !unknown.is_empty() {
         // Its requests may be any that another route would take, without what it was to ask of them.
         out.routes.iter_mut().for_each(|route| route.close(|_| false));
         out.faults.push(format!(
-            "labels {ROUTERS}*: no route is served before it is known which requests are those of {}, of which something is to be asked",
+            "labels traefik.*.routers.*: no route is served before it is known which requests are those of {}, of which something is to be asked",
             unknown.join(", ")
         ));
     }
-    out.faults
-        .extend(services.into_values().flat_map(|service| service.faults));
     let others = tree.unserved();
-    if routers.is_empty() && others.is_empty() {
+    if !has_routers && others.is_empty() {
         out.faults.push(format!(
             "label {ENABLE}=true: no label says a route: expected {ROUTERS}NAME.rule"
         ));
@@ -144,6 +159,23 @@ fn pairs(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)
 const PREFIX: &str = "traefik.";
 const ENABLE: &str = "traefik.enable";
 const ROUTERS: &str = "traefik.http.routers.";
+const TCP_ROUTERS: &str = "traefik.tcp.routers.";
+
+/// What routers route: one section of labels each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Requests,
+    Connections,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Requests => "http",
+            Kind::Connections => "tcp",
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,20 +1,23 @@
-//! `traefik.http.routers.NAME`: one route each.
+//! `traefik.http.routers.NAME` and `traefik.tcp.routers.NAME`: one route each.
 
 use std::collections::BTreeMap;
 
+use super::Kind;
 use super::middlewares::Chain;
 use super::services::Service;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::rule::Rule;
-use crate::model::{EntryPointName, RoutePart, RouteSpec};
+use crate::model::{EntryPointName, RoutePart, RouteSpec, RouteTls};
 
 /// A router as far as it is understood.
-#[derive(Default)]
 struct Router<'a> {
+    kind: Kind,
     rule: Option<(Label<'a>, Rule)>,
     priority: Option<i64>,
     entry_points: Vec<EntryPointName>,
     needs_tls: bool,
+    /// It goes on as it came (connections).
+    passes: bool,
     service: Option<(Label<'a>, String)>,
     /// The route is not served.
     faults: Vec<String>,
@@ -37,8 +40,14 @@ pub(super) struct Read {
     pub(super) said: Vec<String>,
 }
 
-pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String, Service>, tree: &Tree<'_>) -> Read {
-    let mut router = Router::default();
+pub(super) fn read(
+    kind: Kind,
+    name: &str,
+    options: &Options<'_>,
+    services: &BTreeMap<String, Service>,
+    tree: &Tree<'_>,
+) -> Read {
+    let mut router = Router::new(kind);
     for (option, label) in options {
         if let Err(fault) = router.take(option, *label, tree) {
             router.unknown.extend(part_of(option));
@@ -46,10 +55,16 @@ pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String
         }
     }
     let target = router.target(name, services);
+    let (tls, has_tls) = (router.tls(), router.has_tls());
     let Some((label, rule)) = router.rule else {
         if !options.contains_key("rule") {
             router.faults.push(format!(
-                "label traefik.http.routers.{name}.rule: expected one, such as Host(`a.example`)"
+                "label traefik.{}.routers.{name}.rule: expected one, such as {}(`a.example`)",
+                kind.as_str(),
+                match kind {
+                    Kind::Requests => "Host",
+                    Kind::Connections => "HostSNI",
+                }
             ));
         }
         return Read {
@@ -58,14 +73,24 @@ pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String
             said: router.faults,
         };
     };
+    if kind == Kind::Connections && !has_tls && rule.asks_for_name() {
+        router.faults.push(format!(
+            "{label}: expected traefik.tcp.routers.{name}.tls=true beside it: without TLS no client says a name, and HostSNI(`*`) is all: \
+             the route is not served"
+        ));
+    }
     let mut route = RouteSpec::new(rule, label.key);
     route.priority = router.priority;
     route.entry_points = router.entry_points;
-    route.needs_tls = router.needs_tls;
+    route.tls = tls;
     route.target = target.unwrap_or(0);
     route.filters = router.chain.into_filters();
     if !router.faults.is_empty() {
         route.close(|part| router.unknown.contains(&part));
+        if tls == RouteTls::Without {
+            // What was to be of its TLS may not be known.
+            route.tls = RouteTls::AsEntryPoint;
+        }
     }
     let said = match route.is_closed {
         true => router.faults,
@@ -88,6 +113,36 @@ fn part_of(option: &str) -> Option<RoutePart> {
 }
 
 impl<'a> Router<'a> {
+    fn new(kind: Kind) -> Router<'a> {
+        Router {
+            kind,
+            rule: None,
+            priority: None,
+            entry_points: Vec::new(),
+            needs_tls: false,
+            passes: false,
+            service: None,
+            faults: Vec::new(),
+            unknown: Vec::new(),
+            chain: Chain::default(),
+            restricts: false,
+            notes: Vec::new(),
+        }
+    }
+
+    fn has_tls(&self) -> bool {
+        self.needs_tls || self.passes
+    }
+
+    fn tls(&self) -> RouteTls {
+        match self.kind {
+            _ if self.passes => RouteTls::Passthrough,
+            _ if self.needs_tls => RouteTls::Ended,
+            Kind::Requests => RouteTls::AsEntryPoint,
+            Kind::Connections => RouteTls::Without,
+        }
+    }
+
     /// Errors: what was expected, or what has no counterpart.
     fn take(&mut self, option: &str, label: Label<'a>, tree: &Tree<'_>) -> Result<(), String> {
         let text = label.value;
@@ -97,7 +152,15 @@ impl<'a> Router<'a> {
                 let rule = text
                     .parse::<Rule>()
                     .map_err(|error| format!("expected {}", error.expected))?;
-                self.rule = Some((label, rule));
+                match (self.kind, rule.is_of_connections()) {
+                    (Kind::Requests, true) => {
+                        return Err("expected Host, Path and the like: HostSNI is of traefik.tcp.routers".to_owned());
+                    }
+                    (Kind::Connections, false) => {
+                        return Err("expected HostSNI: what is asked of requests is of traefik.http.routers".to_owned());
+                    }
+                    _ => self.rule = Some((label, rule)),
+                }
             }
             "priority" => {
                 let priority = text.parse::<i64>();
@@ -120,6 +183,12 @@ impl<'a> Router<'a> {
             _ if option.starts_with("tls.domains") => self.needs_tls = true,
             // What is asked of clients may be a certificate.
             "tls.options" if local(text).is_ok_and(|name| name == "default") => self.needs_tls = true,
+            "tls.passthrough" if self.kind == Kind::Connections => {
+                self.passes = flag(text).ok_or_else(|| "expected true or false".to_owned())?;
+            }
+            _ if is_list(option, "middlewares") && self.kind == Kind::Connections => {
+                return Err("no counterpart: in mode tcp nothing is done on the way".to_owned());
+            }
             "rulesyntax" if matches!(text, "v2" | "v3" | "default") => {}
             _ if option.starts_with("observability.") => {}
             _ if is_list(option, "entrypoints") => {
@@ -151,7 +220,8 @@ impl<'a> Router<'a> {
             (None, 1) => services.values().next(),
             (None, _) => {
                 self.faults.push(format!(
-                    "label traefik.http.routers.{name}.service: expected one of {}: the route is not served",
+                    "label traefik.{}.routers.{name}.service: expected one of {}: the route is not served",
+                    self.kind.as_str(),
                     known()
                 ));
                 return None;
@@ -169,7 +239,8 @@ impl<'a> Router<'a> {
         }?;
         if !service.faults.is_empty() {
             self.faults.push(format!(
-                "label traefik.http.routers.{name}: the route is not served before what is wrong with its service's labels is put right"
+                "label traefik.{}.routers.{name}: the route is not served before what is wrong with its service's labels is put right",
+                self.kind.as_str()
             ));
             return None;
         }

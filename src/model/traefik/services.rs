@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Translated;
 use super::tree::{Label, Options, Tree, flag};
-use crate::model::{Balance, HealthCheck, HealthProbe, InvalidValue, Scheme, Sticky, parse_duration};
+use super::{Kind, Translated};
+use crate::model::{Balance, HealthCheck, HealthProbe, InvalidValue, ProxyProtocol, Scheme, Sticky, parse_duration};
 
 #[derive(Debug, Default)]
 pub(super) struct Service {
@@ -14,6 +14,8 @@ pub(super) struct Service {
     balance: Option<Balance>,
     scheme: Option<Scheme>,
     sticky: Option<Sticky>,
+    /// Of connections.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
     /// Nothing is routed to it then.
     pub(super) faults: Vec<String>,
 }
@@ -28,15 +30,17 @@ pub(super) fn all(tree: &Tree<'_>) -> BTreeMap<String, Service> {
 
 /// There is one check, one way of balancing and one cookie, for all ports of a service: whose labels say another than those before are
 /// refused.
-pub(super) fn agree(services: &mut BTreeMap<String, Service>, out: &mut Translated) {
+pub(super) fn agree(kind: Kind, services: &mut BTreeMap<String, Service>, out: &mut Translated) {
     for (name, service) in services.iter_mut().filter(|(_, service)| service.faults.is_empty()) {
         let is_same = goes_with(&out.health, &service.health)
             && goes_with(&out.balance, &service.balance)
             && goes_with(&out.scheme, &service.scheme)
-            && goes_with(&out.sticky, &service.sticky);
+            && goes_with(&out.sticky, &service.sticky)
+            && goes_with(&out.proxy_protocol, &service.proxy_protocol);
         if !is_same {
             service.faults.push(format!(
-                "labels traefik.http.services.{name}: expected the health check, the strategy, the scheme and the cookie of the services before it, since tasks have one of each"
+                "labels traefik.{}.services.{name}: expected the health check, the strategy, the scheme, the cookie and the PROXY protocol of the services before it, since tasks have one of each",
+                kind.as_str()
             ));
             continue;
         }
@@ -44,6 +48,7 @@ pub(super) fn agree(services: &mut BTreeMap<String, Service>, out: &mut Translat
         out.balance = out.balance.or(service.balance);
         out.scheme = out.scheme.or(service.scheme);
         out.sticky = out.sticky.take().or_else(|| service.sticky.clone());
+        out.proxy_protocol = out.proxy_protocol.or(service.proxy_protocol);
     }
 }
 
@@ -84,10 +89,7 @@ fn take<'a>(
         return Err("no counterpart: expected loadbalancer".to_owned());
     };
     match option {
-        "server.port" => {
-            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
-            service.port = Some(port.ok_or("expected a port from 1 to 65535")?);
-        }
+        "server.port" => service.port = Some(port(text)?),
         "server.scheme" => match text {
             "http" => service.scheme = Some(Scheme::Http),
             "h2c" => service.scheme = Some(Scheme::H2c),
@@ -129,6 +131,12 @@ fn take<'a>(
         _ => return Err("no counterpart yet".to_owned()),
     }
     Ok(())
+}
+
+/// Errors: what was expected.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| "expected a port from 1 to 65535".to_owned())
 }
 
 /// A cookie as it is written: any part of it asks for one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{HealthProbe, Mode, SameSite, ServiceName, labels};
+use crate::model::{HealthProbe, Mode, RouteTls, SameSite, ServiceName, labels};
 
 fn map(text: &[&str]) -> BTreeMap<String, String> {
     let pair = |line: &&str| {
@@ -46,7 +46,10 @@ fn a_router_with_its_service_is_a_route() {
     ]);
     assert_eq!(faults, [] as [String; 0]);
     let [route] = &*spec.routes else { panic!("{spec:?}") };
-    assert_eq!((route.target, route.priority(), route.needs_tls), (8080, 42, false));
+    assert_eq!(
+        (route.target, route.priority(), route.tls),
+        (8080, 42, RouteTls::AsEntryPoint)
+    );
     assert_eq!(&*route.said_by, "Traefik.HTTP.Routers.App.Rule");
     let names: Vec<&str> = route
         .entry_points
@@ -234,12 +237,19 @@ fn several_routers_stand_each_by_itself() {
         .iter()
         .map(|route| (route.rule.as_str(), route.target, route.is_closed))
         .collect();
-    assert_eq!(routes, [("Host(`a.test`)", 8080, false), ("Host(`c.test`)", 0, true)]);
+    assert_eq!(
+        routes,
+        [
+            ("Host(`a.test`)", 8080, false),
+            ("Host(`c.test`)", 0, true),
+            ("HostSNI(`*`)", 0, true)
+        ]
+    );
     for expected in [
         "label traefik.http.routers.b.rule=Hots(`b.test`): expected Host, ",
         "label traefik.http.routers.c.service: expected one of one, two",
         "label traefik.http.routers.d.rule: expected one, such as",
-        "label traefik.tcp.routers.t.rule: routes of connections are not served yet",
+        "label traefik.tcp.routers.t.rule=HostSNI(`*`): expected routers of one kind, http or tcp",
         "label traefik.http.router.x.rule: no such section",
     ] {
         assert!(
@@ -257,20 +267,118 @@ fn several_routers_stand_each_by_itself() {
 
 #[test]
 fn tls_is_asked_for_in_several_ways_and_resolvers_are_said() {
-    for (label, needs_tls, n_faults) in [
-        ("traefik.http.routers.app.tls=true", true, 0),
-        ("traefik.http.routers.app.tls=false", false, 0),
-        ("traefik.http.routers.app.tls.certresolver=le", true, 1),
-        ("traefik.http.routers.app.tls.domains[0].main=a.test", true, 0),
-        ("traefik.http.routers.app.tls.options=default", true, 0),
+    let (ended, unsaid) = (RouteTls::Ended, RouteTls::AsEntryPoint);
+    for (label, tls, n_faults) in [
+        ("traefik.http.routers.app.tls=true", ended, 0),
+        ("traefik.http.routers.app.tls=false", unsaid, 0),
+        ("traefik.http.routers.app.tls.certresolver=le", ended, 1),
+        ("traefik.http.routers.app.tls.domains[0].main=a.test", ended, 0),
+        ("traefik.http.routers.app.tls.options=default", ended, 0),
     ] {
         let (spec, faults) = read(&[RULE, label]);
         assert_eq!(
-            (spec.routes[0].needs_tls, faults.len()),
-            (needs_tls, n_faults),
+            (spec.routes[0].tls, faults.len()),
+            (tls, n_faults),
             "{label}: {faults:?}"
         );
     }
+}
+
+#[test]
+fn routers_of_connections_are_routes_too() {
+    let rule = "traefik.tcp.routers.db.rule=HostSNI(`db.test`)";
+    let (spec, faults) = read(&[
+        "Traefik.TCP.Routers.Db.Rule=HostSNI(`db.test`, `sql.test`)",
+        "traefik.tcp.routers.db.entryPoints=websecure",
+        "traefik.tcp.routers.db.tls.passthrough=true",
+        "traefik.tcp.routers.db.tls=true",
+        "traefik.tcp.routers.db.priority=7",
+        "traefik.tcp.routers.db.service=db@docker",
+        "traefik.tcp.services.Db.loadBalancer.server.port=5432",
+        "traefik.tcp.services.db.loadbalancer.proxyProtocol.version=1",
+    ]);
+    assert_eq!(faults, [] as [String; 0]);
+    let [route] = &*spec.routes else { panic!("{spec:?}") };
+    assert_eq!(
+        (route.target, route.priority, route.tls),
+        (5432, Some(7), RouteTls::Passthrough)
+    );
+    assert_eq!((spec.mode, spec.proxy_protocol), (Mode::Tcp, Some(ProxyProtocol::V1)));
+    for (labels, tls) in [
+        (&[rule, "traefik.tcp.routers.db.tls=true"][..], RouteTls::Ended),
+        (&[rule, "traefik.tcp.routers.db.tls.certresolver=le"], RouteTls::Ended),
+        (&["traefik.tcp.routers.all.rule=HostSNI(`*`)"], RouteTls::Without),
+    ] {
+        let (spec, _) = read(labels);
+        let [route] = &*spec.routes else { panic!("{spec:?}") };
+        assert_eq!(
+            (route.is_closed, route.tls, spec.mode),
+            (false, tls, Mode::Tcp),
+            "{labels:?}"
+        );
+    }
+    for (label, expected) in [
+        (
+            "traefik.tcp.routers.db.middlewares=office",
+            "no counterpart: in mode tcp",
+        ),
+        ("traefik.tcp.routers.db.tls.options=strict@file", "no counterpart"),
+        ("traefik.tcp.routers.db.tls.passthrough=maybe", "expected true or false"),
+        (
+            "traefik.tcp.services.db.loadbalancer.serverstransport=x@file",
+            "no counterpart",
+        ),
+        (
+            "traefik.tcp.services.db.loadbalancer.terminationdelay=5",
+            "no counterpart",
+        ),
+        (
+            "traefik.tcp.services.db.loadbalancer.proxyprotocol.version=3",
+            "expected 1 or 2",
+        ),
+        ("traefik.tcp.services.db.weighted.services=x", "expected loadbalancer"),
+    ] {
+        let (spec, faults) = read(&[rule, "traefik.tcp.routers.db.tls=true", label]);
+        let is_closed: Vec<bool> = spec.routes.iter().map(|route| route.is_closed).collect();
+        assert_eq!(is_closed, [true], "{label}");
+        let (key, _) = label.split_once('=').unwrap();
+        let is_said = |fault: &String| fault.contains(expected) && fault.contains(key);
+        assert!(faults.iter().any(is_said), "{label}: {faults:?}");
+    }
+    // A name that nobody can say keeps its place where it could be.
+    let (spec, faults) = read(&[rule]);
+    assert_eq!(
+        (spec.routes[0].is_closed, spec.routes[0].tls),
+        (true, RouteTls::AsEntryPoint)
+    );
+    assert!(
+        faults[0].contains("expected traefik.tcp.routers.db.tls=true beside it"),
+        "{faults:?}"
+    );
+    // Rules of the other kind are nobody's.
+    for (wrong, expected) in [
+        ("traefik.tcp.routers.x.rule=Host(`a`)", "expected HostSNI"),
+        ("traefik.tcp.routers.x.rule=ClientIP(`10.0.0.0/8`)", "expected HostSNI"),
+        (
+            "traefik.http.routers.x.rule=HostSNI(`a`)",
+            "HostSNI is of traefik.tcp.routers",
+        ),
+        ("traefik.tcp.routers.x.service=y", "expected one, such as HostSNI"),
+        ("traefik.tcp.router.x.rule=HostSNI(`a`)", "no such section"),
+    ] {
+        let (spec, faults) = read(&[wrong]);
+        assert!(spec.routes.is_empty(), "{wrong}: {spec:?}");
+        assert!(
+            faults.iter().any(|fault| fault.contains(expected)),
+            "{wrong}: {faults:?}"
+        );
+    }
+    let labels = map(&[
+        rule,
+        "traefik.tcp.services.db.loadbalancer.server.port=5432",
+        "traefik.enable=true",
+    ]);
+    assert!(ask_for_routes(&labels) && ports(&labels) == [5432]);
 }
 
 #[test]
@@ -393,20 +501,23 @@ fn what_is_not_known_of_a_closed_route_is_taken_for_as_much_as_it_may_be() {
         let (spec, _) = read(&labels);
         let [route] = &*spec.routes else { panic!("{spec:?}") };
         assert!(route.is_closed, "{labels:?}");
-        (route.priority, route.entry_points.len(), route.needs_tls)
+        (route.priority, route.entry_points.len(), route.tls)
     };
     let place = "traefik.http.routers.app.entrypoints=web";
     let auth = "traefik.http.routers.app.middlewares=auth@file";
-    assert_eq!(closed(&[place, auth]), (None, 1, false));
+    assert_eq!(closed(&[place, auth]), (None, 1, RouteTls::AsEntryPoint));
     assert_eq!(
         closed(&["traefik.http.routers.app.entrypoints=web,a b"]),
-        (None, 0, false)
+        (None, 0, RouteTls::AsEntryPoint)
     );
     assert_eq!(
         closed(&[place, "traefik.http.routers.app.priority=high"]),
-        (Some(i64::MAX), 1, false)
+        (Some(i64::MAX), 1, RouteTls::AsEntryPoint)
     );
-    assert_eq!(closed(&[auth, "traefik.http.routers.app.tls=true"]), (None, 0, true));
+    assert_eq!(
+        closed(&[auth, "traefik.http.routers.app.tls=true"]),
+        (None, 0, RouteTls::Ended)
+    );
     // Whose requests would be another's, nobody knows, so that nobody has any.
     for rule in [
         "traefik.http.routers.b.rule=Hots(`b`)",

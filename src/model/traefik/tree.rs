@@ -62,11 +62,11 @@ impl<'a> Tree<'a> {
                 (Some("http"), Some("routers" | "services" | "middlewares" | "serverstransports" | "models")) => {
                     continue;
                 }
-                (Some("http"), _) => "no such section: expected routers, services or middlewares",
-                // They are said once, by their rule.
-                (Some("tcp"), Some("routers")) if key.ends_with(".rule") => {
-                    "routes of connections are not served yet, only those of requests (traefik.http)"
+                (Some("tcp"), Some("routers" | "services" | "middlewares" | "serverstransports" | "models")) => {
+                    continue;
                 }
+                (Some("http"), _) => "no such section: expected routers, services or middlewares",
+                (Some("tcp"), _) => "no such section: expected routers or services",
                 (Some("udp"), Some("routers")) => "udp is not served yet",
                 (Some("tls"), _) => "certificates are in the configuration of anynode ([tls])",
                 // What says how Traefik finds tasks, or which Traefik is meant, needs no counterpart.

@@ -17,8 +17,8 @@ use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::rule::Rule;
 use crate::model::{
     AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
-    Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, SameSite,
-    Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
+    Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, RouteTls,
+    SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -155,6 +155,7 @@ struct ServiceDto {
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
+    tls: Option<Text<RouteTls>>,
     routes: Option<Vec<RouteDto>>,
     balance: Option<Text<Balance>>,
     hash: Option<Text<HashKey>>,
@@ -221,13 +222,21 @@ struct RouteDto {
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
+    tls: Option<Text<RouteTls>>,
 }
 
 impl RouteDto {
     /// `key`: where it stands.
     fn into_route(self, key: &str) -> Result<Option<RouteSpec>, String> {
-        into_route(Some(self.rule), self.priority, self.entrypoints, self.port, key)
-            .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
+        into_route(
+            Some(self.rule),
+            self.priority,
+            self.entrypoints,
+            self.port,
+            self.tls,
+            key,
+        )
+        .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
     }
 }
 
@@ -236,6 +245,7 @@ fn into_route(
     priority: Option<Text<Priority>>,
     entry_points: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
+    tls: Option<Text<RouteTls>>,
     key: &str,
 ) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
     if entry_points.as_ref().is_some_and(Vec::is_empty) {
@@ -250,6 +260,7 @@ fn into_route(
         priority: priority.map(|text| text.0.0).filter(|priority| *priority != 0),
         entry_points: entry_points.map(|names| names.into_iter().map(|text| text.0).collect()),
         port: port.map(|port| port.0),
+        tls: tls.map(|text| text.0),
     };
     parts.into_route(key)
 }
@@ -379,15 +390,20 @@ struct TimeoutsDto {
 impl ServiceDto {
     fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
         let mut spec = ServiceSpec::new(name);
-        let route = into_route(self.route, self.priority, self.entrypoints, self.port, "route");
+        let route = into_route(
+            self.route,
+            self.priority,
+            self.entrypoints,
+            self.port,
+            self.tls,
+            "route",
+        );
         spec.routes
             .extend(route.map_err(|(part, expected)| format!("{}: {expected}", key_of(part)))?);
         for (i, route) in self.routes.into_iter().flatten().enumerate() {
             spec.routes.extend(route.into_route(&format!("routes[{i}]"))?);
         }
-        if !spec.routes.is_empty() {
-            spec.mode = Mode::Http;
-        }
+        set(&mut spec.mode, Mode::of_routes(&spec.routes));
         set(&mut spec.mode, self.mode.map(|text| text.0));
         set(&mut spec.balance, self.balance.map(|text| text.0));
         let says_hash = self.hash.is_some();
@@ -478,6 +494,11 @@ impl ServiceDto {
             "timeouts.request_head" => says_request_head,
             _ => true,
         };
+        for route in &spec.routes {
+            if let Some(expected) = route.out_of_place(spec.mode) {
+                return Err(format!("{}: {}: {expected}", route.said_by, route.rule));
+            }
+        }
         if let Some(option) = OneMode::out_of_place(&spec, was_said).next() {
             return Err(format!("{}: {option}", option.key));
         }
@@ -844,7 +865,7 @@ services:
                 web("mode: tcp\n    route: Host(`a`)"),
                 None,
                 "services",
-                &["web", "route: expected mode http"],
+                &["web", "route: Host(`a`): expected mode http"],
             ),
             (
                 "services:\n  web: { route: Host(`a`), publish: [\"1:1\", \"2:2\"], endpoints: [10.0.0.1] }\n"

@@ -6,7 +6,7 @@ const IMAGE: &str = "anynode/whoami";
 
 fn stage() -> Option<Own> {
     let mut own = rig::up("routes", Tasks::Processes)?;
-    let entry_points = "{ web = { listen = ':80' }, other = { listen = ':8081' } }";
+    let entry_points = "{ web = { listen = ':80' }, other = { listen = ':8081' }, raw = { listen = ':8082' } }";
     own.env.push(("ANYNODE_ENTRYPOINTS", entry_points));
     own.start();
     own.docker(&["swarm", "init"]);
@@ -77,6 +77,18 @@ fn services_share_a_port_by_labels() {
     });
     assert_eq!(ask(&own, "two.test", "/").0, "404");
     assert!(ask_at(&own, 8081, "two.test", "/").1.contains(&hostname("many")));
+    // A whole port, by the same labels.
+    create(
+        "stream",
+        &[
+            "anynode.route=HostSNI(`*`)",
+            "anynode.port=8080",
+            "anynode.entrypoints=raw",
+        ],
+    );
+    own.wait_for("a route of connections", LONG, || {
+        ask_at(&own, 8082, "any.test", "/").1.contains(&hostname("stream"))
+    });
     // What cannot be served is refused, and names what is in its way.
     for (args, expected) in [
         (
@@ -137,6 +149,21 @@ fn services_share_a_port_by_labels() {
         (
             vec!["--label", "anynode.route=Host(`a`)"],
             "expected the label anynode.port, the port that tasks listen on, since the service publishes none",
+        ),
+        (
+            vec![
+                "--label",
+                "anynode.mode=http",
+                "--label",
+                "anynode.route=HostSNI(`x`)",
+                "--label",
+                "anynode.port=1",
+            ],
+            "label anynode.route=HostSNI(`x`): expected mode tcp: in http mode requests are told apart",
+        ),
+        (
+            vec!["--label", "anynode.route=HostSNI(`*`)", "--label", "anynode.port=1"],
+            "label anynode.route=HostSNI(`*`): it is already that of service stream at entry point raw",
         ),
         (vec!["-p", "80:80"], "port '80' is already in use by entry point 'web'"),
     ] {

@@ -77,6 +77,21 @@ services:
         traefik.http.routers.secured.entrypoints: websecure
         traefik.http.routers.secured.tls: "true"
         traefik.http.services.secure.loadbalancer.server.port: "8080"
+  db:
+    image: anynode/whoami
+    networks: [traefik-public]
+    deploy:
+      labels:
+        <<: *traefik
+        traefik.tcp.routers.db.rule: "HostSNI(`db.example.com`)"
+        traefik.tcp.routers.db.entrypoints: websecure
+        traefik.tcp.routers.db.tls: "true"
+        traefik.tcp.services.db.loadbalancer.server.port: "8080"
+        traefik.tcp.routers.guarded.rule: "HostSNI(`guarded.example.com`)"
+        traefik.tcp.routers.guarded.entrypoints: websecure
+        traefik.tcp.routers.guarded.tls: "true"
+        traefik.tcp.routers.guarded.middlewares: office
+        traefik.tcp.middlewares.office.ipallowlist.sourcerange: 192.0.2.0/24
   elsewhere:
     image: anynode/whoami
     networks: [traefik-public]
@@ -169,6 +184,7 @@ fn a_stack_for_traefik_is_served_as_it_is() {
     for (service, host) in [
         ("secure", "secured.example.com"),
         ("tenants", "blue.tenants.example.com"),
+        ("db", "db.example.com"),
     ] {
         let (url, at) = (format!("https://{host}/"), format!("{host}:443:127.0.0.1"));
         let args = ["-sk", "-m", "10", "--resolve", &at, &url];
@@ -179,6 +195,15 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         });
     }
     assert_eq!(ask(&own, "secured.example.com", "/").0, "404");
+    let guarded = [
+        "-sk",
+        "-m",
+        "10",
+        "--resolve",
+        "guarded.example.com:443:127.0.0.1",
+        "https://guarded.example.com/",
+    ];
+    assert!(!own.inside("curl").args(guarded).output().unwrap().status.success());
     // What asks for a password is not served without, and by no other route that would take it.
     for (host, path) in [("admin.example.com", "/"), ("admin.tenants.example.com", "/locked/x")] {
         let (status, body) = ask(&own, host, path);
@@ -196,6 +221,7 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         "routers.admin.middlewares=auth@docker: middleware auth (basicauth) has no counterpart yet: the route is not served",
         "routers.locked.middlewares=auth: middleware auth (basicauth) has no counterpart yet: the route is not served",
         "routers.secure.rule: Host(`secure.example.com`) asks for TLS, and entry point other ends none",
+        "traefik.tcp.routers.guarded.middlewares=office: no counterpart: in mode tcp nothing is done on the way: the route is not served",
         "routers.secure.tls.certresolver=letsencrypt: certificates are not got by themselves yet",
     ] {
         assert!(status.contains(expected), "{expected}: {status}");
@@ -271,7 +297,7 @@ fn labels_of_traefik_are_read_where_that_is_asked_for_alone() {
     assert!(warned.contains("labels traefik.* are not read"), "{warned}");
     own.wait_for("the stack", LONG, || {
         let shown = own.docker(&["stack", "services", "shop", "--format", "{{.Replicas}}"]);
-        shown.lines().count() == 7 && shown.lines().all(|line| line == "1/1" || line == "2/2")
+        shown.lines().count() == 8 && shown.lines().all(|line| line == "1/1" || line == "2/2")
     });
     own.wait_for("a route of ours", LONG, || ask(&own, "ours.test", "/").0 == "200");
     assert_eq!(ask(&own, "app.example.com", "/").0, "404");
