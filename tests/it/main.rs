@@ -17,6 +17,7 @@ mod front;
 mod gone;
 mod gotemplate;
 mod grpc;
+mod h2;
 mod handoff;
 mod harness;
 mod health;

@@ -19,13 +19,17 @@ pub(in crate::proxy) enum Framing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::proxy) struct Malformed;
 
-/// Writes a client's request. `has_ended`: it has no body. Errors: its Host is not its authority (RFC 9113 8.3.1).
+/// Writes a client's request. `has_ended`: it has no body. Errors: its Host is not its authority, its path is none (RFC 9113 8.3.1), or
+/// a value of a field begins or ends with a space (8.2.1).
 pub(in crate::proxy) fn write_request(
     request: &request::Parts,
     has_ended: bool,
     out: &mut Vec<u8>,
 ) -> Result<Framing, Malformed> {
     let authority = request.uri.authority().map(|authority| authority.as_str());
+    if !has_path(request) || request.headers.values().any(has_space_around) {
+        return Err(Malformed);
+    }
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
     let target = match request.method {
@@ -60,6 +64,22 @@ pub(in crate::proxy) fn write_request(
         push(out, name.as_str().as_bytes(), value.as_bytes());
     }
     Ok(end(&request.headers, has_ended, out))
+}
+
+/// Whether the target is a path, as it must be but for CONNECT and for OPTIONS of the whole server. A URI is none: whose the request is
+/// is said by its authority alone.
+fn has_path(request: &request::Parts) -> bool {
+    let path = request.uri.path();
+    match request.method {
+        Method::CONNECT => true,
+        Method::OPTIONS => path.starts_with('/') || path == "*",
+        _ => path.starts_with('/'),
+    }
+}
+
+fn has_space_around(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
 }
 
 /// Writes an endpoint's response. `is_bodiless`: whatever its fields say. `has_ended`: no body follows.
@@ -282,8 +302,9 @@ mod tests {
         let (request, framing) = read_request(head, "http").unwrap();
         assert_eq!(request.uri(), "http://a.example/a?b");
         assert_eq!(framing, Framing::Length(2));
-        let names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["content-length", "x-a", "te"]);
+        let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-length", "te", "x-a"]);
         assert!(
             read_request(b"GET / HTTP/1.1\r\n\r\n", "http").is_err(),
             "without a host"

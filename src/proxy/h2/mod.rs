@@ -6,10 +6,12 @@ mod head;
 mod incoming;
 mod io;
 mod leg;
+mod meter;
 mod outgoing;
 pub(super) mod pool;
 
 pub(super) use head::{Framing, Malformed, read_response, write_request};
 pub(super) use incoming::{Incoming, io_error};
 pub(super) use io::Io;
+pub(super) use meter::Verdict;
 pub(super) use outgoing::{Outgoing, malformed};

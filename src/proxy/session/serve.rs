@@ -19,7 +19,7 @@ use super::stream::Stream;
 use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::h1::{self, Entry, Requester};
-use crate::proxy::h2::{Io, Malformed, write_request};
+use crate::proxy::h2::{Io, Malformed, Verdict, write_request};
 use crate::proxy::patience::Patience;
 use crate::proxy::wire::Client;
 use crate::routing::CloseReason;
@@ -37,7 +37,7 @@ pub(in crate::proxy) async fn serve(
     let reason = match admit(&mut connection, &client).await {
         Ok(()) => {
             let requester = Requester::new(&client, peer, entry, target, shared);
-            run(&connection, Io::new(client, early), requester).await
+            run(&connection, Io::metered(client, early), requester).await
         }
         Err(reason) => {
             client.reset_on_close();
@@ -57,7 +57,11 @@ async fn admit(connection: &mut Connection, client: &impl Client) -> Result<(), 
         .await
 }
 
-async fn run<C: Client + Unpin>(connection: &Connection, io: Io<C>, requester: Requester) -> CloseReason {
+async fn run<C: Client + Unpin>(
+    connection: &Connection,
+    (io, verdict): (Io<C>, Verdict),
+    requester: Requester,
+) -> CloseReason {
     let timeouts = &connection.service().spec().timeouts;
     let head_bytes_max = u32::try_from(requester.shared().config.http_head_bytes_max).unwrap_or(u32::MAX);
     let mut builder = h2::server::Builder::new();
@@ -98,6 +102,8 @@ async fn run<C: Client + Unpin>(connection: &Connection, io: Io<C>, requester: R
         idle_limit: timeouts.idle,
         is_leaving: false,
         n_resets_left: RESETS_MOST,
+        verdict,
+        sent_off: None,
     };
     let ended = poll_fn(|cx| session.poll(cx)).await;
     // Requests that are left have nobody to answer.
@@ -109,7 +115,7 @@ async fn run<C: Client + Unpin>(connection: &Connection, io: Io<C>, requester: R
 struct Session<'a, C> {
     connection: &'a Connection,
     http2: Http2<Io<C>, Bytes>,
-    /// Each ends with whether it was answered.
+    /// Each ends with whether the client took it back.
     requests: JoinSet<bool>,
     requester: Arc<Requester>,
     /// Runs while no request is there.
@@ -120,6 +126,9 @@ struct Session<'a, C> {
     is_leaving: bool,
     /// How many more requests it may take back.
     n_resets_left: u32,
+    verdict: Verdict,
+    /// The client was told what is wrong with it; the time by which it has to have taken that.
+    sent_off: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C: Client + Unpin> Session<'_, C> {
@@ -135,12 +144,16 @@ impl<C: Client + Unpin> Session<'_, C> {
                 Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(close_reason(&error)),
                 Poll::Ready(None) => {
-                    return Poll::Ready(match self.is_leaving {
-                        true => CloseReason::ResponseEnd,
-                        false => CloseReason::ClientFin,
+                    return Poll::Ready(match (&self.sent_off, self.is_leaving) {
+                        (Some(_), _) => CloseReason::BadRequest,
+                        (None, true) => CloseReason::ResponseEnd,
+                        (None, false) => CloseReason::ClientFin,
                     });
                 }
                 Poll::Pending => {
+                    if let Some(reason) = self.verdict.get() {
+                        self.send_off(*reason, cx);
+                    }
                     if core::is_draining() {
                         self.leave(cx);
                     }
@@ -167,6 +180,7 @@ impl<C: Client + Unpin> Session<'_, C> {
                     .service()
                     .stats()
                     .add_request(StatusCode::BAD_REQUEST.as_u16());
+                self.n_resets_left = self.n_resets_left.saturating_sub(1);
                 return respond.send_reset(Reason::PROTOCOL_ERROR);
             }
         };
@@ -181,7 +195,7 @@ impl<C: Client + Unpin> Session<'_, C> {
         let requester = self.requester.clone();
         self.requests.spawn(async move {
             h1::serve_one(connection, &stream, head, &requester).await;
-            stream.is_answered()
+            stream.is_taken_back()
         });
     }
 
@@ -191,12 +205,12 @@ impl<C: Client + Unpin> Session<'_, C> {
         while let Poll::Ready(Some(ended)) = self.requests.poll_join_next(cx) {
             has_any = true;
             self.n_resets_left = match ended {
-                Ok(false) => self.n_resets_left.saturating_sub(1),
+                Ok(true) => self.n_resets_left.saturating_sub(1),
                 _ => (self.n_resets_left + 1).min(RESETS_MOST),
             };
         }
         if self.n_resets_left == 0 {
-            self.http2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            self.send_off(Reason::ENHANCE_YOUR_CALM, cx);
         }
         if has_any && self.requests.is_empty() {
             self.connection.set_idle(true);
@@ -213,7 +227,21 @@ impl<C: Client + Unpin> Session<'_, C> {
         cx.waker().wake_by_ref();
     }
 
+    /// Ends everything, and says why.
+    fn send_off(&mut self, reason: Reason, cx: &mut Context<'_>) {
+        if self.sent_off.is_some() {
+            return;
+        }
+        self.sent_off = Some(Box::pin(tokio::time::sleep(LEAVE_WITHIN)));
+        self.http2.abrupt_shutdown(reason);
+        // It goes out with the next turn.
+        cx.waker().wake_by_ref();
+    }
+
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        if let Some(timer) = &mut self.sent_off {
+            return timer.as_mut().poll(cx).map(|()| CloseReason::BadRequest);
+        }
         if !self.requests.is_empty() || self.idle_limit.is_zero() {
             return Poll::Pending;
         }

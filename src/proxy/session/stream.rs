@@ -59,9 +59,11 @@ impl Stream {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the whole response was given to the connection.
-    pub(super) fn is_answered(&self) -> bool {
-        self.lock().response.has_ended()
+    /// Whether the client took it back, or made a fault in it, before it was answered in whole.
+    pub(super) fn is_taken_back(&self) -> bool {
+        let mut halves = self.lock();
+        let mut cx = Context::from_waker(Waker::noop());
+        !halves.response.has_ended() && halves.poll_reset(&mut cx).is_ready()
     }
 }
 
