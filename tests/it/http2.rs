@@ -204,7 +204,7 @@ fn an_endpoint_of_http_1_1_is_asked_as_by_any_client() {
         answer
             .fields
             .get("connection")
-            .or(answer.fields.get("keep-alive"))
+            .or_else(|| answer.fields.get("keep-alive"))
             .is_none(),
         "{answer:?}"
     );
