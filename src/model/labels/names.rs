@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 43] = [
+pub const KNOWN: [&str; 44] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -25,6 +25,7 @@ pub const KNOWN: [&str; 43] = [
     "anynode.priority",
     "anynode.entrypoints",
     PORT,
+    "anynode.acme",
     "anynode.proxy-protocol",
     "anynode.health.http",
     "anynode.health.tcp",
@@ -76,11 +77,12 @@ pub const ROUTE: &str = "anynode.route";
 /// What labels of several routes begin with: a name of each follows, and one of `ROUTE_OPTIONS`.
 pub const ROUTES: &str = "anynode.routes.";
 
-pub(super) const ROUTE_OPTIONS: [RoutePart; 4] = [
+pub(super) const ROUTE_OPTIONS: [RoutePart; 5] = [
     RoutePart::Rule,
     RoutePart::Priority,
     RoutePart::EntryPoints,
     RoutePart::Port,
+    RoutePart::Acme,
 ];
 
 /// The port that tasks listen on for them.

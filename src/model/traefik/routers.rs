@@ -6,7 +6,7 @@ use super::middlewares::Chain;
 use super::services::Service;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::rule::Rule;
-use crate::model::{EntryPointName, RoutePart, RouteSpec};
+use crate::model::{AcmeName, EntryPointName, RoutePart, RouteSpec};
 
 /// A router as far as it is understood.
 #[derive(Default)]
@@ -15,6 +15,9 @@ struct Router<'a> {
     priority: Option<i64>,
     entry_points: Vec<EntryPointName>,
     needs_tls: bool,
+    acme: Option<AcmeName>,
+    /// What certificates are to be for, as far as labels say.
+    domains: Vec<(Label<'a>, String)>,
     service: Option<(Label<'a>, String)>,
     /// The route is not served.
     faults: Vec<String>,
@@ -58,10 +61,21 @@ pub(super) fn read(name: &str, options: &Options<'_>, services: &BTreeMap<String
             said: router.faults,
         };
     };
+    let hosts = rule.named_hosts();
+    for (label, domain) in router.domains.iter().filter(|(_, domain)| !hosts.contains(&**domain)) {
+        let why = match domain.contains('*') {
+            true => "a wildcard takes dnsChallenge, which there is not",
+            false => "certificates are ordered for the hosts that the rule names",
+        };
+        router
+            .notes
+            .push(format!("{label}: no certificate is ordered for {domain}: {why}"));
+    }
     let mut route = RouteSpec::new(rule, label.key);
     route.priority = router.priority;
     route.entry_points = router.entry_points;
     route.needs_tls = router.needs_tls;
+    route.acme = router.acme;
     route.target = target.unwrap_or(0);
     route.filters = router.chain.into_filters();
     if !router.faults.is_empty() {
@@ -112,12 +126,14 @@ impl<'a> Router<'a> {
             }
             "tls.certresolver" => {
                 self.needs_tls = true;
-                self.notes.push(format!(
-                    "{label}: certificates are not got by themselves yet: those of the configuration are used"
-                ));
+                let name = text.parse::<AcmeName>();
+                self.acme = Some(name.map_err(|error| format!("expected {}", error.expected))?);
             }
-            // Those that a certificate is to be got for.
-            _ if option.starts_with("tls.domains") => self.needs_tls = true,
+            _ if option.starts_with("tls.domains") => {
+                self.needs_tls = true;
+                self.domains
+                    .extend(elements(text).map(|name| (label, name.to_ascii_lowercase())));
+            }
             // What is asked of clients may be a certificate.
             "tls.options" if local(text).is_ok_and(|name| name == "default") => self.needs_tls = true,
             "rulesyntax" if matches!(text, "v2" | "v3" | "default") => {}

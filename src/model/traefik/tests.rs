@@ -256,12 +256,14 @@ fn several_routers_stand_each_by_itself() {
 }
 
 #[test]
-fn tls_is_asked_for_in_several_ways_and_resolvers_are_said() {
+fn tls_is_asked_for_in_several_ways_and_domains_without_certificates_are_said() {
     for (label, needs_tls, n_faults) in [
         ("traefik.http.routers.app.tls=true", true, 0),
         ("traefik.http.routers.app.tls=false", false, 0),
-        ("traefik.http.routers.app.tls.certresolver=le", true, 1),
+        ("traefik.http.routers.app.tls.certresolver=le", true, 0),
         ("traefik.http.routers.app.tls.domains[0].main=a.test", true, 0),
+        ("traefik.http.routers.app.tls.domains[0].main=other.test", true, 1),
+        ("traefik.http.routers.app.tls.domains[0].sans=*.a.test", true, 1),
         ("traefik.http.routers.app.tls.options=default", true, 0),
     ] {
         let (spec, faults) = read(&[RULE, label]);

@@ -16,9 +16,9 @@ use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::rule::Rule;
 use crate::model::{
-    AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
-    Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, SameSite,
-    Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
+    AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
+    HealthProbe, Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts,
+    RouteSpec, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -154,6 +154,7 @@ struct ServiceDto {
     route: Option<Text<Rule>>,
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
+    acme: Option<Text<AcmeName>>,
     port: Option<Port>,
     routes: Option<Vec<RouteDto>>,
     balance: Option<Text<Balance>>,
@@ -220,14 +221,22 @@ struct RouteDto {
     rule: Text<Rule>,
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
+    acme: Option<Text<AcmeName>>,
     port: Option<Port>,
 }
 
 impl RouteDto {
     /// `key`: where it stands.
     fn into_route(self, key: &str) -> Result<Option<RouteSpec>, String> {
-        into_route(Some(self.rule), self.priority, self.entrypoints, self.port, key)
-            .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
+        into_route(
+            Some(self.rule),
+            self.priority,
+            self.entrypoints,
+            self.port,
+            self.acme,
+            key,
+        )
+        .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
     }
 }
 
@@ -236,6 +245,7 @@ fn into_route(
     priority: Option<Text<Priority>>,
     entry_points: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
+    acme: Option<Text<AcmeName>>,
     key: &str,
 ) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
     if entry_points.as_ref().is_some_and(Vec::is_empty) {
@@ -250,6 +260,7 @@ fn into_route(
         priority: priority.map(|text| text.0.0).filter(|priority| *priority != 0),
         entry_points: entry_points.map(|names| names.into_iter().map(|text| text.0).collect()),
         port: port.map(|port| port.0),
+        acme: acme.map(|text| text.0),
     };
     parts.into_route(key)
 }
@@ -379,7 +390,14 @@ struct TimeoutsDto {
 impl ServiceDto {
     fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
         let mut spec = ServiceSpec::new(name);
-        let route = into_route(self.route, self.priority, self.entrypoints, self.port, "route");
+        let route = into_route(
+            self.route,
+            self.priority,
+            self.entrypoints,
+            self.port,
+            self.acme,
+            "route",
+        );
         spec.routes
             .extend(route.map_err(|(part, expected)| format!("{}: {expected}", key_of(part)))?);
         for (i, route) in self.routes.into_iter().flatten().enumerate() {
