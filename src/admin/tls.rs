@@ -8,13 +8,53 @@ use prometheus_client::metrics::MetricType;
 use serde::Serialize;
 
 use super::family::Family;
-use crate::tls::{Shown, Terminators, now};
+use crate::tls::{Acme, NameView, Shown, Terminators, now};
 
 #[derive(Serialize)]
 pub(super) struct TlsView {
     certificates: Vec<CertificateView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    ordered: Vec<OrderedView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     faults: Vec<String>,
+}
+
+/// A name that a certificate is ordered for.
+#[derive(Serialize)]
+struct OrderedView {
+    acme: String,
+    name: String,
+    /// `ordering`, `failed` (the last order), `good`, `waiting`, or `file`: one from a file is shown, and none is ordered.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    /// Negative once it has expired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_seconds: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_order_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure: Option<String>,
+}
+
+impl OrderedView {
+    fn of(name: NameView, now: i64) -> OrderedView {
+        OrderedView {
+            state: match name {
+                NameView { is_in_file: true, .. } => "file",
+                NameView { is_at_it: true, .. } => "ordering",
+                NameView { failure: Some(_), .. } => "failed",
+                NameView { not_after: Some(_), .. } => "good",
+                NameView { not_after: None, .. } => "waiting",
+            },
+            acme: name.acme.to_string(),
+            name: name.host,
+            expires_at: name.not_after.map(rfc3339),
+            expires_seconds: name.not_after.map(|not_after| not_after - now),
+            next_order_at: name.next_at.map(rfc3339),
+            last_failure: name.failure,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -40,6 +80,12 @@ impl TlsView {
         };
         TlsView {
             certificates: tls.certificates().all().into_iter().map(certificate).collect(),
+            ordered: tls
+                .acme()
+                .view()
+                .into_iter()
+                .map(|name| OrderedView::of(name, now))
+                .collect(),
             faults: tls.faults(),
         }
     }
@@ -93,5 +139,43 @@ pub(super) fn write_metrics(tls: &Terminators, out: &mut DescriptorEncoder<'_>) 
     for shown in &certificates {
         let file = shown.certificate.display().to_string();
         family.sample(&[("file", &file)], u64::from(shown.fault.is_some()));
+    }
+    write_orders(tls.acme(), out);
+}
+
+fn write_orders(acme: &Acme, out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_acme_orders",
+        "Certificates that were ordered by ACME, and orders that failed.",
+    );
+    for orders in acme.orders() {
+        for (result, count) in [("ordered", orders.n_ordered), ("failed", orders.n_failed)] {
+            family.sample(&[("acme", orders.acme.as_str()), ("result", result)], count);
+        }
+    }
+    let names = acme.view();
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_acme_certificate_not_after_seconds",
+        "When the ordered certificate for the name expires, in seconds since 1970; 0: there is none yet.",
+    );
+    for name in names.iter().filter(|name| !name.is_in_file) {
+        let not_after = u64::try_from(name.not_after.unwrap_or(0)).unwrap_or(0);
+        family.sample(&[("acme", name.acme.as_str()), ("name", &name.host)], not_after);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_acme_failing",
+        "Whether the last order for the name failed.",
+    );
+    for name in names.iter().filter(|name| !name.is_in_file) {
+        family.sample(
+            &[("acme", name.acme.as_str()), ("name", &name.host)],
+            u64::from(name.failure.is_some()),
+        );
     }
 }

@@ -63,7 +63,7 @@ fn tls_faults(config: &Config) -> Vec<String> {
         return Vec::new();
     }
     match Terminators::new(config.tls.clone()) {
-        Ok(tls) => tls.faults(),
+        Ok(tls) => tls.config_faults(),
         Err(fault) => vec![fault],
     }
 }

@@ -326,6 +326,13 @@ impl Config {
             own: own.filter(|_| config.swarm.is_none() && config.services.is_none()),
             ..config
         };
+        if config.swarm.is_some() && !config.tls.acme.is_empty() {
+            settings.conflict(
+                "acme",
+                "none where swarm.enabled = true: each node would order certificates by itself, and authorities would ask others; give \
+                 the nodes certificates as files (tls.certificates)",
+            );
+        }
         if config.swarm.is_some() && config.services.is_some() {
             settings.conflict(
                 "services",

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::settings::Settings;
 use crate::model::filters::network;
-use crate::model::{EntryPointName, EntryPointSpec, parse_duration};
+use crate::model::{AcmeName, EntryPointName, EntryPointSpec, InvalidValue, parse_duration};
 use crate::tls::{ClientAuth, MinVersion, PairFiles, Policy, TlsConfig};
 
 const KEY: &str = "entrypoints";
@@ -58,12 +58,13 @@ pub(super) fn read(settings: &mut Settings) -> (Vec<EntryPointSpec>, TlsConfig) 
         }
     }
     redirect(settings, &declared, &mut specs);
+    let acme = super::acme_config::read(settings, &specs, &policies);
     let certificates = certificates(settings);
-    if let (Some(policy), true) = (policies.first(), certificates.is_empty()) {
+    if let (Some(policy), true) = (policies.first(), certificates.is_empty() && acme.is_empty()) {
         let name = &policy.entry_point;
         settings.conflict(
             CERTIFICATES,
-            &format!("a certificate at least, such as [{{ cert = \"a.pem\", key = \"a.key\" }}], since entrypoints.{name}.tls is on"),
+            &format!("a certificate at least, such as [{{ cert = \"a.pem\", key = \"a.key\" }}], or an [acme.NAME], since entrypoints.{name}.tls is on"),
         );
     }
     let ticket_key_file = settings.value("tls.ticket_key_file", "a path", None, |value| {
@@ -73,6 +74,7 @@ pub(super) fn read(settings: &mut Settings) -> (Vec<EntryPointSpec>, TlsConfig) 
         certificates,
         ticket_key_file,
         policies,
+        acme,
     };
     (specs, tls)
 }
@@ -105,6 +107,9 @@ fn one(
     let (ip, port) = listen?;
     let mut spec = EntryPointSpec::new(name, ip, port);
     spec.is_tls = policy.is_some();
+    spec.acme = keys
+        .get("tls")
+        .and_then(|tls| acme(settings, &spec.name, tls.get("acme")?));
     spec.trusted_proxies = networks(settings, &spec.name, keys, "trusted_proxies");
     spec.proxy_protocol = networks(settings, &spec.name, keys, "proxy_protocol").unwrap_or_default();
     for (key, to) in [
@@ -124,6 +129,24 @@ fn one(
         }
     }
     Some((spec, policy))
+}
+
+/// Whom its certificates are ordered from. `None`: that is wrong.
+fn acme(settings: &mut Settings, name: &EntryPointName, value: &Value) -> Option<AcmeName> {
+    match value.as_str().map(str::parse) {
+        Some(Ok(acme)) => return Some(acme),
+        Some(Err(InvalidValue { expected, .. })) => {
+            wrong(settings, &format!("{name}.tls"), "acme", Some(value), &expected);
+        }
+        None => wrong(
+            settings,
+            &format!("{name}.tls"),
+            "acme",
+            Some(value),
+            "the NAME of an [acme.NAME]",
+        ),
+    }
+    None
 }
 
 /// `None`: the key is not there, or wrong.
@@ -166,7 +189,7 @@ fn policy(settings: &mut Settings, name: &EntryPointName, value: &Value, min_ver
         settings,
         &within,
         keys,
-        &["min_version", "strict", "client_ca", "client_auth"],
+        &["min_version", "strict", "client_ca", "client_auth", "acme"],
     );
     if let Some(value) = keys.get("min_version") {
         match value.as_str().and_then(|text| text.parse().ok()) {

@@ -1,6 +1,8 @@
 //! What joins the rooms: the commands of the program. Everything that a user may type ends in one function here; `main`
 //! only parses arguments.
 
+mod acme;
+mod acme_config;
 mod api_socket;
 mod attached;
 mod check;

@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::acme;
 use super::config::Config;
 use super::doors::Door;
 use super::handoff::{self, HandoffError, Inherited, Offer, OwnRelease, Succession};
@@ -118,6 +119,9 @@ impl Node {
             true => None,
             false => Some(Arc::new(Terminators::new(config.tls.clone()).map_err(NodeError::Tls)?)),
         };
+        if let Some(tls) = &tls {
+            tls.acme().open(&config.data_dir);
+        }
         let outside = Beside {
             dialer: swarm.as_ref().map(SwarmNode::dialer),
             takeover: takeover.clone(),
@@ -270,6 +274,16 @@ impl Node {
         }
         if let Some(takeover) = takeover {
             beside.spawn(takeover.run(stopped()));
+        }
+        if let Some(acme) = tls.as_ref().map(|tls| tls.acme().clone()) {
+            let (table, may_order, stopped) = (table.clone(), offer.may_write.subscribe(), stopped());
+            beside.spawn(async move {
+                tokio::select! {
+                    () = acme::follow(table, acme.clone()) => {}
+                    () = acme.run(may_order) => {}
+                    () = stopped => {}
+                }
+            });
         }
         if let Some(tls) = tls {
             let stopped = stopped();

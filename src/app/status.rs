@@ -256,6 +256,23 @@ fn describe_tls(tls: &Value, out: &mut String) {
             names.join(" ")
         ));
     }
+    describe_orders(tls, out);
+}
+
+/// Certificates that are ordered.
+fn describe_orders(tls: &Value, out: &mut String) {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    for name in tls["ordered"].as_array().into_iter().flatten() {
+        let (host, acme, state) = (text(&name["name"]), text(&name["acme"]), text(&name["state"]));
+        let what = match (&*state, name["expires_at"].as_str()) {
+            ("file", _) => "from a file".to_owned(),
+            (_, Some(until)) => format!("until {until}, next order {}", text(&name["next_order_at"])),
+            ("failed", None) => format!("none yet, next order {}", text(&name["next_order_at"])),
+            _ => "none yet".to_owned(),
+        };
+        let at_it = if state == "ordering" { ", being ordered" } else { "" };
+        out.push_str(&format!("certificate of acme.{acme} for {host}: {what}{at_it}\n"));
+    }
 }
 
 /// Seconds. Whoever renews by himself has done so long before.

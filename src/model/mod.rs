@@ -28,7 +28,7 @@ pub use cluster::{
     DigestMismatch, ObjectDiff,
 };
 pub use one_mode::OneMode;
-pub use route::{EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec, RouteTls};
+pub use route::{AcmeName, EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec, RouteTls};
 pub use scheme::Scheme;
 pub use service::{
     Attachment, ClientAddress, EndpointSpec, HealthCheck, HealthProbe, Limits, Mode, Passive, ProxyProtocol,

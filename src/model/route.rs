@@ -53,6 +53,37 @@ impl FromStr for EntryPointName {
     }
 }
 
+/// The name of an authority that certificates are ordered from, as the node's configuration has it (`[acme.NAME]`), and as Traefik's
+/// resolvers have theirs. Spelled as a service's name, and none of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AcmeName(ServiceName);
+
+impl AcmeName {
+    /// As the user wrote it.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Display for AcmeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for AcmeName {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<AcmeName, InvalidValue> {
+        ServiceName::new(text).map(AcmeName).map_err(|_| {
+            InvalidValue::new(
+                text,
+                "the NAME of an [acme.NAME], of at most 63 letters, digits, '-' and '_', with a letter or digit at both ends",
+            )
+        })
+    }
+}
+
 /// A port of a node that services share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryPointSpec {
@@ -62,6 +93,8 @@ pub struct EntryPointSpec {
     pub port: u16,
     /// TLS ends here, and requests go on without.
     pub is_tls: bool,
+    /// Whom certificates for the hosts of its routes are ordered from, where a route names nobody else.
+    pub acme: Option<AcmeName>,
     /// The port to which clients are sent, by https. `None`: requests are served here.
     pub redirect: Option<u16>,
     /// Who says who its clients are, by X-Forwarded-For and the like. `None`: those of all ports.
@@ -82,6 +115,7 @@ impl EntryPointSpec {
             ip,
             port,
             is_tls: false,
+            acme: None,
             redirect: None,
             trusted_proxies: None,
             proxy_protocol: Vec::new(),
@@ -118,6 +152,8 @@ pub struct RouteSpec {
     /// The port that tasks listen on for them; 0: the one that the service names elsewhere (`ServiceSpec::settle_routes`).
     pub target: u16,
     pub tls: RouteTls,
+    /// Whom certificates for its hosts are ordered from; `None`: whom its entry points name.
+    pub acme: Option<AcmeName>,
     /// Nobody is let through, since what else was asked for cannot be done: it keeps its place, so that no other route, which may
     /// ask for less, has its requests.
     pub is_closed: bool,
@@ -136,6 +172,7 @@ impl RouteSpec {
             entry_points: Vec::new(),
             target: 0,
             tls: RouteTls::default(),
+            acme: None,
             is_closed: false,
             filters: None,
             said_by: said_by.into(),
@@ -223,6 +260,7 @@ pub struct RouteParts {
     pub entry_points: Option<Vec<EntryPointName>>,
     pub port: Option<u16>,
     pub tls: Option<RouteTls>,
+    pub acme: Option<AcmeName>,
 }
 
 /// One of them.
@@ -233,6 +271,7 @@ pub enum RoutePart {
     EntryPoints,
     Port,
     Tls,
+    Acme,
 }
 
 impl RoutePart {
@@ -244,6 +283,7 @@ impl RoutePart {
             RoutePart::EntryPoints => "entrypoints",
             RoutePart::Port => "port",
             RoutePart::Tls => "tls",
+            RoutePart::Acme => "acme",
         }
     }
 }
@@ -258,6 +298,7 @@ impl RouteParts {
                 (self.entry_points.is_some(), RoutePart::EntryPoints),
                 (self.port.is_some(), RoutePart::Port),
                 (self.tls.is_some(), RoutePart::Tls),
+                (self.acme.is_some(), RoutePart::Acme),
             ];
             return match alone.into_iter().find(|(is_said, _)| *is_said) {
                 Some((_, part)) => Err((part, "expected a route beside it, such as Host(`a.example`)")),
@@ -275,6 +316,7 @@ impl RouteParts {
             priority: self.priority,
             entry_points: self.entry_points.unwrap_or_default(),
             target: self.port.unwrap_or(0),
+            acme: self.acme,
             ..RouteSpec::new(rule, said_by)
         }))
     }

@@ -20,7 +20,7 @@ use super::speaks;
 use super::streams;
 use crate::routing::CloseReason;
 use crate::sys::socket;
-use crate::tls::{Handshake, Terminator};
+use crate::tls::{ACME_TLS, Handshake, Terminator};
 
 /// Serves one client from accept to close.
 pub(super) async fn serve(
@@ -157,6 +157,12 @@ async fn shake_hands(
         }
     };
     match accepted {
+        Some(Ok(session)) if session.is_of(ACME_TLS) => {
+            count(Handshake::Full);
+            // What it wanted to see it has seen.
+            finish(&socket).await;
+            Err(CloseReason::ResponseEnd)
+        }
         Some(Ok(session)) => {
             count(match session.is_resumed() {
                 true => Handshake::Resumed,

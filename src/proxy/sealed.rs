@@ -157,6 +157,11 @@ impl Agreed {
         self.0.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
+    /// Whether that protocol was agreed on.
+    pub(super) fn is_of(&self, protocol: &[u8]) -> bool {
+        self.0.tls.alpn_protocol() == Some(protocol)
+    }
+
     /// `socket`: the one that it was agreed on.
     pub(super) fn over(self, socket: TcpStream) -> Sealed {
         Sealed {

@@ -151,6 +151,16 @@ impl Front {
         !self.others.is_empty() || self.by_host.contains_key(host)
     }
 
+    /// All of them, in the order of their rules.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Routed>> {
+        self.owners.values()
+    }
+
+    /// Whether they are known to be the same, without looking at them.
+    pub fn is_same_as(&self, other: &Front) -> bool {
+        self.owners.ptr_eq(&other.owners)
+    }
+
     /// Whether there is any route.
     pub fn is_empty(&self) -> bool {
         self.owners.is_empty()

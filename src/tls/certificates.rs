@@ -1,15 +1,17 @@
-//! The certificates of a node, from files, read again when those change. What cannot be used leaves what was used before in its
-//! place.
+//! The certificates of a node, from files, read again when those change, and those that were ordered. What cannot be used leaves what
+//! was used before in its place.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use super::challenges::{ACME_TLS, Challenges};
 use super::names::ByName;
 use super::pair::Pair;
 
@@ -39,6 +41,8 @@ pub struct Certificates {
     /// std mutex: held while files are read, by who looks at them; by who shows them for a moment.
     all: Mutex<Vec<Shown>>,
     files: Vec<PairFiles>,
+    /// By host. std mutex: for a moment each.
+    ordered: Mutex<BTreeMap<String, Arc<Pair>>>,
     /// std mutex: of who looks, one at a time.
     looked: Mutex<Vec<Option<Look>>>,
 }
@@ -86,6 +90,7 @@ impl Certificates {
             all: Mutex::new(files.iter().map(shown).collect()),
             looked: Mutex::new(vec![None; files.len()]),
             files,
+            ordered: Mutex::default(),
         };
         certificates.look();
         certificates
@@ -160,9 +165,40 @@ impl Certificates {
             }
         }
         if is_new {
-            let pairs: Vec<Arc<Pair>> = self.all().into_iter().filter_map(|shown| shown.pair).collect();
-            self.by_name.store(Arc::new(ByName::new(&pairs)));
+            self.put_in_order(self.ordered());
         }
+    }
+
+    /// Shows these, by host, beside those of files, in the place of those that were ordered before.
+    pub(super) fn set_ordered(&self, pairs: BTreeMap<String, Arc<Pair>>) {
+        let mut ordered = self.ordered();
+        *ordered = pairs;
+        self.put_in_order(ordered);
+    }
+
+    /// Whether a file's certificate is for that host, and good at `now`, in seconds since 1970.
+    pub(super) fn covers(&self, host: &str, now: i64) -> bool {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pairs = all.iter().filter_map(|shown| shown.pair.as_ref());
+        pairs.any(|pair| pair.is_for(host) && (pair.not_before..pair.not_after).contains(&now))
+    }
+
+    /// Whether nothing can be shown.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.load().is_empty()
+    }
+
+    fn ordered(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pair>>> {
+        self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is ordered is held meanwhile, so that nobody puts less than this in its place.
+    fn put_in_order(&self, ordered: MutexGuard<'_, BTreeMap<String, Arc<Pair>>>) {
+        let now = now();
+        let mut pairs: Vec<Arc<Pair>> = self.all().into_iter().filter_map(|shown| shown.pair).collect();
+        let uncovered = ordered.iter().filter(|(host, _)| !self.covers(host, now));
+        pairs.extend(uncovered.map(|(_, pair)| pair.clone()));
+        self.by_name.store(Arc::new(ByName::new(&pairs)));
     }
 
     /// The one for who says this.
@@ -234,10 +270,15 @@ const SOON: i64 = 14 * DAY;
 pub(super) struct Resolver {
     pub(super) certificates: Arc<Certificates>,
     pub(super) is_strict: bool,
+    pub(super) challenges: Arc<Challenges>,
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // Who offers something else as well is answered by that, and while nobody is to ask so it is no protocol of ours.
+        if self.challenges.is_tls_pending() && hello.alpn().is_some_and(|protocols| protocols.eq([ACME_TLS])) {
+            return self.challenges.certificate(hello.server_name());
+        }
         self.certificates.find(&hello, self.is_strict)
     }
 }

@@ -1,14 +1,19 @@
 //! TLS of entry points: certificates by name, taken up when their files change, and what each entry point asks of its clients.
-//! Built on rustls with ring. Not here: who has the files written, and the bytes of connections (`proxy::sealed`).
+//! Certificates come from files, or are ordered (`acme`). Built on rustls with ring. Not here: who has the files written, and the bytes
+//! of connections (`proxy::sealed`).
 
+mod acme;
 mod certificates;
+mod challenges;
 mod names;
 mod pair;
 mod policy;
 mod terminate;
 mod tickets;
 
+pub use acme::{Acme, AcmeConfig, ChallengeKind, ExternalAccount, NameView, Orders, Wanted, WantedBy, is_host};
 pub use certificates::{Certificates, PairFiles, Shown, now};
+pub use challenges::{ACME_TLS, Challenges};
 pub use pair::{Pair, PairError};
 pub use policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 pub use terminate::{Handshake, Handshakes, Terminator, Terminators};

@@ -37,6 +37,10 @@ impl ByName {
         by_name
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// The one for a host, of those whose signatures the client takes, one that is good now before others. `None` for a host: the client named none. `is_strict`: there
     /// is none for everybody else.
     pub(super) fn find(

@@ -76,6 +76,13 @@ impl Pair {
         })
     }
 
+    /// Whether it is for that host, in lower case.
+    pub(super) fn is_for(&self, host: &str) -> bool {
+        let above = host.split_once('.').map(|(_, above)| above);
+        let is = |name: &String| name == host || (above.is_some() && name.strip_prefix("*.") == above);
+        self.names.iter().any(is)
+    }
+
     /// Its signatures cost a tenth of RSA's.
     pub(super) fn is_cheap(&self) -> bool {
         self.key.key.algorithm() != SignatureAlgorithm::RSA

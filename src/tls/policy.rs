@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::acme::AcmeConfig;
 use super::certificates::PairFiles;
 use crate::model::{EntryPointName, InvalidValue};
 
@@ -77,4 +78,6 @@ pub struct TlsConfig {
     /// The same on all nodes, so that each takes the tickets of the others.
     pub ticket_key_file: Option<PathBuf>,
     pub policies: Vec<Policy>,
+    /// Whom certificates can be ordered from.
+    pub acme: Vec<AcmeConfig>,
 }

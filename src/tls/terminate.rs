@@ -14,7 +14,9 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 
+use super::acme::Acme;
 use super::certificates::{Certificates, Resolver, Sign, Warned, now};
+use super::challenges::{ACME_TLS, Challenges};
 use super::policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 use super::tickets::{Secret, Tickets};
 use crate::model::EntryPointName;
@@ -23,6 +25,8 @@ use crate::model::EntryPointName;
 #[derive(Debug)]
 pub struct Terminators {
     certificates: Arc<Certificates>,
+    challenges: Arc<Challenges>,
+    acme: Arc<Acme>,
     by_name: BTreeMap<EntryPointName, Arc<Terminator>>,
 }
 
@@ -33,6 +37,9 @@ pub struct Terminator {
     secret: Secret,
     /// `None`: clients cannot be told apart by certificates that there are no authorities for, so nobody is let in.
     config: ArcSwapOption<Configs>,
+    challenges: Arc<Challenges>,
+    /// Certificates are ordered, so that there may be none yet.
+    has_orders: bool,
     pub handshakes: Handshakes,
     /// What the file of authorities looked like when it was taken up; `None`: it was not. std mutex: of who looks, while it reads.
     looked: Mutex<Option<Option<Sign>>>,
@@ -43,6 +50,8 @@ pub struct Terminator {
 /// What handshakes go by.
 struct Configs {
     requests: Arc<ServerConfig>,
+    /// The same, where an authority may ask for a challenge's certificate by its protocol.
+    while_asked: Arc<ServerConfig>,
     streams: Arc<ServerConfig>,
 }
 
@@ -96,15 +105,31 @@ impl Terminators {
             None => Secret::random().map_err(|_| "the system has no randomness".to_owned())?,
         };
         let certificates = Arc::new(Certificates::new(config.certificates));
+        let challenges: Arc<Challenges> = Arc::default();
+        let acme = Arc::new(Acme::new(&config.acme, challenges.clone(), certificates.clone()));
         let terminator = |policy: Policy| {
             let name = policy.entry_point.clone();
-            (
-                name,
-                Arc::new(Terminator::new(policy, certificates.clone(), secret.clone())),
-            )
+            let mut terminator = Terminator::new(policy, certificates.clone(), secret.clone(), challenges.clone());
+            terminator.has_orders = !config.acme.is_empty();
+            (name, Arc::new(terminator))
         };
         let by_name = config.policies.into_iter().map(terminator).collect();
-        Ok(Terminators { certificates, by_name })
+        Ok(Terminators {
+            certificates,
+            challenges,
+            acme,
+            by_name,
+        })
+    }
+
+    /// What orders certificates, or says that nobody does whom routes ask for.
+    pub fn acme(&self) -> &Arc<Acme> {
+        &self.acme
+    }
+
+    /// What authorities are answered that ask whether names are ours.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// `None`: that entry point ends no TLS.
@@ -126,7 +151,14 @@ impl Terminators {
         let of_files = self.certificates.faults().into_iter();
         let fault = |name, fault: Option<String>| Some(format!("entry point {name}: {}", fault?));
         let of_entry_points = self.by_name.iter().filter_map(|(name, one)| fault(name, one.fault()));
-        of_files.chain(of_entry_points).collect()
+        let of_orders = self.acme.faults();
+        of_files.chain(of_entry_points).chain(of_orders).collect()
+    }
+
+    /// All that is wrong with the configuration's files, whatever runs.
+    pub fn config_faults(&self) -> Vec<String> {
+        let of_orders = self.acme.config_faults();
+        self.faults().into_iter().chain(of_orders).collect()
     }
 
     /// Looks at all files, and takes up what has changed.
@@ -156,11 +188,13 @@ impl Terminators {
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 
 impl Terminator {
-    fn new(policy: Policy, certificates: Arc<Certificates>, secret: Secret) -> Terminator {
+    fn new(policy: Policy, certificates: Arc<Certificates>, secret: Secret, challenges: Arc<Challenges>) -> Terminator {
         let terminator = Terminator {
             policy,
             certificates,
             secret,
+            challenges,
+            has_orders: false,
             config: ArcSwapOption::empty(),
             handshakes: Handshakes::default(),
             looked: Mutex::default(),
@@ -176,7 +210,12 @@ impl Terminator {
 
     /// What a handshake that begins now goes by. `None`: nobody can be let in.
     pub fn config(&self) -> Option<Arc<ServerConfig>> {
-        self.config.load().as_ref().map(|configs| configs.requests.clone())
+        let configs = self.config.load();
+        let configs = configs.as_ref()?;
+        Some(match self.challenges.is_tls_pending() {
+            true => configs.while_asked.clone(),
+            false => configs.requests.clone(),
+        })
     }
 
     /// The same for a connection that is a service's as a whole: what protocol is spoken in it is not ours to choose (ALPN).
@@ -186,7 +225,8 @@ impl Terminator {
 
     /// What is wrong with it, if anything is.
     pub fn fault(&self) -> Option<String> {
-        let has_none = || self.certificates.all().iter().all(|shown| shown.pair.is_none());
+        // Where they are ordered it is said of each name why there is none.
+        let has_none = || !self.has_orders && self.certificates.is_empty();
         self.client_fault()
             .or_else(|| has_none().then(|| "no certificate can be used".to_owned()))
     }
@@ -236,6 +276,7 @@ impl Terminator {
         let mut config = builder.with_cert_resolver(Arc::new(Resolver {
             certificates: self.certificates.clone(),
             is_strict: policy.is_strict,
+            challenges: self.challenges.clone(),
         }));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if policy.client_auth == ClientAuth::None {
@@ -245,8 +286,11 @@ impl Terminator {
         }
         let streams = Arc::new(config.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+        let mut while_asked = config.clone();
+        while_asked.alpn_protocols.push(ACME_TLS.to_vec());
         Ok(Configs {
             requests: Arc::new(config),
+            while_asked: Arc::new(while_asked),
             streams,
         })
     }

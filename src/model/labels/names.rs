@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 44] = [
+pub const KNOWN: [&str; 45] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -26,6 +26,7 @@ pub const KNOWN: [&str; 44] = [
     "anynode.entrypoints",
     PORT,
     "anynode.tls",
+    "anynode.acme",
     "anynode.proxy-protocol",
     "anynode.health.http",
     "anynode.health.tcp",
@@ -77,12 +78,13 @@ pub const ROUTE: &str = "anynode.route";
 /// What labels of several routes begin with: a name of each follows, and one of `ROUTE_OPTIONS`.
 pub const ROUTES: &str = "anynode.routes.";
 
-pub(super) const ROUTE_OPTIONS: [RoutePart; 5] = [
+pub(super) const ROUTE_OPTIONS: [RoutePart; 6] = [
     RoutePart::Rule,
     RoutePart::Priority,
     RoutePart::EntryPoints,
     RoutePart::Port,
     RoutePart::Tls,
+    RoutePart::Acme,
 ];
 
 /// The port that tasks listen on for them.

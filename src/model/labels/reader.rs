@@ -133,6 +133,7 @@ impl Reader<'_> {
             _ => Err(InvalidValue::new(text, "a port from 1 to 65535")),
         });
         self.set_some(&label(RoutePart::Tls), &mut parts.tls);
+        self.set_some(&label(RoutePart::Acme), &mut parts.acme);
         if self.wrong.contains(&label(RoutePart::Rule)) {
             return None;
         }

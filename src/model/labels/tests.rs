@@ -276,8 +276,8 @@ fn what_goes_only_with_other_labels_is_refused_without_them() {
 fn each_wrong_label_is_named_and_changes_nothing() {
     let default = read(&[]).0;
     for label in KNOWN {
-        // A word is an entry point's name, or a cookie's.
-        let wrong = if ["anynode.entrypoints", COOKIE].contains(&label) {
+        // A word is a name, of an entry point, an authority or a cookie.
+        let wrong = if ["anynode.entrypoints", "anynode.acme", COOKIE].contains(&label) {
             "z z"
         } else {
             "zzz"

@@ -68,6 +68,13 @@ impl Rule {
         self.0.term.hosts()
     }
 
+    /// The hosts that it names by `Host` or `HostSNI`, in lower case, whatever else it takes.
+    pub fn named_hosts(&self) -> BTreeSet<&str> {
+        let mut hosts = BTreeSet::new();
+        self.0.term.name_hosts(&mut hosts);
+        hosts
+    }
+
     /// What every path that it takes begins with.
     pub fn beginning(&self) -> &str {
         self.0.term.beginning()
@@ -250,6 +257,14 @@ impl Term {
                 }),
             Term::Is(Matcher::Host(host) | Matcher::HostSni(host)) => Some(BTreeSet::from([&**host])),
             Term::Not(_) | Term::Is(_) => None,
+        }
+    }
+
+    fn name_hosts<'a>(&'a self, hosts: &mut BTreeSet<&'a str>) {
+        match self {
+            Term::All(terms) | Term::Any(terms) => terms.iter().for_each(|term| term.name_hosts(hosts)),
+            Term::Is(Matcher::Host(host) | Matcher::HostSni(host)) => drop(hosts.insert(host)),
+            Term::Not(_) | Term::Is(_) => {}
         }
     }
 

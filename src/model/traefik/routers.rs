@@ -7,7 +7,7 @@ use super::middlewares::Chain;
 use super::services::Service;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::rule::Rule;
-use crate::model::{EntryPointName, RoutePart, RouteSpec, RouteTls};
+use crate::model::{AcmeName, EntryPointName, RoutePart, RouteSpec, RouteTls};
 
 /// A router as far as it is understood.
 struct Router<'a> {
@@ -18,6 +18,9 @@ struct Router<'a> {
     needs_tls: bool,
     /// It goes on as it came (connections).
     passes: bool,
+    acme: Option<AcmeName>,
+    /// What certificates are to be for, as far as labels say.
+    domains: Vec<(Label<'a>, String)>,
     service: Option<(Label<'a>, String)>,
     /// The route is not served.
     faults: Vec<String>,
@@ -79,10 +82,21 @@ pub(super) fn read(
              the route is not served"
         ));
     }
+    let hosts = rule.named_hosts();
+    for (label, domain) in router.domains.iter().filter(|(_, domain)| !hosts.contains(&**domain)) {
+        let why = match domain.contains('*') {
+            true => "a wildcard takes dnsChallenge, which there is not",
+            false => "certificates are ordered for the hosts that the rule names",
+        };
+        router
+            .notes
+            .push(format!("{label}: no certificate is ordered for {domain}: {why}"));
+    }
     let mut route = RouteSpec::new(rule, label.key);
     route.priority = router.priority;
     route.entry_points = router.entry_points;
     route.tls = tls;
+    route.acme = router.acme;
     route.target = target.unwrap_or(0);
     route.filters = router.chain.into_filters();
     if !router.faults.is_empty() {
@@ -121,6 +135,8 @@ impl<'a> Router<'a> {
             entry_points: Vec::new(),
             needs_tls: false,
             passes: false,
+            acme: None,
+            domains: Vec::new(),
             service: None,
             faults: Vec::new(),
             unknown: Vec::new(),
@@ -175,12 +191,14 @@ impl<'a> Router<'a> {
             }
             "tls.certresolver" => {
                 self.needs_tls = true;
-                self.notes.push(format!(
-                    "{label}: certificates are not got by themselves yet: those of the configuration are used"
-                ));
+                let name = text.parse::<AcmeName>();
+                self.acme = Some(name.map_err(|error| format!("expected {}", error.expected))?);
             }
-            // Those that a certificate is to be got for.
-            _ if option.starts_with("tls.domains") => self.needs_tls = true,
+            _ if option.starts_with("tls.domains") => {
+                self.needs_tls = true;
+                self.domains
+                    .extend(elements(text).map(|name| (label, name.to_ascii_lowercase())));
+            }
             // What is asked of clients may be a certificate.
             "tls.options" if local(text).is_ok_and(|name| name == "default") => self.needs_tls = true,
             "tls.passthrough" if self.kind == Kind::Connections => {

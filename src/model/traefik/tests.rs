@@ -266,13 +266,15 @@ fn several_routers_stand_each_by_itself() {
 }
 
 #[test]
-fn tls_is_asked_for_in_several_ways_and_resolvers_are_said() {
+fn tls_is_asked_for_in_several_ways_and_domains_without_certificates_are_said() {
     let (ended, unsaid) = (RouteTls::Ended, RouteTls::AsEntryPoint);
     for (label, tls, n_faults) in [
         ("traefik.http.routers.app.tls=true", ended, 0),
         ("traefik.http.routers.app.tls=false", unsaid, 0),
-        ("traefik.http.routers.app.tls.certresolver=le", ended, 1),
+        ("traefik.http.routers.app.tls.certresolver=le", ended, 0),
         ("traefik.http.routers.app.tls.domains[0].main=a.test", ended, 0),
+        ("traefik.http.routers.app.tls.domains[0].main=other.test", ended, 1),
+        ("traefik.http.routers.app.tls.domains[0].sans=*.a.test", ended, 1),
         ("traefik.http.routers.app.tls.options=default", ended, 0),
     ] {
         let (spec, faults) = read(&[RULE, label]);

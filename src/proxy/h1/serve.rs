@@ -25,8 +25,8 @@ use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::h2;
 use crate::proxy::http::{
     Body, Coding, Framing, HeaderSlots, LocalAnswer, Method, Peer, Refusal, Reply, RequestHead, RequestMeta, RouteKey,
-    Version, filter_request, https_location, https_place, lower_request, parse_request, write_options_reply,
-    write_redirect,
+    Version, filter_request, https_location, https_place, lower_request, parse_request, write_challenge,
+    write_options_reply, write_redirect,
 };
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
@@ -292,6 +292,8 @@ fn came_by_tls(head: &[u8]) -> bool {
 enum Instead {
     /// The client is sent there.
     Elsewhere(Box<str>),
+    /// An authority asks whether a name is ours.
+    Challenge(Arc<str>),
     /// Its route lets nobody through.
     Closed(Arc<Service>),
 }
@@ -400,6 +402,11 @@ impl<C: Client> Server<'_, C> {
         let Some(entry_point) = table.entry_point_at(&listen) else {
             return Ok(Found::Nobody);
         };
+        if let Some(tls) = &self.shared.tls
+            && let Some(answer) = tls.challenges().answer(&head.target())
+        {
+            return Ok(Found::Instead(Instead::Challenge(answer)));
+        }
         if let Some(port) = entry_point.spec().redirect {
             let local = self
                 .client
@@ -499,6 +506,7 @@ impl<C: Client> Server<'_, C> {
                         self.connection.service().stats().add_request(301);
                         self.say_elsewhere(&location, true, &meta).await
                     }
+                    Some(Instead::Challenge(answer)) => self.say_challenge(&answer, &meta).await,
                     Some(Instead::Closed(service)) => {
                         let text = format!(
                             "service {}: this route is closed: anynode status says why",
@@ -910,6 +918,15 @@ impl<C: Client> Server<'_, C> {
         let text = format!("no route of entry point {} takes this request", entry_point.name());
         self.fail(&entry_point, 404, text, meta, meta.framing == Framing::None)
             .await
+    }
+
+    async fn say_challenge(&mut self, answer: &str, meta: &RequestMeta) -> Result<(), CloseReason> {
+        self.connection.service().stats().add_request(200);
+        let mut out = Buffer::default();
+        write_challenge(answer, meta.method == Method::Head, out.tail());
+        self.send(out).await;
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
     }
 
     /// Sends the client on, for good or for now. Methods besides GET and HEAD are kept by it.

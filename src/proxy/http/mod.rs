@@ -34,7 +34,7 @@ pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, e
 pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use filtered::{filter_request, filter_response, https_place};
 pub use refusal::Refusal;
-pub use reply::{CONTINUE, Reply, write_options_reply, write_redirect};
+pub use reply::{CONTINUE, Reply, write_challenge, write_options_reply, write_redirect};
 pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, lower_request, parse_request};
 pub use response::{Onward, ResponseHead, ResponseMeta, add_field, lower_response, parse_response};
 

@@ -43,6 +43,19 @@ pub fn write_redirect(status: u16, location: &str, keep_alive: bool, out: &mut V
     out.extend_from_slice(b"\r\n");
 }
 
+/// Tells an authority that a name is ours (RFC 8555, 8.3), on a connection that ends with it.
+pub fn write_challenge(answer: &str, to_head: bool, out: &mut Vec<u8>) {
+    push_status_line(200, out);
+    out.extend_from_slice(b"Content-Type: application/octet-stream\r\nContent-Length: ");
+    push_decimal(answer.len() as u64, out);
+    out.extend_from_slice(b"\r\n");
+    push_connection(false, out);
+    out.extend_from_slice(b"\r\n");
+    if !to_head {
+        out.extend_from_slice(answer.as_bytes());
+    }
+}
+
 /// Answers an OPTIONS request whose Max-Forwards is used up.
 pub fn write_options_reply(keep_alive: bool, out: &mut Vec<u8>) {
     push_status_line(200, out);

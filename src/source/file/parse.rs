@@ -16,9 +16,9 @@ use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::rule::Rule;
 use crate::model::{
-    AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck, HealthProbe,
-    Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts, RouteSpec, RouteTls,
-    SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
+    AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
+    HealthProbe, Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts,
+    RouteSpec, RouteTls, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -154,6 +154,7 @@ struct ServiceDto {
     route: Option<Text<Rule>>,
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
+    acme: Option<Text<AcmeName>>,
     port: Option<Port>,
     tls: Option<Text<RouteTls>>,
     routes: Option<Vec<RouteDto>>,
@@ -221,6 +222,7 @@ struct RouteDto {
     rule: Text<Rule>,
     priority: Option<Text<Priority>>,
     entrypoints: Option<Vec<Text<EntryPointName>>>,
+    acme: Option<Text<AcmeName>>,
     port: Option<Port>,
     tls: Option<Text<RouteTls>>,
 }
@@ -234,6 +236,7 @@ impl RouteDto {
             self.entrypoints,
             self.port,
             self.tls,
+            self.acme,
             key,
         )
         .map_err(|(part, expected)| format!("{key}.{}: {expected}", part.as_str()))
@@ -246,6 +249,7 @@ fn into_route(
     entry_points: Option<Vec<Text<EntryPointName>>>,
     port: Option<Port>,
     tls: Option<Text<RouteTls>>,
+    acme: Option<Text<AcmeName>>,
     key: &str,
 ) -> Result<Option<RouteSpec>, (RoutePart, &'static str)> {
     if entry_points.as_ref().is_some_and(Vec::is_empty) {
@@ -261,6 +265,7 @@ fn into_route(
         entry_points: entry_points.map(|names| names.into_iter().map(|text| text.0).collect()),
         port: port.map(|port| port.0),
         tls: tls.map(|text| text.0),
+        acme: acme.map(|text| text.0),
     };
     parts.into_route(key)
 }
@@ -396,6 +401,7 @@ impl ServiceDto {
             self.entrypoints,
             self.port,
             self.tls,
+            self.acme,
             "route",
         );
         spec.routes

@@ -1,5 +1,6 @@
 //! A swarm in one binary, through the real docker command line: on processes, and on a real dockerd.
 
+mod acme;
 mod api;
 mod attached;
 mod balance;

@@ -222,7 +222,6 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         "routers.locked.middlewares=auth: middleware auth (basicauth) has no counterpart yet: the route is not served",
         "routers.secure.rule: Host(`secure.example.com`) asks for TLS, and entry point other ends none",
         "traefik.tcp.routers.guarded.middlewares=office: no counterpart: in mode tcp nothing is done on the way: the route is not served",
-        "routers.secure.tls.certresolver=letsencrypt: certificates are not got by themselves yet",
     ] {
         assert!(status.contains(expected), "{expected}: {status}");
         assert!(own.log().contains(expected), "{expected}");

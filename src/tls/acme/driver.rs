@@ -1,0 +1,417 @@
+//! Orders certificates, one at a time, for the names that are wanted, keeps them on disk, and gives them to whoever shows them. Not here:
+//! which names (`app`), how one is ordered (`order`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::client::Client;
+use super::config::AcmeConfig;
+use super::kept::{self, Files};
+use super::order::{self, Failure, Of};
+use super::state::{Authority, Kept, Next, State, Wanted};
+use super::view::{NameView, Orders, time};
+use crate::model::AcmeName;
+use crate::tls::certificates::{Certificates, now};
+use crate::tls::challenges::Challenges;
+use crate::tls::pair::Pair;
+
+/// All authorities of a node.
+pub struct Acme {
+    challenges: Arc<Challenges>,
+    certificates: Arc<Certificates>,
+    /// std mutex: nothing awaits under it.
+    state: Mutex<State>,
+    /// Where it keeps what it has, once it is opened.
+    dir: OnceLock<PathBuf>,
+    is_wanted_anew: Notify,
+}
+
+impl std::fmt::Debug for Acme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acme")
+    }
+}
+
+/// What was agreed on with an authority.
+struct Session {
+    client: Client,
+    account: instant_acme::Account,
+}
+
+impl Acme {
+    pub(in crate::tls) fn new(
+        configs: &[AcmeConfig],
+        challenges: Arc<Challenges>,
+        certificates: Arc<Certificates>,
+    ) -> Acme {
+        let authority = |config: &AcmeConfig| {
+            let authority = Authority {
+                config: config.clone(),
+                failed: kept::Failed::default(),
+                n_ordered: 0,
+                n_failed: 0,
+            };
+            (config.name.clone(), authority)
+        };
+        Acme {
+            challenges,
+            certificates,
+            state: Mutex::new(State {
+                authorities: configs.iter().map(authority).collect(),
+                ..State::default()
+            }),
+            dir: OnceLock::new(),
+            is_wanted_anew: Notify::new(),
+        }
+    }
+
+    /// Reads what an earlier run has kept in the data directory, and shows those certificates.
+    pub fn open(&self, data_dir: &Path) {
+        let mut state = self.state();
+        let names: Vec<AcmeName> = state.authorities.keys().cloned().collect();
+        for acme in names {
+            let files = Files::new(data_dir, &acme);
+            let failed = files.failed();
+            if let Some(authority) = state.authorities.get_mut(&acme)
+                && authority.config.directory == failed.directory
+            {
+                authority.failed = failed.judged_at(now());
+            }
+            for (host, mut file) in files.certificates() {
+                file.ordered_at = file.ordered_at.min(now());
+                let pair = match Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes()) {
+                    Ok(pair) => Arc::new(pair),
+                    Err(error) => {
+                        tracing::error!(path = %files.path_of(&host).display(), "cannot be used: {error}");
+                        continue;
+                    }
+                };
+                if state
+                    .kept
+                    .get(&host)
+                    .is_some_and(|other| other.file.ordered_at >= file.ordered_at)
+                {
+                    continue;
+                }
+                let kept = Kept {
+                    acme: acme.clone(),
+                    file,
+                    pair,
+                    is_written: true,
+                };
+                state.kept.insert(host, kept);
+            }
+        }
+        self.show(&state);
+        drop(state);
+        // Once for each process.
+        let _ = self.dir.set(data_dir.to_owned());
+    }
+
+    /// The names of all authorities.
+    pub fn names(&self) -> Vec<AcmeName> {
+        self.state().authorities.keys().cloned().collect()
+    }
+
+    /// Says what routes want now.
+    pub fn want(&self, wanted: Wanted) {
+        let mut state = self.state();
+        let new = wanted
+            .faults
+            .iter()
+            .filter(|fault| !state.wanted.faults.contains(*fault));
+        new.for_each(|fault| tracing::warn!("{fault}"));
+        state.want(wanted);
+        drop(state);
+        self.is_wanted_anew.notify_one();
+    }
+
+    /// Orders while `may_order` says so: of two runs that share a data directory one does. Never ends.
+    pub async fn run(self: Arc<Acme>, mut may_order: watch::Receiver<bool>) {
+        let mut sessions = BTreeMap::new();
+        loop {
+            if may_order.wait_for(|may| *may).await.is_err() {
+                // Nobody is left to allow it.
+                return std::future::pending().await;
+            }
+            let working = self.work(&mut sessions);
+            let stopping = async {
+                // An error: nobody can stop it any more.
+                if may_order.clone().wait_for(|may| !*may).await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                never = working => match never {},
+                () = stopping => self.state().at = None,
+            }
+        }
+    }
+
+    async fn work(&self, sessions: &mut BTreeMap<AcmeName, Session>) -> std::convert::Infallible {
+        loop {
+            self.put_away().await;
+            let now_ = now();
+            let next = self.state().next(now_, |host| self.certificates.covers(host, now_));
+            match next {
+                Next::Order(host, acme) => {
+                    self.state().at = Some(host.clone());
+                    self.order(&host, &acme, sessions).await;
+                    self.state().at = None;
+                }
+                Next::Wait(until) => {
+                    let left = until.map_or(LOOK_EVERY, |until| until.saturating_sub(now_).clamp(1, LOOK_EVERY));
+                    let wait = tokio::time::sleep(Duration::from_secs(left.unsigned_abs()));
+                    tokio::select! {
+                        () = wait => {}
+                        () = self.is_wanted_anew.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One order, and what becomes of it.
+    async fn order(&self, host: &str, acme: &AcmeName, sessions: &mut BTreeMap<AcmeName, Session>) {
+        let Some(config) = self.state().authorities.get(acme).map(|one| one.config.clone()) else {
+            return;
+        };
+        let mut result = self.try_to_order(host, &config, sessions).await;
+        if let Err((Failure { of: Of::Account, .. }, _)) = &result {
+            // It has forgotten us, or was made anew.
+            tracing::warn!(acme = %acme, "the authority does not know the account: another one is made");
+            sessions.remove(acme);
+            result = self.try_to_order(host, &config, sessions).await;
+        }
+        match result {
+            Ok(kept) => {
+                let not_after = kept.pair.not_after;
+                let mut state = self.state();
+                state.succeeded(host, kept);
+                self.show(&state);
+                let next = state.due(host).unwrap_or(not_after);
+                drop(state);
+                tracing::info!(acme = %acme, host, until = %time(not_after), next = %time(next), "certificate ordered and taken up");
+            }
+            Err((Failure { text, of }, retry_after)) => {
+                if matches!(of, Of::Authority | Of::Account) {
+                    // Made anew from its files, which may have been put right.
+                    sessions.remove(acme);
+                }
+                let chance = fastrand::f64();
+                let next = self
+                    .state()
+                    .failed((host, acme), (text.clone(), of), (now(), retry_after, chance));
+                tracing::error!(acme = %acme, host, next = %time(next), "no certificate: {text}");
+            }
+        }
+        self.write_failed(acme).await;
+    }
+
+    /// Errors: with the seconds that the authority asks for.
+    async fn try_to_order(
+        &self,
+        host: &str,
+        config: &AcmeConfig,
+        sessions: &mut BTreeMap<AcmeName, Session>,
+    ) -> Result<Kept, (Failure, Option<i64>)> {
+        let of_authority = |text: String| Failure {
+            text,
+            of: Of::Authority,
+        };
+        let is_new = !sessions.contains_key(&config.name);
+        let client = match sessions.get(&config.name) {
+            Some(session) => session.client.clone(),
+            None => Client::new(config.authorities.as_deref()).map_err(|text| (of_authority(text), None))?,
+        };
+        // What was asked for before has been waited for.
+        client.take_retry_after();
+        let failed = |failure| (failure, client.take_retry_after());
+        if is_new {
+            let files = self.files(&config.name);
+            let kept = blocking(move || files?.account()).await;
+            // After `Of::Account` there is none that is of use.
+            let is_forgotten = self.is_forgotten(&config.name);
+            let made = order::account(config, &client, kept.filter(|_| !is_forgotten)).await;
+            let (account, to_keep) = made.map_err(|text| failed(of_authority(text)))?;
+            if let Some(to_keep) = to_keep {
+                let files = self.files(&config.name);
+                let written = blocking(move || files.map(|files| files.write_account(&to_keep))).await;
+                self.say_disk(written.transpose().err());
+            }
+            let client = client.clone();
+            sessions.insert(config.name.clone(), Session { client, account });
+        }
+        let Some(session) = sessions.get(&config.name) else {
+            return Err((of_authority("no account".to_owned()), None));
+        };
+        let ordered = order::order(&session.account, host, config.challenge, &self.challenges).await;
+        self.remember_account(
+            &config.name,
+            ordered.as_ref().err().is_some_and(|failure| failure.of == Of::Account),
+        );
+        let ordered = ordered.map_err(failed)?;
+        let of_name = |text: String| (Failure { text, of: Of::Name }, None);
+        let pair = Pair::from_pem(ordered.certificate.as_bytes(), ordered.key.as_bytes());
+        let pair = pair.map_err(|error| of_name(format!("the certificate cannot be used: {error}")))?;
+        let now = now();
+        if !pair.names.iter().any(|name| name == host) {
+            return Err(of_name(format!(
+                "the certificate is for {} alone",
+                pair.names.join(" ")
+            )));
+        }
+        if pair.not_after <= now {
+            let text = format!(
+                "the certificate was good until {}: is this machine's clock right?",
+                time(pair.not_after)
+            );
+            return Err(of_name(text));
+        }
+        Ok(Kept {
+            acme: config.name.clone(),
+            file: kept::Certificate {
+                directory: config.directory.clone(),
+                ordered_at: now,
+                certificate: ordered.certificate,
+                key: ordered.key,
+            },
+            pair: Arc::new(pair),
+            is_written: false,
+        })
+    }
+
+    /// Gives all that there are to who shows them.
+    fn show(&self, state: &State) {
+        let pairs = state.kept.iter().map(|(host, kept)| (host.clone(), kept.pair.clone()));
+        self.certificates.set_ordered(pairs.collect());
+    }
+
+    /// Writes what is not written yet, and takes away what nobody wants any more.
+    async fn put_away(&self) {
+        let (unwritten, over) = {
+            let mut state = self.state();
+            let over = state.forget(now());
+            if !over.is_empty() {
+                self.show(&state);
+            }
+            let unwritten = state.kept.iter().filter(|(_, kept)| !kept.is_written);
+            let unwritten = unwritten.map(|(host, kept)| (host.clone(), kept.acme.clone(), kept.file.clone()));
+            (unwritten.collect::<Vec<_>>(), over)
+        };
+        for (acme, host) in over {
+            let files = self.files(&acme);
+            // What stays is read at the next start, and goes then.
+            let _ = blocking(move || files.map(|files| files.remove_certificate(&host))).await;
+        }
+        for (host, acme, file) in unwritten {
+            let (files, name) = (self.files(&acme), host.clone());
+            let written = blocking(move || files.map(|files| files.write_certificate(&name, &file))).await;
+            let written = written.transpose();
+            if written.is_ok()
+                && let Some(kept) = self.state().kept.get_mut(&host)
+            {
+                kept.is_written = true;
+            }
+            self.say_disk(written.err());
+        }
+    }
+
+    async fn write_failed(&self, acme: &AcmeName) {
+        let failed = {
+            let state = self.state();
+            let Some(authority) = state.authorities.get(acme) else {
+                return;
+            };
+            kept::Failed {
+                directory: authority.config.directory.clone(),
+                authority: authority.failed.authority.clone(),
+                names: authority.failed.names.clone(),
+            }
+        };
+        let files = self.files(acme);
+        let written = blocking(move || files.map(|files| files.write_failed(&failed))).await;
+        self.say_disk(written.transpose().err());
+    }
+
+    /// Says it once, and once when it is over.
+    fn say_disk(&self, error: Option<std::io::Error>) {
+        let fault = error.map(|error| format!("acme: certificates and accounts cannot be kept for a restart: {error}"));
+        let mut state = self.state();
+        match (&state.disk, &fault) {
+            (None, Some(fault)) => tracing::error!("{fault}"),
+            (Some(_), None) => tracing::info!("acme: certificates and accounts are kept for a restart again"),
+            _ => {}
+        }
+        state.disk = fault;
+    }
+
+    fn files(&self, acme: &AcmeName) -> Option<Files> {
+        Some(Files::new(self.dir.get()?, acme))
+    }
+
+    fn is_forgotten(&self, acme: &AcmeName) -> bool {
+        self.state().forgotten.contains(acme)
+    }
+
+    fn remember_account(&self, acme: &AcmeName, is_forgotten: bool) {
+        let mut state = self.state();
+        match is_forgotten {
+            true => drop(state.forgotten.insert(acme.clone())),
+            false => drop(state.forgotten.remove(acme)),
+        }
+    }
+
+    /// All names that are wanted, by host.
+    pub fn view(&self) -> Vec<NameView> {
+        let now = now();
+        self.state().view(|host| self.certificates.covers(host, now))
+    }
+
+    /// By authority.
+    pub fn orders(&self) -> Vec<Orders> {
+        self.state().orders()
+    }
+
+    /// What is wrong: of files, of authorities, of names that are wanted.
+    pub fn faults(&self) -> Vec<String> {
+        self.state().faults()
+    }
+
+    /// What of the configuration cannot be used: files that are named. Nothing is asked of anybody.
+    pub fn config_faults(&self) -> Vec<String> {
+        let state = self.state();
+        let of = |config: &AcmeConfig| {
+            let ca = Client::new(config.authorities.as_deref()).err();
+            let eab = config
+                .external
+                .as_ref()
+                .and_then(|external| order::external_key(external).err());
+            let faults = ca.into_iter().chain(eab);
+            faults
+                .map(|fault| format!("acme.{}.{fault}", config.name))
+                .collect::<Vec<_>>()
+        };
+        state
+            .authorities
+            .values()
+            .flat_map(|authority| of(&authority.config))
+            .collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs what waits for a disk. `None` where the runtime ends.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok().flatten()
+}
+
+/// Seconds after which files of certificates and the clock are looked at anew.
+const LOOK_EVERY: i64 = 15;

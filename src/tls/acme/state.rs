@@ -1,0 +1,297 @@
+//! Which names certificates are wanted for, which there are, and whose turn it is. No clock and no file: seconds since 1970 come in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::config::AcmeConfig;
+use super::due::{Failures, renew_at};
+use super::kept::{self, Failed};
+use super::order::Of;
+use crate::model::{AcmeName, ServiceName};
+use crate::tls::pair::Pair;
+
+/// What routes ask for, as a table has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// By host, as `is_host` takes it.
+    pub names: BTreeMap<String, WantedBy>,
+    /// What is asked for and cannot be had.
+    pub faults: BTreeSet<String>,
+}
+
+/// Who wants a certificate, and from whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedBy {
+    pub acme: AcmeName,
+    pub service: ServiceName,
+}
+
+/// A certificate that there is.
+pub(super) struct Kept {
+    pub(super) acme: AcmeName,
+    pub(super) file: kept::Certificate,
+    pub(super) pair: Arc<Pair>,
+    /// It stands in a file.
+    pub(super) is_written: bool,
+}
+
+/// How it stands with one authority.
+pub(super) struct Authority {
+    pub(super) config: AcmeConfig,
+    pub(super) failed: Failed,
+    pub(super) n_ordered: u64,
+    pub(super) n_failed: u64,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) wanted: Wanted,
+    pub(super) authorities: BTreeMap<AcmeName, Authority>,
+    pub(super) kept: BTreeMap<String, Kept>,
+    /// What is being ordered.
+    pub(super) at: Option<String>,
+    /// Authorities that have forgotten our account.
+    pub(super) forgotten: BTreeSet<AcmeName>,
+    /// Why nothing can be written, if nothing can.
+    pub(super) disk: Option<String>,
+    /// When a service had its last turn, in turns.
+    pub(super) turns: HashMap<ServiceName, u64>,
+    pub(super) n_turns: u64,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Order(String, AcmeName),
+    /// Nothing before then, in seconds since 1970; `None`: for as long as nothing changes.
+    Wait(Option<i64>),
+}
+
+impl State {
+    /// When a name is to be ordered; `None`: it is not wanted.
+    pub(super) fn due(&self, host: &str) -> Option<i64> {
+        let by = self.wanted.names.get(host)?;
+        let authority = self.authorities.get(&by.acme)?;
+        let failed = |failures: Option<&Failures>| failures.map_or(i64::MIN, |failures| failures.not_before);
+        let kept = self.kept.get(host).filter(|kept| {
+            // Who is to write it has changed.
+            kept.acme == by.acme && kept.file.directory == authority.config.directory
+        });
+        let renewed = kept.map_or(i64::MIN, |kept| {
+            renew_at(kept.pair.not_before, kept.pair.not_after, kept.file.ordered_at)
+        });
+        let of_authority = failed(authority.failed.authority.as_ref());
+        Some(renewed.max(failed(authority.failed.names.get(host))).max(of_authority))
+    }
+
+    /// Whose turn it is: services in turn, and of one service's names the one that is due for longest. `is_covered`: a file's
+    /// certificate is for that host.
+    pub(super) fn next(&mut self, now: i64, is_covered: impl Fn(&str) -> bool) -> Next {
+        let mut first: Option<(u64, i64, &String, &WantedBy)> = None;
+        let mut later: Option<i64> = None;
+        for (host, by) in &self.wanted.names {
+            let Some(due) = self.due(host) else { continue };
+            if is_covered(host) {
+                continue;
+            }
+            if due > now {
+                later = Some(later.map_or(due, |later| later.min(due)));
+                continue;
+            }
+            let turn = self.turns.get(&by.service).copied().unwrap_or(0);
+            if first.is_none_or(|(its, since, _, _)| (turn, due) < (its, since)) {
+                first = Some((turn, due, host, by));
+            }
+        }
+        let Some((_, _, host, by)) = first else {
+            return Next::Wait(later);
+        };
+        self.n_turns += 1;
+        self.turns.insert(by.service.clone(), self.n_turns);
+        Next::Order(host.clone(), by.acme.clone())
+    }
+
+    pub(super) fn want(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
+        let still: std::collections::HashSet<&ServiceName> = self.wanted.names.values().map(|by| &by.service).collect();
+        self.turns.retain(|service, _| still.contains(service));
+    }
+
+    /// A certificate has come.
+    pub(super) fn succeeded(&mut self, host: &str, kept: Kept) {
+        if let Some(authority) = self.authorities.get_mut(&kept.acme) {
+            authority.n_ordered += 1;
+            authority.failed.authority = None;
+            authority.failed.names.remove(host);
+        }
+        self.kept.insert(host.to_owned(), kept);
+    }
+
+    /// None has. `retry_after`: seconds that the authority asked for. Returns when it is tried again.
+    pub(super) fn failed(
+        &mut self,
+        (host, acme): (&str, &AcmeName),
+        (text, of): (String, Of),
+        (now, retry_after, chance): (i64, Option<i64>, f64),
+    ) -> i64 {
+        let Some(authority) = self.authorities.get_mut(acme) else {
+            return now;
+        };
+        authority.n_failed += 1;
+        authority.failed.directory.clone_from(&authority.config.directory);
+        let failed = &mut authority.failed;
+        match of {
+            Of::Authority | Of::Account => {
+                let all = failed.authority.get_or_insert_default();
+                all.add(now, text, retry_after, chance);
+            }
+            Of::Name => {
+                failed.authority = None;
+                let one = failed.names.entry(host.to_owned()).or_default();
+                one.add(now, text, retry_after, chance);
+            }
+            Of::Limit => {
+                // Whether the limit is the name's or the account's, nobody can tell: the others wait too, and not for as long.
+                let all = failed.authority.get_or_insert_default();
+                all.add(now, text.clone(), None, chance);
+                let one = failed.names.entry(host.to_owned()).or_default();
+                one.add(now, text, Some(retry_after.unwrap_or(LIMIT_LEAST)), chance);
+            }
+        }
+        self.due(host).unwrap_or(now)
+    }
+
+    /// Forgets what nobody wants any more: certificates that are over, and failures of long ago. Returns whose files are to go.
+    pub(super) fn forget(&mut self, now: i64) -> Vec<(AcmeName, String)> {
+        let wanted = &self.wanted.names;
+        let over = self.kept.extract_if(.., |host, kept| {
+            kept.pair.not_after <= now && !wanted.contains_key(host)
+        });
+        let over = over.map(|(host, kept)| (kept.acme, host)).collect();
+        for authority in self.authorities.values_mut() {
+            let names = &mut authority.failed.names;
+            names.retain(|host, failures| wanted.contains_key(host) || failures.not_before.saturating_add(DAY) > now);
+        }
+        over
+    }
+}
+
+/// Where the authority limits us and does not say for how long.
+const LIMIT_LEAST: i64 = 3600;
+const DAY: i64 = 24 * 3600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::acme::config::ChallengeKind;
+
+    fn acme(name: &str) -> AcmeName {
+        name.parse().unwrap()
+    }
+
+    fn state(names: &[(&str, &str)]) -> State {
+        let mut state = State::default();
+        for name in ["le", "own"] {
+            let config = AcmeConfig {
+                name: acme(name),
+                directory: format!("https://{name}.test/dir"),
+                email: None,
+                challenge: ChallengeKind::Http,
+                authorities: None,
+                external: None,
+            };
+            let authority = Authority {
+                config,
+                failed: Failed::default(),
+                n_ordered: 0,
+                n_failed: 0,
+            };
+            state.authorities.insert(acme(name), authority);
+        }
+        let names = names.iter().map(|(host, service)| {
+            let by = WantedBy {
+                acme: acme("le"),
+                service: ServiceName::new(service).unwrap(),
+            };
+            (host.to_string(), by)
+        });
+        state.want(Wanted {
+            names: names.collect(),
+            faults: BTreeSet::new(),
+        });
+        state
+    }
+
+    fn kept(host: &str, directory: &str, at: i64) -> Kept {
+        let (certificate, key) = crate::tls::pair::tests::pem(&[host]);
+        let pair = Pair::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        Kept {
+            acme: acme("le"),
+            file: kept::Certificate {
+                directory: directory.to_owned(),
+                ordered_at: at,
+                certificate,
+                key,
+            },
+            pair: Arc::new(Pair {
+                not_before: at,
+                not_after: at + 900,
+                ..pair
+            }),
+            is_written: true,
+        }
+    }
+
+    fn order(host: &str) -> Next {
+        Next::Order(host.to_owned(), acme("le"))
+    }
+
+    #[test]
+    fn services_have_turns_however_many_names_one_has() {
+        let mut state = state(&[("a1.test", "a"), ("a2.test", "a"), ("a3.test", "a"), ("b.test", "b")]);
+        let uncovered = |_: &str| false;
+        let fails = |state: &mut State, host: &str, now| {
+            state.failed((host, &acme("le")), ("no".to_owned(), Of::Name), (now, None, 0.0));
+        };
+        for host in ["a1.test", "b.test", "a2.test", "a3.test"] {
+            assert_eq!(state.next(0, uncovered), order(host));
+            fails(&mut state, host, 0);
+        }
+        assert_eq!(state.next(59, uncovered), Next::Wait(Some(60)));
+        assert_eq!(state.next(60, uncovered), order("b.test"));
+        assert_eq!(state.next(60, |host| host != "a2.test"), order("a2.test"));
+        assert_eq!(state.next(60, |_| true), Next::Wait(None));
+    }
+
+    #[test]
+    fn what_there_is_is_renewed_in_time_or_when_another_is_to_write_it() {
+        let mut state = state(&[("a.test", "a")]);
+        state.succeeded("a.test", kept("a.test", "https://le.test/dir", 1000));
+        assert_eq!(state.next(1000, |_| false), Next::Wait(Some(1600)));
+        assert_eq!(state.next(1600, |_| false), order("a.test"));
+        state.succeeded("a.test", kept("a.test", "https://before.test/dir", 1000));
+        assert_eq!(state.next(1000, |_| false), order("a.test"));
+        assert_eq!(state.authorities[&acme("le")].n_ordered, 2);
+        // Over, but wanted: it is shown until another comes.
+        assert!(state.forget(10_000).is_empty());
+        state.want(Wanted::default());
+        assert_eq!(state.forget(1900), [(acme("le"), "a.test".to_owned())]);
+        assert_eq!(state.next(1900, |_| false), Next::Wait(None));
+    }
+
+    #[test]
+    fn an_authority_that_is_away_is_waited_for_and_a_limit_holds_its_name_longest() {
+        let mut state = state(&[("a.test", "a"), ("b.test", "b")]);
+        let fail = |state: &mut State, of, now, asked| {
+            state.failed(("a.test", &acme("le")), ("no".to_owned(), of), (now, asked, 0.0))
+        };
+        assert_eq!(fail(&mut state, Of::Authority, 0, Some(500)), 500);
+        assert_eq!(state.next(0, |_| false), Next::Wait(Some(500)));
+        // It answers again.
+        fail(&mut state, Of::Name, 500, None);
+        assert_eq!(state.next(501, |_| false), order("b.test"));
+        assert_eq!(fail(&mut state, Of::Limit, 1000, Some(9000)), 10_000);
+        assert_eq!(state.due("b.test"), Some(1060));
+        assert_eq!(fail(&mut state, Of::Limit, 10_000, None), 13_600);
+    }
+}

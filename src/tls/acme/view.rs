@@ -1,0 +1,95 @@
+//! How it stands with certificates that are ordered, for `status`, metrics and the log.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::due::Failures;
+use super::state::{State, WantedBy};
+use crate::model::AcmeName;
+
+/// A name, as it stands.
+#[derive(Debug, Clone)]
+pub struct NameView {
+    pub acme: AcmeName,
+    pub host: String,
+    /// Seconds since 1970; `None`: there is no certificate yet.
+    pub not_after: Option<i64>,
+    /// When it is ordered, or was to be, in seconds since 1970. `None`: at once.
+    pub next_at: Option<i64>,
+    pub is_at_it: bool,
+    /// A certificate from a file is for it, so that none is ordered.
+    pub is_in_file: bool,
+    /// What failed last, if nothing has gone well since.
+    pub failure: Option<String>,
+}
+
+/// What came of orders at an authority since the start.
+#[derive(Debug, Clone)]
+pub struct Orders {
+    pub acme: AcmeName,
+    pub n_ordered: u64,
+    pub n_failed: u64,
+}
+
+impl State {
+    /// All names that are wanted, by host. `is_covered`: a file's certificate is for that host.
+    pub(super) fn view(&self, is_covered: impl Fn(&str) -> bool) -> Vec<NameView> {
+        let name = |(host, by): (&String, &WantedBy)| {
+            let authority = self.authorities.get(&by.acme);
+            let failures = authority.and_then(|one| one.failed.names.get(host));
+            NameView {
+                acme: by.acme.clone(),
+                host: host.clone(),
+                not_after: self.kept.get(host).map(|kept| kept.pair.not_after),
+                next_at: self.due(host).filter(|due| *due > i64::MIN),
+                is_at_it: self.at.as_ref() == Some(host),
+                is_in_file: is_covered(host),
+                failure: failures.map(|failures| failures.last.clone()),
+            }
+        };
+        self.wanted.names.iter().map(name).collect()
+    }
+
+    /// By authority.
+    pub(super) fn orders(&self) -> Vec<Orders> {
+        let orders = self.authorities.iter().map(|(acme, authority)| Orders {
+            acme: acme.clone(),
+            n_ordered: authority.n_ordered,
+            n_failed: authority.n_failed,
+        });
+        orders.collect()
+    }
+
+    /// What is wrong: of files, of authorities, of names that are wanted.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> = self.disk.iter().chain(&self.wanted.faults).cloned().collect();
+        let of = |what: String,
+                  Failures {
+                      n, not_before, last, ..
+                  }: &Failures| {
+            let again = time(*not_before);
+            format!("{what}: {last} (failed {n} times, tried again at {again})")
+        };
+        for (acme, authority) in &self.authorities {
+            let failed = &authority.failed;
+            faults.extend(failed.authority.as_ref().map(|one| of(format!("acme.{acme}"), one)));
+            let is_wanted = |(host, _): &(&String, &Failures)| self.wanted.names.contains_key(*host);
+            let wanted = failed.names.iter().filter(is_wanted);
+            faults.extend(wanted.map(|(host, one)| of(format!("acme.{acme}: no certificate for {host}"), one)));
+        }
+        let n_more = faults.len().saturating_sub(FAULTS_MOST);
+        faults.truncate(FAULTS_MOST);
+        if n_more > 0 {
+            faults.push(format!("acme: and {n_more} more like these"));
+        }
+        faults
+    }
+}
+
+/// Seconds since 1970, for a person.
+pub(super) fn time(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(YEAR_9999));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
+const YEAR_9999: u64 = 253_402_300_799;
+const FAULTS_MOST: usize = 100;
