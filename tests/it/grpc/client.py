@@ -7,6 +7,11 @@ scenario, target = sys.argv[1:3]
 channel = grpc.insecure_channel(target, options=[
     ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)])
 unary = channel.unary_unary("/t.T/Unary")
+saying = threading.Lock()
+
+def say(*words):
+    with saying:
+        print(*words, flush=True)
 
 def shares():
     # Batches, so that many are under way at once.
@@ -59,9 +64,9 @@ def roll():
         try:
             for _ in stream:
                 pass
-            print("ended", name, flush=True)
+            say("ended", name)
         except grpc.RpcError as error:
-            print("ended", name, error.code().name, flush=True)
+            say("ended", name, error.code().name)
     threads = [threading.Thread(target=hold, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
