@@ -1,0 +1,132 @@
+//! What a client is told by us, in the place of an endpoint's answer.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use super::buffer::Buffer;
+use crate::proxy::core;
+use crate::proxy::http::{
+    Framing, LocalAnswer, Method, Refusal, Reply, RequestMeta, Version, write_challenge, write_options_reply,
+    write_redirect,
+};
+use crate::proxy::relay;
+use crate::proxy::wire::Client;
+use crate::routing::{CloseReason, Service};
+
+use super::server::{Server, Spoken};
+
+impl<C: Client> Server<'_, C> {
+    pub(super) async fn refuse(&mut self, refusal: Refusal) -> CloseReason {
+        if self.wire == Spoken::Http2 {
+            // It goes on elsewhere.
+            return CloseReason::BadRequest;
+        }
+        self.connection.service().stats().add_request(refusal.status());
+        self.say(refusal.status(), refusal.text(), false, Method::Get).await;
+        self.finish().await;
+        CloseReason::BadRequest
+    }
+
+    /// Answers for an endpoint that did not.
+    pub(super) async fn fail(
+        &mut self,
+        service: &Service,
+        status: u16,
+        text: String,
+        meta: &RequestMeta,
+        is_request_read: bool,
+    ) -> Result<(), CloseReason> {
+        service.stats().add_request(status);
+        let stays = meta.keep_alive && meta.version == Version::Http11 && is_request_read && !core::is_draining();
+        self.say(status, &text, stays, meta.method).await;
+        if stays {
+            return Ok(());
+        }
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
+    }
+
+    pub(super) async fn say_no_route(&mut self, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let entry_point = self.connection.service().clone();
+        let text = format!("no route of entry point {} takes this request", entry_point.name());
+        self.fail(&entry_point, 404, text, meta, meta.framing == Framing::None)
+            .await
+    }
+
+    pub(super) async fn say_challenge(&mut self, answer: &str, meta: &RequestMeta) -> Result<(), CloseReason> {
+        self.connection.service().stats().add_request(200);
+        let mut out = Buffer::default();
+        write_challenge(answer, meta.method == Method::Head, out.tail());
+        self.send(out).await;
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
+    }
+
+    /// Sends the client on, for good or for now. Methods besides GET and HEAD are kept by it.
+    pub(super) async fn say_elsewhere(
+        &mut self,
+        location: &str,
+        is_permanent: bool,
+        meta: &RequestMeta,
+    ) -> Result<(), CloseReason> {
+        let status = match (meta.method, is_permanent) {
+            (Method::Get | Method::Head, true) => 301,
+            (Method::Get | Method::Head, false) => 302,
+            (_, true) => 308,
+            (_, false) => 307,
+        };
+        let stays = meta.keep_alive && meta.framing == Framing::None && !core::is_draining();
+        let mut out = Buffer::default();
+        write_redirect(status, location, stays, out.tail());
+        self.send(out).await;
+        if stays {
+            return Ok(());
+        }
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
+    }
+
+    pub(super) async fn answer_locally(&mut self, answer: LocalAnswer, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let stays = meta.keep_alive && meta.framing == Framing::None && !core::is_draining();
+        match answer {
+            LocalAnswer::Options => {
+                let mut out = Buffer::default();
+                write_options_reply(stays, out.tail());
+                self.send(out).await;
+            }
+            LocalAnswer::Trace => self.say(501, "TRACE is not reflected", stays, meta.method).await,
+        }
+        match stays {
+            true => Ok(()),
+            false => Err(CloseReason::ResponseEnd),
+        }
+    }
+
+    /// Sends a response of our own. Whether the client still takes it is the client's affair.
+    pub(super) async fn say(&mut self, status: u16, text: &str, keep_alive: bool, method: Method) {
+        let reply = Reply {
+            status,
+            text,
+            keep_alive,
+            to_head: method == Method::Head,
+        };
+        let mut out = Buffer::default();
+        reply.write(out.tail());
+        self.send(out).await;
+    }
+
+    pub(super) async fn send(&mut self, mut out: Buffer) {
+        let flush = poll_fn(|cx| out.poll_flush(self.client, cx));
+        let _ = tokio::time::timeout(SEND_AT_MOST, flush).await;
+    }
+
+    /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
+    pub(super) async fn finish(&mut self) {
+        let end = poll_fn(|cx| self.client.poll_end(cx, false));
+        let _ = tokio::time::timeout(SEND_AT_MOST, end).await;
+        relay::discard_a_while(self.client).await;
+    }
+}
+
+/// A client may take so long to take a short answer.
+pub(super) const SEND_AT_MOST: Duration = Duration::from_secs(5);
