@@ -550,6 +550,10 @@ impl proxy::Tunnel for link::Tunnel {
     fn is_leaving(&self) -> bool {
         link::Tunnel::is_leaving(self)
     }
+
+    fn leaving(&self) -> Option<proxy::Leaving> {
+        Some(Box::new(link::Tunnel::leaving(self)))
+    }
 }
 
 impl proxy::Dialer for Dials {

@@ -104,6 +104,15 @@ impl Tunnel {
         peer.is_some_and(|(node, instance)| self.state.leaving.contains(node, *instance))
     }
 
+    /// The same, to be asked later.
+    pub fn leaving(&self) -> impl Fn() -> bool + Send + use<> {
+        let (state, peer) = (self.state.clone(), self.peer.clone());
+        move || {
+            let peer = peer.as_ref();
+            peer.is_some_and(|(node, instance)| state.leaving.contains(node, *instance))
+        }
+    }
+
     /// Nothing has come: neither bytes nor the end.
     fn is_quiet(&mut self) -> bool {
         let mut byte = [0];

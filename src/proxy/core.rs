@@ -71,8 +71,6 @@ struct Entry {
     /// Seconds in which nothing passed.
     n_silent: u16,
     party: Party,
-    /// It is one request of a connection that is here by itself, and not counted as a connection.
-    is_stream: bool,
     /// Its task wants to know when the worker begins to drain.
     hears_drain: bool,
     waker: Option<Waker>,
@@ -180,6 +178,11 @@ pub(super) fn is_draining() -> bool {
     CORE.with(|core| core.is_draining.get())
 }
 
+/// Whether there may be one more.
+pub(super) fn has_room() -> bool {
+    CORE.with(|core| core.open.borrow().has_room())
+}
+
 pub(super) fn n_connections() -> usize {
     CORE.with(|core| core.connections.borrow().len())
 }
@@ -236,7 +239,7 @@ pub(super) fn census() -> Census {
     let mut census = Census::new();
     CORE.with(|core| {
         for (_, entry) in core.connections.borrow().iter() {
-            if entry.ended.is_none() && !entry.is_stream && entry.party != Party::ALONE {
+            if entry.ended.is_none() && entry.party != Party::ALONE {
                 *census.entry(entry.party).or_default() += 1;
             }
         }
@@ -250,7 +253,7 @@ pub(super) fn give_up(party: Party, n: usize) {
         let connections = core.connections.borrow();
         let of_party = connections
             .iter()
-            .filter(|(_, entry)| entry.ended.is_none() && !entry.is_stream && entry.party == party);
+            .filter(|(_, entry)| entry.ended.is_none() && entry.party == party);
         of_party.map(|(key, entry)| (entry.n_silent, key)).collect()
     });
     meant.sort_unstable_by_key(|(n_silent, key)| (std::cmp::Reverse(*n_silent), *key));
@@ -480,7 +483,7 @@ enum Kind {
     Client,
     /// Of another node, which counts it as a client's.
     LastHop,
-    /// One request of a client's connection, which is counted there.
+    /// One request of a client's connection, which is counted there; here as what it takes of the process's descriptors.
     Stream,
 }
 
@@ -503,14 +506,10 @@ impl Connection {
     }
 
     fn new(service: Arc<Service>, party: Party, now: Instant, kind: Kind) -> Connection {
-        let is_stream = kind == Kind::Stream;
         let key = CORE.with(|core| {
-            if !is_stream {
-                core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
-            }
+            core.open.borrow().n.fetch_add(1, Ordering::SeqCst);
             let entry = Entry {
                 party,
-                is_stream,
                 ..Entry::default()
             };
             core.connections.borrow_mut().insert(entry)
@@ -661,7 +660,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let entry = CORE.with(|core| core.connections.borrow_mut().remove(self.key));
         if self.kind == Kind::Stream {
-            return;
+            return CORE.with(|core| core.open.borrow().closed());
         }
         // A task that is dropped without a word goes down with its runtime.
         let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);

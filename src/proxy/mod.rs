@@ -47,7 +47,7 @@ pub use lending::LentListener;
 pub use manager::Adopted;
 pub use ports::{PortState, Ports};
 pub use vips::{VipMode, VipState};
-pub use wire::{Dialer, Dialing, PendingTunnel, Refused, Tunnel, TunnelFor};
+pub use wire::{Dialer, Dialing, Leaving, PendingTunnel, Refused, Tunnel, TunnelFor};
 pub use within::{Caller, Destination, Serving};
 
 use self::core::OpenConnections;

@@ -40,7 +40,10 @@ impl<W: Wire> Side<W> {
                     cx.waker().wake_by_ref();
                     Side::deaf(stream)
                 }
-                Err(wire) => Side::Hears(wire),
+                Err(wire) => {
+                    wire.keep_up(cx);
+                    Side::Hears(wire)
+                }
             },
             other => other,
         };

@@ -31,7 +31,18 @@ pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
     }
     /// Ends what is no socket of its own, so that nobody takes it for whole.
     fn reset(&mut self) {}
+    /// What it shares with others was waited for in vain.
+    fn distrust(&self) {}
+    /// Nobody reads from it at the moment: it may take what comes out of others' way.
+    fn keep_up(&mut self, _: &mut Context<'_>) {}
+    /// Whether the other side is about to end, to be asked later. `None`: that cannot be known.
+    fn leaving(&self) -> Option<Leaving> {
+        None
+    }
 }
+
+/// Says whether another node is about to end.
+pub type Leaving = Box<dyn Fn() -> bool + Send>;
 
 /// Who a connection to another node's task is for.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +116,8 @@ pub(super) trait Wire: Sized {
     fn reset_on_close(&self);
     /// Has dead peers noticed.
     fn set_liveness(&self);
+    /// Nobody reads from it at the moment.
+    fn keep_up(&self, _: &mut Context<'_>) {}
 }
 
 /// A client's stream. What it says may be sealed, or be one of many on a connection.
@@ -394,6 +407,10 @@ impl Wire for TunnelLeg {
     fn set_liveness(&self) {
         self.lock().socket().into_iter().for_each(super::core::set_liveness);
     }
+
+    fn keep_up(&self, cx: &mut Context<'_>) {
+        self.lock().keep_up(cx);
+    }
 }
 
 impl<W: Wire> Wire for &W {
@@ -482,6 +499,10 @@ impl Wire for Leg {
     fn set_liveness(&self) {
         either!(self, wire => wire.set_liveness());
     }
+
+    fn keep_up(&self, cx: &mut Context<'_>) {
+        either!(self, wire => wire.keep_up(cx));
+    }
 }
 
 impl Leg {
@@ -499,6 +520,21 @@ impl Leg {
         match self {
             Leg::Tcp(_) => false,
             Leg::Tunnel(tunnel) => tunnel.lock().is_leaving(),
+        }
+    }
+
+    /// It was waited for in vain, so that what others share with it may be dead.
+    pub(super) fn distrust(&self) {
+        if let Leg::Tunnel(tunnel) = self {
+            tunnel.lock().distrust();
+        }
+    }
+
+    /// As `Tunnel::leaving`.
+    pub(super) fn leaving(&self) -> Option<Leaving> {
+        match self {
+            Leg::Tcp(_) => None,
+            Leg::Tunnel(tunnel) => tunnel.lock().leaving(),
         }
     }
 

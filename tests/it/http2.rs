@@ -370,6 +370,7 @@ struct Http2Origin {
     addr: SocketAddr,
     /// Paths that were asked for.
     asked: Arc<Mutex<Vec<String>>>,
+    n_connections: Arc<AtomicUsize>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -380,7 +381,8 @@ impl Http2Origin {
         listener.set_nonblocking(true).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let seen = asked.clone();
+        let n_connections: Arc<AtomicUsize> = Arc::default();
+        let (seen, n_seen) = (asked.clone(), n_connections.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -390,6 +392,7 @@ impl Http2Origin {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let mut is_first = leaves_first;
                 while let Ok((stream, _)) = listener.accept().await {
+                    n_seen.fetch_add(1, Ordering::SeqCst);
                     match std::mem::take(&mut is_first) {
                         true => drop(tokio::spawn(leave(stream))),
                         false => drop(tokio::spawn(serve_http2(stream, seen.clone(), leaves_first))),
@@ -403,6 +406,7 @@ impl Http2Origin {
         Http2Origin {
             addr,
             asked,
+            n_connections,
             _stop: stop,
         }
     }
@@ -458,6 +462,16 @@ async fn serve_http2(stream: tokio::net::TcpStream, asked: Arc<Mutex<Vec<String>
                 "/refused" if refuses => return respond.send_reset(Reason::REFUSED_STREAM),
                 "/broken" => return respond.send_reset(Reason::INTERNAL_ERROR),
                 _ => {}
+            }
+            if path == "/late-end" {
+                let response = Response::builder().header("content-length", "5").body(()).unwrap();
+                let mut stream = respond.send_response(response, false).unwrap();
+                stream.send_data(Bytes::from_static(b"hello"), false).unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                if stream.send_data(Bytes::new(), true).is_err() {
+                    asked.lock().unwrap().push("/was-reset".to_owned());
+                }
+                return;
             }
             let response = Response::builder()
                 .header("x-te", head.headers.get("te").unwrap())
@@ -529,6 +543,85 @@ fn what_an_endpoint_did_not_begin_goes_on_and_what_it_broke_does_not() {
     }
     let n = |path: &str| origin.asked(path) + second.asked(path);
     assert_eq!(n("/left"), 2);
-    assert_eq!((second.asked("/refused"), n("/refused")), (2, 3));
+    assert_eq!(second.asked("/refused"), 2);
     assert_eq!((post("/broken").status, n("/broken")), (502, 1));
+}
+
+#[test]
+fn an_endpoint_that_says_the_end_later_is_let_say_it() {
+    let origin = Http2Origin::start(false);
+    let spec = to_http2(&origin);
+    let node = Node::start_with(ProxyConfig {
+        n_workers: 1,
+        ..ProxyConfig::default()
+    });
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    // More than the endpoint would take that nobody wants, and than a connection would take of what nobody knows.
+    for _ in 0..60 {
+        let answers: Vec<_> = (0..20).map(|_| client.send(get("/late-end"))).collect();
+        for answer in answers {
+            let answer = client
+                .wait(async { Answer::whole(answer.await.unwrap()).await })
+                .unwrap();
+            assert_eq!(answer.text(), "hello");
+        }
+    }
+    assert_eq!((origin.asked("/late-end"), origin.asked("/was-reset")), (1200, 0));
+    // Some were made at once before the first had said how much it takes.
+    assert!(origin.n_connections.load(Ordering::SeqCst) <= 20);
+}
+
+#[test]
+fn what_an_only_endpoint_did_not_begin_is_asked_of_it_again() {
+    let origin = Http2Origin::start(true);
+    let spec = to_http2(&origin);
+    let node = Node::start();
+    node.apply(&spec);
+    let client = Client::connect(door(&spec));
+    let request = Request::post("http://a.test/again").body(Some(&b"hello"[..])).unwrap();
+    assert_eq!(client.ask(request).unwrap().status, 200);
+    assert_eq!(origin.asked("/again"), 1);
+    // A target that no URI is, but that HTTP/1.1 lets pass.
+    let mut old = crate::harness::dial(door(&spec));
+    old.write_all(b"GET /x?q=\"a\" HTTP/1.1\r\nHost: b.test\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let said = String::from_utf8(crate::harness::read_to_end(&old)).unwrap();
+    assert!(said.contains("GET http://b.test/x?q=%22a%22 0"), "{said}");
+}
+
+#[test]
+fn many_small_frames_that_an_endpoint_does_not_take_hold_up_nobody_else() {
+    // It accepts, reads nothing, and has little room.
+    let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    silent.set_recv_buffer_size(4096).unwrap();
+    silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    silent.listen(8).unwrap();
+    let silent_addr = silent.local_addr().unwrap().as_socket().unwrap();
+    let quick = origin();
+    let node = Node::start();
+    let [mut slow_spec, mut spec] = [service("slow", &[silent_addr]), service("web", &[quick.addr])];
+    (slow_spec.mode, spec.mode) = (Mode::Http, Mode::Http);
+    node.apply(&slow_spec);
+    node.apply(&spec);
+    let client = Client::connect(door(&slow_spec));
+    let mut sender = client.sender.clone();
+    let (_answer, mut stream) = sender
+        .send_request(Request::post("http://a.test/").body(()).unwrap(), false)
+        .unwrap();
+    // As many as the window takes, and what is in the sockets' buffers before.
+    client.wait(async {
+        for _ in 0..200_000 {
+            stream.reserve_capacity(20);
+            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+            match tokio::time::timeout(Duration::from_secs(1), room).await {
+                Ok(Some(Ok(_))) => stream.send_data(Bytes::from_static(&[b'x'; 20]), false).unwrap(),
+                Ok(other) => panic!("the connection ended: {other:?}"),
+                Err(_) => return,
+            }
+        }
+        panic!("nothing holds it up");
+    });
+    assert!(!client.ended.is_finished(), "it was told to calm down");
+    assert_eq!(Client::connect(door(&spec)).get("/").unwrap().status, 200);
 }

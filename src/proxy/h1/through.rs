@@ -18,7 +18,7 @@ use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{Connection, Signal};
 use crate::proxy::h2;
-use crate::proxy::http::{Body, Coding, Framing, Method};
+use crate::proxy::http::{Body, Coding, Framing, Method, Refusal};
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
@@ -87,6 +87,10 @@ impl<C: Client> Server<'_, C> {
                 };
             }
         }
+        let scheme = service.spec().scheme;
+        if scheme == Scheme::H2c && !wish::field(to_upstream.rest(), "host").is_some_and(h2::is_authority) {
+            return Err(self.refuse(Refusal::Host).await);
+        }
         let stats = service.stats();
         service.state().retry_budget.earn();
         let mut request_body = Body::of_request(meta.framing);
@@ -94,7 +98,6 @@ impl<C: Client> Server<'_, C> {
         let mut tries = Tries::default();
         let mut n_retries = 0;
         loop {
-            let scheme = service.spec().scheme;
             let reuse = |endpoint| standing(scheme, endpoint, target, meta.method);
             let acquired = match upstream::at_once(&service, target, wish, &mut tries, reuse) {
                 Some(upstream) => Ok(upstream),
@@ -107,6 +110,9 @@ impl<C: Client> Server<'_, C> {
             let upstream = match acquired {
                 Ok(upstream) => upstream,
                 Err(reason) => {
+                    if n_retries > 0 {
+                        stats.add_retry(RetryOutcome::Failure);
+                    }
                     return self
                         .fail(
                             &service,
@@ -176,6 +182,7 @@ impl<C: Client> Server<'_, C> {
                     return Err(reason);
                 }
                 Outcome::TooLate => {
+                    stream.wire().into_iter().for_each(Leg::distrust);
                     drop((stream, lease));
                     self.connection.hold(None);
                     return self
@@ -247,17 +254,21 @@ impl<C: Client> Server<'_, C> {
                         }
                         return Err(reason);
                     }
-                    if !has_responded && !is_reused && failure.is_silence() {
+                    let is_unprocessed = stream.wire().is_some_and(Leg::is_unprocessed);
+                    if !has_responded && !is_reused && !is_unprocessed && failure.is_silence() {
                         let asker = self.asker(is_kept.then_some(&mut to_upstream));
                         service.left_unanswered(&endpoint, asker, Instant::now());
                     }
-                    let is_unprocessed = stream.wire().is_some_and(Leg::is_unprocessed);
                     drop((stream, lease));
                     match failure {
+                        // It has answered, and may take it on another connection.
+                        Failure::NoResponse if is_unprocessed && may_replay && n_retries < RETRIES_MAX => {
+                            n_retries += 1;
+                            to_upstream.rewind();
+                            continue;
+                        }
                         Failure::NoResponse | Failure::Lost
-                            if may_replay
-                                && (is_unprocessed || meta.method.is_idempotent())
-                                && n_retries < RETRIES_MAX =>
+                            if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX =>
                         {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;

@@ -2,6 +2,7 @@
 //! anybody's, so that its limits and refusals hold.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, request, response};
 
 /// How a message's body is marked off in HTTP/1.1's words.
@@ -177,11 +178,30 @@ pub(in crate::proxy) fn read_request(head: &[u8], scheme: &str) -> Result<(Reque
     let framing = read_fields(parsed.headers, request.headers_mut())?;
     let host = request.headers_mut().remove(HOST).ok_or(Malformed)?;
     let uri = Uri::builder().scheme(scheme).authority(host.as_bytes());
-    let uri = uri.path_and_query(parsed.path.unwrap_or_default());
+    let target = parsed.path.unwrap_or_default();
+    let target = PathAndQuery::try_from(target).or_else(|_| PathAndQuery::try_from(escaped(target)));
+    let uri = uri.path_and_query(target.map_err(|_| Malformed)?);
     *request.uri_mut() = uri.build().map_err(|_| Malformed)?;
     // Trailers are passed on whoever asks, and some servers of gRPC insist on being told.
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     Ok((request, framing.unwrap_or(Framing::None)))
+}
+
+/// Whether HTTP/2 has such a Host.
+pub(in crate::proxy) fn is_authority(host: &[u8]) -> bool {
+    Authority::try_from(host).is_ok()
+}
+
+/// A target in which everything is escaped that no URI has (RFC 3986), as clients should have written it.
+fn escaped(target: &str) -> String {
+    let mut out = String::with_capacity(target.len() + 16);
+    for byte in target.bytes() {
+        match byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%[]".contains(&byte) {
+            true => out.push(byte.into()),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 /// Reads trailers: lines up to an empty one.

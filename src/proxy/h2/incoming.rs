@@ -1,9 +1,10 @@
 //! A body that comes as frames, read in HTTP/1.1's words. The sender may send on as the reader reads.
 
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 
 use super::head::{Framing, write_trailers};
@@ -16,7 +17,20 @@ pub(in crate::proxy) struct Incoming {
     marks: Vec<u8>,
     n_given: usize,
     data: Bytes,
+    /// Taken from the connection before anybody had room for it, and joined: many small frames take more room there than their bytes.
+    kept: BytesMut,
+    /// What came after `kept`.
+    after: After,
     state: State,
+}
+
+/// What came after data.
+#[derive(Debug)]
+enum After {
+    Unknown,
+    /// The end of the data.
+    End,
+    Fault(h2::Error),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +51,8 @@ impl Incoming {
             marks: Vec::new(),
             n_given: 0,
             data: Bytes::new(),
+            kept: BytesMut::new(),
+            after: After::Unknown,
             state: match framing {
                 Framing::None => State::Ended,
                 _ => State::Data,
@@ -62,6 +78,37 @@ impl Incoming {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Takes what has come while nobody reads, so that it is there joined. The sender may send no more for it.
+    pub(in crate::proxy) fn keep_up(&mut self, cx: &mut Context<'_>) {
+        while matches!(self.after, After::Unknown) && matches!(self.state, State::Data | State::EndOfChunk) {
+            match self.stream.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => self.kept.extend_from_slice(&data),
+                Poll::Ready(Some(Err(error))) => self.after = After::Fault(error),
+                Poll::Ready(None) => self.after = After::End,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Whether the sender has said that no more comes.
+    pub(in crate::proxy) fn has_come(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// Reads and forgets up to the end, as long as it is not much.
+    pub(in crate::proxy) async fn discard(mut self) {
+        let mut n = 0;
+        while let Some(Ok(data)) = poll_fn(|cx| self.stream.poll_data(cx)).await {
+            n += data.len();
+            // An error means that the connection is gone.
+            let _ = self.stream.flow_control().release_capacity(data.len());
+            if n > DISCARD_AT_MOST {
+                return;
+            }
+        }
+        let _ = poll_fn(|cx| self.stream.poll_trailers(cx)).await;
     }
 
     fn give(&mut self, buffer: &mut [u8]) -> usize {
@@ -94,7 +141,16 @@ impl Incoming {
             return Poll::Ready(Ok(true));
         }
         if self.state == State::Data {
-            match self.stream.poll_data(cx) {
+            let next = match std::mem::replace(&mut self.after, After::Unknown) {
+                after if !self.kept.is_empty() => {
+                    self.after = after;
+                    Poll::Ready(Some(Ok(self.kept.split().freeze())))
+                }
+                After::Fault(error) => Poll::Ready(Some(Err(error))),
+                After::End => Poll::Ready(None),
+                After::Unknown => self.stream.poll_data(cx),
+            };
+            match next {
                 Poll::Ready(Some(Ok(data))) => {
                     if self.is_chunked && !data.is_empty() {
                         self.marks.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
@@ -123,6 +179,9 @@ impl Incoming {
         Poll::Ready(Ok(false))
     }
 }
+
+/// What is left of a body that is not read any more.
+const DISCARD_AT_MOST: usize = 64 * 1024;
 
 /// What a fault of a stream means to who knows sockets.
 pub(in crate::proxy) fn io_error(error: h2::Error) -> io::Error {

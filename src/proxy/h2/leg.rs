@@ -4,7 +4,9 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -18,6 +20,13 @@ use super::incoming::{Incoming, io_error};
 use super::outgoing::{Outgoing, malformed};
 use crate::proxy::wire::Tunnel;
 
+/// What the requests of one connection share; each holds it while it is there.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Somebody has waited on it in vain.
+    pub(super) is_doubtful: AtomicBool,
+}
+
 /// A request on its way to an endpoint.
 pub(super) struct Leg {
     sender: SendRequest<Bytes>,
@@ -27,8 +36,9 @@ pub(super) struct Leg {
     is_head: bool,
     /// The endpoint has said that it did nothing about it.
     is_unprocessed: bool,
-    /// Counted while it is there.
-    _place: Arc<()>,
+    /// It was taken back.
+    is_reset: bool,
+    place: Arc<Place>,
 }
 
 enum Response {
@@ -43,7 +53,7 @@ enum Response {
 }
 
 impl Leg {
-    pub(super) fn new(sender: SendRequest<Bytes>, place: Arc<()>) -> Leg {
+    pub(super) fn new(sender: SendRequest<Bytes>, place: Arc<Place>) -> Leg {
         Leg {
             sender,
             request: Outgoing::new(),
@@ -51,7 +61,8 @@ impl Leg {
             response: Response::Unasked,
             is_head: false,
             is_unprocessed: false,
-            _place: place,
+            is_reset: false,
+            place,
         }
     }
 
@@ -175,11 +186,45 @@ impl Tunnel for Leg {
         self.is_unprocessed
     }
 
+    fn distrust(&self) {
+        self.place.is_doubtful.store(true, Ordering::Relaxed);
+    }
+
+    fn keep_up(&mut self, cx: &mut Context<'_>) {
+        if let Response::Begun(_, _, body) = &mut self.response {
+            body.keep_up(cx);
+        }
+    }
+
     fn reset(&mut self) {
+        self.is_reset = true;
         if let Some(body) = &mut self.body {
             body.send_reset(Reason::CANCEL);
         }
     }
 }
 
+impl Drop for Leg {
+    /// A response whose length was said is whole before its end is said, which may come a moment later. Whoever has answered is not told that
+    /// nobody wanted it, and does not meet a stream that nobody knows.
+    fn drop(&mut self) {
+        if self.is_reset || !self.request.has_ended() {
+            return;
+        }
+        let Response::Begun(_, _, body) = std::mem::replace(&mut self.response, Response::Failed) else {
+            return;
+        };
+        if let (false, Ok(worker)) = (body.has_come(), tokio::runtime::Handle::try_current()) {
+            let place = self.place.clone();
+            worker.spawn(async move {
+                // An error means that it takes too long.
+                let _ = tokio::time::timeout(LINGER, body.discard()).await;
+                drop(place);
+            });
+        }
+    }
+}
+
 const HEAD_BYTES: usize = 1024;
+/// The end of a response may come so much later than its last byte.
+const LINGER: Duration = Duration::from_secs(5);

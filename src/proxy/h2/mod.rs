@@ -10,7 +10,7 @@ mod meter;
 mod outgoing;
 pub(super) mod pool;
 
-pub(super) use head::{Framing, Malformed, read_response, write_request};
+pub(super) use head::{Framing, Malformed, is_authority, read_response, write_request};
 pub(super) use incoming::{Incoming, io_error};
 pub(super) use io::Io;
 pub(super) use meter::Verdict;

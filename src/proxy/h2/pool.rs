@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 
 use super::io::Io;
-use super::leg::Leg;
+use super::leg::{Leg, Place};
 use crate::proxy::files::Spare;
 use crate::proxy::wire::{self, TunnelLeg, Wire};
 use crate::routing::EndpointId;
@@ -24,7 +25,9 @@ thread_local! {
 struct Shared {
     sender: SendRequest<Bytes>,
     /// Each request holds one more.
-    places: Arc<()>,
+    places: Arc<Place>,
+    /// Whether the node of the endpoint is about to end, where that can be known.
+    leaving: Option<wire::Leaving>,
     /// When it last carried a request, as far as was seen.
     since: Instant,
     spare: Option<Spare>,
@@ -36,7 +39,7 @@ pub(in crate::proxy) fn take(endpoint: EndpointId, target: u16) -> Option<wire::
         let mut pool = pool.borrow_mut();
         let shared = pool.get_mut(&(endpoint, target))?;
         // What has ended, or takes nothing new, carries what it has to its end.
-        shared.retain_mut(|shared| !matches!(poll_ready(&mut shared.sender), Some(Err(_))));
+        shared.retain_mut(Shared::takes_more);
         let free = shared.iter_mut().find(|shared| shared.has_room())?;
         free.since = Instant::now();
         Some(free.leg())
@@ -52,13 +55,19 @@ pub(in crate::proxy) async fn open(
     head_bytes_max: usize,
 ) -> Option<wire::Leg> {
     made.set_liveness();
+    let leaving = made.leaving();
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
         .initial_window_size(WINDOW_BYTES)
         // One response that nobody takes must not hold up the others.
         .initial_connection_window_size(WINDOW_BYTES * STREAMS_MOST)
-        .initial_max_send_streams(STREAMS_MOST as usize)
+        // Until the endpoint has said how many it takes.
+        .initial_max_send_streams(1)
+        // Faults of one response, and what comes of one that was taken back, are none of the others.
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(RESET_STREAMS_KEPT)
+        .data_frame_budget(FRAMES_BUDGET_BYTES)
         .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER_BYTES);
     let (sender, connection) = builder.handshake(Io::new(made, Vec::new())).await.ok()?;
@@ -66,6 +75,7 @@ pub(in crate::proxy) async fn open(
     let mut shared = Shared {
         sender,
         places: Arc::default(),
+        leaving,
         since: Instant::now(),
         spare: None,
     };
@@ -87,6 +97,13 @@ impl Shared {
     fn leg(&self) -> wire::Leg {
         let leg = Leg::new(self.sender.clone(), self.places.clone());
         wire::Leg::Tunnel(TunnelLeg::new(Box::new(leg)))
+    }
+
+    /// What has ended, goes away, or does not answer takes nothing new.
+    fn takes_more(&mut self) -> bool {
+        let is_leaving = self.leaving.as_ref().is_some_and(|is_leaving| is_leaving());
+        let is_doubtful = self.places.is_doubtful.load(Ordering::Relaxed);
+        !is_leaving && !is_doubtful && !matches!(poll_ready(&mut self.sender), Some(Err(_)))
     }
 
     fn n_requests(&self) -> usize {
@@ -120,7 +137,7 @@ pub(in crate::proxy) fn expire(now: Instant, longest: Duration) {
                     shared.since = now;
                 }
                 let is_new = now.saturating_duration_since(shared.since) < longest;
-                is_new && !matches!(poll_ready(&mut shared.sender), Some(Err(_)))
+                is_new && shared.takes_more()
             });
             !all.is_empty()
         });
@@ -137,3 +154,7 @@ const STREAMS_MOST: u32 = 100;
 /// What an endpoint may send of one response before it was taken.
 const WINDOW_BYTES: u32 = 128 * 1024;
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Of requests that were taken back: what still comes for them is passed over.
+const RESET_STREAMS_KEPT: usize = 1000;
+/// What small frames may cost that nobody has taken yet, of all requests.
+const FRAMES_BUDGET_BYTES: usize = 16 << 20;

@@ -92,6 +92,7 @@ async fn run<C: Client + Unpin>(
         Some(Err(_)) => return CloseReason::BadRequest,
         None => return CloseReason::ClientTimeout,
     };
+    // It is no idle connection to who ends those: it is told first.
     connection.hear_drain();
     let mut session = Session {
         connection,
@@ -102,6 +103,7 @@ async fn run<C: Client + Unpin>(
         idle_limit: timeouts.idle,
         is_leaving: false,
         n_resets_left: RESETS_MOST,
+        resets_since: Instant::now(),
         verdict,
         sent_off: None,
     };
@@ -126,6 +128,8 @@ struct Session<'a, C> {
     is_leaving: bool,
     /// How many more requests it may take back.
     n_resets_left: u32,
+    /// Since when none were given back.
+    resets_since: Instant,
     verdict: Verdict,
     /// The client was told what is wrong with it; the time by which it has to have taken that.
     sent_off: Option<Pin<Box<Sleep>>>,
@@ -169,7 +173,10 @@ impl<C: Client + Unpin> Session<'_, C> {
     fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         if self.requests.is_empty() {
             self.idle = None;
-            self.connection.set_idle(false);
+        }
+        self.connection.had_turn(false, false, true);
+        if !core::has_room() {
+            return respond.send_reset(Reason::REFUSED_STREAM);
         }
         let (parts, body) = request.into_parts();
         let mut head = Vec::with_capacity(HEAD_BYTES);
@@ -209,11 +216,17 @@ impl<C: Client + Unpin> Session<'_, C> {
                 _ => (self.n_resets_left + 1).min(RESETS_MOST),
             };
         }
+        if has_any {
+            self.connection.had_turn(false, false, true);
+            let n_seconds = u32::try_from(self.resets_since.elapsed().as_secs()).unwrap_or(u32::MAX);
+            if n_seconds > 0 {
+                let given_back = n_seconds.saturating_mul(RESETS_PER_SECOND);
+                self.n_resets_left = self.n_resets_left.saturating_add(given_back).min(RESETS_MOST);
+                self.resets_since = Instant::now();
+            }
+        }
         if self.n_resets_left == 0 {
             self.send_off(Reason::ENHANCE_YOUR_CALM, cx);
-        }
-        if has_any && self.requests.is_empty() {
-            self.connection.set_idle(true);
         }
     }
 
@@ -242,10 +255,14 @@ impl<C: Client + Unpin> Session<'_, C> {
         if let Some(timer) = &mut self.sent_off {
             return timer.as_mut().poll(cx).map(|()| CloseReason::BadRequest);
         }
-        if !self.requests.is_empty() || self.idle_limit.is_zero() {
+        if !self.requests.is_empty() {
             return Poll::Pending;
         }
-        let limit = self.idle_limit;
+        let limit = match self.is_leaving {
+            true => LEAVE_WITHIN,
+            false if self.idle_limit.is_zero() => return Poll::Pending,
+            false => self.idle_limit,
+        };
         let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         if idle.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
@@ -271,9 +288,9 @@ fn close_reason(error: &h2::Error) -> CloseReason {
 
 /// Requests that a client may have under way at once, on one connection.
 const STREAMS_MOST: u32 = 100;
-/// What a client may send of one request, and of all, before anybody takes it.
-const WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What a client may send of one request before anybody takes it; and of all, so that one that nobody takes holds up no other.
+const WINDOW_BYTES: u32 = 128 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * STREAMS_MOST;
 /// What is kept of one response that the client does not read.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Of requests that were taken back: remembered, and waiting to be begun.
@@ -283,6 +300,8 @@ const RESET_STREAMS_PENDING: usize = 20;
 const FAULTS_MOST: usize = 256;
 /// How many more requests a client may take back than it lets be answered.
 const RESETS_MOST: u32 = 200;
+/// And so many more with each second.
+const RESETS_PER_SECOND: u32 = 10;
 const REQUESTS_PER_TURN: usize = 32;
 const HEAD_BYTES: usize = 1024;
 /// A client has so long to go once it was told to.

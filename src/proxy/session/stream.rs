@@ -89,7 +89,10 @@ impl Streamed for Stream {
     }
 
     fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.lock().poll_reset(cx)
+        let halves = &mut *self.lock();
+        // Who asks does not read.
+        halves.request.keep_up(cx);
+        halves.poll_reset(cx)
     }
 }
 
