@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
-use hyper::{Request, Response, Uri};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls::pki_types::pem::PemObject;
@@ -51,6 +51,8 @@ impl Client {
 
     async fn ask(self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Full<Bytes>>, Error> {
         let host = request.uri().host().unwrap_or_default().to_owned();
+        // The directory alone is asked for so (RFC 8555, 6.3).
+        let is_for_directory = request.method() == Method::GET;
         let failed = |error: &dyn std::fmt::Display| Error::Other(format!("{host}: {error}").into());
         let asking = async {
             if request.uri().scheme_str() != Some("https") {
@@ -82,7 +84,7 @@ impl Client {
                 _ = connection => answering.await,
             }
         };
-        let response = match tokio::time::timeout(ANSWER_WITHIN, asking).await {
+        let mut response = match tokio::time::timeout(ANSWER_WITHIN, asking).await {
             Ok(response) => response?,
             Err(_) => return Err(failed(&"no answer in time")),
         };
@@ -90,16 +92,61 @@ impl Client {
             let asked = response.headers().get(RETRY_AFTER).and_then(seconds);
             *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
         }
+        keep_short(response.headers_mut());
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let tells_why = kind.is_some_and(|kind| kind.contains("json"));
         match response.status() {
             status if (status.is_client_error() || status.is_server_error()) && !tells_why => {
                 Err(failed(&format_args!("it answers {status}")))
             }
+            status if is_for_directory && status.is_success() => {
+                let (parts, body) = response.into_parts();
+                // Whole already: what is in a `Full` cannot fail.
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                check_directory(&body).map_err(|fault| failed(&fault))?;
+                Ok(Response::from_parts(parts, Full::new(body)))
+            }
             _ => Ok(response),
         }
     }
 }
+
+/// Leaves of a `Retry-After` what can be waited for, in seconds: the library panics at one that no clock can show.
+fn keep_short(headers: &mut HeaderMap) {
+    let asked = headers.remove(RETRY_AFTER).as_ref().and_then(seconds);
+    if let Some(asked) = asked {
+        headers.insert(RETRY_AFTER, HeaderValue::from(asked.min(WAIT_MOST)));
+    }
+}
+
+/// Errors: which of a directory's URLs is none, at which the library would panic.
+fn check_directory(body: &[u8]) -> Result<(), String> {
+    let Ok(serde_json::Value::Object(directory)) = serde_json::from_slice(body) else {
+        return Err("what it answers is no directory of an authority (RFC 8555)".to_owned());
+    };
+    for (key, value) in directory.iter().filter(|(key, _)| *key != "meta") {
+        let uri = value.as_str().and_then(|text| text.parse::<Uri>().ok());
+        let is_good = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+        // What it adds by itself, under whatever name, is not asked for.
+        if !is_good && URLS.contains(&key.as_str()) {
+            return Err(format!("its directory has {key} = {value}: expected an https URL"));
+        }
+    }
+    Ok(())
+}
+
+/// Of a directory (RFC 8555, 7.1.1, RFC 9773).
+const URLS: [&str; 7] = [
+    "newNonce",
+    "newAccount",
+    "newOrder",
+    "newAuthz",
+    "revokeCert",
+    "keyChange",
+    "renewalInfo",
+];
+/// Seconds.
+const WAIT_MOST: i64 = 24 * 3600;
 
 impl HttpClient for Client {
     fn request(
@@ -130,7 +177,10 @@ fn seconds(value: &HeaderValue) -> Option<i64> {
         let left = until.duration_since(SystemTime::now()).unwrap_or_default();
         i64::try_from(left.as_secs()).ok()
     };
-    text.parse::<u32>().ok().map(i64::from).or_else(of_date)
+    match !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        true => Some(text.parse().unwrap_or(i64::MAX)),
+        false => of_date(),
+    }
 }
 
 fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
@@ -168,5 +218,31 @@ mod tests {
         let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(1000));
         let later = seconds(&HeaderValue::from_str(&later).unwrap()).unwrap();
         assert!((990..=1000).contains(&later), "{later}");
+        assert_eq!(read("18446744073709551616"), Some(i64::MAX));
+    }
+
+    #[test]
+    fn what_cannot_be_waited_for_is_not_handed_on() {
+        for (asked, expected) in [
+            (&["18446744073709551615"][..], Some("86400")),
+            (&["99999999999999999999999999"], Some("86400")),
+            (&["Fri, 31 Dec 9999 23:59:59 GMT"], Some("86400")),
+            (&["Fri, 31 Dec 1999 23:59:59 GMT"], Some("0")),
+            (&["3", "18446744073709551615"], Some("3")),
+            (&["soon", "18446744073709551615"], None),
+            (&[], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in asked {
+                headers.append(RETRY_AFTER, HeaderValue::from_static(value));
+            }
+            keep_short(&mut headers);
+            let left = headers.get_all(RETRY_AFTER).iter().map(|value| value.to_str().unwrap());
+            assert_eq!(
+                left.collect::<Vec<_>>(),
+                expected.into_iter().collect::<Vec<_>>(),
+                "{asked:?}"
+            );
+        }
     }
 }

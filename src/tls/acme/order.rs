@@ -57,6 +57,10 @@ pub(super) async fn account(
     let contact = config.email.as_ref().map(|email| format!("mailto:{email}"));
     let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
     if let Some(mut kept) = kept.filter(|kept| kept.directory == config.directory) {
+        if let Some(credentials) = kept.credentials.as_object_mut() {
+            // Whatever a file says: this one is known to be a URL, and what is behind it is looked at.
+            credentials.insert("directory".to_owned(), config.directory.clone().into());
+        }
         let credentials = serde_json::from_value(kept.credentials.clone());
         let credentials = credentials.map_err(|_| "the account that was kept cannot be read".to_owned())?;
         let account = builder().from_credentials(credentials).await.map_err(said)?;

@@ -275,8 +275,24 @@ fn a_name_that_cannot_be_seen_to_be_ours_is_told_with_the_authoritys_own_words()
     );
 }
 
-/// An authority that is too busy: it answers everything so, and counts.
-fn busy(certificate: &str, key: &str, answer: &'static str) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+fn is_whole(request: &str) -> bool {
+    let Some((head, body)) = request.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let head = head.to_ascii_lowercase();
+    let length = head
+        .split("content-length:")
+        .nth(1)
+        .and_then(|rest| rest.lines().next());
+    body.len() >= length.map_or(0, |length| length.trim().parse().unwrap())
+}
+
+/// An authority of our own: it answers so, by what it is asked, and counts.
+fn busy(
+    certificate: &str,
+    key: &str,
+    answer: impl Fn(&str) -> String + Send + 'static,
+) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
     use rustls::pki_types::pem::PemObject;
     let chain = vec![rustls::pki_types::CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
     let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -295,10 +311,17 @@ fn busy(certificate: &str, key: &str, answer: &'static str) -> (std::net::Socket
         for stream in listener.incoming().flatten() {
             let session = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut stream = rustls::StreamOwned::new(session, stream);
-            let mut request = [0; 4096];
-            if stream.read(&mut request).is_ok_and(|n| n > 0) {
+            let mut asked = String::new();
+            let mut bytes = [0; 4096];
+            while !is_whole(&asked) {
+                match stream.read(&mut bytes) {
+                    Ok(n @ 1..) => asked.push_str(&String::from_utf8_lossy(&bytes[..n])),
+                    _ => break,
+                }
+            }
+            if is_whole(&asked) {
                 counted.fetch_add(1, Ordering::Relaxed);
-                let _ = stream.write_all(answer.as_bytes());
+                let _ = stream.write_all(answer(&asked).as_bytes());
                 stream.conn.send_close_notify();
                 let _ = stream.flush();
             }
@@ -307,12 +330,79 @@ fn busy(certificate: &str, key: &str, answer: &'static str) -> (std::net::Socket
     (addr, n_asked)
 }
 
+/// A directory whose nonces are at no URL, as JSON.
+const NO_DIRECTORY: &str = r#"{"newNonce":"not a uri \u0001","newAccount":"https://a/","newOrder":"https://a/"}"#;
+
+#[test]
+fn what_an_authority_answers_amiss_is_said_and_ends_nobody() {
+    let (root, certificate, key) = server_pair();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{NO_DIRECTORY}",
+        NO_DIRECTORY.len()
+    );
+    let (addr, _) = busy(&certificate, &key, move |_| answer.clone());
+    // As RFC 8555 has it, up to an order that is to be asked for again in 584 thousand million years.
+    let at = std::sync::OnceLock::new();
+    let at = Arc::new(at);
+    let known = at.clone();
+    let (second, n_asked) = busy(&certificate, &key, move |request| {
+        let base = format!("https://{}", known.get().unwrap());
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        let (more, body) = match path {
+            "/dir" => (
+                String::new(),
+                format!(
+                    r#"{{"newNonce":"{base}/nonce","newAccount":"{base}/account","newOrder":"{base}/order","meta":{{}}}}"#
+                ),
+            ),
+            "/account" => (
+                format!("Location: {base}/account/1\r\n"),
+                r#"{"status":"valid"}"#.to_owned(),
+            ),
+            "/authorization" => (
+                String::new(),
+                r#"{"status":"valid","identifier":{"type":"dns","value":"a.test"},"challenges":[]}"#.to_owned(),
+            ),
+            _ => (
+                format!("Location: {base}/order/1\r\nRetry-After: 18446744073709551615\r\n"),
+                format!(
+                    r#"{{"status":"processing","authorizations":["{base}/authorization"],"finalize":"{base}/finalize"}}"#
+                ),
+            ),
+        };
+        let length = if request.starts_with("HEAD") { 0 } else { body.len() };
+        format!(
+            "HTTP/1.1 200 OK\r\nReplay-Nonce: abc\r\n{more}Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{}",
+            &body[..length]
+        )
+    });
+    at.set(second).unwrap();
+    let origin = origin();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &root).unwrap();
+    let config = |addr| format!("[acme.le]\ndirectory = 'https://{addr}/dir'\nca = '{}'\n", ca.display());
+    let services = format!("services:\n{}", service("a", &origin, &["a.test"], ""));
+    for (addr, expected) in [
+        (addr, "its directory has newNonce = \"not a uri"),
+        (second, "no certificate for a.test"),
+    ] {
+        let (web, secure) = (local(free_port()), local(free_port()));
+        let node = Node::at(web, secure, &config(addr), "{ acme = 'le' }", &services, &root);
+        wait_long("a failure", || node.n_orders("failed") == 1);
+        let said = node.status(&[]);
+        assert!(said.contains(expected), "{said}");
+        assert!(ask_for(node.web, "/").starts_with("HTTP/1.1 301"));
+    }
+    assert!(n_asked.load(Ordering::Relaxed) >= 6);
+}
+
 #[test]
 fn an_authority_that_asks_for_patience_is_given_it() {
     let (root, certificate, key) = server_pair();
     let answer =
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7200\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy";
-    let (addr, n_asked) = busy(&certificate, &key, answer);
+    let (addr, n_asked) = busy(&certificate, &key, |_| answer.to_owned());
     let origin = origin();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ca.pem"), &root).unwrap();
