@@ -1,4 +1,4 @@
-//! Which names certificates are ordered for: the hosts that routes name at entry points where TLS ends. Followed with the table, and
+//! Which names certificates are ordered for: the hosts that routes name, of requests and of connections, where TLS ends. Followed with the table, and
 //! told to `tls::Acme`. Not here: when and how they are ordered.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,9 @@ pub(super) async fn follow(table: Arc<TableHandle>, acme: Arc<Acme>) {
     let mut before: Option<Vec<Front>> = None;
     loop {
         let now = table.load();
-        let fronts: Vec<Front> = now.entry_points().iter().map(|one| one.front().clone()).collect();
+        let entry_points = now.entry_points().iter();
+        let both = entry_points.flat_map(|one| [one.front().clone(), one.streams().clone()]);
+        let fronts: Vec<Front> = both.collect();
         let is_same = |before: &Vec<Front>| before.iter().zip(&fronts).all(|(one, other)| one.is_same_as(other));
         if !before.as_ref().is_some_and(is_same) {
             acme.want(wanted(&now, &known));
@@ -38,7 +40,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 fn wanted(table: &RoutingTable, known: &BTreeSet<AcmeName>) -> Wanted {
     let mut wanted = Wanted::default();
     for entry_point in table.entry_points().iter().filter(|one| one.spec().is_tls) {
-        for routed in entry_point.front().routes() {
+        let of_requests = entry_point.front().routes();
+        for routed in of_requests.chain(entry_point.streams().routes()) {
             if matches!(routed.route.tls, RouteTls::Passthrough | RouteTls::Without) {
                 continue;
             }

@@ -63,6 +63,11 @@ impl EntryPoint {
         &self.front
     }
 
+    /// Whose connections as a whole are whose.
+    pub fn streams(&self) -> &Front {
+        &self.streams
+    }
+
     /// How many routes there are, of requests and of connections.
     pub fn n_routes(&self) -> usize {
         self.front.len() + self.streams.len()

@@ -398,6 +398,49 @@ fn what_an_authority_answers_amiss_is_said_and_ends_nobody() {
 }
 
 #[test]
+fn connections_that_are_a_services_by_name_have_their_certificate_too() {
+    let Some(pebble) = Pebble::start(Wish::default()) else {
+        return;
+    };
+    let origin = origin();
+    let by_name = |name: &str, host: &str, more: &str| {
+        format!(
+            "  {name}:\n    mode: tcp\n    endpoints: [\"{}\"]\n    route: HostSNI(`{host}`)\n    entrypoints: [websecure]\n{more}",
+            origin.addr
+        )
+    };
+    let services = format!(
+        "services:\n{}{}",
+        by_name("a", "a.test", ""),
+        by_name("own", "own.test", "    tls: passthrough\n")
+    );
+    let config = pebble.config("");
+    let node = Node::start(&pebble, &config, "{ acme = 'le' }", &services);
+    wait_long("the certificate", || node.is_served("a.test"));
+    let status = node.status(&[]);
+    assert!(!status.contains("for own.test"), "{status}");
+    assert_eq!(
+        (node.n_orders("ordered"), node.n_orders("failed")),
+        (1, 0),
+        "{}",
+        node.log()
+    );
+    drop(node);
+
+    // By TLS, at the very port that those connections come to.
+    let config = pebble.config("challenge = 'tls-alpn-01'");
+    let web = local(free_port());
+    let node = Node::at(web, pebble.tls, &config, "{ acme = 'le' }", &services, &pebble.root());
+    wait_long("the certificate by TLS", || node.is_served("a.test"));
+    assert_eq!(
+        (node.n_orders("ordered"), node.n_orders("failed")),
+        (1, 0),
+        "{}",
+        node.log()
+    );
+}
+
+#[test]
 fn an_authority_that_asks_for_patience_is_given_it() {
     let (root, certificate, key) = server_pair();
     let answer =
