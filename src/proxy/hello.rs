@@ -16,6 +16,8 @@ pub(super) enum Said {
 pub(super) struct Hello {
     /// In lower case, without a dot at the end. `None`: it says none, or none that is a host's.
     pub(super) name: Option<Box<str>>,
+    /// It offers the protocol by which an authority asks for a challenge's certificate, and no other (RFC 8737).
+    pub(super) asks_for_challenge: bool,
 }
 
 /// Reads what has come from the first byte on. Costs its length.
@@ -92,6 +94,7 @@ fn parse(body: &[u8]) -> Option<Hello> {
     hello.long()?; // Ciphers.
     hello.short()?; // Compressions.
     let mut found = None;
+    let mut asks_for_challenge = false;
     // The oldest have no extensions.
     if !hello.0.is_empty() {
         let mut extensions = Reader(hello.long()?);
@@ -105,10 +108,14 @@ fn parse(body: &[u8]) -> Option<Hello> {
                     Some(_) => return None,
                 }
             }
+            if kind == PROTOCOLS {
+                asks_for_challenge = extension == ACME_TLS_ALONE;
+            }
         }
     }
     Some(Hello {
         name: found.and_then(host_of),
+        asks_for_challenge,
     })
 }
 
@@ -161,6 +168,10 @@ const CLIENT_HELLO: u8 = 1;
 const VERSION_AND_RANDOM: usize = 2 + 32;
 const SERVER_NAME: &[u8] = &[0, 0];
 const HOST_NAME: &[u8] = &[0];
+/// RFC 7301.
+const PROTOCOLS: &[u8] = &[0, 16];
+/// A list, with its length, of one, with its own.
+const ACME_TLS_ALONE: &[u8] = b"\x00\x0b\x0aacme-tls/1";
 const RECORD_MOST: usize = 16 * 1024;
 /// More than any client says, keys of tomorrow and tickets included.
 const MESSAGE_MOST: usize = 30 * 1024;
@@ -175,6 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tls::ACME_TLS;
 
     /// What rustls' client begins with.
     fn hello(name: &str) -> Vec<u8> {
@@ -194,7 +206,38 @@ mod tests {
     fn named(name: Option<&str>) -> Said {
         Said::Hello(Hello {
             name: name.map(Into::into),
+            asks_for_challenge: false,
         })
+    }
+
+    fn protocols(names: &[&[u8]]) -> Vec<u8> {
+        let list: Vec<u8> = names
+            .iter()
+            .flat_map(|name| [&[name.len() as u8], *name].concat())
+            .collect();
+        let length = list.len() as u8;
+        [&[0, 16, 0, length + 2, 0, length], &list[..]].concat()
+    }
+
+    #[test]
+    fn an_authority_is_known_by_the_one_protocol_that_it_offers() {
+        let asks = |extensions: &[u8]| match read(&with_extensions(extensions)) {
+            Said::Hello(hello) => hello.asks_for_challenge,
+            other => panic!("{other:?}"),
+        };
+        let alone = protocols(&[ACME_TLS]);
+        assert!(asks(&alone) && asks(&[sni(b"a.test"), alone.clone()].concat()));
+        for other in [
+            protocols(&[]),
+            protocols(&[b"h2"]),
+            protocols(&[ACME_TLS, b"h2"]),
+            protocols(&[b"h2", ACME_TLS]),
+            protocols(&[b"acme-tls/2"]),
+            vec![0, 16, 0, 1, 0],
+            vec![],
+        ] {
+            assert!(!asks(&other), "{other:?}");
+        }
     }
 
     /// The same message in records of `n` bytes.

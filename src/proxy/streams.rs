@@ -60,6 +60,9 @@ pub(super) async fn find(
     let table = shared.table.peek();
     let entry_point = table.entry_point_at(&listen);
     let found = entry_point.and_then(|one| one.find_stream(first, peer.ip().to_canonical()));
+    if found.is_some() && entry_point.is_some_and(|one| one.spec().is_tls) && is_of_authority(&words, shared) {
+        return Ok(None);
+    }
     match (found, words) {
         (Some(routed), _) => Ok(Some(Stream {
             service: routed.service.clone(),
@@ -70,6 +73,15 @@ pub(super) async fn find(
         (None, Words::None) => Err(CloseReason::ClientTimeout),
         (None, _) => Ok(None),
     }
+}
+
+/// Whether it asks for the certificate of a challenge that is pending: that way nothing is served, and no service is asked.
+fn is_of_authority(words: &Words, shared: &Shared) -> bool {
+    let (Words::Hello(hello), Some(tls)) = (words, &shared.tls) else {
+        return false;
+    };
+    let name = hello.name.as_deref().filter(|_| hello.asks_for_challenge);
+    name.is_some_and(|name| tls.challenges().is_asked_for(name))
 }
 
 /// What a client has said first.

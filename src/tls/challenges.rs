@@ -44,6 +44,11 @@ impl Challenges {
         self.is_pending.load(Ordering::Acquire) && matches!(self.pending.load().as_deref(), Some(Pending::Tls { .. }))
     }
 
+    /// Whether an authority may ask now for the certificate of that name.
+    pub fn is_asked_for(&self, name: &str) -> bool {
+        self.is_pending.load(Ordering::Acquire) && self.certificate(Some(name)).is_some()
+    }
+
     /// What it is shown. `None`: it asks for another name, or for none.
     pub(super) fn certificate(&self, asked: Option<&str>) -> Option<Arc<CertifiedKey>> {
         match &**self.pending.load().as_ref()? {
