@@ -194,11 +194,8 @@ impl Certificates {
 
     /// What is ordered is held meanwhile, so that nobody puts less than this in its place.
     fn put_in_order(&self, ordered: MutexGuard<'_, BTreeMap<String, Arc<Pair>>>) {
-        let now = now();
-        let mut pairs: Vec<Arc<Pair>> = self.all().into_iter().filter_map(|shown| shown.pair).collect();
-        let uncovered = ordered.iter().filter(|(host, _)| !self.covers(host, now));
-        pairs.extend(uncovered.map(|(_, pair)| pair.clone()));
-        self.by_name.store(Arc::new(ByName::new(&pairs)));
+        let pairs: Vec<Arc<Pair>> = self.all().into_iter().filter_map(|shown| shown.pair).collect();
+        self.by_name.store(Arc::new(ByName::new(&pairs, &ordered)));
     }
 
     /// The one for who says this.

@@ -1,6 +1,6 @@
 //! Which certificate a client is shown, by the host that it names. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rustls::SignatureScheme;
@@ -13,13 +13,17 @@ pub(super) struct ByName {
     /// Whole names, and what follows `*.` in others, each with the best one first.
     exact: HashMap<String, Vec<Arc<Pair>>>,
     below: HashMap<String, Vec<Arc<Pair>>>,
+    /// Those that were ordered, each for that host alone, whoever else its authority has it for.
+    ordered: HashMap<String, Arc<Pair>>,
     first: Option<Arc<Pair>>,
 }
 
 impl ByName {
-    pub(super) fn new(pairs: &[Arc<Pair>]) -> ByName {
+    /// `pairs`: of files; `ordered`: by host.
+    pub(super) fn new(pairs: &[Arc<Pair>], ordered: &BTreeMap<String, Arc<Pair>>) -> ByName {
         let mut by_name = ByName {
-            first: pairs.first().cloned(),
+            first: pairs.first().or_else(|| ordered.values().next()).cloned(),
+            ordered: ordered.clone().into_iter().collect(),
             ..ByName::default()
         };
         for pair in pairs {
@@ -41,8 +45,8 @@ impl ByName {
         self.first.is_none()
     }
 
-    /// The one for a host, of those whose signatures the client takes, one that is good now before others. `None` for a host: the client named none. `is_strict`: there
-    /// is none for everybody else.
+    /// The one for a host, of those whose signatures the client takes: one that is good now, be it for the very name, by a star, or
+    /// ordered, before others. `None` for a host: the client named none. `is_strict`: there is none for everybody else.
     pub(super) fn find(
         &self,
         host: Option<&str>,
@@ -52,19 +56,17 @@ impl ByName {
     ) -> Option<&Arc<Pair>> {
         let of_host = host.and_then(|host| {
             let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-            let below = || self.below.get(host.split_once('.')?.1);
-            self.exact.get(&host).or_else(below)
+            let below = host.split_once('.').and_then(|(_, rest)| self.below.get(rest));
+            let of_files = self.exact.get(&host).into_iter().chain(below).flatten();
+            let pairs = of_files.chain(self.ordered.get(&host));
+            let takes = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(schemes).is_some();
+            let is_good = |pair: &&Arc<Pair>| (pair.not_before..pair.not_after).contains(&now);
+            let good = pairs.clone().find(|pair| takes(pair) && is_good(pair));
+            // Where none is taken the first one fails for a reason that the client can tell.
+            good.or_else(|| pairs.clone().find(takes))
+                .or_else(|| pairs.clone().next())
         });
-        match of_host {
-            Some(pairs) => {
-                let takes = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(schemes).is_some();
-                let is_good = |pair: &&Arc<Pair>| (pair.not_before..pair.not_after).contains(&now);
-                // Where none is taken the first one fails for a reason that the client can tell.
-                let good = pairs.iter().find(|pair| takes(pair) && is_good(pair));
-                good.or_else(|| pairs.iter().find(takes)).or_else(|| pairs.first())
-            }
-            None => self.first.as_ref().filter(|_| !is_strict),
-        }
+        of_host.or_else(|| self.first.as_ref().filter(|_| !is_strict))
     }
 }
 
@@ -91,13 +93,49 @@ mod tests {
         let schemes = [SignatureScheme::ECDSA_NISTP256_SHA256];
         let first = |pairs: &[&Arc<Pair>]| {
             let pairs: Vec<_> = pairs.iter().map(|pair| Arc::clone(pair)).collect();
-            ByName::new(&pairs)
+            ByName::new(&pairs, &BTreeMap::new())
                 .find(Some("a.test"), &schemes, false, NOW)
                 .cloned()
                 .unwrap()
         };
         assert!(Arc::ptr_eq(&first(&[&early, &expired, &good]), &good));
         assert!(Arc::ptr_eq(&first(&[&expired]), &expired), "better than none");
+    }
+
+    #[test]
+    fn one_that_is_good_now_is_found_wherever_it_is_and_an_ordered_one_for_its_host_alone() {
+        let pair = |names: &[&str], not_after| {
+            let (certificate, key) = pem(names);
+            let pair = Pair::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+            Arc::new(Pair {
+                not_before: 0,
+                not_after,
+                ..pair
+            })
+        };
+        let (exact, wide) = (["a.b.test"], ["*.b.test"]);
+        let (good, over) = (NOW + 1, NOW);
+        let ordered = pair(&["a.b.test", "other.test"], good + 9);
+        let by_host = BTreeMap::from([("a.b.test".to_owned(), ordered.clone())]);
+        let schemes = [SignatureScheme::ECDSA_NISTP256_SHA256];
+        for (files, expected) in [
+            (vec![pair(&exact, over)], None),
+            (vec![pair(&exact, good)], Some(0)),
+            (vec![pair(&exact, over), pair(&wide, good)], Some(1)),
+            (vec![pair(&exact, over), pair(&wide, over)], None),
+            (vec![], None),
+        ] {
+            let by_name = ByName::new(&files, &by_host);
+            let found = by_name.find(Some("a.b.test"), &schemes, true, NOW).unwrap();
+            let expected = expected.map_or(&ordered, |i: usize| &files[i]);
+            assert!(Arc::ptr_eq(found, expected), "{:?} {}", found.names, found.not_after);
+            assert!(by_name.find(Some("other.test"), &schemes, true, NOW).is_none());
+        }
+        let only = ByName::new(&[pair(&exact, over)], &BTreeMap::new());
+        assert!(
+            only.find(Some("a.b.test"), &schemes, true, NOW).is_some(),
+            "better than none"
+        );
     }
 
     #[test]
@@ -111,7 +149,7 @@ mod tests {
             pair(&["*.b.test", "b.test"]),
             pair(&["x.b.test"]),
         ];
-        let by_name = ByName::new(&pairs);
+        let by_name = ByName::new(&pairs, &BTreeMap::new());
         let schemes = [SignatureScheme::ECDSA_NISTP256_SHA256];
         for (host, found) in [
             (None, Some(0)),
