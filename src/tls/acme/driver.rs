@@ -79,7 +79,7 @@ impl Acme {
             if let Some(authority) = state.authorities.get_mut(&acme)
                 && authority.config.directory == failed.directory
             {
-                authority.failed = failed.judged_at(now());
+                authority.failed = failed;
             }
             for (host, mut file) in files.certificates() {
                 file.ordered_at = file.ordered_at.min(now());

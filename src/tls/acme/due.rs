@@ -23,9 +23,12 @@ impl Failures {
         (self.at, self.not_before, self.last) = (now, now.saturating_add(pause), last);
     }
 
-    /// What was written while the clock was ahead keeps nobody waiting for longer than any failure may.
+    /// What failed while the clock was ahead keeps nobody waiting for longer than it was to, nor than any failure may.
     pub(super) fn judge_at(&mut self, now: i64) {
-        self.at = self.at.min(now);
+        if self.at > now {
+            self.not_before = self.not_before.saturating_sub(self.at.saturating_sub(now));
+            self.at = now;
+        }
         self.not_before = self.not_before.min(now.saturating_add(PAUSE_ASKED_MOST));
     }
 }
@@ -102,6 +105,12 @@ mod tests {
         failures.add(i64::MAX - 1, "no".to_owned(), None, f64::NAN);
         assert_eq!(failures.not_before, i64::MAX);
         failures.judge_at(DAY);
-        assert_eq!((failures.at, failures.not_before), (DAY, 8 * DAY));
+        assert_eq!((failures.at, failures.not_before), (DAY, DAY + 1));
+        (failures.at, failures.not_before) = (100 * DAY, 100 * DAY + 60);
+        failures.judge_at(DAY);
+        assert_eq!((failures.at, failures.not_before), (DAY, DAY + 60));
+        (failures.at, failures.not_before) = (0, 100 * DAY);
+        failures.judge_at(DAY);
+        assert_eq!((failures.at, failures.not_before), (0, 8 * DAY));
     }
 }

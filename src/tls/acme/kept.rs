@@ -45,10 +45,9 @@ pub(super) struct Failed {
 
 impl Failed {
     /// As it counts at `now`, in seconds since 1970, if the clock was wrong before.
-    pub(super) fn judged_at(mut self, now: i64) -> Failed {
+    pub(super) fn judge_at(&mut self, now: i64) {
         let all = self.authority.iter_mut().chain(self.names.values_mut());
         all.for_each(|failures| failures.judge_at(now));
-        self
     }
 }
 

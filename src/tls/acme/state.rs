@@ -87,6 +87,9 @@ impl State {
     /// Whose turn it is: services in turn, and of one service's names the one that is due for longest. `is_covered`: a file's
     /// certificate is for that host.
     pub(super) fn next(&mut self, now: i64, is_covered: impl Fn(&str) -> bool) -> Next {
+        for authority in self.authorities.values_mut() {
+            authority.failed.judge_at(now);
+        }
         let mut first: Option<(u64, i64, &String, &WantedBy)> = None;
         let mut later: Option<i64> = None;
         for (host, by) in &self.wanted.names {
@@ -277,6 +280,17 @@ mod tests {
         state.want(Wanted::default());
         assert_eq!(state.forget(1900), [(acme("le"), "a.test".to_owned())]);
         assert_eq!(state.next(1900, |_| false), Next::Wait(None));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_is_no_reason_to_wait() {
+        let mut state = state(&[("a.test", "a"), ("b.test", "b")]);
+        for of in [Of::Name, Of::Authority] {
+            state.failed(("a.test", &acme("le")), ("no".to_owned(), of), (1_000_000, None, 0.0));
+            state.failed(("b.test", &acme("le")), ("no".to_owned(), of), (1_000_000, None, 0.0));
+        }
+        assert!(matches!(state.next(100, |_| false), Next::Wait(Some(..=1000))));
+        assert!(matches!(state.next(1000, |_| false), Next::Order(..)));
     }
 
     #[test]
