@@ -36,7 +36,7 @@ pub(super) async fn follow(table: Arc<TableHandle>, acme: Arc<Acme>) {
 
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// `known`: the authorities of the configuration. A host that several ask for is the first one's.
+/// `known`: the authorities of the configuration.
 fn wanted(table: &RoutingTable, known: &BTreeSet<AcmeName>) -> Wanted {
     let mut wanted = Wanted::default();
     for entry_point in table.entry_points().iter().filter(|one| one.spec().is_tls) {
@@ -65,10 +65,17 @@ fn wanted(table: &RoutingTable, known: &BTreeSet<AcmeName>) -> Wanted {
                     ));
                     continue;
                 }
-                wanted.names.entry(host.to_owned()).or_insert_with(|| WantedBy {
+                let by = WantedBy {
                     acme: acme.clone(),
                     service: routed.service.clone(),
-                });
+                    said_by: routed.route.said_by.clone(),
+                };
+                let is_first = |known: &WantedBy| known.acme == by.acme && known.service == by.service;
+                match wanted.names.get(host) {
+                    None => drop(wanted.names.insert(host.to_owned(), by)),
+                    Some(first) if is_first(first) => {}
+                    Some(_) => drop(wanted.others.entry(host.to_owned()).or_default().insert(by)),
+                }
             }
         }
     }

@@ -90,20 +90,13 @@ impl Acme {
                         continue;
                     }
                 };
-                if state
-                    .kept
-                    .get(&host)
-                    .is_some_and(|other| other.file.ordered_at >= file.ordered_at)
-                {
-                    continue;
-                }
                 let kept = Kept {
                     acme: acme.clone(),
                     file,
                     pair,
                     is_written: true,
                 };
-                state.kept.insert(host, kept);
+                state.keep(&host, kept);
             }
         }
         self.show(&state);
@@ -120,12 +113,12 @@ impl Acme {
     /// Says what routes want now.
     pub fn want(&self, wanted: Wanted) {
         let mut state = self.state();
-        let new = wanted
-            .faults
-            .iter()
-            .filter(|fault| !state.wanted.faults.contains(*fault));
-        new.for_each(|fault| tracing::warn!("{fault}"));
+        let before = state.wanted.faults.clone();
         state.want(wanted);
+        let new = state.wanted.faults.difference(&before);
+        new.for_each(|fault| tracing::warn!("{fault}"));
+        // It may be wanted from another now.
+        self.show(&state);
         drop(state);
         self.is_wanted_anew.notify_one();
     }
@@ -287,7 +280,8 @@ impl Acme {
 
     /// Gives all that there are to who shows them.
     fn show(&self, state: &State) {
-        let pairs = state.kept.iter().map(|(host, kept)| (host.clone(), kept.pair.clone()));
+        let shown = state.shown().into_iter();
+        let pairs = shown.map(|(host, kept)| (host.to_owned(), kept.pair.clone()));
         self.certificates.set_ordered(pairs.collect());
     }
 
@@ -300,7 +294,7 @@ impl Acme {
                 self.show(&state);
             }
             let unwritten = state.kept.iter().filter(|(_, kept)| !kept.is_written);
-            let unwritten = unwritten.map(|(host, kept)| (host.clone(), kept.acme.clone(), kept.file.clone()));
+            let unwritten = unwritten.map(|(key, kept)| (key.clone(), kept.file.clone()));
             (unwritten.collect::<Vec<_>>(), over)
         };
         for (acme, host) in over {
@@ -308,12 +302,13 @@ impl Acme {
             // What stays is read at the next start, and goes then.
             let _ = blocking(move || files.map(|files| files.remove_certificate(&host))).await;
         }
-        for (host, acme, file) in unwritten {
-            let (files, name) = (self.files(&acme), host.clone());
+        for (key, file) in unwritten {
+            let (host, acme) = &key;
+            let (files, name) = (self.files(acme), host.clone());
             let written = blocking(move || files.map(|files| files.write_certificate(&name, &file))).await;
             let written = written.transpose();
             if written.is_ok()
-                && let Some(kept) = self.state().kept.get_mut(&host)
+                && let Some(kept) = self.state().kept.get_mut(&key)
             {
                 kept.is_written = true;
             }

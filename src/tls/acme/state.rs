@@ -15,15 +15,19 @@ use crate::tls::pair::Pair;
 pub struct Wanted {
     /// By host, as `is_host` takes it.
     pub names: BTreeMap<String, WantedBy>,
+    /// Who else asks for those.
+    pub others: BTreeMap<String, BTreeSet<WantedBy>>,
     /// What is asked for and cannot be had.
     pub faults: BTreeSet<String>,
 }
 
 /// Who wants a certificate, and from whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WantedBy {
     pub acme: AcmeName,
     pub service: ServiceName,
+    /// Where the service says so, for a person.
+    pub said_by: Arc<str>,
 }
 
 /// A certificate that there is.
@@ -47,7 +51,8 @@ pub(super) struct Authority {
 pub(super) struct State {
     pub(super) wanted: Wanted,
     pub(super) authorities: BTreeMap<AcmeName, Authority>,
-    pub(super) kept: BTreeMap<String, Kept>,
+    /// By host, and whom it is from.
+    pub(super) kept: BTreeMap<(String, AcmeName), Kept>,
     /// What is being ordered.
     pub(super) at: Option<String>,
     /// Authorities that have forgotten our account.
@@ -73,10 +78,9 @@ impl State {
         let by = self.wanted.names.get(host)?;
         let authority = self.authorities.get(&by.acme)?;
         let failed = |failures: Option<&Failures>| failures.map_or(i64::MIN, |failures| failures.not_before);
-        let kept = self.kept.get(host).filter(|kept| {
-            // Who is to write it has changed.
-            kept.acme == by.acme && kept.file.directory == authority.config.directory
-        });
+        // Another may be at that authority's name now.
+        let kept = self.kept_of(host, &by.acme);
+        let kept = kept.filter(|kept| kept.file.directory == authority.config.directory);
         let renewed = kept.map_or(i64::MIN, |kept| {
             renew_at(kept.pair.not_before, kept.pair.not_after, kept.file.ordered_at)
         });
@@ -114,7 +118,50 @@ impl State {
         Next::Order(host.clone(), by.acme.clone())
     }
 
-    pub(super) fn want(&mut self, wanted: Wanted) {
+    fn kept_of(&self, host: &str, acme: &AcmeName) -> Option<&Kept> {
+        self.kept.get(&(host.to_owned(), acme.clone()))
+    }
+
+    /// What is shown, by host: from whom it is wanted, or else what came last from another.
+    pub(super) fn shown(&self) -> BTreeMap<&str, &Kept> {
+        let mut shown: BTreeMap<&str, &Kept> = BTreeMap::new();
+        let is_wanted = |host: &str, kept: &Kept| self.wanted.names.get(host).is_some_and(|by| by.acme == kept.acme);
+        for ((host, _), kept) in &self.kept {
+            let rank = |kept: &Kept| (is_wanted(host, kept), kept.file.ordered_at);
+            let best = shown.entry(host).or_insert(kept);
+            if rank(kept) > rank(best) {
+                *best = kept;
+            }
+        }
+        shown
+    }
+
+    /// Of several who ask for one host with different authorities the service that has had it keeps it, as the first one that was made
+    /// keeps a rule; after a start, whoever has a certificate of it. The others are told.
+    pub(super) fn want(&mut self, mut wanted: Wanted) {
+        for (host, others) in &wanted.others {
+            let Some(first) = wanted.names.get_mut(host) else {
+                continue;
+            };
+            let rank = |by: &WantedBy| match self.wanted.names.get(host) {
+                Some(before) => (by.service == before.service, by.acme == before.acme, i64::MIN),
+                None => {
+                    let kept = self.kept_of(host, &by.acme);
+                    (false, false, kept.map_or(i64::MIN, |kept| kept.file.ordered_at))
+                }
+            };
+            let all: Vec<WantedBy> = std::iter::once(&*first).chain(others).cloned().collect();
+            let Some(best) = all.iter().min_by_key(|by| std::cmp::Reverse(rank(by))) else {
+                continue;
+            };
+            for by in all.iter().filter(|by| by.acme != best.acme) {
+                wanted.faults.insert(format!(
+                    "service {}: {}: no certificate is ordered from acme.{} for {host}: service {} has it from acme.{}",
+                    by.service, by.said_by, by.acme, best.service, best.acme
+                ));
+            }
+            *first = best.clone();
+        }
         self.wanted = wanted;
         let still: std::collections::HashSet<&ServiceName> = self.wanted.names.values().map(|by| &by.service).collect();
         self.turns.retain(|service, _| still.contains(service));
@@ -127,7 +174,11 @@ impl State {
             authority.failed.authority = None;
             authority.failed.names.remove(host);
         }
-        self.kept.insert(host.to_owned(), kept);
+        self.keep(host, kept);
+    }
+
+    pub(super) fn keep(&mut self, host: &str, kept: Kept) {
+        self.kept.insert((host.to_owned(), kept.acme.clone()), kept);
     }
 
     /// None has. `retry_after`: seconds that the authority asked for. Returns when it is tried again.
@@ -167,10 +218,16 @@ impl State {
     /// Forgets what nobody wants any more: certificates that are over, and failures of long ago. Returns whose files are to go.
     pub(super) fn forget(&mut self, now: i64) -> Vec<(AcmeName, String)> {
         let wanted = &self.wanted.names;
-        let over = self.kept.extract_if(.., |host, kept| {
-            kept.pair.not_after <= now && !wanted.contains_key(host)
+        // Of what is wanted the one that is over is shown until another comes.
+        let is_had = |(host, by): &(&String, &WantedBy)| self.kept_of(host, &by.acme).is_some();
+        let had: BTreeSet<String> = wanted.iter().filter(is_had).map(|(host, _)| host.clone()).collect();
+        let over = self.kept.extract_if(.., |(host, acme), kept| {
+            let is_needed = wanted
+                .get(host)
+                .is_some_and(|by| by.acme == *acme || !had.contains(host));
+            kept.pair.not_after <= now && !is_needed
         });
-        let over = over.map(|(host, kept)| (kept.acme, host)).collect();
+        let over = over.map(|((host, acme), _)| (acme, host)).collect();
         for authority in self.authorities.values_mut() {
             let names = &mut authority.failed.names;
             names.retain(|host, failures| wanted.contains_key(host) || failures.not_before.saturating_add(DAY) > now);
@@ -215,12 +272,13 @@ mod tests {
             let by = WantedBy {
                 acme: acme("le"),
                 service: ServiceName::new(service).unwrap(),
+                said_by: "route".into(),
             };
             (host.to_string(), by)
         });
         state.want(Wanted {
             names: names.collect(),
-            faults: BTreeSet::new(),
+            ..Wanted::default()
         });
         state
     }
@@ -280,6 +338,66 @@ mod tests {
         state.want(Wanted::default());
         assert_eq!(state.forget(1900), [(acme("le"), "a.test".to_owned())]);
         assert_eq!(state.next(1900, |_| false), Next::Wait(None));
+    }
+
+    #[test]
+    fn a_host_that_several_ask_for_stays_whose_it_was_and_what_was_ordered_is_not_ordered_again() {
+        let by = |name: &str, service: &str| WantedBy {
+            acme: acme(name),
+            service: ServiceName::new(service).unwrap(),
+            said_by: "route".into(),
+        };
+        let wanted = |all: &[(&str, &str)]| {
+            let all: Vec<WantedBy> = all.iter().map(|(name, service)| by(name, service)).collect();
+            Wanted {
+                names: BTreeMap::from([("a.test".to_owned(), all[0].clone())]),
+                others: BTreeMap::from([("a.test".to_owned(), all[1..].iter().cloned().collect())]),
+                faults: BTreeSet::new(),
+            }
+        };
+        let mut state = state(&[("a.test", "a")]);
+        let shown = |state: &State| state.shown()["a.test"].acme.to_string();
+        state.succeeded("a.test", kept("a.test", "https://le.test/dir", 1000));
+        // Another comes that is asked first.
+        for all in [
+            &[("own", "b"), ("le", "a")][..],
+            &[("le", "b"), ("own", "c"), ("le", "a")],
+        ] {
+            state.want(wanted(all));
+            assert_eq!(state.wanted.names["a.test"], by("le", "a"));
+            assert_eq!(state.next(1000, |_| false), Next::Wait(Some(1600)));
+            let faults: Vec<&String> = state.wanted.faults.iter().collect();
+            let who = if all.len() == 2 { "b" } else { "c" };
+            let expected = format!(
+                "service {who}: route: no certificate is ordered from acme.own for a.test: service a has it from acme.le"
+            );
+            assert_eq!(faults, [&expected]);
+        }
+        // Whose it is may change it, and back: that is one order.
+        state.want(wanted(&[("le", "b"), ("own", "a")]));
+        assert_eq!(
+            state.next(1100, |_| false),
+            Next::Order("a.test".to_owned(), acme("own"))
+        );
+        assert_eq!(shown(&state), "le", "until the other comes");
+        let other = Kept {
+            acme: acme("own"),
+            ..kept("a.test", "https://own.test/dir", 1100)
+        };
+        state.succeeded("a.test", other);
+        assert_eq!(shown(&state), "own");
+        state.want(wanted(&[("le", "a")]));
+        assert_eq!(
+            (shown(&state).as_str(), state.next(1100, |_| false)),
+            ("le", Next::Wait(Some(1600)))
+        );
+        // What it does not want goes once it is over.
+        assert_eq!(state.forget(2000), [(acme("own"), "a.test".to_owned())]);
+        assert_eq!(state.kept.len(), 1);
+        // After a start it is whose certificate there is.
+        state.wanted = Wanted::default();
+        state.want(wanted(&[("own", "b"), ("le", "a")]));
+        assert_eq!(state.wanted.names["a.test"], by("le", "a"));
     }
 
     #[test]

@@ -33,13 +33,14 @@ pub struct Orders {
 impl State {
     /// All names that are wanted, by host. `is_covered`: a file's certificate is for that host.
     pub(super) fn view(&self, is_covered: impl Fn(&str) -> bool) -> Vec<NameView> {
+        let shown = self.shown();
         let name = |(host, by): (&String, &WantedBy)| {
             let authority = self.authorities.get(&by.acme);
             let failures = authority.and_then(|one| one.failed.names.get(host));
             NameView {
                 acme: by.acme.clone(),
                 host: host.clone(),
-                not_after: self.kept.get(host).map(|kept| kept.pair.not_after),
+                not_after: shown.get(host.as_str()).map(|kept| kept.pair.not_after),
                 next_at: self.due(host).filter(|due| *due > i64::MIN),
                 is_at_it: self.at.as_ref() == Some(host),
                 is_in_file: is_covered(host),
