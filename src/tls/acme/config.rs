@@ -20,6 +20,19 @@ pub struct AcmeConfig {
     pub external: Option<ExternalAccount>,
 }
 
+impl AcmeConfig {
+    /// What failures may come of, as text: what failed with another is no reason to wait.
+    pub(super) fn fingerprint(&self) -> String {
+        let AcmeConfig {
+            challenge,
+            authorities,
+            external,
+            ..
+        } = self;
+        format!("{} ca={authorities:?} eab={external:?}", challenge.as_str())
+    }
+}
+
 /// Who vouches for our account (RFC 8555, 7.3.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalAccount {

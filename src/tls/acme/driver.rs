@@ -78,6 +78,7 @@ impl Acme {
             let failed = files.failed();
             if let Some(authority) = state.authorities.get_mut(&acme)
                 && authority.config.directory == failed.directory
+                && authority.config.fingerprint() == failed.config
             {
                 authority.failed = failed;
             }
@@ -324,6 +325,7 @@ impl Acme {
             };
             kept::Failed {
                 directory: authority.config.directory.clone(),
+                config: authority.config.fingerprint(),
                 authority: authority.failed.authority.clone(),
                 names: authority.failed.names.clone(),
             }

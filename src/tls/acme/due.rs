@@ -16,10 +16,27 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// One more. `retry_after`: seconds that the authority asks for at least. `chance`: from 0 to 1.
+    /// One more of a name's. `retry_after`: seconds that the authority asks for at least. `chance`: from 0 to 1.
     pub(super) fn add(&mut self, now: i64, last: String, retry_after: Option<i64>, chance: f64) {
+        self.add_within(PAUSE_MOST, (now, last), retry_after, chance);
+    }
+
+    /// One more of an authority's: it keeps all names waiting, and may be back soon.
+    pub(super) fn add_of_authority(&mut self, now: i64, last: String, retry_after: Option<i64>, chance: f64) {
+        self.add_within(PAUSE_OF_AUTHORITY_MOST, (now, last), retry_after, chance);
+    }
+
+    fn add_within(&mut self, most: i64, (now, last): (i64, String), retry_after: Option<i64>, chance: f64) {
         self.n = self.n.saturating_add(1);
-        let pause = pause(self.n, chance).max(retry_after.unwrap_or(0).min(PAUSE_ASKED_MOST));
+        let asked = retry_after.unwrap_or(0).min(PAUSE_ASKED_MOST);
+        let pause = pause(self.n, chance).min(most).max(asked);
+        (self.at, self.not_before, self.last) = (now, now.saturating_add(pause), last);
+    }
+
+    /// Waits a little, from one to five minutes, however often it comes to that.
+    pub(super) fn wait_a_little(&mut self, now: i64, last: String, chance: f64) {
+        self.n = self.n.max(1);
+        let pause = PAUSE_FIRST + (4.0 * PAUSE_FIRST as f64 * chance.clamp(0.0, 1.0)) as i64;
         (self.at, self.not_before, self.last) = (now, now.saturating_add(pause), last);
     }
 
@@ -43,6 +60,7 @@ fn pause(n: u32, chance: f64) -> i64 {
 
 const PAUSE_FIRST: i64 = 60;
 const PAUSE_MOST: i64 = 12 * 3600;
+const PAUSE_OF_AUTHORITY_MOST: i64 = 15 * 60;
 /// An authority that asks for more is asked once a week all the same.
 const PAUSE_ASKED_MOST: i64 = 7 * 24 * 3600;
 
@@ -94,6 +112,15 @@ mod tests {
             pauses.push(failures.not_before / 60);
         }
         assert_eq!(pauses, [1, 3, 9, 27, 81, 243, 720, 720, 720]);
+        failures.add_of_authority(0, "no".to_owned(), None, 1.0);
+        assert_eq!((failures.n, failures.not_before), (10, 900));
+        failures.add_of_authority(0, "no".to_owned(), Some(7200), 1.0);
+        assert_eq!(failures.not_before, 7200);
+        let mut failures = Failures::default();
+        for (chance, expected) in [(0.0, 60), (1.0, 300), (0.0, 60)] {
+            failures.wait_a_little(0, "no".to_owned(), chance);
+            assert_eq!((failures.n, failures.not_before), (1, expected));
+        }
         let mut failures = Failures::default();
         failures.add(100, "no".to_owned(), Some(3600), 1.0);
         assert_eq!(failures.not_before, 3700);

@@ -39,6 +39,9 @@ pub(super) struct Certificate {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Failed {
     pub(super) directory: String,
+    /// The rest of the configuration that it failed with.
+    #[serde(default)]
+    pub(super) config: String,
     pub(super) authority: Option<Failures>,
     pub(super) names: BTreeMap<String, Failures>,
 }

@@ -197,7 +197,7 @@ impl State {
         match of {
             Of::Authority | Of::Account => {
                 let all = failed.authority.get_or_insert_default();
-                all.add(now, text, retry_after, chance);
+                all.add_of_authority(now, text, retry_after, chance);
             }
             Of::Name => {
                 failed.authority = None;
@@ -205,9 +205,9 @@ impl State {
                 one.add(now, text, retry_after, chance);
             }
             Of::Limit => {
-                // Whether the limit is the name's or the account's, nobody can tell: the others wait too, and not for as long.
+                // Whether the limit is the name's or the account's, nobody can tell: the others wait too, for a little while.
                 let all = failed.authority.get_or_insert_default();
-                all.add(now, text.clone(), None, chance);
+                all.wait_a_little(now, text.clone(), chance);
                 let one = failed.names.entry(host.to_owned()).or_default();
                 one.add(now, text, Some(retry_after.unwrap_or(LIMIT_LEAST)), chance);
             }
@@ -425,5 +425,12 @@ mod tests {
         assert_eq!(fail(&mut state, Of::Limit, 1000, Some(9000)), 10_000);
         assert_eq!(state.due("b.test"), Some(1060));
         assert_eq!(fail(&mut state, Of::Limit, 10_000, None), 13_600);
+        // However often it comes to that.
+        fail(&mut state, Of::Limit, 20_000, None);
+        assert_eq!(state.due("b.test"), Some(20_060));
+        for _ in 0..9 {
+            fail(&mut state, Of::Authority, 30_000, None);
+        }
+        assert_eq!(state.due("b.test"), Some(30_900));
     }
 }
