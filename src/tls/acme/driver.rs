@@ -52,6 +52,7 @@ impl Acme {
             let authority = Authority {
                 config: config.clone(),
                 failed: kept::Failed::default(),
+                is_read: true,
                 n_ordered: 0,
                 n_failed: 0,
             };
@@ -69,35 +70,20 @@ impl Acme {
         }
     }
 
-    /// Reads what an earlier run has kept in the data directory, and shows those certificates.
+    /// Reads what an earlier run has kept in the data directory, and shows those certificates. What cannot be read is tried again before
+    /// anything is ordered.
     pub fn open(&self, data_dir: &Path) {
         let mut state = self.state();
         let names: Vec<AcmeName> = state.authorities.keys().cloned().collect();
         for acme in names {
-            let files = Files::new(data_dir, &acme);
-            let failed = files.failed();
-            if let Some(authority) = state.authorities.get_mut(&acme)
-                && authority.config.directory == failed.directory
-                && authority.config.fingerprint() == failed.config
-            {
-                authority.failed = failed;
-            }
-            for (host, mut file) in files.certificates() {
-                file.ordered_at = file.ordered_at.min(now());
-                let pair = match Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes()) {
-                    Ok(pair) => Arc::new(pair),
-                    Err(error) => {
-                        tracing::error!(path = %files.path_of(&host).display(), "cannot be used: {error}");
-                        continue;
+            match Files::new(data_dir, &acme).all() {
+                Ok(all) => state.take_up(&acme, all, now()),
+                Err(fault) => {
+                    tracing::error!("{fault}");
+                    if let Some(authority) = state.authorities.get_mut(&acme) {
+                        authority.is_read = false;
                     }
-                };
-                let kept = Kept {
-                    acme: acme.clone(),
-                    file,
-                    pair,
-                    is_written: true,
-                };
-                state.keep(&host, kept);
+                }
             }
         }
         self.show(&state);
@@ -174,6 +160,13 @@ impl Acme {
         let Some(config) = self.state().authorities.get(acme).map(|one| one.config.clone()) else {
             return;
         };
+        match self.read_again(acme).await {
+            // What is due is seen anew.
+            Some(Ok(())) => return,
+            Some(Err(text)) => return self.failed(host, acme, (text, Of::Authority), None),
+            None => {}
+        }
+        self.write_failed(acme, Some(host)).await;
         let mut result = self.try_to_order(host, &config, sessions).await;
         if let Err((Failure { of: Of::Account, .. }, _)) = &result {
             // It has forgotten us, or was made anew.
@@ -184,9 +177,14 @@ impl Acme {
         match result {
             Ok(kept) => {
                 let not_after = kept.pair.not_after;
+                {
+                    let mut state = self.state();
+                    state.keep(host, kept);
+                    self.show(&state);
+                }
+                self.put_away().await;
                 let mut state = self.state();
-                state.succeeded(host, kept);
-                self.show(&state);
+                state.succeeded(host, acme);
                 let next = state.due(host).unwrap_or(not_after);
                 drop(state);
                 tracing::info!(acme = %acme, host, until = %time(not_after), next = %time(next), "certificate ordered and taken up");
@@ -196,14 +194,28 @@ impl Acme {
                     // Made anew from its files, which may have been put right.
                     sessions.remove(acme);
                 }
-                let chance = fastrand::f64();
-                let next = self
-                    .state()
-                    .failed((host, acme), (text.clone(), of), (now(), retry_after, chance));
-                tracing::error!(acme = %acme, host, next = %time(next), "no certificate: {text}");
+                self.failed(host, acme, (text, of), retry_after);
             }
         }
-        self.write_failed(acme).await;
+        self.write_failed(acme, None).await;
+    }
+
+    fn failed(&self, host: &str, acme: &AcmeName, (text, of): (String, Of), retry_after: Option<i64>) {
+        let of_time = (now(), retry_after, fastrand::f64());
+        let next = self.state().failed((host, acme), (text.clone(), of), of_time);
+        tracing::error!(acme = %acme, host, next = %time(next), "no certificate: {text}");
+    }
+
+    /// Reads what could not be read at the start. `None`: it was. Errors: it cannot be read now.
+    async fn read_again(&self, acme: &AcmeName) -> Option<Result<(), String>> {
+        let is_read = self.state().authorities.get(acme).is_none_or(|one| one.is_read);
+        let files = self.files(acme).filter(|_| !is_read)?;
+        let all = blocking(move || Some(files.all())).await?;
+        Some(all.map(|all| {
+            let mut state = self.state();
+            state.take_up(acme, all, now());
+            self.show(&state);
+        }))
     }
 
     /// Errors: with the seconds that the authority asks for.
@@ -227,15 +239,17 @@ impl Acme {
         let failed = |failure| (failure, client.take_retry_after());
         if is_new {
             let files = self.files(&config.name);
-            let kept = blocking(move || files?.account()).await;
+            let read = blocking(move || Some(files?.account())).await;
+            let read = read.transpose().map_err(|text| (of_authority(text), None))?;
+            let unwritten = self.state().accounts.get(&config.name).cloned();
+            let kept = unwritten.or_else(|| read.flatten());
             // After `Of::Account` there is none that is of use.
             let is_forgotten = self.is_forgotten(&config.name);
             let made = order::account(config, &client, kept.filter(|_| !is_forgotten)).await;
             let (account, to_keep) = made.map_err(|text| failed(of_authority(text)))?;
             if let Some(to_keep) = to_keep {
-                let files = self.files(&config.name);
-                let written = blocking(move || files.map(|files| files.write_account(&to_keep))).await;
-                self.say_disk(written.transpose().err());
+                self.state().accounts.insert(config.name.clone(), to_keep);
+                self.write_accounts().await;
             }
             let client = client.clone();
             sessions.insert(config.name.clone(), Session { client, account });
@@ -286,8 +300,22 @@ impl Acme {
         self.certificates.set_ordered(pairs.collect());
     }
 
+    async fn write_accounts(&self) {
+        let unwritten = self.state().accounts.clone();
+        for (acme, account) in unwritten {
+            let files = self.files(&acme);
+            let written = blocking(move || files.map(|files| files.write_account(&account))).await;
+            let written = written.transpose();
+            if written.is_ok() {
+                self.state().accounts.remove(&acme);
+            }
+            self.say_disk(written.err());
+        }
+    }
+
     /// Writes what is not written yet, and takes away what nobody wants any more.
     async fn put_away(&self) {
+        self.write_accounts().await;
         let (unwritten, over) = {
             let mut state = self.state();
             let over = state.forget(now());
@@ -317,18 +345,11 @@ impl Acme {
         }
     }
 
-    async fn write_failed(&self, acme: &AcmeName) {
-        let failed = {
-            let state = self.state();
-            let Some(authority) = state.authorities.get(acme) else {
-                return;
-            };
-            kept::Failed {
-                directory: authority.config.directory.clone(),
-                config: authority.config.fingerprint(),
-                authority: authority.failed.authority.clone(),
-                names: authority.failed.names.clone(),
-            }
+    /// `unfinished`: whose order begins.
+    async fn write_failed(&self, acme: &AcmeName, unfinished: Option<&str>) {
+        let unfinished = unfinished.map(|host| (host, now()));
+        let Some(failed) = self.state().to_remember(acme, unfinished) else {
+            return;
         };
         let files = self.files(acme);
         let written = blocking(move || files.map(|files| files.write_failed(&failed))).await;

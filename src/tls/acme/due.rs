@@ -33,6 +33,15 @@ impl Failures {
         (self.at, self.not_before, self.last) = (now, now.saturating_add(pause), last);
     }
 
+    /// One more that is begun, and came to no end if this is ever read.
+    pub(super) fn add_unfinished(&mut self, now: i64) {
+        self.add(now, UNFINISHED.to_owned(), None, 0.0);
+    }
+
+    pub(super) fn is_of_unfinished(&self) -> bool {
+        self.last == UNFINISHED
+    }
+
     /// Waits a little, from one to five minutes, however often it comes to that.
     pub(super) fn wait_a_little(&mut self, now: i64, last: String, chance: f64) {
         self.n = self.n.max(1);
@@ -58,6 +67,7 @@ fn pause(n: u32, chance: f64) -> i64 {
     pause + (pause as f64 / 4.0 * chance.clamp(0.0, 1.0)) as i64
 }
 
+const UNFINISHED: &str = "the order was not finished";
 const PAUSE_FIRST: i64 = 60;
 const PAUSE_MOST: i64 = 12 * 3600;
 const PAUSE_OF_AUTHORITY_MOST: i64 = 15 * 60;

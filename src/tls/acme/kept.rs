@@ -14,7 +14,7 @@ use super::due::Failures;
 use crate::model::AcmeName;
 
 /// An account at an authority.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Account {
     pub(super) directory: String,
     pub(super) email: Option<String>,
@@ -54,7 +54,15 @@ impl Failed {
     }
 }
 
-/// The files of one authority.
+/// All of an authority but its account.
+#[derive(Debug, Default)]
+pub(super) struct All {
+    pub(super) failed: Failed,
+    /// By name.
+    pub(super) certificates: Vec<(String, Certificate)>,
+}
+
+/// The files of one authority. What is not as it was written is set aside, and said, and counts as not there.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     dir: PathBuf,
@@ -68,27 +76,41 @@ impl Files {
         }
     }
 
-    /// What cannot be read is set aside, and said.
-    pub(super) fn account(&self) -> Option<Account> {
+    /// `None`: there is none. Errors: whether there is one cannot be told, for a person.
+    pub(super) fn account(&self) -> Result<Option<Account>, String> {
         self.read(&self.dir.join(ACCOUNT))
     }
 
-    pub(super) fn failed(&self) -> Failed {
-        self.read(&self.dir.join(FAILED)).unwrap_or_default()
+    /// Errors: what there is cannot be told, for a person.
+    pub(super) fn all(&self) -> Result<All, String> {
+        Ok(All {
+            failed: self.read(&self.dir.join(FAILED))?.unwrap_or_default(),
+            certificates: self.certificates()?,
+        })
     }
 
-    /// All certificates, by name.
-    pub(super) fn certificates(&self) -> Vec<(String, Certificate)> {
-        let entries = std::fs::read_dir(self.dir.join(CERTIFICATES))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let named = entries.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let host = name.strip_suffix(".json").filter(|host| is_host(host))?.to_owned();
-            Some((host, self.read(&entry.path())?))
-        });
-        named.collect()
+    fn certificates(&self) -> Result<Vec<(String, Certificate)>, String> {
+        let dir = self.dir.join(CERTIFICATES);
+        let wrong = |error: io::Error| unreadable(&dir, &error);
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(wrong(error)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(wrong)?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let Some(host) = name.strip_suffix(".json").filter(|host| is_host(host)) else {
+                continue;
+            };
+            if let Some(certificate) = self.read(&entry.path())? {
+                all.push((host.to_owned(), certificate));
+            }
+        }
+        Ok(all)
     }
 
     pub(super) fn write_account(&self, account: &Account) -> io::Result<()> {
@@ -105,29 +127,29 @@ impl Files {
     }
 
     pub(super) fn remove_certificate(&self, host: &str) -> io::Result<()> {
-        std::fs::remove_file(self.dir.join(format!("{CERTIFICATES}/{host}.json")))
+        std::fs::remove_file(self.path_of(host))
     }
 
-    /// Where a certificate is, for a person.
-    pub(super) fn path_of(&self, host: &str) -> PathBuf {
+    fn path_of(&self, host: &str) -> PathBuf {
         self.dir.join(format!("{CERTIFICATES}/{host}.json"))
     }
 
-    fn read<T: DeserializeOwned>(&self, path: &Path) -> Option<T> {
-        let fault = match std::fs::read(path) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(read) => return Some(read),
-                // Not the bytes: there are keys among them.
-                Err(error) => format!("line {}: not what was written", error.line()),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => error.to_string(),
+    fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, String> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(path, &error)),
+        };
+        let fault = match serde_json::from_slice(&bytes) {
+            Ok(read) => return Ok(Some(read)),
+            // Not the bytes: there are keys among them.
+            Err(error) => format!("line {}: not what was written", error.line()),
         };
         let mut aside = path.as_os_str().to_owned();
         aside.push(".damaged");
         let kept = std::fs::rename(path, &aside).is_ok();
         tracing::error!(path = %path.display(), "cannot be read{}: {fault}", if kept { ", and is set aside" } else { "" });
-        None
+        Ok(None)
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
@@ -148,6 +170,13 @@ impl Files {
         std::fs::rename(&aside, &path)?;
         File::open(dir)?.sync_all()
     }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!(
+        "{}: {error}: what was kept has to be readable before anything is ordered",
+        path.display()
+    )
 }
 
 /// Whether a certificate can be ordered for it: a name of the DNS in ASCII, in lower case, with a letter somewhere in its last label.
@@ -203,7 +232,8 @@ mod tests {
     fn what_is_written_is_its_owners_alone_and_what_is_damaged_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path(), &"le".parse().unwrap());
-        assert!(files.account().is_none() && files.certificates().is_empty() && files.failed().names.is_empty());
+        let all = files.all().unwrap();
+        assert!(files.account().unwrap().is_none() && all.certificates.is_empty() && all.failed.names.is_empty());
         let certificate = Certificate {
             directory: "https://ca.test/dir".to_owned(),
             ordered_at: 7,
@@ -216,10 +246,32 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(mode(&dir.path().join("acme/le")), 0o700);
-        let kept = files.certificates();
+        let kept = files.all().unwrap().certificates;
         assert_eq!((kept.len(), &*kept[0].0, kept[0].1.ordered_at), (1, "a.test", 7));
         std::fs::write(&path, "{\"half").unwrap();
-        assert!(files.certificates().is_empty());
+        assert!(files.all().unwrap().certificates.is_empty());
         assert!(!path.exists() && path.with_extension("json.damaged").exists());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_nothing_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), &"le".parse().unwrap());
+        let of = dir.path().join("acme/le");
+        // Each is of another kind than it is to be, which nobody can read, root neither.
+        std::fs::create_dir_all(of.join("account.json")).unwrap();
+        let fault = files.account().map(|_| ()).unwrap_err();
+        assert!(fault.contains("acme/le/account.json: "), "{fault}");
+        assert!(of.join("account.json").is_dir());
+        std::fs::write(of.join("certificates"), "").unwrap();
+        assert!(files.all().unwrap_err().contains("acme/le/certificates: "));
+        std::fs::remove_file(of.join("certificates")).unwrap();
+        std::fs::create_dir_all(of.join("certificates/a.test.json")).unwrap();
+        assert!(files.all().unwrap_err().contains("a.test.json: "));
+        std::fs::remove_dir(of.join("certificates/a.test.json")).unwrap();
+        std::fs::create_dir(of.join("failures.json")).unwrap();
+        assert!(files.all().unwrap_err().contains("failures.json: "));
+        std::fs::remove_dir(of.join("failures.json")).unwrap();
+        assert!(files.all().unwrap().certificates.is_empty());
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Kept {
 pub(super) struct Authority {
     pub(super) config: AcmeConfig,
     pub(super) failed: Failed,
+    /// What an earlier run has kept is known. Nothing is ordered before.
+    pub(super) is_read: bool,
     pub(super) n_ordered: u64,
     pub(super) n_failed: u64,
 }
@@ -53,6 +55,8 @@ pub(super) struct State {
     pub(super) authorities: BTreeMap<AcmeName, Authority>,
     /// By host, and whom it is from.
     pub(super) kept: BTreeMap<(String, AcmeName), Kept>,
+    /// Accounts that do not stand in a file yet.
+    pub(super) accounts: BTreeMap<AcmeName, kept::Account>,
     /// What is being ordered.
     pub(super) at: Option<String>,
     /// Authorities that have forgotten our account.
@@ -167,14 +171,66 @@ impl State {
         self.turns.retain(|service, _| still.contains(service));
     }
 
-    /// A certificate has come.
-    pub(super) fn succeeded(&mut self, host: &str, kept: Kept) {
-        if let Some(authority) = self.authorities.get_mut(&kept.acme) {
+    /// A certificate has come, and is kept.
+    pub(super) fn succeeded(&mut self, host: &str, acme: &AcmeName) {
+        if let Some(authority) = self.authorities.get_mut(acme) {
             authority.n_ordered += 1;
             authority.failed.authority = None;
             authority.failed.names.remove(host);
         }
-        self.keep(host, kept);
+    }
+
+    /// Takes up what an earlier run has kept.
+    pub(super) fn take_up(&mut self, acme: &AcmeName, all: kept::All, now: i64) {
+        let Some(authority) = self.authorities.get_mut(acme) else {
+            return;
+        };
+        authority.is_read = true;
+        let kept::All {
+            mut failed,
+            certificates,
+        } = all;
+        for (host, file) in &certificates {
+            // It was done after all, and that was written no more.
+            let is_over = |failures: &mut Failures| failures.is_of_unfinished() && failures.at <= file.ordered_at;
+            if failed.names.get_mut(host).is_some_and(is_over) {
+                failed.names.remove(host);
+            }
+        }
+        if authority.config.directory == failed.directory && authority.config.fingerprint() == failed.config {
+            authority.failed = failed;
+        }
+        for (host, mut file) in certificates {
+            file.ordered_at = file.ordered_at.min(now);
+            match Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes()) {
+                Ok(pair) => {
+                    let kept = Kept {
+                        acme: acme.clone(),
+                        file,
+                        pair: Arc::new(pair),
+                        is_written: true,
+                    };
+                    self.keep(&host, kept);
+                }
+                Err(error) => tracing::error!(%acme, host, "the certificate that was kept cannot be used: {error}"),
+            }
+        }
+    }
+
+    /// What is to be remembered of failures. `unfinished`: an order that is begun now counts as one, for whom this is read by after it
+    /// came to no end.
+    pub(super) fn to_remember(&self, acme: &AcmeName, unfinished: Option<(&str, i64)>) -> Option<Failed> {
+        let authority = self.authorities.get(acme).filter(|authority| authority.is_read)?;
+        let mut names = authority.failed.names.clone();
+        if let Some((host, now)) = unfinished {
+            names.entry(host.to_owned()).or_default().add_unfinished(now);
+        }
+        Some(Failed {
+            directory: authority.config.directory.clone(),
+            config: authority.config.fingerprint(),
+            authority: authority.failed.authority.clone(),
+            names,
+        })
     }
 
     pub(super) fn keep(&mut self, host: &str, kept: Kept) {
@@ -263,6 +319,7 @@ mod tests {
             let authority = Authority {
                 config,
                 failed: Failed::default(),
+                is_read: true,
                 n_ordered: 0,
                 n_failed: 0,
             };
@@ -303,6 +360,11 @@ mod tests {
         }
     }
 
+    fn succeed(state: &mut State, kept: Kept) {
+        state.succeeded("a.test", &kept.acme);
+        state.keep("a.test", kept);
+    }
+
     fn order(host: &str) -> Next {
         Next::Order(host.to_owned(), acme("le"))
     }
@@ -327,10 +389,10 @@ mod tests {
     #[test]
     fn what_there_is_is_renewed_in_time_or_when_another_is_to_write_it() {
         let mut state = state(&[("a.test", "a")]);
-        state.succeeded("a.test", kept("a.test", "https://le.test/dir", 1000));
+        succeed(&mut state, kept("a.test", "https://le.test/dir", 1000));
         assert_eq!(state.next(1000, |_| false), Next::Wait(Some(1600)));
         assert_eq!(state.next(1600, |_| false), order("a.test"));
-        state.succeeded("a.test", kept("a.test", "https://before.test/dir", 1000));
+        succeed(&mut state, kept("a.test", "https://before.test/dir", 1000));
         assert_eq!(state.next(1000, |_| false), order("a.test"));
         assert_eq!(state.authorities[&acme("le")].n_ordered, 2);
         // Over, but wanted: it is shown until another comes.
@@ -357,7 +419,7 @@ mod tests {
         };
         let mut state = state(&[("a.test", "a")]);
         let shown = |state: &State| state.shown()["a.test"].acme.to_string();
-        state.succeeded("a.test", kept("a.test", "https://le.test/dir", 1000));
+        succeed(&mut state, kept("a.test", "https://le.test/dir", 1000));
         // Another comes that is asked first.
         for all in [
             &[("own", "b"), ("le", "a")][..],
@@ -384,7 +446,7 @@ mod tests {
             acme: acme("own"),
             ..kept("a.test", "https://own.test/dir", 1100)
         };
-        state.succeeded("a.test", other);
+        succeed(&mut state, other);
         assert_eq!(shown(&state), "own");
         state.want(wanted(&[("le", "a")]));
         assert_eq!(
@@ -398,6 +460,40 @@ mod tests {
         state.wanted = Wanted::default();
         state.want(wanted(&[("own", "b"), ("le", "a")]));
         assert_eq!(state.wanted.names["a.test"], by("le", "a"));
+    }
+
+    #[test]
+    fn an_order_that_came_to_no_end_is_remembered_as_a_failure_unless_it_did() {
+        let mut before = state(&[("a.test", "a")]);
+        let le = acme("le");
+        let failed = before.to_remember(&le, Some(("a.test", 1000))).unwrap();
+        assert!(before.authorities[&le].failed.names.is_empty());
+        let take_up = |failed: &Failed, certificates: Vec<(String, kept::Certificate)>| {
+            let mut after = state(&[("a.test", "a")]);
+            let failed = serde_json::from_value(serde_json::to_value(failed).unwrap()).unwrap();
+            after.take_up(&le, kept::All { failed, certificates }, 1000);
+            after
+        };
+        assert_eq!(
+            take_up(&failed, Vec::new()).next(1000, |_| false),
+            Next::Wait(Some(1060))
+        );
+        let done = kept("a.test", "https://le.test/dir", 1000).file;
+        let mut after = take_up(&failed, vec![("a.test".to_owned(), done)]);
+        assert!(after.authorities[&le].failed.names.is_empty() && after.kept.len() == 1);
+        assert_ne!(after.next(1000, |_| false), order("a.test"));
+        // One that failed before waits for longer, and another way is tried at once.
+        before.failed(("a.test", &le), ("no".to_owned(), Of::Name), (0, None, 0.0));
+        let failed = before.to_remember(&le, Some(("a.test", 1000))).unwrap();
+        assert_eq!(take_up(&failed, Vec::new()).due("a.test"), Some(1180));
+        let other = Failed {
+            config: "other".to_owned(),
+            ..failed
+        };
+        assert_eq!(take_up(&other, Vec::new()).next(1000, |_| false), order("a.test"));
+        // What is not known cannot be written.
+        before.authorities.get_mut(&le).unwrap().is_read = false;
+        assert!(before.to_remember(&le, None).is_none());
     }
 
     #[test]
