@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
@@ -15,23 +16,22 @@ use super::hello::{self, Hello, Said};
 use super::sealed::Sealed;
 use super::tcp::{self, Accepted};
 use super::wire::Wire;
-use crate::model::{RouteTls, ServiceName};
-use crate::routing::{CloseReason, First, Listen};
+use crate::model::{Mode, RouteTls};
+use crate::routing::{CloseReason, First, Listen, Routed};
 use crate::sys::socket;
 
 /// Whose a connection is.
 #[derive(Debug)]
 pub(super) struct Stream {
-    service: ServiceName,
-    target: u16,
-    is_closed: bool,
-    passes: bool,
+    routed: Arc<Routed>,
+    /// Of the entry point.
+    listen: Listen,
 }
 
 impl Stream {
     /// Whether its TLS is ended here, where the entry point ends TLS.
     pub(super) fn is_opened(&self) -> bool {
-        !self.passes && !self.is_closed
+        self.routed.route.tls != RouteTls::Passthrough && !self.routed.route.is_closed
     }
 }
 
@@ -65,10 +65,8 @@ pub(super) async fn find(
     }
     match (found, words) {
         (Some(routed), _) => Ok(Some(Stream {
-            service: routed.service.clone(),
-            target: routed.route.target,
-            is_closed: routed.route.is_closed,
-            passes: routed.route.tls == RouteTls::Passthrough,
+            routed: routed.clone(),
+            listen,
         })),
         (None, Words::None) => Err(CloseReason::ClientTimeout),
         (None, _) => Ok(None),
@@ -168,7 +166,7 @@ pub(super) fn serve(
         connection,
         client,
         announced,
-        target: stream.target,
+        target: stream.routed.route.target,
         table: shared.table.clone(),
         network: None,
     };
@@ -189,14 +187,28 @@ pub(super) fn serve_opened(
         return connection.close(reason);
     }
     let table = shared.table.clone();
-    tokio::spawn(tcp::serve_opened(connection, client, announced, stream.target, table));
+    tokio::spawn(tcp::serve_opened(
+        connection,
+        client,
+        announced,
+        stream.routed.route.target,
+        table,
+    ));
 }
 
-/// Has the connection be the service's. Errors: nobody is let through there, or it is gone.
+/// Has the connection be the service's. Errors: nobody is let through there, or it is gone, or has no such route any more: a handshake
+/// takes its time.
 fn give(connection: &mut Connection, stream: &Stream, shared: &Shared) -> Result<(), CloseReason> {
-    let service = shared.table.peek().service(&stream.service).cloned();
+    let routed = &stream.routed;
+    let service = {
+        let table = shared.table.peek();
+        let entry_point = table.entry_point_at(&stream.listen);
+        let is_its = entry_point.is_some_and(|one| one.streams().has(routed));
+        let service = table.service(&routed.service).filter(|_| is_its);
+        service.filter(|service| service.spec().mode == Mode::Tcp).cloned()
+    };
     connection.go_to(service.ok_or(CloseReason::NoEndpoint)?);
-    match stream.is_closed {
+    match routed.route.is_closed {
         true => Err(CloseReason::NoEndpoint),
         false => Ok(()),
     }

@@ -156,6 +156,12 @@ impl Front {
         !self.others.is_empty() || self.by_host.contains_key(host)
     }
 
+    /// Whether that very route is one of them still.
+    pub fn has(&self, routed: &Routed) -> bool {
+        let owner = self.owners.get(routed.route.rule.canonical());
+        owner.is_some_and(|owner| **owner == *routed)
+    }
+
     /// All of them, in the order of their rules.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Routed>> {
         self.owners.values()
