@@ -22,6 +22,8 @@ pub struct EntryPoint {
     front: Front,
     /// Whose connections are whose, before there is any request.
     streams: Front,
+    /// The same without those of whatever connections there are.
+    named_streams: Front,
 }
 
 impl EntryPoint {
@@ -35,6 +37,7 @@ impl EntryPoint {
             spec: Arc::new(spec),
             front: Front::default(),
             streams: Front::default(),
+            named_streams: Front::default(),
         }
     }
 
@@ -94,9 +97,14 @@ impl EntryPoint {
             First::Other if self.spec.is_tls => return None,
             First::Other => "",
         };
-        let found = self.streams.find(&Asked::connection(name, client))?;
+        let asked = Asked::connection(name, client);
+        let found = self.streams.find(&asked)?;
         let is_left_over = self.spec.is_tls && found.route.rule.is_catch_all();
-        (!is_left_over || !self.front.may_be_for(name)).then_some(found)
+        match is_left_over && self.front.may_be_for(name) {
+            // Whatever its priority, it hides no other.
+            true => self.named_streams.find(&asked),
+            false => Some(found),
+        }
     }
 
     fn front_of(&mut self, route: &RouteSpec) -> &mut Front {
@@ -108,13 +116,24 @@ impl EntryPoint {
 
     /// Errors: whose the rule is already.
     pub(super) fn insert(&mut self, service: &ServiceName, route: &RouteSpec) -> Result<(), ServiceName> {
-        self.front_of(route).insert(service, route)
+        self.front_of(route).insert(service, route)?;
+        match is_named_stream(route) {
+            true => self.named_streams.insert(service, route),
+            false => Ok(()),
+        }
     }
 
     /// Forgets the route, if it is this service's.
     pub(super) fn remove(&mut self, service: &ServiceName, route: &RouteSpec) {
         self.front_of(route).remove(service, route);
+        if is_named_stream(route) {
+            self.named_streams.remove(service, route);
+        }
     }
+}
+
+fn is_named_stream(route: &RouteSpec) -> bool {
+    route.rule.is_of_connections() && !route.rule.is_catch_all()
 }
 
 /// What a client says first.
@@ -325,6 +344,20 @@ mod tests {
         // Routes of requests for whatever host are before what is left over.
         let beside = made(true, &[routes[1], ("web", "PathPrefix(`/`)")]);
         assert_eq!(of(&beside, First::Tls(Some("x.test"))), None);
+        // Nor does it hide a name, however early it is asked.
+        let mut hiding = made(true, &[routes[0], ("web", "PathPrefix(`/`)")]);
+        hiding.insert(&name("any"), &route(routes[1].1, Some(1_000))).unwrap();
+        assert_eq!(of(&hiding, First::Tls(Some("db.test"))).as_deref(), Some("db"));
+        assert_eq!(of(&hiding, First::Tls(Some("x.test"))), None);
+        hiding.remove(&name("db"), &route(routes[0].1, None));
+        assert_eq!(of(&hiding, First::Tls(Some("db.test"))), None);
+        // Who says no name is of none that asks for one.
+        let but = made(true, &[("but", "!HostSNI(`a.test`)")]);
+        assert_eq!(of(&but, First::Tls(Some("x.test"))).as_deref(), Some("but"));
+        assert_eq!(
+            (of(&but, First::Tls(None)), of(&but, First::Tls(Some("a.test")))),
+            (None, None)
+        );
         let only = made(true, &[("web", "Host(`web.test`)")]);
         assert!(!only.has_streams() && !only.asks_for_hello());
     }

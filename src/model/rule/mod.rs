@@ -60,7 +60,9 @@ impl Rule {
 
     /// Whether the request, or the connection, is one of this rule's.
     pub fn takes(&self, asked: &Asked<'_>) -> bool {
-        self.0.term.takes(asked)
+        // Who says no name is of none that asks for one, in whatever way.
+        let is_nameless = asked.host.is_empty() && self.asks_for_name();
+        !is_nameless && self.0.term.takes(asked)
     }
 
     /// The hosts that alone this rule takes requests or connections for, in lower case; `None`: others too, perhaps.

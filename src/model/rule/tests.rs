@@ -117,7 +117,8 @@ fn what_rules_of_connections_take() {
         ("HostSNIRegexp(`{one}.test`)", "a.b.test", false),
         ("HostSNI(`*`) && ClientIP(`10.0.0.0/8`)", "x", true),
         ("HostSNI(`*`) && !ClientIP(`10.0.0.0/8`)", "x", false),
-        ("!HostSNI(`a`)", "", true),
+        ("!HostSNI(`a`)", "", false),
+        ("!HostSNI(`a`)", "b", true),
     ] {
         assert_eq!(takes(text, name), expected, "{text} of {name:?}");
         assert!(rule(text).is_of_connections(), "{text}");
