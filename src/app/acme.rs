@@ -61,7 +61,7 @@ fn wanted(table: &RoutingTable, known: &BTreeSet<AcmeName>) -> Wanted {
             for host in routed.route.rule.named_hosts() {
                 if !is_host(host) {
                     fault(format!(
-                        "no certificate is ordered for {host}: expected a name, no address and no wildcard"
+                        "no certificate is ordered for {host}: expected a name of 246 bytes at most, no address and no wildcard"
                     ));
                     continue;
                 }

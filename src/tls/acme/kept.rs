@@ -187,9 +187,11 @@ pub fn is_host(text: &str) -> bool {
         (1..=63).contains(&label.len()) && ends_well && label.bytes().all(is_known)
     };
     let last = text.rsplit('.').next().unwrap_or_default();
-    text.len() <= 253 && text.split('.').all(is_label) && last.bytes().any(|b| b.is_ascii_lowercase())
+    text.len() <= HOST_BYTES_MOST && text.split('.').all(is_label) && last.bytes().any(|b| b.is_ascii_lowercase())
 }
 
+/// So that a file can be named by it, and another one that is to take its place.
+const HOST_BYTES_MOST: usize = 255 - ".json.new".len();
 const ACCOUNT: &str = "account.json";
 const FAILED: &str = "failures.json";
 const CERTIFICATES: &str = "certificates";
@@ -226,6 +228,19 @@ mod tests {
         ] {
             assert!(!is_host(other), "{other}");
         }
+        // As long as a file can be written for it.
+        let longest = format!("{}.a", "a123456.".repeat(30) + "a123");
+        assert!(longest.len() == 246 && is_host(&longest) && !is_host(&format!("{longest}a")));
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), &"le".parse().unwrap());
+        let certificate = Certificate {
+            directory: String::new(),
+            ordered_at: 0,
+            certificate: String::new(),
+            key: String::new(),
+        };
+        files.write_certificate(&longest, &certificate).unwrap();
+        assert_eq!(files.all().unwrap().certificates[0].0, longest);
     }
 
     #[test]
