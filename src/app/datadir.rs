@@ -92,6 +92,22 @@ fn put_modes_right(dir: &Path, is_own: bool) {
     for path in kept.chain(store.map(|entry| entry.path())) {
         put_right(&path, 0o600);
     }
+    put_tree_right(&dir.join(ACME), ACME_DEPTH);
+}
+
+/// All that is in it is its owner's alone. `depth`: of directories below it. No link is followed.
+fn put_tree_right(path: &Path, depth: usize) {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return;
+    };
+    if !metadata.is_dir() {
+        return put_right(path, 0o600);
+    }
+    put_right(path, 0o700);
+    if let Some(depth) = depth.checked_sub(1) {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.for_each(|entry| put_tree_right(&entry.path(), depth));
+    }
 }
 
 /// A link is not followed.
@@ -116,6 +132,9 @@ fn put_right(path: &Path, mode: u32) {
 const FILE: &str = "lock";
 const STORE: &str = "store";
 const TASKS: &str = "tasks";
+/// In it a directory for each authority, in that one of certificates, in that files.
+const ACME: &str = "acme";
+const ACME_DEPTH: usize = 3;
 /// What other rooms keep in the directory itself.
 const PRIVATE: [&str; 6] = [
     FILE,
@@ -159,6 +178,20 @@ mod tests {
             std::fs::write(dir.join(file), "").unwrap();
             set(&dir.join(file), 0o644);
         }
+        let acme = ["acme", "acme/le", "acme/le/certificates"];
+        for below in acme {
+            std::fs::create_dir(dir.join(below)).unwrap();
+            set(&dir.join(below), 0o755);
+        }
+        let of_acme = ["acme/le/account.json", "acme/le/certificates/a.test.json"];
+        for file in of_acme {
+            std::fs::write(dir.join(file), "").unwrap();
+            set(&dir.join(file), 0o644);
+        }
+        let outside = parent.path().join("outside");
+        std::fs::write(&outside, "").unwrap();
+        set(&outside, 0o644);
+        std::os::unix::fs::symlink(&outside, dir.join("acme/le/link")).unwrap();
         std::fs::write(dir.join("services.yml"), "").unwrap();
         set(&dir.join("services.yml"), 0o644);
         for wrong in [0o755, 0o700, 0o777] {
@@ -170,6 +203,13 @@ mod tests {
         for file in files {
             assert_eq!(mode(&dir.join(file)), 0o600, "{file}");
         }
+        for below in acme {
+            assert_eq!(mode(&dir.join(below)), 0o700, "{below}");
+        }
+        for file in of_acme {
+            assert_eq!(mode(&dir.join(file)), 0o600, "{file}");
+        }
+        assert_eq!(mode(&outside), 0o644, "what a link leads to");
         assert_eq!(mode(&dir.join("services.yml")), 0o644, "the user's own");
         // A directory that is not anynode's, and one that is everybody's.
         let other = parent.path().join("other");
