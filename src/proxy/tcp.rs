@@ -68,7 +68,8 @@ pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
 
 /// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
-    let (relay, lease) = match begin(accepted).await {
+    let announced = accepted.announced;
+    let (mut relay, lease) = match begin(accepted).await {
         (connection, client, Ok((Upstream { stream, lease, .. }, early))) => {
             connection.hold(Some(lease.endpoint().id()));
             let is_parkable = stream.tcp().is_some();
@@ -83,6 +84,12 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
             return connection.close(reason);
         }
     };
+    if announced.is_some() && relay.connection().service().spec().passive == Passive::Strict {
+        // The socket's other end is a proxy, which is not who asks; where it is parked, nothing else is known of it.
+        let reason = relay::run(&mut relay).await;
+        judge(&relay, announced, &lease, reason);
+        return relay.into_connection().close(reason);
+    }
     go_on(relay, lease).await;
 }
 
