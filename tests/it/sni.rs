@@ -592,6 +592,71 @@ fn who_a_proxy_in_front_says_is_who_the_endpoint_is_told_and_rules_see() {
     talks_after(&mut client, "chosenx");
 }
 
+#[test]
+fn strict_judges_by_the_clients_that_a_proxy_names_and_not_by_the_proxy() {
+    let bad = Origin::start(|mut stream| drop(stream.read(&mut [0; 4096])));
+    let good = plain_origin("good");
+    let passed = "route: HostSNI(`passed.test`)\ntls: passthrough\nentrypoints: [secure]\nhealth: { passive: strict }";
+    let services = file(&[entry("passed", passed, &[&good, &bad])]);
+    let node = Node::start(&services, "proxy_protocol = ['127.0.0.1']\n");
+    let ejections = || node.sum(&["anynode_ejections_total{", "service=\"passed\""]);
+    let come = |client: &str, n: usize| {
+        for _ in 0..n {
+            let mut stream = dial(node.secure);
+            stream.write_all(&announced(client)).unwrap();
+            stream
+                .write_all(&hello("passed.test", &node.pair, Vec::new()).1)
+                .unwrap();
+            let _ = stream.read(&mut [0; 4]);
+        }
+    };
+    // On loopback each connection would be another client's.
+    come("203.0.113.7:5555", 20);
+    assert!(bad.n_accepted() >= 8);
+    assert_eq!(ejections(), 0);
+    come("203.0.113.8:5555", 20);
+    wait_until("the bad one to rest", || ejections() >= 1);
+}
+
+#[test]
+fn a_service_that_is_of_requests_by_the_end_of_a_handshake_gets_no_raw_connection() {
+    let ended = plain_origin("ended");
+    let by_name = file(&[entry(
+        "ended",
+        "route: HostSNI(`ended.test`)\nentrypoints: [secure]",
+        &[&ended],
+    )]);
+    let node = Node::start(&by_name, "");
+    let begin = || {
+        let (mut session, bytes) = hello("ended.test", &node.pair, Vec::new());
+        let mut stream = dial(node.secure);
+        stream.write_all(&bytes).unwrap();
+        // What it is to say last it keeps for later.
+        while session.is_handshaking() {
+            session.read_tls(&mut stream).unwrap();
+            session.process_new_packets().unwrap();
+        }
+        StreamOwned::new(session, stream)
+    };
+    talks(&mut begin(), "ended", 10);
+    let (mut late, n_before) = (begin(), ended.n_accepted());
+    let before = node.metric("anynode_config_revision");
+    let by_request = file(&[entry(
+        "ended",
+        "route: Host(`ended.test`)\nentrypoints: [secure]",
+        &[&ended],
+    )]);
+    std::fs::write(node.dir.path().join("services.yml"), by_request).unwrap();
+    wait_until("the change", || node.metric("anynode_config_revision") > before);
+    let _ = late.write_all(b"x");
+    let mut heard = Vec::new();
+    let _ = late.read_to_end(&mut heard);
+    assert_eq!(
+        (String::from_utf8_lossy(&heard).into_owned(), ended.n_accepted()),
+        (String::new(), n_before)
+    );
+}
+
 fn talks_after(stream: &mut impl Read, expected: &str) {
     let mut heard = vec![0; expected.len()];
     stream.read_exact(&mut heard).unwrap();
