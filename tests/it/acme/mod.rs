@@ -441,6 +441,46 @@ fn connections_that_are_a_services_by_name_have_their_certificate_too() {
 }
 
 #[test]
+fn another_service_takes_no_host_to_another_authority_and_what_cannot_be_read_is_not_taken_for_nothing() {
+    let Some(pebble) = Pebble::start(Wish::default()) else {
+        return;
+    };
+    let origin = origin();
+    // Nobody is there.
+    let other = format!("[acme.another]\ndirectory = 'https://{}/dir'\n", local(free_port()));
+    let config = pebble.config("") + &other;
+    let services = format!("services:\n{}", service("z", &origin, &["a.test"], ""));
+    let mut node = Node::start(&pebble, &config, "{ acme = 'le' }", &services);
+    wait_long("the certificate", || node.is_served("a.test"));
+    let first = node.shown("a.test");
+    let thief = format!(
+        "  a:\n    endpoints: [\"{}\"]\n    route: Host(`a.test`) && Path(`/a`)\n    acme: another\n",
+        origin.addr
+    );
+    node.declare(&format!("{services}{thief}"));
+    let said =
+        "service a: route: no certificate is ordered from acme.another for a.test: service z has it from acme.le";
+    wait_long("the other to be told", || node.status(&[]).contains(said));
+    // As after a start, when none has had it before.
+    node.down();
+    node.up();
+    wait_long("the other to be told again", || node.status(&[]).contains(said));
+    assert_eq!((node.shown("a.test"), pebble.n_orders()), (first, 1), "{}", node.log());
+    assert!(!node.has_log("no certificate: "), "{}", node.log());
+
+    node.down();
+    let kept = node.path("data/acme/le/certificates");
+    std::fs::rename(&kept, node.path("aside")).unwrap();
+    std::fs::write(&kept, "").unwrap();
+    node.declare(&services);
+    node.up();
+    wait_long("a failure", || node.n_orders("failed") == 1);
+    let said = node.status(&[]);
+    assert!(said.contains("has to be readable before anything is ordered"), "{said}");
+    assert_eq!(pebble.n_orders(), 1);
+}
+
+#[test]
 fn an_authority_that_asks_for_patience_is_given_it() {
     let (root, certificate, key) = server_pair();
     let answer =
