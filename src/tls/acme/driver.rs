@@ -360,6 +360,11 @@ impl Acme {
     fn say_disk(&self, error: Option<std::io::Error>) {
         let fault = error.map(|error| format!("acme: certificates and accounts cannot be kept for a restart: {error}"));
         let mut state = self.state();
+        let is_written = state.accounts.is_empty() && state.kept.values().all(|kept| kept.is_written);
+        if fault.is_none() && !is_written {
+            // Something else could be.
+            return;
+        }
         match (&state.disk, &fault) {
             (None, Some(fault)) => tracing::error!("{fault}"),
             (Some(_), None) => tracing::info!("acme: certificates and accounts are kept for a restart again"),

@@ -477,6 +477,38 @@ fn another_service_takes_no_host_to_another_authority_and_what_cannot_be_read_is
 }
 
 #[test]
+fn an_account_that_the_disk_does_not_take_is_said_and_written_once_it_does() {
+    let Some(pebble) = Pebble::start(Wish::default()) else {
+        return;
+    };
+    let origin = origin();
+    // Where no TLS ends nothing is ordered.
+    let plain = service("plain", &origin, &["plain.test"], "    entrypoints: [web]\n");
+    let services = format!("services:\n{plain}");
+    let mut node = Node::start(&pebble, &pebble.config(""), "{ acme = 'le' }", &services);
+    // What it would write first cannot be made there.
+    let in_the_way = node.path("data/acme/le/account.json.new");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    node.declare(&format!("services:\n{}", service("a", &origin, &["a.test"], "")));
+    wait_long("the certificate", || {
+        node.is_served("a.test") && node.n_orders("ordered") == 1
+    });
+    let said = "acme: certificates and accounts cannot be kept for a restart";
+    assert!(node.status(&[]).contains(said), "{}", node.status(&[]));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    wait_long("the account", || node.path("data/acme/le/account.json").exists());
+    wait_long("it to be over", || !node.status(&[]).contains(said));
+    node.down();
+    node.declare(&format!(
+        "services:\n{}",
+        service("a", &origin, &["a.test", "b.test"], "")
+    ));
+    node.up();
+    wait_long("another by the same account", || node.n_orders("ordered") == 1);
+    assert_eq!((pebble.n_accounts(), pebble.n_orders()), (1, 2), "{}", node.log());
+}
+
+#[test]
 fn an_authority_that_asks_for_patience_is_given_it() {
     let (root, certificate, key) = server_pair();
     let answer =
