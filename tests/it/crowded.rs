@@ -281,7 +281,8 @@ fn whoever_takes_all_of_the_api_keeps_nobody_from_anything() {
     // Four have places. Until the others were told so, they are newer than who comes next, and take his.
     let is_told =
         |stream: &&UnixStream| rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok();
-    wait_until("four to give way", || bodies.iter().filter(is_told).count() == 4);
+    // More may, where places of those before are not free yet.
+    wait_until("four to give way", || bodies.iter().filter(is_told).count() >= 4);
     let mut events = hold_api(1, &program, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n");
     let body = format!("{{{}}}", " ".repeat(100_000));
     let mut stream = UnixStream::connect(program.socket()).unwrap();

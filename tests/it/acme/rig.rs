@@ -26,11 +26,14 @@ pub fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// As `wait_until`, for what takes an order.
+/// As `wait_until`, for what takes an order, and another where the first fails: that comes after 75 s at the latest.
 pub fn wait_long(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        assert!(
+            started.elapsed() < Duration::from_secs(180),
+            "waited in vain for {what}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
