@@ -13,6 +13,7 @@ use super::core::Connection;
 use super::crowd::Party;
 use super::h1;
 use super::http::Reply;
+use super::patience::within;
 use super::relay;
 use super::sealed::{NoHandshake, Sealed};
 use super::session;
@@ -100,16 +101,9 @@ impl Asks {
 /// Whose connection it is, as the proxy says that has made it. Errors: the reason to close with.
 async fn announced(connection: &Connection, socket: &TcpStream, peer: SocketAddr) -> Result<SocketAddr, CloseReason> {
     let limit = connection.service().spec().timeouts.request_head;
-    let reading = async {
-        let reading = announced::read(socket);
-        match limit.is_zero() {
-            true => Some(reading.await),
-            false => tokio::time::timeout(limit, reading).await.ok(),
-        }
-    };
     tokio::select! {
         biased;
-        read = reading => match read {
+        read = within(limit, announced::read(socket)) => match read {
             Some(Ok(client)) => {
                 if let Some(client) = client {
                     connection.set_party(Party::client(client.ip(), &[]));
@@ -140,16 +134,9 @@ async fn shake_hands(
         return Err(CloseReason::TlsHandshake);
     };
     let limit = connection.service().spec().timeouts.request_head;
-    let accepting = async {
-        let accepting = Sealed::accept(&socket, config);
-        match limit.is_zero() {
-            true => Some(accepting.await),
-            false => tokio::time::timeout(limit, accepting).await.ok(),
-        }
-    };
     let accepted = tokio::select! {
         biased;
-        accepted = accepting => accepted,
+        accepted = within(limit, Sealed::accept(&socket, config)) => accepted,
         reason = connection.ended() => {
             count(Handshake::Abandoned);
             socket::reset_on_close(&socket);

@@ -2,6 +2,7 @@
 //! queue. Not here: the queues (`routing::Gate`), and what is waited for (`balancer`, `upstream`).
 
 use std::pin::pin;
+use std::time::Duration;
 
 use super::crowd::Party;
 use super::wire::{News, Watched};
@@ -18,6 +19,14 @@ pub(super) struct Patience<'a> {
     /// Whether all that the client has to send is here, now that it has ended.
     is_whole: &'a (dyn Fn() -> bool + Sync),
     has_ended: bool,
+}
+
+/// Waits for `what` within `limit`; zero: for as long as it takes. `None`: it takes longer.
+pub(super) async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Option<T> {
+    match limit.is_zero() {
+        true => Some(what.await),
+        false => tokio::time::timeout(limit, what).await.ok(),
+    }
 }
 
 impl<'a> Patience<'a> {

@@ -70,9 +70,12 @@ impl Client {
         answer
     }
 
+    fn answer(&self, coming: h2::client::ResponseFuture) -> Result<Answer, h2::Error> {
+        self.wait(async { Answer::whole(coming.await?).await })
+    }
+
     fn ask(&self, request: Request<Option<&'static [u8]>>) -> Result<Answer, h2::Error> {
-        let answer = self.send(request);
-        self.wait(async { Answer::whole(answer.await?).await })
+        self.answer(self.send(request))
     }
 
     /// Waits until the other side has ended the connection, and says how.
@@ -263,9 +266,7 @@ fn requests_of_one_connection_are_shared_out_one_by_one() {
     for _ in 0..10 {
         let answers: Vec<_> = (0..40).map(|_| client.send(get("/slow"))).collect();
         for answer in answers {
-            let answer = client
-                .wait(async { Answer::whole(answer.await.unwrap()).await })
-                .unwrap();
+            let answer = client.answer(answer).unwrap();
             assert_eq!(answer.text(), "slow");
         }
         if origins.iter().all(|origin| origin.n_accepted() == 10) {
@@ -336,7 +337,7 @@ fn a_node_that_ends_says_so_and_answers_what_it_was_asked() {
         state.endpoints()[0].in_flight() == 1
     });
     let stopping = std::thread::spawn(move || node.stop());
-    let answer = busy.wait(async { Answer::whole(answer.await.unwrap()).await }).unwrap();
+    let answer = busy.answer(answer).unwrap();
     assert_eq!(answer.text(), "slow");
     for client in [busy, idle] {
         assert!(client.end().is_ok(), "it ends in order");
@@ -561,9 +562,7 @@ fn an_endpoint_that_says_the_end_later_is_let_say_it() {
     for _ in 0..60 {
         let answers: Vec<_> = (0..20).map(|_| client.send(get("/late-end"))).collect();
         for answer in answers {
-            let answer = client
-                .wait(async { Answer::whole(answer.await.unwrap()).await })
-                .unwrap();
+            let answer = client.answer(answer).unwrap();
             assert_eq!(answer.text(), "hello");
         }
     }

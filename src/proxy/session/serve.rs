@@ -20,7 +20,7 @@ use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
 use crate::proxy::h1::{self, Entry, Requester};
 use crate::proxy::h2::{Io, Malformed, Verdict, write_request};
-use crate::proxy::patience::Patience;
+use crate::proxy::patience::{Patience, within};
 use crate::proxy::wire::Client;
 use crate::routing::CloseReason;
 
@@ -74,16 +74,9 @@ async fn run<C: Client + Unpin>(
         .max_concurrent_reset_streams(RESET_STREAMS_KEPT)
         .max_pending_accept_reset_streams(RESET_STREAMS_PENDING)
         .max_local_error_reset_streams(Some(FAULTS_MOST));
-    let shaking = async {
-        let shaking = builder.handshake::<_, Bytes>(io);
-        match timeouts.request_head.is_zero() {
-            true => Some(shaking.await),
-            false => tokio::time::timeout(timeouts.request_head, shaking).await.ok(),
-        }
-    };
     let shaken = tokio::select! {
         biased;
-        shaken = shaking => shaken,
+        shaken = within(timeouts.request_head, builder.handshake::<_, Bytes>(io)) => shaken,
         reason = connection.ended() => return reason,
     };
     let http2 = match shaken {

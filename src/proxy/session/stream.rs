@@ -62,8 +62,7 @@ impl Stream {
     /// Whether the client took it back, or made a fault in it, before it was answered in whole.
     pub(super) fn is_taken_back(&self) -> bool {
         let mut halves = self.lock();
-        let mut cx = Context::from_waker(Waker::noop());
-        !halves.response.has_ended() && halves.poll_reset(&mut cx).is_ready()
+        !halves.response.has_ended() && halves.is_reset()
     }
 }
 
@@ -74,6 +73,11 @@ impl Halves {
             None => self.respond.poll_reset(cx),
         };
         reset.map(drop)
+    }
+
+    /// The same now, with nobody to wake.
+    fn is_reset(&mut self) -> bool {
+        self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 }
 
@@ -155,8 +159,7 @@ impl Drop for Stream {
         if !is_to_reset {
             halves.response.close(&mut halves.body);
         }
-        let is_reset = |halves: &mut Halves| halves.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
-        if halves.response.has_ended() || is_reset(halves) {
+        if halves.response.has_ended() || halves.is_reset() {
             return;
         }
         match &mut halves.body {
