@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
@@ -13,6 +12,7 @@ use tokio::net::TcpStream;
 use super::Shared;
 use super::core::{self, Connection};
 use super::hello::{self, Hello, Said};
+use super::patience::within;
 use super::sealed::Sealed;
 use super::tcp::{self, Accepted};
 use super::wire::Wire;
@@ -108,21 +108,12 @@ async fn first_words(connection: &Connection, socket: &TcpStream) -> Result<Word
     };
     let heard = tokio::select! {
         biased;
-        heard = reading => heard,
+        heard = within(limit, reading) => heard.unwrap_or(Err(CloseReason::ClientTimeout)),
         reason = connection.ended() => Err(reason),
-        () = after(limit) => Err(CloseReason::ClientTimeout),
     };
     match heard {
         Err(CloseReason::ClientTimeout) if n_seen == 0 => Ok(Words::None),
         heard => heard,
-    }
-}
-
-/// Zero: never.
-async fn after(limit: Duration) {
-    match limit.is_zero() {
-        true => std::future::pending().await,
-        false => tokio::time::sleep(limit).await,
     }
 }
 

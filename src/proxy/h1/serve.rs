@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
+use super::answers::SEND_AT_MOST;
 use super::buffer::Buffer;
 use super::ended;
+use super::server::{Begun, Entry, Server, Spoken, is_trusted};
+use super::whose::Found;
 use crate::model::Timeouts;
 use crate::proxy::Shared;
 use crate::proxy::core::{self, Connection, Signal};
@@ -19,10 +22,6 @@ use crate::proxy::http::{HeaderSlots, Method, Peer, Refusal, lower_request, pars
 use crate::proxy::patience::Patience;
 use crate::proxy::wire::Client;
 use crate::routing::CloseReason;
-
-use super::answers::SEND_AT_MOST;
-use super::server::{Begun, Entry, Server, Spoken, is_trusted};
-use super::whose::Found;
 
 /// A client that turned out to speak HTTP/2 before it has asked for anything.
 pub(in crate::proxy) struct Preface<C> {
