@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::http2;
 use crate::machine::{self, Ticks};
 use crate::origin::{BULK_BYTES, Counts, HOST, N_ENDPOINTS, bulk_body, noise, pieces, small_body};
 use crate::tls::{Opener, Speaks, Stream};
@@ -42,6 +43,13 @@ pub enum Kind {
     KeepAlive {
         path: char,
         n_connections: usize,
+        warm: Duration,
+        run: Duration,
+    },
+    /// Requests of HTTP/2 on connections that stay, several at a time on each.
+    Http2 {
+        n_connections: usize,
+        n_at_a_time: usize,
         warm: Duration,
         run: Duration,
     },
@@ -134,6 +142,24 @@ impl Job {
                             connection.ask(path, &noise, &progress, false).await?;
                         }
                         anyhow::Ok(())
+                    });
+                }
+                self.watch(tasks, &progress, warm, run).await?
+            }
+            Kind::Http2 {
+                n_connections,
+                n_at_a_time,
+                warm,
+                run,
+            } => {
+                let mut tasks = tokio::task::JoinSet::new();
+                for _ in 0..n_connections {
+                    let (progress, opener) = (progress.clone(), opener.clone());
+                    tasks.spawn_local(async move {
+                        let stream = TcpStream::connect(self.addr).await.context("connect")?;
+                        stream.set_nodelay(true)?;
+                        let stream = opener.open(stream, true).await.context("TLS")?;
+                        http2::ask(stream, n_at_a_time, &progress).await
                     });
                 }
                 self.watch(tasks, &progress, warm, run).await?
@@ -289,10 +315,15 @@ impl Job {
 }
 
 #[derive(Default)]
-struct Progress {
-    n_units: Cell<u64>,
-    n_bytes: Cell<u64>,
-    is_over: Cell<bool>,
+pub struct Progress {
+    pub n_units: Cell<u64>,
+    pub n_bytes: Cell<u64>,
+    pub is_over: Cell<bool>,
+}
+
+/// Of the next request of this process.
+pub fn next_id() -> u64 {
+    NEXT_ID.replace(NEXT_ID.get() + 1)
 }
 
 /// A connection to a proxy, or to the origin.
@@ -319,7 +350,7 @@ impl Connection {
 
     /// Sends a request and verifies its answer.
     async fn ask(&mut self, path: char, noise: &[u8], progress: &Progress, is_last: bool) -> anyhow::Result<()> {
-        let id = NEXT_ID.replace(NEXT_ID.get() + 1);
+        let id = next_id();
         let request = request(&format!("/{path}/{id}"), is_last);
         self.stream
             .write_all(request.as_bytes())
@@ -395,7 +426,7 @@ impl Connection {
 /// Whom a small body is from.
 ///
 /// Errors: it is not the body for `id`, to the byte.
-fn endpoint_of(body: &[u8], id: u64) -> anyhow::Result<usize> {
+pub fn endpoint_of(body: &[u8], id: u64) -> anyhow::Result<usize> {
     (0..N_ENDPOINTS)
         .find(|endpoint| small_body(id, *endpoint).as_bytes() == body)
         .with_context(|| format!("a wrong body for request {id}: {:?}", String::from_utf8_lossy(body)))
@@ -445,7 +476,7 @@ pub fn ask(mut words: impl Iterator<Item = String>) -> anyhow::Result<()> {
 }
 
 pub fn ask_once(addr: SocketAddr, path: char) -> anyhow::Result<usize> {
-    let id = NEXT_ID.replace(NEXT_ID.get() + 1);
+    let id = next_id();
     let mut stream = std::net::TcpStream::connect_timeout(&addr, ANSWER_TIME_MAX).context("connect")?;
     stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
     stream.write_all(request(&format!("/{path}/{id}"), true).as_bytes())?;

@@ -1,31 +1,37 @@
-//! anynode beside HAProxy, nginx and no proxy at all: `cargo bench --bench versus`. Runs them in turn, in rounds, on the
-//! same core each, and prints what each unit of work costs, as medians, with ratios and goals.
+//! anynode beside HAProxy, nginx, Envoy, Traefik and no proxy at all: `cargo bench --bench versus`. Runs those that are there in turn,
+//! in rounds, on the same core each, and prints what each unit of work costs, as medians, with ratios and goals.
 //!
 //! What it compares is cost: CPU time of the proxy's process for each unit, at whatever rate the closed loop reaches.
 //! It is no latency test under load, and its rates are ceilings of the generator as often as of a proxy.
 
 #![allow(unreachable_pub, reason = "a benchmark exports nothing")]
 
+mod goals;
+mod hosts;
+mod http2;
 mod load;
 mod machine;
 mod origin;
 mod proxies;
 mod stats;
 mod tls;
+mod work;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
+use goals::{GOALS, Goal, HAPROXY_LIMIT_BULK, KNOWN};
 use load::{Job, Kind, Seen};
 use machine::Container;
 use proxies::{Name, Origin, Program, Proxy, generate};
 use stats::{percentile, short, spread};
+use work::{ANYNODE, Column, DIRECT, ENVOY, HAPROXY, NGINX, OPAQUE, TRAEFIK, Work};
 
-/// Compares anynode with HAProxy, nginx and no proxy
+/// Compares anynode with HAProxy, nginx, Envoy, Traefik and no proxy, as far as they are on PATH
 #[derive(Parser)]
 struct Args {
     /// Rounds, in each of which everybody has a turn at everything
@@ -55,177 +61,6 @@ struct Args {
     #[arg(long, hide = true)]
     bench: bool,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Work {
-    Bulk,
-    Stream,
-    Small,
-    Short,
-    Http,
-    TlsHttp,
-    TlsBulk,
-    TlsFull,
-    TlsResumed,
-    Idle,
-    Change,
-}
-
-impl Work {
-    const ALL: [Work; 11] = [
-        Work::Bulk,
-        Work::Stream,
-        Work::Small,
-        Work::Short,
-        Work::Http,
-        Work::TlsHttp,
-        Work::TlsBulk,
-        Work::TlsFull,
-        Work::TlsResumed,
-        Work::Idle,
-        Work::Change,
-    ];
-
-    fn title(self) -> &'static str {
-        match self {
-            Work::Bulk => "bulk TCP, bodies of 1 MiB, 8 connections: CPU µs per MB",
-            Work::Stream => "bulk TCP, streams of 32 MiB, 8 connections: CPU µs per MB",
-            Work::Small => "small TCP messages, 64 connections: CPU µs per request",
-            Work::Short => "short TCP connections, 32 at a time: CPU µs per connection",
-            Work::Http => "HTTP/1 keep-alive, 64 connections: CPU µs per request",
-            Work::TlsHttp => "HTTP/1 over TLS 1.3, keep-alive, 64 connections: CPU µs per request",
-            Work::TlsBulk => "HTTP/1 over TLS 1.3, bodies of 1 MiB, 8 connections: CPU µs per MB",
-            Work::TlsFull => {
-                "full handshakes (TLS 1.3, P-256) with a request each, 32 at a time: CPU µs per connection"
-            }
-            Work::TlsResumed => "handshakes by a ticket, with a request each, 32 at a time: CPU µs per connection",
-            Work::Idle => "idle TCP connection, after 10 s: bytes of private memory",
-            Work::Change => "change to routed",
-        }
-    }
-
-    /// What one of its figures is per second.
-    fn rate_unit(self) -> &'static str {
-        match self {
-            Work::Bulk | Work::Stream | Work::TlsBulk => "MB/s",
-            Work::Short | Work::TlsFull | Work::TlsResumed => "connections/s",
-            _ => "requests/s",
-        }
-    }
-
-    fn is_tls(self) -> bool {
-        matches!(self, Work::TlsHttp | Work::TlsBulk | Work::TlsFull | Work::TlsResumed)
-    }
-
-    fn is_timed(self) -> bool {
-        !matches!(self, Work::Idle | Work::Change)
-    }
-}
-
-/// Who has a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Column {
-    Direct,
-    Through(Name),
-}
-
-impl Column {
-    const ALL: [Column; 5] = [DIRECT, HAPROXY, NGINX, ANYNODE, OPAQUE];
-
-    fn title(self) -> &'static str {
-        match self {
-            Column::Direct => "direct",
-            Column::Through(Name::HaProxy) => "HAProxy",
-            Column::Through(Name::Nginx) => "nginx",
-            Column::Through(Name::Anynode) => "anynode",
-            Column::Through(Name::AnynodeOpaque) => "anynode, client_address none",
-        }
-    }
-}
-
-/// A ratio that anynode is to stay below: the goal, and where the gate is.
-struct Goal {
-    work: Work,
-    against: Column,
-    goal: f64,
-    limit: f64,
-}
-
-const GOALS: [Goal; 15] = [
-    Goal {
-        work: Work::Bulk,
-        against: HAPROXY,
-        goal: 0.9,
-        limit: HAPROXY_LIMIT_BULK,
-    },
-    Goal {
-        work: Work::Bulk,
-        against: NGINX,
-        goal: 0.3,
-        limit: 0.3 * TCP_ROOM,
-    },
-    Goal {
-        work: Work::Stream,
-        against: HAPROXY,
-        goal: 0.9,
-        limit: HAPROXY_LIMIT_BULK,
-    },
-    Goal {
-        work: Work::Stream,
-        against: NGINX,
-        goal: 0.3,
-        limit: 0.3 * TCP_ROOM,
-    },
-    Goal {
-        work: Work::Small,
-        against: HAPROXY,
-        goal: 1.0,
-        limit: TCP_ROOM,
-    },
-    Goal {
-        work: Work::Short,
-        against: HAPROXY,
-        goal: 1.0,
-        limit: TCP_ROOM,
-    },
-    Goal {
-        work: Work::Http,
-        against: HAPROXY,
-        goal: 1.0,
-        limit: HTTP_ROOM,
-    },
-    tls_goal(Work::TlsHttp, HAPROXY),
-    tls_goal(Work::TlsHttp, NGINX),
-    tls_goal(Work::TlsBulk, HAPROXY),
-    tls_goal(Work::TlsBulk, NGINX),
-    tls_goal(Work::TlsFull, HAPROXY),
-    tls_goal(Work::TlsFull, NGINX),
-    tls_goal(Work::TlsResumed, HAPROXY),
-    tls_goal(Work::TlsResumed, NGINX),
-];
-
-/// No more than whichever of them is better.
-const fn tls_goal(work: Work, against: Column) -> Goal {
-    Goal {
-        work,
-        against,
-        goal: 1.0,
-        limit: TCP_ROOM,
-    }
-}
-
-/// What ratios of the peers must be for a run to mean anything. (work, of, to, from, up to)
-const KNOWN: [(Work, Column, Column, f64, f64); 5] = [
-    // 1,150 to 290 µs on the machine of the first measurements: HAProxy splices, nginx copies.
-    (Work::Bulk, NGINX, HAPROXY, 1.5, 12.0),
-    (Work::Stream, NGINX, HAPROXY, 1.5, 12.0),
-    // 17.3 to 18.6 µs there.
-    (Work::Small, HAPROXY, NGINX, 0.7, 1.4),
-    // 105 to 106 µs.
-    (Work::Short, HAPROXY, NGINX, 0.65, 1.5),
-    // 24.4 to 22.8 µs.
-    (Work::Http, HAPROXY, NGINX, 0.65, 1.6),
-];
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -257,7 +92,7 @@ impl Args {
             for work in Work::ALL
                 .into_iter()
                 .filter(|work| self.only.is_empty() || self.only.contains(work))
-                .filter(|work| (work.is_timed() && !work.is_tls()) || !self.inside)
+                .filter(|work| (work.is_timed() && !work.is_tls() && !work.is_routed()) || !self.inside)
             {
                 run.take_turns(round, work)
                     .with_context(|| format!("{work:?} in round {}", round + 1))?;
@@ -304,7 +139,7 @@ impl Turn {
     fn cost(&self) -> f64 {
         let cpu_us = self.seen.cpu_ns as f64 / 1e3;
         match self.work {
-            Work::Bulk | Work::Stream | Work::TlsBulk => cpu_us / (self.seen.n_bytes as f64 / 1e6),
+            work if work.is_bulk() => cpu_us / (self.seen.n_bytes as f64 / 1e6),
             Work::Idle => self.seen.memory_bytes as f64 / self.seen.n_units as f64,
             _ => cpu_us / self.seen.n_units as f64,
         }
@@ -312,7 +147,7 @@ impl Turn {
 
     fn rate(&self) -> f64 {
         match self.work {
-            Work::Bulk | Work::Stream | Work::TlsBulk => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
+            work if work.is_bulk() => self.seen.n_bytes as f64 / 1e6 / self.seen.seconds,
             _ => self.seen.n_units as f64 / self.seen.seconds,
         }
     }
@@ -346,8 +181,10 @@ impl Run {
             ));
         }
         let mut programs = Vec::new();
-        for name in [Name::HaProxy, Name::Nginx] {
-            match Program::find(name) {
+        let peers = [Name::HaProxy, Name::Nginx, Name::Envoy, Name::Traefik];
+        // The last two have no work with a network of its own.
+        for name in &peers[..if args.inside { 2 } else { 4 }] {
+            match Program::find(*name) {
                 Ok(program) => programs.push(program),
                 Err(why) => notes.push(format!("skipped: {why}")),
             }
@@ -392,13 +229,10 @@ impl Run {
         }
         let mut columns: Vec<Column> = Column::ALL
             .into_iter()
-            .filter(|column| match (work, column) {
-                (Work::Change, column) => *column == ANYNODE,
-                (Work::Idle, Column::Direct) => false,
-                // The origin speaks none.
-                (work, Column::Direct) if work.is_tls() => false,
-                (_, Column::Direct) => true,
-                (_, Column::Through(name)) => self.programs.iter().any(|program| program.name == *name),
+            .filter(|column| column.does(work))
+            .filter(|column| match column {
+                Column::Direct => true,
+                Column::Through(name) => self.programs.iter().any(|program| program.name == *name),
             })
             .collect();
         let n = columns.len();
@@ -465,27 +299,33 @@ impl Run {
             Column::Through(name) => {
                 let i = self.programs.iter().position(|program| program.name == name);
                 let proxy = i.and_then(|i| self.proxies.get(i)).context("it does not run")?;
-                {
-                    let addr = match work {
-                        Work::Bulk | Work::Stream => proxy.bulk,
-                        Work::Http => proxy.http,
-                        work if work.is_tls() => proxy.https,
-                        _ => proxy.tcp,
-                    };
-                    (addr, proxy.pids.clone())
-                }
+                let addr = match work {
+                    Work::Bulk | Work::Stream => proxy.ports.bulk,
+                    Work::Http => proxy.ports.http,
+                    Work::OneHost => proxy.ports.one_host,
+                    Work::ManyHosts => proxy.ports.many_hosts,
+                    work if work.is_tls() => proxy.ports.https,
+                    _ => proxy.ports.tcp,
+                };
+                (addr, proxy.pids.clone())
             }
         };
         let path = match (work, column) {
             (Work::Bulk | Work::TlsBulk, _) => 'b',
             (Work::Stream, _) => 'l',
             // Nobody adds headers on the direct way.
-            (work, Column::Through(_)) if work == Work::Http || work.is_tls() => 'h',
+            (work, Column::Through(_)) if work == Work::Http || work.is_tls() || work.is_routed() => 'h',
             _ => 's',
         };
         let kind = match work {
             Work::Short | Work::TlsFull | Work::TlsResumed => Kind::Short {
                 n_connections: 32,
+                warm,
+                run,
+            },
+            Work::Http2 => Kind::Http2 {
+                n_connections: 8,
+                n_at_a_time: 8,
                 warm,
                 run,
             },
@@ -500,6 +340,7 @@ impl Run {
         job.tls = work.is_tls().then(|| tls::Speaks {
             authority: self.origin.certificate.authority.clone(),
             resumes: work == Work::TlsResumed,
+            alpn: if work == Work::Http2 { "h2" } else { "http/1.1" }.to_owned(),
         });
         Ok(job)
     }
@@ -531,7 +372,7 @@ impl Run {
                 IDLE_REST
             },
         };
-        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()), None)
+        generate(&self.job_of(kind, proxy.ports.tcp, proxy.pids.clone()), None)
     }
 
     fn change(&self) -> anyhow::Result<Seen> {
@@ -545,10 +386,10 @@ impl Run {
             .start_changing(self.n_descriptors, |addr| text(addr, first))?;
         let kind = Kind::Change {
             services: proxy.config.clone(),
-            texts: [text(proxy.tcp, first), text(proxy.tcp, second)],
+            texts: [text(proxy.ports.tcp, first), text(proxy.ports.tcp, second)],
             n_changes: self.n_changes,
         };
-        generate(&self.job_of(kind, proxy.tcp, proxy.pids.clone()), None)
+        generate(&self.job_of(kind, proxy.ports.tcp, proxy.pids.clone()), None)
     }
 
     fn costs(&self, work: Work, column: Column) -> Vec<f64> {
@@ -647,8 +488,10 @@ impl Run {
             );
         }
         println!();
-        println!("| work: cost of a unit, median | HAProxy | nginx | anynode | to HAProxy | to nginx | goal |");
-        println!("|---|---|---|---|---|---|---|");
+        println!(
+            "| work: cost of a unit, median | HAProxy | nginx | Envoy | Traefik | anynode | to HAProxy | to nginx | to Envoy | to Traefik | goal |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|");
         for work in Work::ALL {
             if work == Work::Change || self.of(work, ANYNODE).next().is_none() {
                 continue;
@@ -669,7 +512,9 @@ impl Run {
             if work == Work::Idle {
                 goals.push(format!("< {}", short(IDLE_BYTES_GOAL)));
             }
-            let (costs, ratios) = ([HAPROXY, NGINX, ANYNODE].map(cost), [HAPROXY, NGINX].map(ratio));
+            let peers = [HAPROXY, NGINX, ENVOY, TRAEFIK];
+            let (costs, ratios) = ([&peers[..], &[ANYNODE]].concat(), peers);
+            let (costs, ratios): (Vec<String>, _) = (costs.into_iter().map(cost).collect(), ratios.map(ratio));
             let (costs, ratios) = (costs.join(" | "), ratios.join(" | "));
             println!("| {} | {costs} | {ratios} | {} |", work.title(), goals.join(", "));
         }
@@ -696,15 +541,18 @@ impl Run {
             let n = latencies.len();
             let figures = format!("p50 {}, p99 {}, max {} ms", short(half), short(most), short(all));
             let title = Work::Change.title();
-            println!("| {title}, {n} changes | - | - | {figures} | - | - | p99 < {CHANGE_MS_GOAL} ms |");
+            println!(
+                "| {title}, {n} changes | - | - | - | - | {figures} | - | - | - | - | p99 < {CHANGE_MS_GOAL} ms |"
+            );
         }
         println!();
         if Work::ALL
             .iter()
             .any(|work| work.is_timed() && self.of(*work, ANYNODE).next().is_some())
         {
-            println!("| rate of the closed loop, median | direct | HAProxy | nginx | anynode | client_address none |");
-            println!("|---|---|---|---|---|---|");
+            let titles = Column::ALL.map(Column::title).join(" | ");
+            println!("| rate of the closed loop, median | {titles} |");
+            println!("|{}", "---|".repeat(1 + Column::ALL.len()));
         }
         for work in Work::ALL.into_iter().filter(|work| work.is_timed()) {
             if self.of(work, ANYNODE).next().is_none() {
@@ -723,11 +571,6 @@ impl Run {
     }
 }
 
-const DIRECT: Column = Column::Direct;
-const HAPROXY: Column = Column::Through(Name::HaProxy);
-const NGINX: Column = Column::Through(Name::Nginx);
-const ANYNODE: Column = Column::Through(Name::Anynode);
-const OPAQUE: Column = Column::Through(Name::AnynodeOpaque);
 /// The first argument of this program as origin, and as generator.
 const ORIGIN: &str = "--child-origin";
 const LOAD: &str = "--child-load";
@@ -736,11 +579,6 @@ const ASK: &str = "--child-ask";
 const EXIT_GATE: u8 = 1;
 const EXIT_FAILURE: u8 = 2;
 const EXIT_INVALID: u8 = 3;
-/// How far above a goal a change may not go.
-const TCP_ROOM: f64 = 1.15;
-const HTTP_ROOM: f64 = 1.25;
-/// Of bulk and of streams.
-const HAPROXY_LIMIT_BULK: f64 = 0.9 * TCP_ROOM;
 const IDLE_BYTES_GOAL: f64 = 1000.0;
 const CHANGE_MS_GOAL: f64 = 5.0;
 const IDLE_CONNECTIONS: usize = 9000;

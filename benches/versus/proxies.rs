@@ -14,6 +14,7 @@ use anynode::model::ServiceName;
 use anynode::routing::VipPool;
 use tempfile::TempDir;
 
+use crate::hosts;
 use crate::load::{Job, Seen, ask_once};
 use crate::machine::{self, Container, Core};
 use crate::origin::N_ENDPOINTS;
@@ -25,6 +26,8 @@ pub type Endpoints = [SocketAddr; N_ENDPOINTS];
 pub enum Name {
     HaProxy,
     Nginx,
+    Envoy,
+    Traefik,
     Anynode,
     /// As `Anynode`, with endpoints that do not see their clients' addresses.
     AnynodeOpaque,
@@ -46,6 +49,8 @@ impl Program {
         let (path, version_flag) = match name {
             Name::HaProxy => (machine::find("haproxy").ok_or("no haproxy here")?, "-v"),
             Name::Nginx => (machine::find("nginx").ok_or("no nginx here")?, "-V"),
+            Name::Envoy => (machine::find("envoy").ok_or("no envoy here")?, "--version"),
+            Name::Traefik => (machine::find("traefik").ok_or("no traefik here")?, "version"),
             Name::Anynode | Name::AnynodeOpaque => {
                 let path = std::env::var_os("ANYNODE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_anynode").into());
                 (path.into(), "--version")
@@ -66,11 +71,12 @@ impl Program {
             }
             load_stream = format!("load_module {};", module.display());
         }
-        let version = text.lines().next().unwrap_or_default();
+        let version = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         Ok(Program {
             name,
             path,
-            version: version.trim_start_matches("nginx version: ").to_owned(),
+            // Some begin with their own name or path.
+            version: version.rsplit("ersion: ").next().unwrap_or_default().trim().to_owned(),
             load_stream,
         })
     }
@@ -93,9 +99,14 @@ impl Program {
                 };
                 (vip("tcp")?, vip("http")?)
             }
+            // Those that are here for HTTP alone have one port.
+            _ if matches!(self.name, Name::Envoy | Name::Traefik) => {
+                let http = free_addr()?;
+                (http, http)
+            }
             _ => (free_addr()?, free_addr()?),
         };
-        let https = free_addr()?;
+        let (https, one_host, many_hosts) = (free_addr()?, free_addr()?, free_addr()?);
         // HAProxy alone has two settings to choose from, each the better one for its work.
         let bulk = if self.name == Name::HaProxy { free_addr()? } else { tcp };
         let client_address = match self.name {
@@ -108,7 +119,10 @@ impl Program {
         };
         let proxy = self.start_with(n_connections, n_descriptors, place, |template, dir| {
             origin.certificate.write(dir)?;
-            let mut text = template
+            // First: what is repeated for many names other words in it.
+            let mut text = hosts::fill(self.name, template, dir)?
+                .replace("{{ONE_HOST}}", &one_host.to_string())
+                .replace("{{MANY_HOSTS}}", &many_hosts.to_string())
                 .replace("{{TCP}}", &tcp.to_string())
                 .replace("{{BULK}}", &bulk.to_string())
                 .replace("{{HTTP}}", &http.to_string())
@@ -129,16 +143,53 @@ impl Program {
                 };
                 text = text.replace(&format!("{{{{ENDPOINT_{}}}}}", i + 1), &endpoint);
             }
+            for (name, addr) in [
+                ("HTTP", http),
+                ("HTTPS", https),
+                ("ONE_HOST", one_host),
+                ("MANY_HOSTS", many_hosts),
+            ] {
+                text = text.replace(&format!("{{{{{name}_PORT}}}}"), &addr.port().to_string());
+            }
+            for (i, endpoint) in origin.endpoints.iter().enumerate() {
+                text = text.replace(&format!("{{{{ENDPOINT_{}_IP}}}}", i + 1), &endpoint.ip().to_string());
+                text = text.replace(
+                    &format!("{{{{ENDPOINT_{}_PORT}}}}", i + 1),
+                    &endpoint.port().to_string(),
+                );
+            }
             if is_anynode && origin.caller.is_none() {
-                let entry_point = include_str!("peers/anynode.toml").replace("{{HTTPS}}", &https.to_string());
+                let entry_points = include_str!("peers/anynode.toml")
+                    .replace("{{HTTPS}}", &https.to_string())
+                    .replace("{{ONE_HOST}}", &one_host.to_string())
+                    .replace("{{MANY_HOSTS}}", &many_hosts.to_string());
                 fs::write(
                     dir.join("anynode.toml"),
-                    entry_point.replace("{{DIR}}", &dir.to_string_lossy()),
+                    entry_points.replace("{{DIR}}", &dir.to_string_lossy()),
+                )?;
+            }
+            if self.name == Name::Traefik {
+                let entry_points = include_str!("peers/traefik.toml")
+                    .replace("{{HTTP}}", &http.to_string())
+                    .replace("{{HTTPS}}", &https.to_string())
+                    .replace("{{ONE_HOST}}", &one_host.to_string())
+                    .replace("{{MANY_HOSTS}}", &many_hosts.to_string());
+                fs::write(
+                    dir.join("traefik.toml"),
+                    entry_points.replace("{{DIR}}", &dir.to_string_lossy()),
                 )?;
             }
             Ok(text)
         })?;
-        proxy.finish([tcp, bulk, http, https], origin.caller.as_ref())
+        let ports = Ports {
+            tcp,
+            bulk,
+            http,
+            https,
+            one_host,
+            many_hosts,
+        };
+        proxy.finish(ports, origin.caller.as_ref())
     }
 
     /// Starts anynode with one published port, whose endpoints change. Also returns its services file.
@@ -150,7 +201,7 @@ impl Program {
             caller: None,
         };
         self.start_with(0, n_descriptors, place, |_, _| Ok(text(addr)))?
-            .finish([addr; 4], None)
+            .finish(Ports::all(addr), None)
     }
 
     fn start_with(
@@ -164,6 +215,8 @@ impl Program {
         let (template, file) = match self.name {
             Name::HaProxy => (include_str!("peers/haproxy.cfg"), "haproxy.cfg"),
             Name::Nginx => (include_str!("peers/nginx.conf"), "nginx.conf"),
+            Name::Envoy => (include_str!("peers/envoy.yaml"), "envoy.yaml"),
+            Name::Traefik => (include_str!("peers/traefik-routes.yaml"), "routes.yaml"),
             Name::Anynode | Name::AnynodeOpaque => match place.caller {
                 None => (include_str!("peers/anynode.yaml"), "services.yaml"),
                 Some(_) => (include_str!("peers/anynode-within.yaml"), "services.yaml"),
@@ -192,6 +245,13 @@ impl Program {
         match self.name {
             Name::HaProxy => command.args(["-db", "-f"]).arg(&config),
             Name::Nginx => command.arg("-p").arg(dir.path()).arg("-c").arg(&config),
+            Name::Envoy => command
+                .args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"])
+                .arg(&config),
+            Name::Traefik => command
+                .arg(format!("--configFile={}", dir.path().join("traefik.toml").display()))
+                // As many workers as the others have.
+                .env("GOMAXPROCS", "1"),
             Name::Anynode | Name::AnynodeOpaque => {
                 command.arg("up").arg("--services").arg(&config);
                 command.arg("--data-dir").arg(dir.path().join("data"));
@@ -250,12 +310,9 @@ struct Starting {
 }
 
 impl Starting {
-    fn finish(
-        mut self,
-        [tcp, bulk, http, https]: [SocketAddr; 4],
-        caller: Option<&Container>,
-    ) -> anyhow::Result<Proxy> {
+    fn finish(mut self, ports: Ports, caller: Option<&Container>) -> anyhow::Result<Proxy> {
         let start = Instant::now();
+        let Ports { tcp, http, .. } = ports;
         let http_path = if tcp == http { 's' } else { 'h' };
         while let Err(error) = ask(caller, tcp, 's').and_then(|()| ask(caller, http, http_path)) {
             let ended = self.child.0.try_wait()?;
@@ -272,15 +329,12 @@ impl Starting {
         let pids = match self.name {
             // The master serves nobody.
             Name::Nginx => machine::children(pid),
-            Name::Anynode | Name::AnynodeOpaque | Name::HaProxy => vec![pid],
+            _ => vec![pid],
         };
         ensure!(!pids.is_empty(), "{:?} has no worker", self.name);
         Ok(Proxy {
             pids,
-            tcp,
-            bulk,
-            http,
-            https,
+            ports,
             config: self.config,
             _child: self.child,
             _dir: self.dir,
@@ -288,16 +342,39 @@ impl Starting {
     }
 }
 
-/// A proxy that serves.
-pub struct Proxy {
-    /// The processes that do its work.
-    pub pids: Vec<u32>,
+/// Where a proxy serves what.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
     pub tcp: SocketAddr,
     /// Also in tcp mode, for bulk.
     pub bulk: SocketAddr,
     pub http: SocketAddr,
     /// HTTP inside TLS.
     pub https: SocketAddr,
+    /// Shared by hosts, of which there is one.
+    pub one_host: SocketAddr,
+    /// Shared by a thousand.
+    pub many_hosts: SocketAddr,
+}
+
+impl Ports {
+    fn all(addr: SocketAddr) -> Ports {
+        Ports {
+            tcp: addr,
+            bulk: addr,
+            http: addr,
+            https: addr,
+            one_host: addr,
+            many_hosts: addr,
+        }
+    }
+}
+
+/// A proxy that serves.
+pub struct Proxy {
+    /// The processes that do its work.
+    pub pids: Vec<u32>,
+    pub ports: Ports,
     pub config: PathBuf,
     // Before its directory.
     _child: Running,

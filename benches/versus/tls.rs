@@ -58,6 +58,8 @@ pub struct Speaks {
     pub authority: String,
     /// Sessions go on, by tickets.
     pub resumes: bool,
+    /// The protocol to be spoken.
+    pub alpn: String,
 }
 
 /// Opens connections.
@@ -79,7 +81,7 @@ impl Opener {
         if !speaks.resumes {
             config.resumption = Resumption::disabled();
         }
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![speaks.alpn.clone().into_bytes()];
         Ok(Opener(Some((TlsConnector::from(Arc::new(config)), speaks.resumes))))
     }
 
@@ -89,6 +91,16 @@ impl Opener {
             return Ok(Stream::Plain(stream));
         };
         let stream = connector.connect(HOST.try_into()?, stream).await?;
+        let (spoken, wanted) = (
+            stream.get_ref().1.alpn_protocol(),
+            &connector.config().alpn_protocols[0],
+        );
+        // Who speaks HTTP/1.1 alone need not say so.
+        ensure!(
+            spoken.map_or(wanted == b"http/1.1", |spoken| spoken == wanted),
+            "another protocol than {:?} was chosen",
+            String::from_utf8_lossy(wanted)
+        );
         let is_resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
         ensure!(
             is_resumed == *resumes || is_first,
