@@ -114,8 +114,8 @@ impl EntryPoint {
         }
     }
 
-    /// Errors: whose the rule is already.
-    pub(super) fn insert(&mut self, service: &ServiceName, route: &RouteSpec) -> Result<(), ServiceName> {
+    /// `service`: its name and number. Errors: whose the rule is already.
+    pub(super) fn insert(&mut self, service: (&ServiceName, u64), route: &RouteSpec) -> Result<(), ServiceName> {
         self.front_of(route).insert(service, route)?;
         match is_named_stream(route) {
             true => self.named_streams.insert(service, route),
@@ -158,16 +158,38 @@ pub struct Front {
     n_by_name: usize,
 }
 
-impl Front {
-    /// The route that takes this request: of those that do, the first by priority.
-    pub fn find(&self, asked: &Asked<'_>) -> Option<&Arc<Routed>> {
-        let hosted = self.by_host.get(asked.host).and_then(|ranked| ranked.find(asked, None));
-        self.others.find(asked, hosted)
+/// The routes that a request to one host may be of.
+#[derive(Debug, Clone, Copy)]
+pub struct Hosted<'a> {
+    its_own: Option<&'a Ranked>,
+    others: &'a Ranked,
+}
+
+impl<'a> Hosted<'a> {
+    /// The route that takes this request, which is to that host: of those that do, the first by priority.
+    pub fn find(self, asked: &Asked<'_>) -> Option<&'a Arc<Routed>> {
+        let best = self.its_own.and_then(|ranked| ranked.find(asked, None));
+        self.others.find(asked, best)
     }
 
-    /// Whether a path decides whose a request to that host is, so that it may not be one that is read in two ways.
-    pub fn asks_for_path(&self, host: &str) -> bool {
-        self.others.asks_for_path() || self.by_host.get(host).is_some_and(Ranked::asks_for_path)
+    /// Whether a path decides whose a request is, so that it may not be one that is read in two ways.
+    pub fn asks_for_path(self) -> bool {
+        self.others.asks_for_path() || self.its_own.is_some_and(Ranked::asks_for_path)
+    }
+}
+
+impl Front {
+    /// `host`: in lower case, without a port.
+    pub fn at(&self, host: &str) -> Hosted<'_> {
+        Hosted {
+            its_own: self.by_host.get(host),
+            others: &self.others,
+        }
+    }
+
+    /// The route that takes this request.
+    pub fn find(&self, asked: &Asked<'_>) -> Option<&Arc<Routed>> {
+        self.at(asked.host).find(asked)
     }
 
     /// Whether a request for that host may be one of any route.
@@ -200,13 +222,15 @@ impl Front {
         self.owners.len()
     }
 
-    /// Errors: whose the rule is already.
-    pub(super) fn insert(&mut self, service: &ServiceName, route: &RouteSpec) -> Result<(), ServiceName> {
+    /// `service`: its name and number. Errors: whose the rule is already.
+    pub(super) fn insert(&mut self, service: (&ServiceName, u64), route: &RouteSpec) -> Result<(), ServiceName> {
         if let Some(owner) = self.owners.get(route.rule.canonical()) {
             return Err(owner.service.clone());
         }
+        let (service, number) = service;
         let routed = Arc::new(Routed {
             service: service.clone(),
+            number,
             route: route.clone(),
         });
         self.owners.insert(route.rule.canonical().into(), routed.clone());
@@ -307,7 +331,7 @@ mod tests {
                 ..EntryPointSpec::new("web".parse().unwrap(), None, 443)
             });
             for (service, rule) in routes {
-                one.insert(&name(service), &route(rule, None)).unwrap();
+                one.insert((&name(service), 0), &route(rule, None)).unwrap();
             }
             one
         };
@@ -336,8 +360,11 @@ mod tests {
         assert!(secure.asks_for_hello() && plain.asks_for_hello() && plain.n_routes() == 4);
         let mut alone = made(false, &[routes[1]]);
         assert!(alone.has_streams() && !alone.asks_for_hello() && made(true, &[routes[1]]).asks_for_hello());
-        alone.insert(&name("db"), &route(routes[0].1, None)).unwrap();
-        assert_eq!(alone.insert(&name("other"), &route(routes[0].1, None)), Err(name("db")));
+        alone.insert((&name("db"), 0), &route(routes[0].1, None)).unwrap();
+        assert_eq!(
+            alone.insert((&name("other"), 0), &route(routes[0].1, None)),
+            Err(name("db"))
+        );
         assert!(alone.asks_for_hello());
         alone.remove(&name("db"), &route(routes[0].1, None));
         assert!(!alone.asks_for_hello());
@@ -346,7 +373,9 @@ mod tests {
         assert_eq!(of(&beside, First::Tls(Some("x.test"))), None);
         // Nor does it hide a name, however early it is asked.
         let mut hiding = made(true, &[routes[0], ("web", "PathPrefix(`/`)")]);
-        hiding.insert(&name("any"), &route(routes[1].1, Some(1_000))).unwrap();
+        hiding
+            .insert((&name("any"), 0), &route(routes[1].1, Some(1_000)))
+            .unwrap();
         assert_eq!(of(&hiding, First::Tls(Some("db.test"))).as_deref(), Some("db"));
         assert_eq!(of(&hiding, First::Tls(Some("x.test"))), None);
         hiding.remove(&name("db"), &route(routes[0].1, None));
@@ -376,7 +405,7 @@ mod tests {
                 Some(1),
             ),
         ] {
-            front.insert(&name(service), &route(rule, priority)).unwrap();
+            front.insert((&name(service), 0), &route(rule, priority)).unwrap();
         }
         for (host, path, expected) in [
             ("shop.test", "/", "shop"),
@@ -390,7 +419,10 @@ mod tests {
         front.remove(&name("all"), &route("PathPrefix(`/`)", None));
         assert_eq!(owner(&front, "other.test", "/"), None);
         assert_eq!(
-            front.insert(&name("b"), &route("PathPrefix(`/api`) && Host(`shop.test`)", Some(9))),
+            front.insert(
+                (&name("b"), 0),
+                &route("PathPrefix(`/api`) && Host(`shop.test`)", Some(9))
+            ),
             Err(name("api"))
         );
         // Whose it is not, he does not take it away.
@@ -424,44 +456,45 @@ mod tests {
     }
 
     proptest! {
-        /// Against asking every route in turn, over routes that come and go.
-        #[test]
-        fn what_is_found_is_what_asking_all_would_find(
-            steps in prop::collection::vec((prop::bool::weighted(0.7), 0..8_usize, any_rule(), prop::option::of(0..40_i64)), 1..48)
-        ) {
-            let mut front = Front::default();
-            let mut all: Vec<Routed> = Vec::new();
-            for (comes, service, rule, priority) in steps {
-                let (service, route) = (name(&format!("s{service}")), route(&rule, priority));
-                let known = all.iter().position(|routed| routed.route.rule.canonical() == route.rule.canonical());
-                match (comes, known) {
-                    (true, None) => {
-                        front.insert(&service, &route).unwrap();
-                        all.push(Routed { service, route });
-                    }
-                    (true, Some(known)) => prop_assert_eq!(front.insert(&service, &route), Err(all[known].service.clone())),
-                    (false, Some(known)) => {
-                        let Routed { service, route } = all.remove(known);
-                        front.remove(&service, &route);
-                    }
-                    (false, None) => front.remove(&service, &route),
-                }
-                prop_assert_eq!(front.len(), all.len());
-                for host in HOSTS {
-                    let may_be_asked = |routed: &&Routed| routed.route.rule.hosts().is_none_or(|hosts| hosts.contains(host));
-                    let by_path = all.iter().filter(may_be_asked).any(|routed| routed.route.rule.asks_for_path());
-                    prop_assert_eq!(front.asks_for_path(host), by_path);
-                }
-                all.sort_by(|one, other| one.rank().cmp(&other.rank()));
-                for (host, path) in HOSTS.iter().flat_map(|host| PATHS.iter().map(move |path| (host, path))) {
-                    let expected = all.iter().find(|routed| routed.route.rule.takes(&asked(host, path)));
-                    prop_assert_eq!(front.find(&asked(host, path)).map(|found| &**found), expected);
-                }
-            }
-            for Routed { service, route } in all.drain(..) {
-                front.remove(&service, &route);
-            }
-            prop_assert!(front.is_empty() && front.by_host.is_empty() && front.others.is_empty());
-        }
-    }
+           /// Against asking every route in turn, over routes that come and go.
+           #[test]
+           fn what_is_found_is_what_asking_all_would_find(
+               steps in prop::collection::vec((prop::bool::weighted(0.7), 0..8_usize, any_rule(), prop::option::of(0..40_i64)), 1..48)
+           ) {
+               let mut front = Front::default();
+               let mut all: Vec<Routed> = Vec::new();
+               for (comes, service, rule, priority) in steps {
+                   let (service, route) = (name(&format!("s{service}")), route(&rule, priority));
+                   let known = all.iter().position(|routed| routed.route.rule.canonical() == route.rule.canonical());
+                   match (comes, known) {
+                       (true, None) => {
+                           front.insert((&service, 0), &route).unwrap();
+                           all.push(Routed {
+    number: 0, service, route });
+                       }
+                       (true, Some(known)) => prop_assert_eq!(front.insert((&service, 0), &route), Err(all[known].service.clone())),
+                       (false, Some(known)) => {
+                           let Routed { service, route, .. } = all.remove(known);
+                           front.remove(&service, &route);
+                       }
+                       (false, None) => front.remove(&service, &route),
+                   }
+                   prop_assert_eq!(front.len(), all.len());
+                   for host in HOSTS {
+                       let may_be_asked = |routed: &&Routed| routed.route.rule.hosts().is_none_or(|hosts| hosts.contains(host));
+                       let by_path = all.iter().filter(may_be_asked).any(|routed| routed.route.rule.asks_for_path());
+                       prop_assert_eq!(front.at(host).asks_for_path(), by_path);
+                   }
+                   all.sort_by(|one, other| one.rank().cmp(&other.rank()));
+                   for (host, path) in HOSTS.iter().flat_map(|host| PATHS.iter().map(move |path| (host, path))) {
+                       let expected = all.iter().find(|routed| routed.route.rule.takes(&asked(host, path)));
+                       prop_assert_eq!(front.find(&asked(host, path)).map(|found| &**found), expected);
+                   }
+               }
+               for Routed { service, route, .. } in all.drain(..) {
+                   front.remove(&service, &route);
+               }
+               prop_assert!(front.is_empty() && front.by_host.is_empty() && front.others.is_empty());
+           }
+       }
 }

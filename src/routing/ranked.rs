@@ -10,10 +10,19 @@ use crate::model::rule::Asked;
 use crate::model::{RouteSpec, ServiceName};
 
 /// A route of an entry point.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Routed {
     pub service: ServiceName,
+    /// By which the table finds the service.
+    pub number: u64,
     pub route: RouteSpec,
+}
+
+/// A service that has gone and come again has another number, and is the same.
+impl PartialEq for Routed {
+    fn eq(&self, other: &Routed) -> bool {
+        self.service == other.service && self.route == other.route
+    }
 }
 
 impl Routed {

@@ -1,17 +1,20 @@
 //! The table itself: services by name, what listens where, VIPs; how the next one is made and how two differ.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::shared_ptr::DefaultSharedPtr;
+use imbl::{GenericHashMap, OrdMap};
 
 use super::endpoint::Endpoint;
 use super::front::EntryPoint;
 use super::inner::InnerNames;
 use super::listen::Listen;
 use super::port_set::PortSet;
+use super::ranked::Routed;
 use super::service::Service;
 use crate::model::{EntryPointName, EntryPointSpec, ServiceName, ServiceSpec, TaskRef};
 
@@ -126,6 +129,10 @@ fn names(names: &[EntryPointName]) -> String {
 pub struct RoutingTable {
     revision: u64,
     services: OrdMap<ServiceName, ServiceRef>,
+    /// The same by their numbers, which routes know: among a thousand names one is found by ten comparisons.
+    numbered: Numbered,
+    /// How many numbers were given so far.
+    n_numbers: u64,
     listens: OrdMap<Listen, Route>,
     /// The ports of `listens`.
     ports: PortSet,
@@ -139,11 +146,37 @@ pub struct RoutingTable {
 
 /// A service in the map; equal only to itself, so that `diff` compares addresses and never contents.
 #[derive(Debug, Clone)]
-struct ServiceRef(Arc<Service>);
+struct ServiceRef {
+    service: Arc<Service>,
+    /// The same for all of its versions, and never given again.
+    number: u64,
+}
 
 impl PartialEq for ServiceRef {
     fn eq(&self, other: &ServiceRef) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.service, &other.service)
+    }
+}
+
+/// Numbers are given in turn: they need no other hash.
+type Numbered = GenericHashMap<u64, Arc<Service>, BuildHasherDefault<AsItIs>, DefaultSharedPtr>;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
     }
 }
 
@@ -208,7 +241,7 @@ impl RoutingTable {
 
     /// In the order of their names.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values().map(|service| &service.0)
+        self.services.values().map(|known| &known.service)
     }
 
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
@@ -217,7 +250,12 @@ impl RoutingTable {
 
     /// By the lower-case text of its name, as DNS has it.
     pub fn service_by_key(&self, key: &str) -> Option<&Arc<Service>> {
-        self.services.get(key).map(|service| &service.0)
+        self.services.get(key).map(|known| &known.service)
+    }
+
+    /// Whose a route is.
+    pub fn service_of(&self, routed: &Routed) -> Option<&Arc<Service>> {
+        self.numbered.get(&routed.number)
     }
 
     pub fn vip_owner(&self, vip: Ipv4Addr) -> Option<&Arc<Service>> {
@@ -246,11 +284,11 @@ impl RoutingTable {
     /// What differs, in the order of names. Costs what differs, not what there is.
     pub fn diff<'a>(before: &'a RoutingTable, after: &'a RoutingTable) -> impl Iterator<Item = ServiceDiff<'a>> {
         before.services.diff(&after.services).map(|item| match item {
-            DiffItem::Add(_, service) => ServiceDiff::Added(&service.0),
-            DiffItem::Remove(_, service) => ServiceDiff::Removed(&service.0),
+            DiffItem::Add(_, known) => ServiceDiff::Added(&known.service),
+            DiffItem::Remove(_, known) => ServiceDiff::Removed(&known.service),
             DiffItem::Update { old, new } => ServiceDiff::Changed {
-                before: &old.1.0,
-                after: &new.1.0,
+                before: &old.1.service,
+                after: &new.1.service,
             },
         })
     }
@@ -287,16 +325,17 @@ impl RoutingTable {
         for change in changes {
             let name = change.name();
             if let Some(before) = table.services.remove(name.key()) {
-                let routes = &before.0.spec().routes;
+                let routes = &before.service.spec().routes;
                 let is_kept = match change {
                     Change::Upsert { spec, .. } => !routes.is_empty() && *routes == spec.routes,
                     Change::Remove(_) => false,
                 };
                 match is_kept {
                     true => drop(kept.insert(name.key())),
-                    false => table.close_routes(before.0.spec()),
+                    false => table.close_routes(before.service.spec()),
                 }
-                table.close(&before.0);
+                table.close(&before.service);
+                table.numbered.remove(&before.number);
             }
         }
         for change in changes {
@@ -305,16 +344,22 @@ impl RoutingTable {
             if let Some(twice) = table.services.get(spec.name.key()).cloned() {
                 // The last word counts where one commit names a service twice.
                 kept.remove(spec.name.key());
-                table.close_routes(twice.0.spec());
-                table.close(&twice.0);
+                table.close_routes(twice.service.spec());
+                table.close(&twice.service);
+                table.numbered.remove(&twice.number);
             }
-            let before = self.services.get(spec.name.key()).map(|service| &*service.0);
-            let service = Arc::new(build(spec.clone(), *vip, before));
+            let before = self.services.get(spec.name.key());
+            let number = before.map(|before| before.number).unwrap_or_else(|| {
+                table.n_numbers += 1;
+                table.n_numbers
+            });
+            let service = Arc::new(build(spec.clone(), *vip, before.map(|before| &*before.service)));
             table.open(&service)?;
             if !kept.contains(spec.name.key()) {
-                table.open_routes(spec)?;
+                table.open_routes(spec, number)?;
             }
-            table.services.insert(spec.name.clone(), ServiceRef(service));
+            table.numbered.insert(number, service.clone());
+            table.services.insert(spec.name.clone(), ServiceRef { service, number });
         }
         let changed: Vec<u16> = RoutingTable::diff_listens(self, &table)
             .map(|(listen, ..)| listen.port)
@@ -440,10 +485,10 @@ impl RoutingTable {
     }
 
     /// Routes for entry points that this node does not have are served nowhere here: `unserved` says so.
-    fn open_routes(&mut self, spec: &ServiceSpec) -> Result<(), TableError> {
+    fn open_routes(&mut self, spec: &ServiceSpec, number: u64) -> Result<(), TableError> {
         for route in &spec.routes {
             for entry_point in self.entry_points.iter_mut().filter(|known| known.spec().takes(route)) {
-                let inserted = entry_point.insert(&spec.name, route);
+                let inserted = entry_point.insert((&spec.name, number), route);
                 inserted.map_err(|owner| TableError::RuleTaken {
                     service: spec.name.clone(),
                     rule: route.rule.to_string(),

@@ -62,9 +62,13 @@ impl<C: Client> Server<'_, C> {
             return Ok(Found::Instead(Instead::Elsewhere(location)));
         }
         let front = entry_point.front();
-        let key = RouteKey::of(head, self.asks_for_others, |host| front.asks_for_path(host))?;
-        let found = front.find(&key.asked(self.from.ip().to_canonical()));
-        let found = found.and_then(|routed| Some((table.service(&routed.service)?.clone(), &routed.route)));
+        let mut hosted = front.at("");
+        let key = RouteKey::of(head, self.asks_for_others, |host| {
+            hosted = front.at(host);
+            hosted.asks_for_path()
+        })?;
+        let found = hosted.find(&key.asked(self.from.ip().to_canonical()));
+        let found = found.and_then(|routed| Some((table.service_of(routed)?.clone(), &routed.route)));
         Ok(match found {
             None => Found::Nobody,
             Some((service, route)) if route.is_closed => Found::Instead(Instead::Closed(service)),

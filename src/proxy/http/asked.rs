@@ -20,8 +20,8 @@ pub struct RouteKey<'h, 'b> {
 }
 
 impl<'h, 'b> RouteKey<'h, 'b> {
-    /// `asks_for_path`: whether any route for that host, in lower case and without a port, looks at it. `is_trusted`: whether
-    /// forwarding fields of who has sent it are believed.
+    /// `asks_for_path`: whether any route for that host, in lower case and without a port, looks at it; it is always asked.
+    /// `is_trusted`: whether forwarding fields of who has sent it are believed.
     ///
     /// Errors: `Refusal::AmbiguousPath`, where one does: dot segments, two slashes in front, encoded slashes, backslashes and
     /// control characters, and what is no encoding at all.
@@ -33,10 +33,10 @@ impl<'h, 'b> RouteKey<'h, 'b> {
         let host = plain_host(head.host.unwrap_or_default());
         let target = head.path_and_query();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let path = match path.is_empty() {
-            true => Cow::Borrowed(&b"/"[..]),
-            false if asks_for_path(&host) => plain_path(path)?,
-            false => Cow::Borrowed(path.as_bytes()),
+        let path = match (asks_for_path(&host), path.is_empty()) {
+            (_, true) => Cow::Borrowed(&b"/"[..]),
+            (true, false) => plain_path(path)?,
+            (false, false) => Cow::Borrowed(path.as_bytes()),
         };
         Ok(RouteKey {
             host,
@@ -95,10 +95,14 @@ pub fn https_location(head: &RequestHead<'_, '_>, local: IpAddr, port: u16) -> S
 
 /// Without its port and a dot at its end, in lower case.
 fn plain_host(authority: &str) -> Cow<'_, str> {
-    let end = match authority.rfind(']') {
-        Some(bracket) => bracket + 1,
-        None => authority.find(':').unwrap_or(authority.len()),
+    let bytes = authority.as_bytes();
+    // Short, and an address in brackets is rare: no search of words pays.
+    let in_brackets = match bytes.first() {
+        Some(b'[') => bytes.iter().rposition(|byte| *byte == b']').map(|bracket| bracket + 1),
+        _ => None,
     };
+    let port = || bytes.iter().position(|byte| *byte == b':');
+    let end = in_brackets.or_else(port).unwrap_or(bytes.len());
     let host = &authority[..end];
     let host = host.strip_suffix('.').unwrap_or(host);
     match host.bytes().any(|b| b.is_ascii_uppercase()) {
