@@ -7,6 +7,7 @@ mod admin;
 mod agent;
 mod api;
 mod balance;
+mod changes;
 mod churn;
 mod cli;
 mod crowded;

@@ -13,13 +13,13 @@ use crate::cli::anynode;
 use crate::harness::{Origin, dial, free_port, read_head, read_to_end, wait_until};
 
 /// Whom the tests' clients believe.
-struct Authority {
+pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub fn new(name: &str) -> Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -32,7 +32,7 @@ impl Authority {
     }
 
     /// A certificate of these names and its key, as PEM, `days` from now on good.
-    fn issue(&self, names: &[&str], days: i64) -> (String, String) {
+    pub fn issue(&self, names: &[&str], days: i64) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -44,12 +44,12 @@ impl Authority {
 }
 
 /// A node with `web`, which sends clients to `websecure`, which ends TLS.
-struct Node {
+pub struct Node {
     child: Child,
     web: SocketAddr,
-    secure: SocketAddr,
+    pub secure: SocketAddr,
     admin: SocketAddr,
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl Drop for Node {
@@ -59,19 +59,19 @@ impl Drop for Node {
     }
 }
 
-fn local(port: u16) -> SocketAddr {
+pub fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
 /// What else there is to configure; `DIR` is the node's directory.
-struct Options<'a> {
+pub struct Options<'a> {
     tls: &'a str,
     more: &'a str,
 }
 
 impl Node {
     /// `pairs`: names of files `NAME.pem` and `NAME.key`, which `write` makes in the directory first.
-    fn start(services: &str, options: Options<'_>, pairs: &[&str], write: impl FnOnce(&Path)) -> Node {
+    pub fn start(services: &str, options: Options<'_>, pairs: &[&str], write: impl FnOnce(&Path)) -> Node {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path());
         let (web, secure, admin) = (local(free_port()), local(free_port()), local(free_port()));
@@ -118,7 +118,7 @@ impl Node {
         run
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -133,7 +133,7 @@ impl Node {
         self.admin("/readyz")
     }
 
-    fn metric(&self, series: &str) -> u64 {
+    pub fn metric(&self, series: &str) -> u64 {
         let text = self.admin("/metrics");
         let line = text.lines().find(|line| line.starts_with(series));
         line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
@@ -192,7 +192,7 @@ impl Node {
 }
 
 /// An endpoint that answers with what it was asked.
-fn mirror() -> Origin {
+pub fn mirror() -> Origin {
     Origin::start(|mut stream| {
         while let Some(head) = read_head(&mut stream) {
             let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
@@ -210,12 +210,12 @@ fn services(origin: &Origin) -> String {
     )
 }
 
-fn write_pair(dir: &Path, name: &str, (certificate, key): &(String, String)) {
+pub fn write_pair(dir: &Path, name: &str, (certificate, key): &(String, String)) {
     std::fs::write(dir.join(format!("{name}.pem")), certificate).unwrap();
     std::fs::write(dir.join(format!("{name}.key")), key).unwrap();
 }
 
-const ON: Options<'_> = Options { tls: "true", more: "" };
+pub const ON: Options<'_> = Options { tls: "true", more: "" };
 
 #[test]
 fn who_asks_by_https_is_answered_with_the_certificate_of_the_host() {
@@ -355,7 +355,7 @@ fn first_pem(text: &str) -> Vec<String> {
 }
 
 /// Says that it is over, however it ends.
-struct Over<'a>(&'a AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
