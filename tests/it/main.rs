@@ -39,6 +39,7 @@ mod rounds;
 mod scale;
 mod security;
 mod silence;
+mod slow;
 mod sni;
 mod store;
 mod streams;

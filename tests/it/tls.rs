@@ -14,7 +14,7 @@ use crate::harness::{Origin, dial, free_port, read_head, read_to_end, wait_until
 
 /// Whom the tests' clients believe.
 pub struct Authority {
-    pem: String,
+    pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -158,7 +158,7 @@ impl Node {
         curl.output().unwrap()
     }
 
-    fn body(&self, host: &str, path: &str, more: &[&str]) -> String {
+    pub fn body(&self, host: &str, path: &str, more: &[&str]) -> String {
         let out = self.curl(host, path, more);
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success(), "{said}{}", String::from_utf8_lossy(&out.stderr));
