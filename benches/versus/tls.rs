@@ -9,6 +9,8 @@ use std::task::{Context, Poll};
 use anyhow::ensure;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite::TLS13_AES_256_GCM_SHA384;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
@@ -73,7 +75,11 @@ impl Opener {
         };
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(speaks.authority.as_bytes())?)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        // One suite for all, whichever they would choose.
+        let provider = Arc::new(CryptoProvider {
+            cipher_suites: vec![TLS13_AES_256_GCM_SHA384],
+            ..rustls::crypto::ring::default_provider()
+        });
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)

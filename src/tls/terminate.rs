@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite as suite};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite};
 
 use super::acme::Acme;
 use super::certificates::{Certificates, Resolver, Sign, Warned, now};
@@ -20,6 +22,19 @@ use super::challenges::{ACME_TLS, Challenges};
 use super::policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 use super::tickets::{Secret, Tickets};
 use crate::model::EntryPointName;
+
+/// What is spoken, the first that the client has too. AES-128 first: it is as safe as the keys that are agreed on, and costs less.
+const SUITES: [SupportedCipherSuite; 9] = [
+    suite::TLS13_AES_128_GCM_SHA256,
+    suite::TLS13_AES_256_GCM_SHA384,
+    suite::TLS13_CHACHA20_POLY1305_SHA256,
+    suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
 
 /// All entry points of a node that end TLS.
 #[derive(Debug)]
@@ -259,7 +274,10 @@ impl Terminator {
 
     fn build(&self) -> Result<Configs, String> {
         let policy = &self.policy;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(CryptoProvider {
+            cipher_suites: SUITES.to_vec(),
+            ..ring::default_provider()
+        });
         let versions: &[_] = match policy.min_version {
             MinVersion::Tls12 => &[&TLS13, &TLS12],
             MinVersion::Tls13 => &[&TLS13],
@@ -279,6 +297,8 @@ impl Terminator {
             challenges: self.challenges.clone(),
         }));
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        // Otherwise whoever calls says which of them is used.
+        config.ignore_client_order = true;
         if policy.client_auth == ClientAuth::None {
             // A ticket is worth what was asked when it was given.
             let asked = format!("{} {}", policy.entry_point, policy.min_version.as_str());
@@ -318,7 +338,7 @@ impl Terminator {
         if roots.is_empty() {
             return Err(wrong("expected certificates of authorities in PEM"));
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(ring::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
         let builder = match is_required {
             true => builder,
