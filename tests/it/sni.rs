@@ -384,6 +384,39 @@ fn a_plain_port_tells_names_apart_and_waits_for_none_where_all_are_one_services(
 }
 
 /// The same hello in records of `n` bytes of the message.
+/// A browser takes a connection for each name that its certificate is for. Told that it may not, it asks again by another.
+#[test]
+fn a_name_that_needs_a_connection_of_its_own_is_misdirected_on_anothers() {
+    let (database, web) = (tls_origin(&Pair::of(&["db.test"]), "db"), web_origin());
+    let services = file(&[
+        entry("db", "route: HostSNI(`db.test`)\ntls: passthrough", &[&database]),
+        entry("web", "route: Host(`web.test`)", &[&web]),
+    ]);
+    let node = Node::start(&services, "");
+    for version in ["--http1.1", "--http2"] {
+        let asked = |host: &str| {
+            let out = Command::new("curl")
+                .args(["-sk", version, "--max-time", "20", "-w", "%{http_code}", "--resolve"])
+                .arg(format!("web.test:{}:127.0.0.1", node.secure.port()))
+                .args(["-H", &format!("Host: {host}")])
+                .arg(format!("https://web.test:{}/", node.secure.port()))
+                .output()
+                .unwrap();
+            String::from_utf8(out.stdout).unwrap()
+        };
+        assert!(asked("web.test").ends_with("200"), "{}", asked("web.test"));
+        let said = asked("db.test");
+        assert!(
+            said.ends_with("421") && said.contains("connection of its own"),
+            "{said}"
+        );
+        assert!(asked("nobody.test").ends_with("404"));
+        // In the clear no connection is told apart by name.
+        let said = node.http("db.test");
+        assert!(said.starts_with("HTTP/1.1 404"), "{said}");
+    }
+}
+
 fn in_records(hello: &[u8], n: usize) -> Vec<u8> {
     let mut message = Vec::new();
     let mut rest = hello;

@@ -53,6 +53,14 @@ impl<C: Client> Server<'_, C> {
             .await
     }
 
+    /// Browsers ask again, by a connection of their own to that name (RFC 9110, 15.5.20).
+    pub(super) async fn say_misdirected(&mut self, meta: &RequestMeta) -> Result<(), CloseReason> {
+        let entry_point = self.connection.service().clone();
+        let text = format!("{}: this name needs a connection of its own", entry_point.name());
+        self.fail(&entry_point, 421, text, meta, meta.framing == Framing::None)
+            .await
+    }
+
     pub(super) async fn say_challenge(&mut self, answer: &str, meta: &RequestMeta) -> Result<(), CloseReason> {
         self.connection.service().stats().add_request(200);
         let mut out = Buffer::default();

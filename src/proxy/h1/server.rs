@@ -61,6 +61,9 @@ pub(super) enum Instead {
     Elsewhere(Box<str>),
     /// An authority asks whether a name is ours.
     Challenge(Arc<str>),
+    /// Its host is that of a service whose connections are told apart by name, before there are requests: the client has taken a
+    /// connection for it that is another's, as browsers do where one certificate is for both.
+    Misdirected,
     /// Its route lets nobody through.
     Closed(Arc<Service>),
 }

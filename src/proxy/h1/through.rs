@@ -48,6 +48,7 @@ impl<C: Client> Server<'_, C> {
                         self.say_elsewhere(&location, true, &meta).await
                     }
                     Some(Instead::Challenge(answer)) => self.say_challenge(&answer, &meta).await,
+                    Some(Instead::Misdirected) => self.say_misdirected(&meta).await,
                     Some(Instead::Closed(service)) => {
                         let text = format!(
                             "service {}: this route is closed: anynode status says why",

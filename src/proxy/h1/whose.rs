@@ -12,7 +12,7 @@ use crate::model::{Balance, HashKey, ServiceSpec};
 use crate::proxy::balancer::Wish;
 use crate::proxy::http::{Refusal, RequestHead, RouteKey, filter_request, https_location, https_place};
 use crate::proxy::wire::Client;
-use crate::routing::{Asker, Listen, Mark, Service};
+use crate::routing::{Asker, First, Listen, Mark, Service};
 
 use super::server::{Entry, Instead, Server, is_trusted};
 
@@ -70,7 +70,14 @@ impl<C: Client> Server<'_, C> {
         let found = hosted.find(&key.asked(self.from.ip().to_canonical()));
         let found = found.and_then(|routed| Some((table.service_of(routed)?.clone(), &routed.route)));
         Ok(match found {
-            None => Found::Nobody,
+            None => {
+                let ip = self.from.ip().to_canonical();
+                let is_elsewhere = |host| entry_point.find_stream(First::Tls(Some(host)), ip).is_some();
+                match entry_point.spec().is_tls && is_elsewhere(key.host()) {
+                    true => Found::Instead(Instead::Misdirected),
+                    false => Found::Nobody,
+                }
+            }
             Some((service, route)) if route.is_closed => Found::Instead(Instead::Closed(service)),
             Some((service, route)) => Found::Service(service, route.target, route.filters.clone()),
         })
