@@ -20,8 +20,8 @@ use crate::model::Mode;
 use crate::places::Table;
 use crate::proxy::PortState;
 use crate::routing::{
-    BytePath, CloseReason, Direction, Endpoint, EndpointState, HttpCode, RetryOutcome, RoutingTable, Service,
-    ServiceState, ServiceStats,
+    BytePath, CloseReason, Direction, Endpoint, EndpointState, HttpCode, RequestRefusal, RetryOutcome, RoutingTable,
+    Service, ServiceState, ServiceStats,
 };
 use crate::source::SourceHealth;
 use crate::source::swarm::Way;
@@ -795,6 +795,18 @@ fn write_requests(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     );
     for one in all {
         family.histogram(&[("service", one.name())], &one.state.stats.request_ttfb);
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_requests_denied",
+        "HTTP requests that were answered in the place of an endpoint by what is asked of them on the way, by reason.",
+    );
+    for one in all {
+        for refusal in RequestRefusal::ALL {
+            let labels = [("service", one.name()), ("reason", refusal.as_str())];
+            sample_if_any(&mut family, &labels, one.state.stats.refusal_count(refusal));
+        }
     }
     let mut family = Family::new(
         out,

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::InvalidValue;
 use super::balance::is_token;
+use super::guards::Guards;
 
 /// Done in this order, each where it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,6 +17,8 @@ pub struct Filters {
     pub allow: Option<Arc<[IpNet]>>,
     /// Clients that speak no TLS are sent to it.
     pub to_https: Option<ToHttps>,
+    /// What is asked of requests besides. `None`: nothing.
+    pub guards: Option<Arc<Guards>>,
     /// The first of these that a path begins with is taken off it.
     pub strip_prefix: Arc<[PathText]>,
     /// Comes in the place of the path.

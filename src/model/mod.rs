@@ -8,6 +8,7 @@ mod balance;
 mod cluster;
 pub mod exec;
 pub mod filters;
+pub mod guards;
 pub mod labels;
 mod one_mode;
 pub mod proxy_protocol;

@@ -167,6 +167,7 @@ async fn shake_hands(
                 status: 400,
                 text: "this port speaks TLS: ask by https",
                 keep_alive: false,
+                field: "",
                 to_head: false,
             };
             let mut out = Vec::new();

@@ -1,6 +1,7 @@
 //! The data plane: listeners, connections, bytes. It knows the routing table and nothing of who made it.
 
 mod announced;
+mod auth;
 mod balancer;
 mod config;
 mod core;
@@ -70,6 +71,7 @@ struct Shared {
     tls: Option<Arc<Terminators>>,
     lending: Lending,
     outside: Arc<Outside>,
+    passwords: auth::Checker,
     /// What goes from inside namespaces to no service of ours is counted by it.
     outgoing: Arc<Service>,
 }
@@ -190,7 +192,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers. Errors: a thread or its runtime cannot be made.
+    /// Starts the workers. Errors: a thread or its runtime cannot be made, or the system has no random numbers.
     pub fn start(config: ProxyConfig, table: Arc<TableHandle>, beside: Beside) -> std::io::Result<Proxy> {
         let open: Arc<OpenConnections> = Arc::default();
         let shared = Arc::new(Shared {
@@ -199,6 +201,7 @@ impl Proxy {
             ports: Arc::new(Ports::new(beside.are_vips_off)),
             outside: Arc::new(Outside::new(open.clone())),
             open,
+            passwords: auth::Checker::new()?,
             dialer: beside.dialer,
             takeover: beside.takeover,
             tls: beside.tls,

@@ -8,6 +8,7 @@
 //! `ServiceState`, which the next table takes over. Not here: who makes tables (`source`), the policy of choosing
 //! (`proxy::balancer`), sockets.
 
+mod bounded;
 mod endpoint;
 mod front;
 mod gate;
@@ -16,6 +17,7 @@ mod inner;
 mod listen;
 mod lookout;
 mod marks;
+mod pace;
 mod picks;
 mod port_set;
 mod ranked;
@@ -30,6 +32,7 @@ mod table;
 mod vip;
 mod waiters;
 
+pub use bounded::{Bounded, ClientKey};
 pub use endpoint::{Asker, Endpoint, EndpointId, EndpointState, Outcome};
 pub use front::{EntryPoint, First, Front};
 pub use gate::{Gate, GatePlace};
@@ -38,6 +41,7 @@ pub use inner::InnerNames;
 pub use listen::Listen;
 pub use lookout::{Lookout, Lookouts, Turn};
 pub use marks::Mark;
+pub use pace::{Pace, Paced};
 pub use picks::Picks;
 pub use ranked::Routed;
 pub use ranks::stable_hash;
@@ -45,6 +49,6 @@ pub use retry_budget::RetryBudget;
 pub use said::Said;
 pub use service::Service;
 pub use state::{HealthNews, ServiceState};
-pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RetryOutcome, ServiceStats};
+pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RequestRefusal, RetryOutcome, ServiceStats};
 pub use table::{Change, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
 pub use vip::{VipPool, VipPoolError};

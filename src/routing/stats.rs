@@ -214,6 +214,37 @@ impl RetryOutcome {
     }
 }
 
+/// Why a request was answered by a guard of its route or service, in the place of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RequestRefusal {
+    /// A name and a password are asked for, and none were said.
+    NoPassword,
+    /// The password could not be tried: too many others are to be.
+    PasswordBusy,
+    /// The client has said too many wrong passwords.
+    PasswordGuesses,
+    WrongPassword,
+}
+
+impl RequestRefusal {
+    pub const ALL: [RequestRefusal; 4] = [
+        RequestRefusal::NoPassword,
+        RequestRefusal::PasswordBusy,
+        RequestRefusal::PasswordGuesses,
+        RequestRefusal::WrongPassword,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RequestRefusal::NoPassword => "no_password",
+            RequestRefusal::PasswordBusy => "password_busy",
+            RequestRefusal::PasswordGuesses => "password_guesses",
+            RequestRefusal::WrongPassword => "wrong_password",
+        }
+    }
+}
+
 /// Everything counted about one service. Relaxed atomics: each is right by itself, a scrape is no snapshot.
 #[derive(Debug, Default)]
 pub struct ServiceStats {
@@ -226,6 +257,7 @@ pub struct ServiceStats {
     bytes: [[AtomicU64; BytePath::ALL.len()]; Direction::ALL.len()],
     requests: [AtomicU64; HttpCode::ALL.len()],
     retries: [AtomicU64; RetryOutcome::ALL.len()],
+    refusals: [AtomicU64; RequestRefusal::ALL.len()],
     /// Times that no endpoint was healthy and all were used.
     pub panic_picks: AtomicU64,
     /// Times that an endpoint began to rest, and that one came back from it.
@@ -274,6 +306,14 @@ impl ServiceStats {
 
     pub fn request_count(&self, code: HttpCode) -> u64 {
         self.requests[code as usize].load(Relaxed)
+    }
+
+    pub fn add_refusal(&self, refusal: RequestRefusal) {
+        self.refusals[refusal as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn refusal_count(&self, refusal: RequestRefusal) -> u64 {
+        self.refusals[refusal as usize].load(Relaxed)
     }
 
     pub fn add_retry(&self, outcome: RetryOutcome) {
@@ -341,6 +381,9 @@ mod tests {
         let mut names: Vec<_> = CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
         names.dedup();
         assert_eq!(names.len(), CloseReason::ALL.len());
+        for (i, refusal) in RequestRefusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal as usize, i);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod front;
 mod gone;
 mod gotemplate;
 mod grpc;
+mod guards;
 mod h2;
 mod handoff;
 mod harness;

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::names::{FILTERS, REQUEST_HEADER, RESPONSE_HEADER, is_field, is_filter};
+use super::names::{
+    BASIC_AUTH, FILTERS, REALM, REMOVE_HEADER, REQUEST_HEADER, RESPONSE_HEADER, USER_HEADER, is_field, is_filter,
+};
 use super::reader::Reader;
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
+use crate::model::guards::{BasicAuth, Guards, Users};
 use crate::model::{InvalidValue, Mode, ServiceSpec};
 
 impl Reader<'_> {
@@ -25,11 +28,45 @@ impl Reader<'_> {
             let prefixes: Result<Vec<_>, InvalidValue> = text.split(',').map(|text| text.trim().parse()).collect();
             prefixes.map(|prefixes| filters.strip_prefix = prefixes.into())
         });
+        filters.guards = self.guards();
         self.set_some(replace_path, &mut filters.replace_path);
         self.set_some(add_prefix, &mut filters.add_prefix);
         filters.request_fields = self.edits(REQUEST_HEADER);
         filters.response_fields = self.edits(RESPONSE_HEADER);
         (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    fn guards(&mut self) -> Option<Arc<Guards>> {
+        let guards = Guards {
+            auth: self.basic_auth(),
+        };
+        guards.into_some()
+    }
+
+    fn basic_auth(&mut self) -> Option<Arc<BasicAuth>> {
+        let mut auth = None;
+        self.read(BASIC_AUTH, |text| {
+            Users::of_text(text).map(|users| auth = Some(BasicAuth::new(users)))
+        });
+        self.go_with(BASIC_AUTH, &[REALM, USER_HEADER, REMOVE_HEADER]);
+        let mut auth = auth?;
+        self.set(REALM, &mut auth.realm);
+        self.set_some(USER_HEADER, &mut auth.user_field);
+        self.flag(REMOVE_HEADER, &mut auth.removes_field);
+        Some(Arc::new(auth))
+    }
+
+    /// Refuses those that mean something only beside `label`.
+    fn go_with(&mut self, label: &str, others: &[&str]) {
+        for other in others {
+            if let Some(value) = self.labels.get(*other)
+                && !self.labels.contains_key(label)
+            {
+                self.faults
+                    .push(format!("label {other}={value}: expected {label} beside it"));
+                self.wrong.insert((*other).to_owned());
+            }
+        }
     }
 
     /// Fields by the names that follow `prefix`: no value takes one away.

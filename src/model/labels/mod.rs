@@ -11,10 +11,11 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
-pub use names::{DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours};
+pub use names::{BASIC_AUTH, DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours, shown};
 
 use self::names::{HASH, hint, is_field, named_route};
 use self::reader::Reader;
+use super::guards::Users;
 use super::{AtOdds, InvalidValue, Mode, OneMode, RoutePart, RouteSpec, ServiceName, ServiceSpec, Weight, traefik};
 
 /// What labels say beside the spec itself.
@@ -36,9 +37,13 @@ pub fn meant<'a>(all: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> BTree
     let is_traefiks = traefik::is_enabled(all.clone());
     all.filter(|(label, _)| is_ours(label) || (is_traefiks && traefik::is_label(label)))
         .map(|(label, value)| {
-            // Passwords are no affair of other nodes: a route that asks for one is closed.
-            let value = if traefik::is_secret(label) { "" } else { value };
-            (label.to_owned(), value.to_owned())
+            // Passwords are no affair of other nodes, but for hashes that are asked for: what else stands there closes the route.
+            let value = match label {
+                _ if label == BASIC_AUTH || traefik::is_of_users(label) => Users::without_secrets(value),
+                _ if traefik::is_secret(label) => String::new(),
+                _ => value.to_owned(),
+            };
+            (label.to_owned(), value)
         })
         .collect()
 }
@@ -220,9 +225,11 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             ));
         } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() && !is_field(label)
         {
-            reader
-                .faults
-                .push(format!("label {label}={value}: no such option{}", hint(label)));
+            reader.faults.push(format!(
+                "label {label}={}: no such option{}",
+                shown(label, value),
+                hint(label)
+            ));
         }
     }
     Labels {

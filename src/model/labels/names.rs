@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 45] = [
+pub const KNOWN: [&str; 49] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -12,6 +12,10 @@ pub const KNOWN: [&str; 45] = [
     "anynode.slow-start",
     "anynode.allow",
     "anynode.https-only",
+    BASIC_AUTH,
+    REALM,
+    USER_HEADER,
+    REMOVE_HEADER,
     "anynode.strip-prefix",
     "anynode.replace-path",
     "anynode.add-prefix",
@@ -90,6 +94,26 @@ pub(super) const ROUTE_OPTIONS: [RoutePart; 6] = [
 /// The port that tasks listen on for them.
 pub const PORT: &str = "anynode.port";
 
+/// Users and hashes of their passwords: no value of it is shown.
+pub const BASIC_AUTH: &str = "anynode.basic-auth";
+pub(super) const REALM: &str = "anynode.basic-auth.realm";
+pub(super) const USER_HEADER: &str = "anynode.basic-auth.user-header";
+pub(super) const REMOVE_HEADER: &str = "anynode.basic-auth.remove-header";
+
+/// What is asked of requests besides.
+const GUARDS: [&str; 4] = [BASIC_AUTH, REALM, USER_HEADER, REMOVE_HEADER];
+
+/// A value as it may be shown: not where it may be a password, or the hash of one, also under a name that is misspelled.
+pub fn shown<'a>(label: &str, value: &'a str) -> &'a str {
+    let label = label.to_ascii_lowercase();
+    let is_like_users = label.contains("auth") && !matches!(&*label, REALM | USER_HEADER | REMOVE_HEADER);
+    let is_like_hash = ["$apr1$", "$2", "{SHA}"].iter().any(|begin| value.contains(begin));
+    match is_like_users || is_like_hash {
+        true => "(not shown)",
+        false => value,
+    }
+}
+
 /// What is done to requests, in the order in which it is.
 pub(super) const FILTERS: [&str; 5] = [
     "anynode.allow",
@@ -105,7 +129,7 @@ pub(super) const RESPONSE_HEADER: &str = "anynode.response-header.";
 
 /// Whether a label says what is done to requests or answers.
 pub(super) fn is_filter(label: &str) -> bool {
-    FILTERS.contains(&label) || is_field(label)
+    FILTERS.contains(&label) || GUARDS.contains(&label) || is_field(label)
 }
 
 /// Whether it is of a header, whose name it has.

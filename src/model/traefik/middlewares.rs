@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::guards;
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::InvalidValue;
 use crate::model::filters::{FieldEdit, Filters, ToHttps, network};
+use crate::model::guards::Guards;
 
 /// Those of one router, one after the other.
 #[derive(Default)]
@@ -12,6 +14,7 @@ pub(super) struct Chain {
     filters: Filters,
     request_fields: Vec<FieldEdit>,
     response_fields: Vec<FieldEdit>,
+    guards: Guards,
     /// How far the order has come in which ours are done.
     step: Step,
     n_taken: usize,
@@ -35,6 +38,7 @@ impl Chain {
         let filters = Filters {
             request_fields: self.request_fields.into(),
             response_fields: self.response_fields.into(),
+            guards: self.guards.into_some(),
             ..self.filters
         };
         (!filters.is_empty()).then(|| Arc::new(filters))
@@ -114,6 +118,8 @@ impl Chain {
         match kind {
             "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
             "headers" => self.take_headers(options)?,
+            "basicauth" if self.guards.auth.is_some() => return Err(once()),
+            "basicauth" => self.guards.auth = Some(Arc::new(guards::basic_auth(options)?)),
             _ => {
                 for (option, label) in options {
                     self.take_option(option, label)
@@ -274,7 +280,11 @@ fn to_https(options: &Options<'_>) -> Result<ToHttps, String> {
     }
 }
 
-fn no_counterpart(label: &Label<'_>) -> String {
+fn once() -> String {
+    "has no counterpart behind another of its kind: expected one".to_owned()
+}
+
+pub(super) fn no_counterpart(label: &Label<'_>) -> String {
     format!("has no counterpart yet for {}", label.key)
 }
 
@@ -282,8 +292,9 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 8] = [
     "addprefix",
+    "basicauth",
     "headers",
     "ipallowlist",
     "ipwhitelist",
@@ -291,8 +302,7 @@ const KINDS: [&str; 7] = [
     "replacepath",
     "stripprefix",
 ];
-const NOT_YET: [&str; 15] = [
-    "basicauth",
+const NOT_YET: [&str; 14] = [
     "buffering",
     "circuitbreaker",
     "compress",

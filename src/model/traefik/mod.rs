@@ -3,6 +3,7 @@
 //! requests by another route. Not here: whether
 //! they are read at all (`labels.traefik` in the configuration), our own labels (`model::labels`).
 
+mod guards;
 mod middlewares;
 mod routers;
 mod services;
@@ -11,7 +12,7 @@ mod tree;
 
 use std::collections::BTreeMap;
 
-use self::tree::Tree;
+use self::tree::{Tree, is_list};
 use super::{Balance, HealthCheck, Mode, ProxyProtocol, RouteSpec, Scheme, ServiceSpec, Sticky};
 
 /// What Traefik's labels of one service say.
@@ -45,12 +46,22 @@ pub fn is_secret(label: &str) -> bool {
     let parts: Vec<String> = label.splitn(6, '.').map(str::to_ascii_lowercase).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match parts.as_slice() {
+        ["traefik", "http", "middlewares", _, "basicauth", option] => {
+            !is_list(option, "users") && !["headerfield", "realm", "removeheader"].contains(option)
+        }
         ["traefik", "http", "middlewares", _, kind, ..] => {
             ["basicauth", "digestauth", "forwardauth", "plugin"].contains(kind)
         }
         ["traefik", "http", section, ..] => section.starts_with("middleware") && *section != "middlewares",
         _ => false,
     }
+}
+
+/// Whether a label's value is users and hashes of their passwords.
+pub fn is_of_users(label: &str) -> bool {
+    let parts: Vec<String> = label.splitn(6, '.').map(str::to_ascii_lowercase).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    matches!(parts.as_slice(), ["traefik", "http", "middlewares", _, "basicauth", option] if is_list(option, "users"))
 }
 
 /// Whether they ask for a route, if they are read.

@@ -661,10 +661,36 @@ fn what_a_middleware_is_called_hides_nothing_of_what_it_does() {
         "lan.ipAllowList.sourceRange=10.0.0.0/8",
     ]);
     assert!(
-        faults[0].contains("pw (basicauth) has no counterpart yet"),
+        faults[0].contains("pw (basicauth) has users: user u: expected a hash as htpasswd"),
         "{faults:?}"
     );
     assert!(meant.values().all(|value| !value.contains("secret")), "{meant:?}");
+    let (filters, faults, _) = faults_of(&[
+        "auth.chain.middlewares=lan,pw",
+        "pw.basicAuth.users=u:$apr1$H6uskkkW$IgXLP6ewTrSuBkTrqE8wj/, v:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=",
+        "pw.basicAuth.removeHeader=true",
+        "pw.basicAuth.headerField=X-WebAuth-User",
+        "lan.ipAllowList.sourceRange=10.0.0.0/8",
+    ]);
+    assert!(faults.is_empty(), "{faults:?}");
+    let auth = filters.unwrap().guards.clone().unwrap().auth.clone().unwrap();
+    assert_eq!((auth.users.iter().len(), auth.realm.as_str()), (2, "traefik"));
+    assert!(auth.removes_field && auth.user_field.is_some());
+    for (wrong, expected) in [
+        ("pw.basicAuth.usersFile=/hidden", "has users: expected users"),
+        (
+            "pw.basicAuth.users=hidden",
+            "has users: user number 1: expected name:hash",
+        ),
+        ("pw.digestAuth.users=hidden", "has no counterpart yet"),
+    ] {
+        let (_, faults, meant) = faults_of(&["auth.chain.middlewares=pw", wrong]);
+        assert!(faults[0].contains(expected), "{faults:?}");
+        assert!(
+            !format!("{faults:?}{meant:?}").contains("hidden"),
+            "{faults:?} {meant:?}"
+        );
+    }
     let (filters, ..) = faults_of(&["auth.chain.middlewares=lan", "lan.ipAllowList.sourceRange=10.0.0.0/8"]);
     assert!(!filters.unwrap().lets_in("192.0.2.1".parse().unwrap()));
     let (filters, ..) = faults_of(&["auth.headers.customRequestHeaders.Authorization=Basic x"]);
@@ -675,6 +701,8 @@ fn what_a_middleware_is_called_hides_nothing_of_what_it_does() {
     for label in [
         "traefik.http.middleware.x.basicauth.users",
         "Traefik.HTTP.Middlewares.X.plugin.a.b",
+        "traefik.http.middlewares.x.basicAuth.usersFile",
+        "traefik.http.middlewares.x.digestAuth.users",
     ] {
         assert!(is_secret(label), "{label}");
     }

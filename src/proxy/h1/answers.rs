@@ -36,9 +36,22 @@ impl<C: Client> Server<'_, C> {
         meta: &RequestMeta,
         is_request_read: bool,
     ) -> Result<(), CloseReason> {
+        self.fail_with(service, status, text, "", meta, is_request_read).await
+    }
+
+    /// As `fail`, with a field besides.
+    pub(super) async fn fail_with(
+        &mut self,
+        service: &Service,
+        status: u16,
+        text: String,
+        field: &str,
+        meta: &RequestMeta,
+        is_request_read: bool,
+    ) -> Result<(), CloseReason> {
         service.stats().add_request(status);
         let stays = meta.keep_alive && meta.version == Version::Http11 && is_request_read && !core::is_draining();
-        self.say(status, &text, stays, meta.method).await;
+        self.say_with(status, &text, field, stays, meta.method).await;
         if stays {
             return Ok(());
         }
@@ -112,10 +125,15 @@ impl<C: Client> Server<'_, C> {
 
     /// Sends a response of our own. Whether the client still takes it is the client's affair.
     pub(super) async fn say(&mut self, status: u16, text: &str, keep_alive: bool, method: Method) {
+        self.say_with(status, text, "", keep_alive, method).await;
+    }
+
+    async fn say_with(&mut self, status: u16, text: &str, field: &str, keep_alive: bool, method: Method) {
         let reply = Reply {
             status,
             text,
             keep_alive,
+            field,
             to_head: method == Method::Head,
         };
         let mut out = Buffer::default();

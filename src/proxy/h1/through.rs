@@ -27,7 +27,6 @@ use crate::proxy::wire::{Client, Leg, News, Watched};
 use crate::routing::{CloseReason, EndpointId, RetryOutcome, Service, ServiceStats};
 
 use super::server::{Begun, Entry, Instead, Server};
-use super::whose::Filtered;
 
 impl<C: Client> Server<'_, C> {
     /// Sees one request through. Errors: the reason to close with.
@@ -73,19 +72,9 @@ impl<C: Client> Server<'_, C> {
         if self.filters.is_some() || service.spec().filters.is_some() {
             filters.extend(self.filters.take());
             filters.extend(service.spec().filters.clone());
-            if let Some(answer) = self.filter(&filters, to_upstream.tail()) {
-                return match answer {
-                    Filtered::Forbidden => {
-                        let text = format!("service {}: not for clients of that address", service.name());
-                        self.fail(&service, 403, text, &meta, meta.framing == Framing::None)
-                            .await
-                    }
-                    Filtered::Refused(refusal) => Err(self.refuse(refusal).await),
-                    Filtered::ToHttps(location, is_permanent) => {
-                        service.stats().add_request(301);
-                        self.say_elsewhere(&location, is_permanent, &meta).await
-                    }
-                };
+            // Boxed: asking takes room that few requests have a use for.
+            if let Err(answered) = Box::pin(self.pass(&service, &filters, &mut to_upstream, &meta)).await {
+                return answered;
             }
         }
         let scheme = service.spec().scheme;

@@ -10,7 +10,7 @@ use super::wish;
 use crate::model::filters::Filters;
 use crate::model::{Balance, HashKey, ServiceSpec};
 use crate::proxy::balancer::Wish;
-use crate::proxy::http::{Refusal, RequestHead, RouteKey, filter_request, https_location, https_place};
+use crate::proxy::http::{Refusal, RequestHead, RouteKey, https_location, https_place};
 use crate::proxy::wire::Client;
 use crate::routing::{Asker, First, Listen, Mark, Service};
 
@@ -29,8 +29,6 @@ pub(super) enum Filtered {
     Forbidden,
     /// Where, and whether for good.
     ToHttps(String, bool),
-    /// Its path could be read in two ways, and is to be changed.
-    Refused(Refusal),
 }
 
 /// Whether the client has come by TLS, as we or a trusted proxy say in the head; of several proxies the first.
@@ -130,27 +128,28 @@ impl<C: Client> Server<'_, C> {
         Wish { mark, ..wish }
     }
 
-    /// Changes a head as filters say, the whole of `head` and not more. Returns what the client is told in the place of an endpoint's
-    /// answer.
-    pub(super) fn filter(&self, filters: &[Arc<Filters>], head: &mut Vec<u8>) -> Option<Filtered> {
-        // All are judged by what came, before any of them changes it.
+    /// What the client is told in the place of an endpoint's answer, where it is not to come so. `head`: as the endpoint would have it.
+    pub(super) fn judge(&self, filters: &[Arc<Filters>], head: &[u8]) -> Option<Filtered> {
         let is_let_in = |ip: IpAddr| filters.iter().all(|filters| filters.lets_in(ip));
-        if filters.iter().any(|filters| filters.allow.is_some()) {
-            let client = match self.asks_for_others {
-                true => asker::client_of(head, |ip| is_trusted(SocketAddr::new(ip, 0), &self.entry, self.shared)),
-                false => Ok(None),
-            };
-            if !client.is_ok_and(|client| is_let_in(client.unwrap_or_else(|| self.from.ip()))) {
-                return Some(Filtered::Forbidden);
-            }
+        if filters.iter().any(|filters| filters.allow.is_some()) && !self.client_of(head).is_ok_and(is_let_in) {
+            return Some(Filtered::Forbidden);
         }
-        let to_https = filters.iter().find_map(|filters| filters.to_https);
-        if let Some(to) = to_https.filter(|_| !came_by_tls(head)) {
-            let local = self.client.watched().local_addr();
-            let local = local.map_or_else(|_| self.from.ip(), |local| local.ip());
-            return Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent));
+        let to = filters.iter().find_map(|filters| filters.to_https)?;
+        if came_by_tls(head) {
+            return None;
         }
-        let changed = filters.iter().try_for_each(|filters| filter_request(head, filters));
-        changed.err().map(Filtered::Refused)
+        let local = self.client.watched().local_addr();
+        let local = local.map_or_else(|_| self.from.ip(), |local| local.ip());
+        Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent))
+    }
+
+    /// The client's address: who has connected, or whom a trusted proxy names.
+    pub(super) fn client_of(&self, head: &[u8]) -> Result<IpAddr, asker::Unreadable> {
+        if !self.asks_for_others {
+            return Ok(self.from.ip());
+        }
+        let is_trusted = |ip| is_trusted(SocketAddr::new(ip, 0), &self.entry, self.shared);
+        let named = asker::client_of(head, is_trusted)?;
+        Ok(named.unwrap_or_else(|| self.from.ip()))
     }
 }

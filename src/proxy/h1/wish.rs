@@ -23,6 +23,12 @@ pub(super) fn field<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
     fields(head, name).next().filter(|value| !value.is_empty())
 }
 
+/// The value of the field of this name, if there is one and no second.
+pub(super) fn only_field<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
+    let mut values = fields(head, name);
+    values.next().filter(|_| values.next().is_none())
+}
+
 /// The value of the first cookie of this name, as it was sent; empty is none.
 pub(super) fn cookie<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
     let pairs = fields(head, "cookie").flat_map(|value| value.split(|byte| *byte == b';'));

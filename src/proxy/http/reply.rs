@@ -12,6 +12,8 @@ pub struct Reply<'a> {
     /// What happened, for a person. Goes into the body only, so it may hold any character.
     pub text: &'a str,
     pub keep_alive: bool,
+    /// A field of its head besides, without its end of line; none if it is empty.
+    pub field: &'a str,
     /// Whether the request was HEAD: the same head, no body.
     pub to_head: bool,
 }
@@ -23,6 +25,10 @@ impl Reply<'_> {
         push_decimal(self.text.len() as u64 + 5, out);
         out.extend_from_slice(b"\r\n");
         push_connection(self.keep_alive, out);
+        if !self.field.is_empty() {
+            out.extend_from_slice(self.field.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
         out.extend_from_slice(b"\r\n");
         if !self.to_head {
             push_code(self.status, out);
@@ -93,6 +99,7 @@ fn phrase(status: u16) -> &'static str {
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",
@@ -122,6 +129,7 @@ mod tests {
             status: 503,
             text: "no healthy endpoint for service my-web",
             keep_alive: true,
+            field: "",
             to_head: false,
         };
         let mut out = Vec::new();
@@ -137,5 +145,10 @@ mod tests {
         reply.to_head = true;
         reply.write(&mut out);
         assert_eq!(String::from_utf8_lossy(&out), head);
+        out.clear();
+        reply.field = "Retry-After: 1";
+        reply.write(&mut out);
+        let with_field = head.replace("\r\n\r\n", "\r\nRetry-After: 1\r\n\r\n");
+        assert_eq!(String::from_utf8_lossy(&out), with_field);
     }
 }

@@ -606,13 +606,14 @@ fn refusal(service: &ClusterService, label: &str, value: &str) -> Vec<String> {
         .map(|(label, value)| (label.clone(), value.clone()));
     let faults = labels::faults_of(label, &beside.collect());
     let holds = match service.labels.get(label) {
-        Some(good) => format!("the last good value, {good}, holds"),
+        Some(good) => format!("the last good value, {}, holds", labels::shown(label, good)),
         None => "it is not set, as before".to_owned(),
     };
     match faults.is_empty() {
         // What is wrong is said of another, which was there before.
         true => vec![format!(
-            "label {label}={value}: it does not go with the other labels; {holds}"
+            "label {label}={}: it does not go with the other labels; {holds}",
+            labels::shown(label, value)
         )],
         false => faults.into_iter().map(|fault| format!("{fault}; {holds}")).collect(),
     }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +11,11 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
+use super::guards::BasicAuthDto;
+use super::text::Text;
 use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
+use crate::model::guards::Guards;
 use crate::model::rule::Rule;
 use crate::model::{
     AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
@@ -165,6 +167,7 @@ struct ServiceDto {
     sticky: Option<StickyDto>,
     allow: Option<Vec<Text<Network>>>,
     https_only: Option<bool>,
+    basic_auth: Option<BasicAuthDto>,
     strip_prefix: Option<Vec<Text<PathText>>>,
     replace_path: Option<Text<PathText>>,
     add_prefix: Option<Text<PathText>>,
@@ -420,7 +423,11 @@ impl ServiceDto {
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);
         }
+        let guards = Guards {
+            auth: self.basic_auth.map(BasicAuthDto::into_auth).transpose()?,
+        };
         let filters = Filters {
+            guards: guards.into_some(),
             allow: self.allow.map(|all| all.into_iter().map(|text| text.0.0).collect()),
             to_https: self.https_only.unwrap_or(false).then_some(ToHttps {
                 is_permanent: true,
@@ -434,7 +441,7 @@ impl ServiceDto {
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                "allow, https_only, basic_auth, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );
@@ -557,35 +564,6 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 fn set<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;
-    }
-}
-
-/// A scalar that is read by `FromStr`, written with or without quotes.
-struct Text<T>(T);
-
-impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<T>, D::Error> {
-        struct Scalar<T>(PhantomData<T>);
-        impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Scalar<T> {
-            type Value = Text<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<T>, E> {
-                text.parse().map(Text).map_err(E::custom)
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Text<T>, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Text<T>, E> {
-                self.visit_str(&number.to_string())
-            }
-        }
-        deserializer.deserialize_str(Scalar(PhantomData))
     }
 }
 

@@ -4,6 +4,11 @@
 ///
 /// What is not known here stays as the library says it.
 pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
+    if key.contains(".basic_auth") && !is_of_keys(message) && !key.ends_with("_header") && !key.ends_with(".realm") {
+        // What stands there may be a password.
+        return "expected { users: [\"name:hash\"] }, and beside users none but realm, user_header and remove_header"
+            .to_owned();
+    }
     let last = key.rsplit('.').next().unwrap_or(key);
     let last = last.split('[').next().unwrap_or(last);
     let expected = match message {
@@ -24,6 +29,13 @@ pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
         Some(value) => format!("{value:?} is not valid: expected {expected}"),
         None => format!("expected {expected}"),
     }
+}
+
+/// Whether a message names a key, and no value.
+fn is_of_keys(message: &str) -> bool {
+    ["duplicate mapping key: ", "unknown field ", "missing field "]
+        .iter()
+        .any(|begin| message.starts_with(begin))
 }
 
 /// Messages with operands of their own.

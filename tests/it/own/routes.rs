@@ -18,11 +18,20 @@ pub(super) fn ask(own: &Own, host: &str, path: &str) -> (String, String) {
     ask_at(own, 80, host, path)
 }
 
+/// The same, by a name and a password.
+pub(super) fn ask_as(own: &Own, user: &str, host: &str) -> (String, String) {
+    ask_with(own, &["-u", user], 80, host, "/")
+}
+
 fn ask_at(own: &Own, port: u16, host: &str, path: &str) -> (String, String) {
+    ask_with(own, &[], port, host, path)
+}
+
+fn ask_with(own: &Own, more: &[&str], port: u16, host: &str, path: &str) -> (String, String) {
     let url = format!("http://127.0.0.1:{port}{path}");
     let host = format!("Host: {host}");
     let args = ["-s", "-m", "10", "-w", "\n%{http_code}", "-H", &host, &url];
-    let out = own.inside("curl").args(args).output().unwrap();
+    let out = own.inside("curl").args(more).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').unwrap_or_default();
     (status.to_owned(), body.to_owned())

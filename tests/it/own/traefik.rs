@@ -2,7 +2,7 @@
 //! what it asks for besides.
 
 use super::rig::{self, LONG, Own, Tasks};
-use super::routes::ask;
+use super::routes::{ask, ask_as};
 
 const STACK: &str = r#"
 version: "3.8"
@@ -52,7 +52,7 @@ services:
         traefik.http.routers.locked.rule: "Host(`admin.tenants.example.com`) && PathPrefix(`/locked`)"
         traefik.http.routers.locked.priority: "1000"
         traefik.http.routers.locked.middlewares: auth
-        traefik.http.middlewares.auth.basicauth.users: "admin:$$apr1$$H6uskkkW$$IgXLP6ewTrSuBkTrqE8wj/"
+        traefik.http.middlewares.auth.forwardauth.address: "http://hidden.example.com/"
   admin:
     image: anynode/whoami
     networks: [traefik-public]
@@ -205,29 +205,63 @@ fn a_stack_for_traefik_is_served_as_it_is() {
     ];
     assert!(!own.inside("curl").args(guarded).output().unwrap().status.success());
     // What asks for a password is not served without, and by no other route that would take it.
-    for (host, path) in [("admin.example.com", "/"), ("admin.tenants.example.com", "/locked/x")] {
-        let (status, body) = ask(&own, host, path);
-        assert!(
-            status == "503" && body.contains("closed"),
-            "{host}{path}: {status} {body}"
-        );
+    assert_eq!(ask(&own, "admin.example.com", "/").0, "401");
+    assert_eq!(ask_as(&own, "admin:wrong", "admin.example.com").0, "401");
+    let (status, body) = ask_as(&own, "admin:test", "admin.example.com");
+    assert!(
+        status == "200" && tasks("admin").iter().any(|task| body.contains(task)),
+        "{status} {body}"
+    );
+    let (status, body) = ask(&own, "admin.tenants.example.com", "/locked/x");
+    assert!(status == "503" && body.contains("closed"), "{status} {body}");
+    // By our own label too, and whatever is wrong with that is told without what it says.
+    let guard = |users: &str| {
+        let label = format!("anynode.basic-auth={users}");
+        own.docker_out(&["service", "update", "-d", "--label-add", &label, "shop_whoami"])
+    };
+    assert!(guard("ann:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=").status.success());
+    own.wait_for("a password", LONG, || ask(&own, "app.example.com", "/").0 == "401");
+    assert_eq!(ask_as(&own, "ann:sha", "app.example.com").0, "200");
+    let refused = guard("ann:passw0rd");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("user ann: expected a hash"),
+        "{said}"
+    );
+    for text in [
+        &said,
+        &own.log(),
+        &own.anynode(&["status"]),
+        &own.anynode(&["status", "--json"]),
+    ] {
+        for secret in ["passw0rd", "2PRZAyDh", "H6uskkkW"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
     }
+    own.docker(&[
+        "service",
+        "update",
+        "-d",
+        "--label-rm",
+        "anynode.basic-auth",
+        "shop_whoami",
+    ]);
+    own.wait_for("no password", LONG, || ask(&own, "app.example.com", "/").0 == "200");
     for host in ["secure.example.com", "container.example.com", "hidden.example.com"] {
         assert_eq!(ask(&own, host, "/").0, "404", "{host}");
     }
     // Why, is in status, in the log and in service ps.
     let status = own.anynode(&["status"]);
     for expected in [
-        "routers.admin.middlewares=auth@docker: middleware auth (basicauth) has no counterpart yet: the route is not served",
-        "routers.locked.middlewares=auth: middleware auth (basicauth) has no counterpart yet: the route is not served",
+        "routers.locked.middlewares=auth: middleware auth (forwardauth) has no counterpart yet: the route is not served",
         "routers.secure.rule: Host(`secure.example.com`) asks for TLS, and entry point other ends none",
         "traefik.tcp.routers.guarded.middlewares=office: no counterpart: in mode tcp nothing is done on the way: the route is not served",
     ] {
         assert!(status.contains(expected), "{expected}: {status}");
         assert!(own.log().contains(expected), "{expected}");
     }
-    let shown = own.docker(&["service", "ps", "--no-trunc", "shop_admin"]);
-    assert!(shown.contains("middleware auth (basicauth)"), "{shown}");
+    let shown = own.docker(&["service", "ps", "--no-trunc", "shop_tenants"]);
+    assert!(shown.contains("middleware auth (forwardauth)"), "{shown}");
     // Without what it asked for besides, it is served.
     let without = [
         "service",

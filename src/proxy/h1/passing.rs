@@ -1,0 +1,195 @@
+//! What becomes of a request on the way to an endpoint: it is answered in the place of one, or goes on, its head changed. Not here: which
+//! filters those are (`whose`), and how heads are changed (`http`).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::buffer::Buffer;
+use super::server::Server;
+use super::whose::Filtered;
+use super::wish;
+use crate::model::filters::{FieldEdit, Filters};
+use crate::model::guards::BasicAuth;
+use crate::proxy::auth::Verdict;
+use crate::proxy::http::{Framing, RequestMeta, filter_request};
+use crate::proxy::wire::Client;
+use crate::routing::{CloseReason, RequestRefusal, Service};
+
+/// Why a guard answers in the place of an endpoint.
+struct Denied {
+    refusal: RequestRefusal,
+    status: u16,
+    what: &'static str,
+    /// A field of the answer; none if it is empty.
+    field: String,
+}
+
+impl<C: Client> Server<'_, C> {
+    /// Has all of them done to a request whose head, and nothing else, is in `head`. Errors: the client was answered, and whether it
+    /// may go on, or the reason to close with.
+    pub(super) async fn pass(
+        &mut self,
+        service: &Service,
+        filters: &[Arc<Filters>],
+        head: &mut Buffer,
+        meta: &RequestMeta,
+    ) -> Result<(), Result<(), CloseReason>> {
+        if let Some(answer) = self.judge(filters, head.rest()) {
+            return Err(self.answer_for(service, answer, meta).await);
+        }
+        if filters.iter().any(|filters| filters.guards.is_some())
+            && let Err(denied) = self.guard(filters, head.tail()).await.map_err(Err)?
+        {
+            service.stats().add_refusal(denied.refusal);
+            let text = format!("service {}: {}", service.name(), denied.what);
+            let is_read = meta.framing == Framing::None;
+            let answered = self.fail_with(service, denied.status, text, &denied.field, meta, is_read);
+            return Err(answered.await);
+        }
+        match filters
+            .iter()
+            .try_for_each(|filters| filter_request(head.tail(), filters))
+        {
+            Ok(()) => Ok(()),
+            Err(refusal) => Err(Err(self.refuse(refusal).await)),
+        }
+    }
+
+    async fn answer_for(&mut self, service: &Service, answer: Filtered, meta: &RequestMeta) -> Result<(), CloseReason> {
+        match answer {
+            Filtered::Forbidden => {
+                let text = format!("service {}: not for clients of that address", service.name());
+                self.fail(service, 403, text, meta, meta.framing == Framing::None).await
+            }
+            Filtered::ToHttps(location, is_permanent) => {
+                service.stats().add_request(301);
+                self.say_elsewhere(&location, is_permanent, meta).await
+            }
+        }
+    }
+
+    /// Asks all that is to be asked. The outer error is the reason to close with.
+    async fn guard(&mut self, filters: &[Arc<Filters>], head: &mut Vec<u8>) -> Result<Result<(), Denied>, CloseReason> {
+        // One that cannot be read counts as the proxy's own.
+        let client = self.client_of(head).unwrap_or_else(|_| self.from.ip());
+        let mut edits: Vec<FieldEdit> = Vec::new();
+        for auth in filters
+            .iter()
+            .filter_map(|filters| filters.guards.as_ref()?.auth.as_ref())
+        {
+            match self.who_is(auth, head, client).await? {
+                Ok(more) => edits.extend(more),
+                Err(denied) => return Ok(Err(denied)),
+            }
+        }
+        if !edits.is_empty() {
+            // Only fields are changed, which cannot be refused.
+            let _ = filter_request(
+                head,
+                &Filters {
+                    request_fields: edits.into(),
+                    ..Filters::default()
+                },
+            );
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether a request is of one of the users, and how the endpoint is told. The outer error is the reason to close with.
+    async fn who_is(
+        &mut self,
+        auth: &BasicAuth,
+        head: &[u8],
+        client: IpAddr,
+    ) -> Result<Result<Vec<FieldEdit>, Denied>, CloseReason> {
+        let ask = |refusal, what| Denied {
+            refusal,
+            status: 401,
+            what,
+            field: format!("WWW-Authenticate: Basic realm=\"{}\"", auth.realm.as_str()),
+        };
+        let Some((name, password)) = said(head) else {
+            return Ok(Err(ask(
+                RequestRefusal::NoPassword,
+                "a name and a password are asked for",
+            )));
+        };
+        let verdict = tokio::select! {
+            biased;
+            verdict = self.shared.passwords.check(auth, &name, &password, client) => verdict,
+            reason = self.connection.ended() => return Err(reason),
+            _ = self.client.watched().news(false) => return Err(CloseReason::ClientRst),
+        };
+        let denied = match verdict {
+            Verdict::Right => {
+                let field = |name: &str| name.parse().ok();
+                let removed = auth.removes_field.then(|| field("authorization")).flatten();
+                let told = auth.user_field.clone().zip(name.parse().ok());
+                let told = told.map(|(field, name)| (field, Some(name)));
+                return Ok(Ok(told.into_iter().chain(removed.map(|field| (field, None))).collect()));
+            }
+            Verdict::Wrong => ask(RequestRefusal::WrongPassword, "no such name and password"),
+            Verdict::TooMany(wait) => Denied {
+                refusal: RequestRefusal::PasswordGuesses,
+                status: 429,
+                what: "too many wrong passwords from that address",
+                field: format!("Retry-After: {}", wait.as_secs() + 1),
+            },
+            Verdict::Busy => Denied {
+                refusal: RequestRefusal::PasswordBusy,
+                status: 503,
+                what: "too many passwords are to be tried",
+                field: "Retry-After: 1".to_owned(),
+            },
+        };
+        Ok(Err(denied))
+    }
+}
+
+/// The name and the password that a request says; `None`: none, or it could be read in two ways.
+fn said(head: &[u8]) -> Option<(String, Vec<u8>)> {
+    let value = wish::only_field(head, "authorization")?;
+    let (scheme, encoded) = value.split_at_checked(BASIC.len())?;
+    if !scheme.eq_ignore_ascii_case(BASIC) {
+        return None;
+    }
+    let mut decoded = STANDARD.decode(encoded.trim_ascii()).ok()?;
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    let password = decoded.split_off(colon + 1);
+    decoded.truncate(colon);
+    Some((String::from_utf8(decoded).ok()?, password))
+}
+
+const BASIC: &[u8] = b"basic ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_and_a_password_are_said_in_one_way_only() {
+        let of = |fields: &str| {
+            let (name, password) = said(format!("GET / HTTP/1.1\r\n{fields}\r\n\r\nAuthorization: x").as_bytes())?;
+            Some(format!("{name} {}", String::from_utf8_lossy(&password)))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(of("Authorization: Basic YTpiOmM="), some("a b:c"));
+        assert_eq!(of("authorization: bASIC   YTo="), some("a "));
+        for none in [
+            "Host: a",
+            "Authorization: Bearer YTpi",
+            "Authorization: Basic",
+            "Authorization: BasicYTpi",
+            "Authorization: Basic YTpi!",
+            "Authorization: Basic YWI=",
+            "Authorization: Basic /zpi",
+            "Authorization: Basic YTpi\r\nAuthorization: Basic YTpi",
+            "Authorization: Basic YTpi, Basic YTpi",
+        ] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What is asked of requests on the way, as keys of a service. Not here: what it means (`model::guards`).
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::text::Text;
+use crate::model::filters::FieldName;
+use crate::model::guards::{BasicAuth, Realm, Users};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BasicAuthDto {
+    users: Vec<String>,
+    realm: Option<Text<Realm>>,
+    user_header: Option<Text<FieldName>>,
+    remove_header: Option<bool>,
+}
+
+impl BasicAuthDto {
+    /// Errors: the key, and what was expected; never what stood there.
+    pub(super) fn into_auth(self) -> Result<Arc<BasicAuth>, String> {
+        let users = Users::of(self.users.iter().map(String::as_str));
+        let mut auth = BasicAuth::new(users.map_err(|wrong| format!("basic_auth.users: {wrong}"))?);
+        if let Some(Text(realm)) = self.realm {
+            auth.realm = realm;
+        }
+        auth.user_field = self.user_header.map(|text| text.0);
+        auth.removes_field = self.remove_header.unwrap_or(false);
+        Ok(Arc::new(auth))
+    }
+}
