@@ -101,6 +101,15 @@ impl ClientKey {
             ip => ip,
         })
     }
+
+    /// A number that spreads clients over what there is several of. No secret: whoever has many addresses can choose it.
+    pub(super) fn shard(self) -> usize {
+        let bits = match self.0 {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
+        };
+        (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+    }
 }
 
 const N_SHARDS: usize = 16;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 use super::gate::Gate;
+use super::guards::GuardStates;
 use super::lookout::Lookouts;
 use super::retry_budget::RetryBudget;
 use super::stats::ServiceStats;
@@ -26,6 +27,8 @@ pub struct ServiceState {
     /// Where clients wait while there is no endpoint that takes them.
     pub hold_gate: Gate,
     pub retry_budget: RetryBudget,
+    /// What is counted for what is asked of its requests.
+    pub guards: GuardStates,
     /// Who looks out for an endpoint on behalf of those who wait.
     pub lookouts: Lookouts,
     health_epoch: AtomicU64,
@@ -46,6 +49,7 @@ impl ServiceState {
             endpoint_gate: Gate::default(),
             hold_gate: Gate::default(),
             retry_budget: RetryBudget::default(),
+            guards: GuardStates::default(),
             lookouts: Lookouts::default(),
             health_epoch: AtomicU64::new(0),
             news,

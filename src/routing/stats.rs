@@ -218,28 +218,36 @@ impl RetryOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RequestRefusal {
+    /// As many are under way as may be, from all or from the client.
+    InFlight,
     /// A name and a password are asked for, and none were said.
     NoPassword,
     /// The password could not be tried: too many others are to be.
     PasswordBusy,
     /// The client has said too many wrong passwords.
     PasswordGuesses,
+    /// The client asks too fast.
+    Rate,
     WrongPassword,
 }
 
 impl RequestRefusal {
-    pub const ALL: [RequestRefusal; 4] = [
+    pub const ALL: [RequestRefusal; 6] = [
+        RequestRefusal::InFlight,
         RequestRefusal::NoPassword,
         RequestRefusal::PasswordBusy,
         RequestRefusal::PasswordGuesses,
+        RequestRefusal::Rate,
         RequestRefusal::WrongPassword,
     ];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            RequestRefusal::InFlight => "in_flight",
             RequestRefusal::NoPassword => "no_password",
             RequestRefusal::PasswordBusy => "password_busy",
             RequestRefusal::PasswordGuesses => "password_guesses",
+            RequestRefusal::Rate => "rate",
             RequestRefusal::WrongPassword => "wrong_password",
         }
     }

@@ -1,11 +1,13 @@
 //! What is asked of requests before they go on to an endpoint, as declared. Pure. Not here: what is counted for it (`routing::guards`),
 //! who asks (`proxy::h1`).
 
+mod limits;
 mod users;
 
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub use limits::{Cap, Rate};
 pub use users::{PasswordHash, User, Users, WrongUsers};
 
 use super::InvalidValue;
@@ -16,9 +18,19 @@ use super::filters::FieldName;
 pub struct Guards {
     /// Who may come in, by name and password.
     pub auth: Option<Arc<BasicAuth>>,
+    /// How fast each client may ask.
+    pub rate: Option<Rate>,
+    /// How many requests may be under way, from all and from each client.
+    pub in_flight: Option<Cap>,
+    pub in_flight_per_client: Option<Cap>,
 }
 
 impl Guards {
+    /// Whether something is counted for them from one request to the next.
+    pub fn counts(&self) -> bool {
+        self.rate.is_some() || self.in_flight.is_some() || self.in_flight_per_client.is_some()
+    }
+
     /// `None`: nothing is asked.
     pub fn into_some(self) -> Option<Arc<Guards>> {
         (self != Guards::default()).then(|| Arc::new(self))

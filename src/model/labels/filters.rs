@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::names::{
-    BASIC_AUTH, FILTERS, REALM, REMOVE_HEADER, REQUEST_HEADER, RESPONSE_HEADER, USER_HEADER, is_field, is_filter,
+    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, RATE, REALM, REMOVE_HEADER, REQUEST_HEADER, RESPONSE_HEADER,
+    USER_HEADER, is_field, is_filter,
 };
 use super::reader::Reader;
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
@@ -37,9 +38,13 @@ impl Reader<'_> {
     }
 
     fn guards(&mut self) -> Option<Arc<Guards>> {
-        let guards = Guards {
+        let mut guards = Guards {
             auth: self.basic_auth(),
+            ..Guards::default()
         };
+        self.set_some(RATE, &mut guards.rate);
+        self.set_some(IN_FLIGHT, &mut guards.in_flight);
+        self.set_some(IN_FLIGHT_PER_CLIENT, &mut guards.in_flight_per_client);
         guards.into_some()
     }
 

@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 49] = [
+pub const KNOWN: [&str; 52] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -16,6 +16,9 @@ pub const KNOWN: [&str; 49] = [
     REALM,
     USER_HEADER,
     REMOVE_HEADER,
+    RATE,
+    IN_FLIGHT,
+    IN_FLIGHT_PER_CLIENT,
     "anynode.strip-prefix",
     "anynode.replace-path",
     "anynode.add-prefix",
@@ -100,8 +103,20 @@ pub(super) const REALM: &str = "anynode.basic-auth.realm";
 pub(super) const USER_HEADER: &str = "anynode.basic-auth.user-header";
 pub(super) const REMOVE_HEADER: &str = "anynode.basic-auth.remove-header";
 
+pub(super) const RATE: &str = "anynode.rate";
+pub(super) const IN_FLIGHT: &str = "anynode.in-flight";
+pub(super) const IN_FLIGHT_PER_CLIENT: &str = "anynode.in-flight-per-client";
+
 /// What is asked of requests besides.
-const GUARDS: [&str; 4] = [BASIC_AUTH, REALM, USER_HEADER, REMOVE_HEADER];
+const GUARDS: [&str; 7] = [
+    BASIC_AUTH,
+    REALM,
+    USER_HEADER,
+    REMOVE_HEADER,
+    RATE,
+    IN_FLIGHT,
+    IN_FLIGHT_PER_CLIENT,
+];
 
 /// A value as it may be shown: not where it may be a password, or the hash of one, also under a name that is misspelled.
 pub fn shown<'a>(label: &str, value: &'a str) -> &'a str {

@@ -1,8 +1,11 @@
 //! What Traefik's middlewares ask of requests, as ours. What has no counterpart is refused, and no fault shows what may be a password.
 
+use std::time::Duration;
+
 use super::middlewares::no_counterpart;
-use super::tree::{Options, elements, flag, is_list};
-use crate::model::guards::{BasicAuth, Users};
+use super::tree::{Label, Options, elements, flag, is_list};
+use crate::model::guards::{BasicAuth, Cap, Rate, Users};
+use crate::model::parse_duration;
 
 /// Errors: what is wrong, in words.
 pub(super) fn basic_auth(options: &Options<'_>) -> Result<BasicAuth, String> {
@@ -25,6 +28,89 @@ pub(super) fn basic_auth(options: &Options<'_>) -> Result<BasicAuth, String> {
         taken.ok_or_else(|| no_counterpart(label))?;
     }
     Ok(auth)
+}
+
+/// `None`: no limit. Errors as above.
+pub(super) fn rate(options: &Options<'_>) -> Result<Option<Rate>, String> {
+    let (mut average, mut period, mut burst) = (None, Duration::from_secs(1), 1);
+    for (option, label) in options {
+        let wrong = || format!("has {}={}: expected a rate that there can be", label.key, label.value);
+        match option.as_str() {
+            "ratelimit.average" => average = Some(label.value.parse::<u32>().map_err(|_| wrong())?),
+            "ratelimit.burst" => burst = label.value.parse().map_err(|_| wrong())?,
+            "ratelimit.period" => period = span(label.value).ok_or_else(wrong)?,
+            _ => match option.strip_prefix("ratelimit.sourcecriterion.") {
+                Some(criterion) => {
+                    whose(criterion, label)?;
+                }
+                None => return Err(no_counterpart(label)),
+            },
+        }
+    }
+    match average {
+        None => Err("says no average".to_owned()),
+        Some(0) => Ok(None),
+        Some(average) => match Rate::new(average, period, burst) {
+            Some(rate) => Ok(Some(rate)),
+            None => {
+                Err("has a rate that there cannot be: expected a period up to 24h and a burst of 1 at least".to_owned())
+            }
+        },
+    }
+}
+
+/// Of whom requests are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    All,
+    Client,
+}
+
+/// Errors as above.
+pub(super) fn in_flight(options: &Options<'_>) -> Result<(Cap, Whose), String> {
+    let (mut amount, mut of) = (None, Whose::All);
+    for (option, label) in options {
+        match (option.as_str(), option.strip_prefix("inflightreq.sourcecriterion.")) {
+            ("inflightreq.amount", _) => {
+                let cap = label.value.parse::<Cap>();
+                amount = Some(cap.map_err(|wrong| format!("has {}: expected {}", label.key, wrong.expected))?);
+            }
+            // What is counted of a host is what is counted of a route.
+            (_, Some("requesthost")) if flag(label.value) == Some(true) => {}
+            (_, Some(criterion)) => of = whose(criterion, label)?,
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    let amount = amount.ok_or_else(|| "says no amount".to_owned())?;
+    Ok((amount, of))
+}
+
+/// By what requests are told apart: ours by the client's address alone, behind trusted proxies as those say.
+fn whose(criterion: &str, label: &Label<'_>) -> Result<Whose, String> {
+    let is_so = match criterion {
+        "ipstrategy" => flag(label.value) == Some(true) || label.value.is_empty(),
+        "ipstrategy.depth" => label.value.parse::<i64>().is_ok_and(|depth| depth <= 0),
+        "ipstrategy.ipv6subnet" => label.value == "64",
+        "requesthost" => flag(label.value) == Some(false),
+        _ => false,
+    };
+    match (is_so, criterion) {
+        (true, "requesthost") => Ok(Whose::All),
+        (true, _) => Ok(Whose::Client),
+        (false, _) => Err(format!(
+            "{}: clients are told apart by their address, as trusted_proxies in the configuration say it",
+            no_counterpart(label)
+        )),
+    }
+}
+
+/// A number alone is seconds.
+fn span(text: &str) -> Option<Duration> {
+    let seconds = text
+        .parse::<u32>()
+        .ok()
+        .map(|seconds| Duration::from_secs(seconds.into()));
+    seconds.or_else(|| parse_duration(text).ok())
 }
 
 const TRAEFIKS_REALM: &str = "traefik";

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::guards;
+use super::guards::{self, Whose};
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::InvalidValue;
 use crate::model::filters::{FieldEdit, Filters, ToHttps, network};
@@ -118,8 +118,16 @@ impl Chain {
         match kind {
             "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
             "headers" => self.take_headers(options)?,
-            "basicauth" if self.guards.auth.is_some() => return Err(once()),
-            "basicauth" => self.guards.auth = Some(Arc::new(guards::basic_auth(options)?)),
+            "basicauth" => put(&mut self.guards.auth, Arc::new(guards::basic_auth(options)?))?,
+            "inflightreq" => match guards::in_flight(options)? {
+                (cap, Whose::All) => put(&mut self.guards.in_flight, cap)?,
+                (cap, Whose::Client) => put(&mut self.guards.in_flight_per_client, cap)?,
+            },
+            "ratelimit" => {
+                if let Some(rate) = guards::rate(options)? {
+                    put(&mut self.guards.rate, rate)?;
+                }
+            }
             _ => {
                 for (option, label) in options {
                     self.take_option(option, label)
@@ -280,8 +288,12 @@ fn to_https(options: &Options<'_>) -> Result<ToHttps, String> {
     }
 }
 
-fn once() -> String {
-    "has no counterpart behind another of its kind: expected one".to_owned()
+/// Errors: there is one already.
+fn put<T>(to: &mut Option<T>, value: T) -> Result<(), String> {
+    match to.replace(value) {
+        Some(_) => Err("has no counterpart behind another of its kind: expected one".to_owned()),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn no_counterpart(label: &Label<'_>) -> String {
@@ -292,17 +304,19 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 10] = [
     "addprefix",
     "basicauth",
     "headers",
+    "inflightreq",
     "ipallowlist",
     "ipwhitelist",
+    "ratelimit",
     "redirectscheme",
     "replacepath",
     "stripprefix",
 ];
-const NOT_YET: [&str; 14] = [
+const NOT_YET: [&str; 12] = [
     "buffering",
     "circuitbreaker",
     "compress",
@@ -311,9 +325,7 @@ const NOT_YET: [&str; 14] = [
     "errors",
     "forwardauth",
     "grpcweb",
-    "inflightreq",
     "passtlsclientcert",
-    "ratelimit",
     "redirectregex",
     "replacepathregex",
     "retry",

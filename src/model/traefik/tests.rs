@@ -714,3 +714,63 @@ fn what_a_middleware_is_called_hides_nothing_of_what_it_does() {
         assert!(!is_secret(label), "{label}");
     }
 }
+
+#[test]
+fn limits_are_counted_by_client_as_ours_are() {
+    let (filters, faults) = filtered(
+        &[
+            "r.rateLimit.average=6",
+            "r.rateLimit.period=1m",
+            "r.rateLimit.burst=20",
+            "r.rateLimit.sourceCriterion.ipStrategy.depth=0",
+            "all.inFlightReq.amount=10",
+            "each.inFlightReq.amount=3",
+            "each.inFlightReq.sourceCriterion.ipStrategy=true",
+            "strip.stripPrefix.prefixes=/api",
+        ],
+        "strip,r,all,each",
+    );
+    assert!(faults.is_empty(), "{faults:?}");
+    let guards = filters.unwrap().guards.clone().unwrap();
+    assert_eq!(guards.rate, "6/1m, 20".parse().ok());
+    assert_eq!(
+        (guards.in_flight, guards.in_flight_per_client),
+        ("10".parse().ok(), "3".parse().ok())
+    );
+    let (filters, _) = filtered(&["r.rateLimit.average=10"], "r");
+    assert_eq!(filters.unwrap().guards.clone().unwrap().rate, "10, 1".parse().ok());
+    assert_eq!(filtered(&["r.rateLimit.average=0"], "r"), (None, Vec::new()));
+    for (wrong, expected) in [
+        (&["m.rateLimit.burst=1"][..], "says no average"),
+        (&["m.rateLimit.average=-1"], "expected a rate that there can be"),
+        (
+            &["m.rateLimit.average=1", "m.rateLimit.burst=0"],
+            "has a rate that there cannot be",
+        ),
+        (
+            &[
+                "m.rateLimit.average=1",
+                "m.rateLimit.sourceCriterion.requestHeaderName=X-A",
+            ],
+            "requestHeaderName: clients are told apart by their address",
+        ),
+        (
+            &[
+                "m.rateLimit.average=1",
+                "m.rateLimit.sourceCriterion.ipStrategy.depth=2",
+            ],
+            "depth: clients are told apart by their address",
+        ),
+        (&["m.inFlightReq.amount=0"], "expected a whole number from 1"),
+        (&["m.inFlightReq.sourceCriterion.requestHost=true"], "says no amount"),
+        (
+            &["m.rateLimit.average=1", "m.rateLimit.redis.endpoints=x"],
+            "no counterpart yet",
+        ),
+    ] {
+        let (_, faults) = filtered(wrong, "m");
+        assert!(faults[0].contains(expected), "{wrong:?}: {faults:?}");
+    }
+    let (_, faults) = filtered(&["m.rateLimit.average=1", "n.rateLimit.average=2"], "m,n");
+    assert!(faults[0].contains("behind another of its kind"), "{faults:?}");
+}

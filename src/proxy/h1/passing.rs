@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,12 +12,13 @@ use super::buffer::Buffer;
 use super::server::Server;
 use super::whose::Filtered;
 use super::wish;
+use crate::model::RouteSpec;
 use crate::model::filters::{FieldEdit, Filters};
-use crate::model::guards::BasicAuth;
+use crate::model::guards::{BasicAuth, Guards};
 use crate::proxy::auth::Verdict;
 use crate::proxy::http::{Framing, RequestMeta, filter_request};
 use crate::proxy::wire::Client;
-use crate::routing::{CloseReason, RequestRefusal, Service};
+use crate::routing::{ClientKey, CloseReason, GuardState, RequestRefusal, Service, UnderWayOne};
 
 /// Why a guard answers in the place of an endpoint.
 struct Denied {
@@ -27,35 +29,54 @@ struct Denied {
     field: String,
 }
 
+/// A request that goes on.
+#[derive(Default)]
+pub(super) struct Passed {
+    /// It is counted as under way for as long as these are.
+    _under_way: Vec<UnderWayOne>,
+}
+
 impl<C: Client> Server<'_, C> {
-    /// Has all of them done to a request whose head, and nothing else, is in `head`. Errors: the client was answered, and whether it
-    /// may go on, or the reason to close with.
+    /// Has all of them done to a request whose head, and nothing else, is in `head`. `said_by`: what says the route whose filters are the
+    /// first. Errors: the client was answered, and whether it may go on, or the reason to close with.
     pub(super) async fn pass(
         &mut self,
         service: &Service,
+        said_by: Option<&str>,
         filters: &[Arc<Filters>],
         head: &mut Buffer,
         meta: &RequestMeta,
-    ) -> Result<(), Result<(), CloseReason>> {
+    ) -> Result<Passed, Result<(), CloseReason>> {
         if let Some(answer) = self.judge(filters, head.rest()) {
             return Err(self.answer_for(service, answer, meta).await);
         }
-        if filters.iter().any(|filters| filters.guards.is_some())
-            && let Err(denied) = self.guard(filters, head.tail()).await.map_err(Err)?
-        {
-            service.stats().add_refusal(denied.refusal);
-            let text = format!("service {}: {}", service.name(), denied.what);
-            let is_read = meta.framing == Framing::None;
-            let answered = self.fail_with(service, denied.status, text, &denied.field, meta, is_read);
-            return Err(answered.await);
+        let said_by = said_by.into_iter().chain([OF_SERVICE]);
+        let guards = filters.iter().zip(said_by);
+        let guards: Vec<_> = guards
+            .filter_map(|(filters, said_by)| Some((said_by, filters.guards.as_ref()?)))
+            .collect();
+        let mut passed = Passed::default();
+        if !guards.is_empty() {
+            match self.guard(service, &guards, head.tail()).await.map_err(Err)? {
+                Ok(is_passed) => passed = is_passed,
+                Err(denied) => return Err(self.deny(service, denied, meta).await),
+            }
         }
         match filters
             .iter()
             .try_for_each(|filters| filter_request(head.tail(), filters))
         {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(passed),
             Err(refusal) => Err(Err(self.refuse(refusal).await)),
         }
+    }
+
+    async fn deny(&mut self, service: &Service, denied: Denied, meta: &RequestMeta) -> Result<(), CloseReason> {
+        service.stats().add_refusal(denied.refusal);
+        let text = format!("service {}: {}", service.name(), denied.what);
+        let is_read = meta.framing == Framing::None;
+        self.fail_with(service, denied.status, text, &denied.field, meta, is_read)
+            .await
     }
 
     async fn answer_for(&mut self, service: &Service, answer: Filtered, meta: &RequestMeta) -> Result<(), CloseReason> {
@@ -71,31 +92,57 @@ impl<C: Client> Server<'_, C> {
         }
     }
 
-    /// Asks all that is to be asked. The outer error is the reason to close with.
-    async fn guard(&mut self, filters: &[Arc<Filters>], head: &mut Vec<u8>) -> Result<Result<(), Denied>, CloseReason> {
+    /// Asks all that is to be asked, who it is first. The outer error is the reason to close with.
+    async fn guard(
+        &mut self,
+        service: &Service,
+        guards: &[(&str, &Arc<Guards>)],
+        head: &mut Vec<u8>,
+    ) -> Result<Result<Passed, Denied>, CloseReason> {
         // One that cannot be read counts as the proxy's own.
         let client = self.client_of(head).unwrap_or_else(|_| self.from.ip());
         let mut edits: Vec<FieldEdit> = Vec::new();
-        for auth in filters
-            .iter()
-            .filter_map(|filters| filters.guards.as_ref()?.auth.as_ref())
-        {
+        for auth in guards.iter().filter_map(|(_, guards)| guards.auth.as_ref()) {
             match self.who_is(auth, head, client).await? {
                 Ok(more) => edits.extend(more),
                 Err(denied) => return Ok(Err(denied)),
             }
         }
         if !edits.is_empty() {
+            let filters = Filters {
+                request_fields: edits.into(),
+                ..Filters::default()
+            };
             // Only fields are changed, which cannot be refused.
-            let _ = filter_request(
-                head,
-                &Filters {
-                    request_fields: edits.into(),
-                    ..Filters::default()
-                },
-            );
+            let _ = filter_request(head, &filters);
         }
-        Ok(Ok(()))
+        let client = ClientKey::of(client);
+        let is_said = |said_by: &str| {
+            let is_of = |route: &RouteSpec| &*route.said_by == said_by;
+            said_by == OF_SERVICE || service.spec().routes.iter().any(is_of)
+        };
+        let counted = guards.iter().filter(|(_, guards)| guards.counts());
+        let counted: Vec<Arc<GuardState>> = counted
+            .map(|(said_by, guards)| service.state().guards.of(said_by, guards, is_said))
+            .collect();
+        if let Some(wait) = counted.iter().find_map(|counted| counted.rate(client).err()) {
+            return Ok(Err(Denied {
+                refusal: RequestRefusal::Rate,
+                status: 429,
+                what: "too many requests from that address",
+                field: retry_after(wait),
+            }));
+        }
+        let under_way: Option<Vec<_>> = counted.iter().map(|counted| counted.enter(client)).collect();
+        Ok(match under_way {
+            Some(_under_way) => Ok(Passed { _under_way }),
+            None => Err(Denied {
+                refusal: RequestRefusal::InFlight,
+                status: 429,
+                what: "too many requests are under way",
+                field: String::new(),
+            }),
+        })
     }
 
     /// Whether a request is of one of the users, and how the endpoint is told. The outer error is the reason to close with.
@@ -136,7 +183,7 @@ impl<C: Client> Server<'_, C> {
                 refusal: RequestRefusal::PasswordGuesses,
                 status: 429,
                 what: "too many wrong passwords from that address",
-                field: format!("Retry-After: {}", wait.as_secs() + 1),
+                field: retry_after(wait),
             },
             Verdict::Busy => Denied {
                 refusal: RequestRefusal::PasswordBusy,
@@ -147,6 +194,11 @@ impl<C: Client> Server<'_, C> {
         };
         Ok(Err(denied))
     }
+}
+
+fn retry_after(wait: Duration) -> String {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    format!("Retry-After: {}", seconds.max(1))
 }
 
 /// The name and the password that a request says; `None`: none, or it could be read in two ways.
@@ -163,6 +215,8 @@ fn said(head: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(decoded).ok()?, password))
 }
 
+/// What is no route's is said by this, which no label or key is.
+const OF_SERVICE: &str = "";
 const BASIC: &[u8] = b"basic ";
 
 #[cfg(test)]

@@ -41,8 +41,8 @@ pub(super) struct Server<'a, C> {
     pub(super) revision: u64,
     /// What the client of the request at hand is told in the place of a route's answer.
     pub(super) instead: Option<Instead>,
-    /// What its route has done to the request at hand.
-    pub(super) filters: Option<Arc<Filters>>,
+    /// What its route has done to the request at hand, and what says the route.
+    pub(super) filters: Option<(Arc<str>, Arc<Filters>)>,
     pub(super) from_client: Buffer,
     pub(super) wire: Spoken,
 }

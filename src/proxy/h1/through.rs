@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use super::buffer::Buffer;
 use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
+use super::passing::Passed;
 use super::pool;
 use super::wish;
 use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
@@ -69,12 +70,17 @@ impl<C: Client> Server<'_, C> {
             _ => self.wish(service.spec(), &to_upstream),
         };
         let mut filters = Vec::new();
+        let mut _passed = Passed::default();
         if self.filters.is_some() || service.spec().filters.is_some() {
-            filters.extend(self.filters.take());
+            let (said_by, of_route) = self.filters.take().unzip();
+            filters.extend(of_route);
             filters.extend(service.spec().filters.clone());
             // Boxed: asking takes room that few requests have a use for.
-            if let Err(answered) = Box::pin(self.pass(&service, &filters, &mut to_upstream, &meta)).await {
-                return answered;
+            let passing = self.pass(&service, said_by.as_deref(), &filters, &mut to_upstream, &meta);
+            match Box::pin(passing).await {
+                // Counted as under way until all of this ends, however it does.
+                Ok(passed) => _passed = passed,
+                Err(answered) => return answered,
             }
         }
         let scheme = service.spec().scheme;

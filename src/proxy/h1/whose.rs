@@ -18,7 +18,7 @@ use super::server::{Entry, Instead, Server, is_trusted};
 
 /// Whose a request to an entry point is.
 pub(super) enum Found {
-    Service(Arc<Service>, u16, Option<Arc<Filters>>),
+    Service(Arc<Service>, u16, Option<(Arc<str>, Arc<Filters>)>),
     /// No route's.
     Nobody,
     Instead(Instead),
@@ -77,7 +77,10 @@ impl<C: Client> Server<'_, C> {
                 }
             }
             Some((service, route)) if route.is_closed => Found::Instead(Instead::Closed(service)),
-            Some((service, route)) => Found::Service(service, route.target, route.filters.clone()),
+            Some((service, route)) => {
+                let said_by = |filters: &Arc<Filters>| (route.said_by.clone(), filters.clone());
+                Found::Service(service, route.target, route.filters.as_ref().map(said_by))
+            }
         })
     }
 

@@ -15,7 +15,7 @@ use super::guards::BasicAuthDto;
 use super::text::Text;
 use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
-use crate::model::guards::Guards;
+use crate::model::guards::{Cap, Guards, Rate};
 use crate::model::rule::Rule;
 use crate::model::{
     AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
@@ -168,6 +168,9 @@ struct ServiceDto {
     allow: Option<Vec<Text<Network>>>,
     https_only: Option<bool>,
     basic_auth: Option<BasicAuthDto>,
+    rate: Option<Text<Rate>>,
+    in_flight: Option<Text<Cap>>,
+    in_flight_per_client: Option<Text<Cap>>,
     strip_prefix: Option<Vec<Text<PathText>>>,
     replace_path: Option<Text<PathText>>,
     add_prefix: Option<Text<PathText>>,
@@ -425,6 +428,9 @@ impl ServiceDto {
         }
         let guards = Guards {
             auth: self.basic_auth.map(BasicAuthDto::into_auth).transpose()?,
+            rate: self.rate.map(|text| text.0),
+            in_flight: self.in_flight.map(|text| text.0),
+            in_flight_per_client: self.in_flight_per_client.map(|text| text.0),
         };
         let filters = Filters {
             guards: guards.into_some(),
@@ -441,7 +447,7 @@ impl ServiceDto {
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, basic_auth, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                "allow, https_only, basic_auth, rate, in_flight, in_flight_per_client, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );

@@ -1,6 +1,7 @@
 //! What is asked of requests before they go on: through the program, with a services file.
 
 mod auth;
+mod limits;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
