@@ -218,6 +218,8 @@ impl RetryOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RequestRefusal {
+    /// Its body is longer than it may be.
+    BodyTooLong,
     /// As many are under way as may be, from all or from the client.
     InFlight,
     /// A name and a password are asked for, and none were said.
@@ -232,7 +234,8 @@ pub enum RequestRefusal {
 }
 
 impl RequestRefusal {
-    pub const ALL: [RequestRefusal; 6] = [
+    pub const ALL: [RequestRefusal; 7] = [
+        RequestRefusal::BodyTooLong,
         RequestRefusal::InFlight,
         RequestRefusal::NoPassword,
         RequestRefusal::PasswordBusy,
@@ -243,6 +246,7 @@ impl RequestRefusal {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            RequestRefusal::BodyTooLong => "body_too_long",
             RequestRefusal::InFlight => "in_flight",
             RequestRefusal::NoPassword => "no_password",
             RequestRefusal::PasswordBusy => "password_busy",

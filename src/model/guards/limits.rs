@@ -69,6 +69,65 @@ impl FromStr for Cap {
     }
 }
 
+/// How long the body of a request may be, in bytes; 1 at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BodyMost(u64);
+
+impl BodyMost {
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+/// `1048576`, `1MiB`, `500kB`.
+impl FromStr for BodyMost {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<BodyMost, InvalidValue> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim_start() {
+            "" | "B" => Some(1),
+            "kB" | "KB" => Some(1000),
+            "MB" => Some(1_000_000),
+            "GB" => Some(1_000_000_000),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            "GiB" => Some(1 << 30),
+            _ => None,
+        };
+        let bytes = number.parse::<u64>().ok().zip(unit);
+        match bytes.and_then(|(number, unit)| number.checked_mul(unit)) {
+            Some(bytes @ 1..) => Ok(BodyMost(bytes)),
+            _ => Err(InvalidValue::new(
+                text,
+                "a number of bytes from 1, such as 1048576, 500kB or 10MiB",
+            )),
+        }
+    }
+}
+
+/// How often a request may be sent again, each time to another endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retries(u32);
+
+impl Retries {
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Retries {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Retries, InvalidValue> {
+        match text.parse::<u32>() {
+            Ok(retries @ 0..=10) => Ok(Retries(retries)),
+            _ => Err(InvalidValue::new(text, "a whole number from 0 to 10")),
+        }
+    }
+}
+
 const PERIOD_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
@@ -107,6 +166,20 @@ mod tests {
         ] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }
+        for (text, bytes) in [
+            ("1", 1),
+            ("10 kB", 10_000),
+            ("2MiB", 2 << 20),
+            ("1GB", 1_000_000_000),
+            ("7B", 7),
+        ] {
+            assert_eq!(text.parse::<BodyMost>().unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "0", "-1", "1m", "MiB", "1.5MB", "99999999999GiB"] {
+            assert!(text.parse::<BodyMost>().is_err(), "{text}");
+        }
+        assert_eq!("10".parse::<Retries>().unwrap().get(), 10);
+        assert!("11".parse::<Retries>().is_err() && "-1".parse::<Retries>().is_err());
         assert_eq!("1".parse::<Cap>().unwrap().get(), 1);
         for text in ["", "0", "-1", "x"] {
             assert!(text.parse::<Cap>().is_err(), "{text}");

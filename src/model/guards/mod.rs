@@ -7,7 +7,7 @@ mod users;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use limits::{Cap, Rate};
+pub use limits::{BodyMost, Cap, Rate, Retries};
 pub use users::{PasswordHash, User, Users, WrongUsers};
 
 use super::InvalidValue;
@@ -23,6 +23,9 @@ pub struct Guards {
     /// How many requests may be under way, from all and from each client.
     pub in_flight: Option<Cap>,
     pub in_flight_per_client: Option<Cap>,
+    pub max_body: Option<BodyMost>,
+    /// `None`: as where nothing is said.
+    pub retries: Option<Retries>,
 }
 
 impl Guards {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::names::{
-    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, RATE, REALM, REMOVE_HEADER, REQUEST_HEADER, RESPONSE_HEADER,
-    USER_HEADER, is_field, is_filter,
+    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, RATE, REALM, REMOVE_HEADER, REQUEST_HEADER,
+    RESPONSE_HEADER, RETRIES, USER_HEADER, is_field, is_filter,
 };
 use super::reader::Reader;
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
@@ -45,6 +45,8 @@ impl Reader<'_> {
         self.set_some(RATE, &mut guards.rate);
         self.set_some(IN_FLIGHT, &mut guards.in_flight);
         self.set_some(IN_FLIGHT_PER_CLIENT, &mut guards.in_flight_per_client);
+        self.set_some(MAX_BODY, &mut guards.max_body);
+        self.set_some(RETRIES, &mut guards.retries);
         guards.into_some()
     }
 

@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 52] = [
+pub const KNOWN: [&str; 54] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -19,6 +19,8 @@ pub const KNOWN: [&str; 52] = [
     RATE,
     IN_FLIGHT,
     IN_FLIGHT_PER_CLIENT,
+    MAX_BODY,
+    RETRIES,
     "anynode.strip-prefix",
     "anynode.replace-path",
     "anynode.add-prefix",
@@ -107,8 +109,11 @@ pub(super) const RATE: &str = "anynode.rate";
 pub(super) const IN_FLIGHT: &str = "anynode.in-flight";
 pub(super) const IN_FLIGHT_PER_CLIENT: &str = "anynode.in-flight-per-client";
 
+pub(super) const MAX_BODY: &str = "anynode.max-body";
+pub(super) const RETRIES: &str = "anynode.retries";
+
 /// What is asked of requests besides.
-const GUARDS: [&str; 7] = [
+const GUARDS: [&str; 9] = [
     BASIC_AUTH,
     REALM,
     USER_HEADER,
@@ -116,6 +121,8 @@ const GUARDS: [&str; 7] = [
     RATE,
     IN_FLIGHT,
     IN_FLIGHT_PER_CLIENT,
+    MAX_BODY,
+    RETRIES,
 ];
 
 /// A value as it may be shown: not where it may be a password, or the hash of one, also under a name that is misspelled.

@@ -352,6 +352,8 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
         ("anynode.rate", "6/1m, 20"),
         ("anynode.in-flight", "10"),
         ("anynode.in-flight-per-client", "3"),
+        ("anynode.max-body", "10MiB"),
+        ("anynode.retries", "0"),
     ]);
     assert!(labels.faults.is_empty(), "{labels:?}");
     let guards = spec.filters.unwrap().guards.clone().unwrap();
@@ -360,12 +362,18 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
         (guards.in_flight, guards.in_flight_per_client),
         ("10".parse().ok(), "3".parse().ok())
     );
+    assert_eq!(
+        (guards.max_body, guards.retries),
+        ("10485760".parse().ok(), "0".parse().ok())
+    );
     let auth = guards.auth.clone().unwrap();
     assert_eq!((auth.realm.as_str(), auth.users.iter().len()), ("The shop", 1));
     assert!(auth.removes_field && auth.user_field.as_ref().is_some_and(|field| field.as_str() == "X-User"));
     for (label, value, expected) in [
         ("anynode.allow", "10.0.0.0/8,x", "expected a network such as"),
         ("anynode.rate", "0/1s", "expected a rate such as"),
+        ("anynode.max-body", "1m", "expected a number of bytes"),
+        ("anynode.retries", "11", "expected a whole number from 0 to 10"),
         ("anynode.in-flight", "0", "expected a whole number from 1"),
         ("anynode.in-flight-per-client", "x", "expected a whole number from 1"),
         (BASIC_AUTH, "bob:x", "user bob: expected a hash as htpasswd"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::middlewares::no_counterpart;
 use super::tree::{Label, Options, elements, flag, is_list};
-use crate::model::guards::{BasicAuth, Cap, Rate, Users};
+use crate::model::guards::{BasicAuth, BodyMost, Cap, Rate, Retries, Users};
 use crate::model::parse_duration;
 
 /// Errors: what is wrong, in words.
@@ -83,6 +83,38 @@ pub(super) fn in_flight(options: &Options<'_>) -> Result<(Cap, Whose), String> {
     }
     let amount = amount.ok_or_else(|| "says no amount".to_owned())?;
     Ok((amount, of))
+}
+
+/// Errors as above.
+pub(super) fn max_body(options: &Options<'_>) -> Result<BodyMost, String> {
+    let mut most = None;
+    for (option, label) in options {
+        match option.as_str() {
+            "buffering.maxrequestbodybytes" => {
+                let bytes = label.value.parse::<BodyMost>();
+                most = Some(bytes.map_err(|wrong| format!("has {}: expected {}", label.key, wrong.expected))?);
+            }
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    most.ok_or_else(|| "says no maxRequestBodyBytes".to_owned())
+}
+
+/// Traefik counts the first time too. Errors as above.
+pub(super) fn retries(options: &Options<'_>) -> Result<Retries, String> {
+    let mut retries = None;
+    for (option, label) in options {
+        match option.as_str() {
+            "retry.attempts" => {
+                let attempts = label.value.parse::<u32>().ok();
+                let again = attempts.and_then(|attempts| attempts.checked_sub(1)?.to_string().parse().ok());
+                retries =
+                    Some(again.ok_or_else(|| format!("has {}: expected a whole number from 1 to 11", label.key))?);
+            }
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    retries.ok_or_else(|| "says no attempts".to_owned())
 }
 
 /// By what requests are told apart: ours by the client's address alone, behind trusted proxies as those say.

@@ -123,6 +123,8 @@ impl Chain {
                 (cap, Whose::All) => put(&mut self.guards.in_flight, cap)?,
                 (cap, Whose::Client) => put(&mut self.guards.in_flight_per_client, cap)?,
             },
+            "buffering" => put(&mut self.guards.max_body, guards::max_body(options)?)?,
+            "retry" => put(&mut self.guards.retries, guards::retries(options)?)?,
             "ratelimit" => {
                 if let Some(rate) = guards::rate(options)? {
                     put(&mut self.guards.rate, rate)?;
@@ -304,9 +306,10 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 12] = [
     "addprefix",
     "basicauth",
+    "buffering",
     "headers",
     "inflightreq",
     "ipallowlist",
@@ -314,10 +317,10 @@ const KINDS: [&str; 10] = [
     "ratelimit",
     "redirectscheme",
     "replacepath",
+    "retry",
     "stripprefix",
 ];
-const NOT_YET: [&str; 12] = [
-    "buffering",
+const NOT_YET: [&str; 10] = [
     "circuitbreaker",
     "compress",
     "contenttype",
@@ -328,7 +331,6 @@ const NOT_YET: [&str; 12] = [
     "passtlsclientcert",
     "redirectregex",
     "replacepathregex",
-    "retry",
 ];
 const CHAIN_DEPTH_MAX: usize = 8;
 const MIDDLEWARES_MAX: usize = 64;

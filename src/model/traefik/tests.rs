@@ -727,12 +727,18 @@ fn limits_are_counted_by_client_as_ours_are() {
             "each.inFlightReq.amount=3",
             "each.inFlightReq.sourceCriterion.ipStrategy=true",
             "strip.stripPrefix.prefixes=/api",
+            "body.buffering.maxRequestBodyBytes=2000000",
+            "again.retry.attempts=4",
         ],
-        "strip,r,all,each",
+        "strip,r,all,each,body,again",
     );
     assert!(faults.is_empty(), "{faults:?}");
     let guards = filters.unwrap().guards.clone().unwrap();
     assert_eq!(guards.rate, "6/1m, 20".parse().ok());
+    assert_eq!(
+        (guards.max_body, guards.retries),
+        ("2MB".parse().ok(), "3".parse().ok())
+    );
     assert_eq!(
         (guards.in_flight, guards.in_flight_per_client),
         ("10".parse().ok(), "3".parse().ok())
@@ -760,6 +766,17 @@ fn limits_are_counted_by_client_as_ours_are() {
                 "m.rateLimit.sourceCriterion.ipStrategy.depth=2",
             ],
             "depth: clients are told apart by their address",
+        ),
+        (
+            &["m.buffering.maxRequestBodyBytes=1", "m.buffering.memRequestBodyBytes=1"],
+            "no counterpart yet for traefik.http.middlewares.m.buffering.mem",
+        ),
+        (&["m.buffering.retryExpression=x"], "no counterpart yet"),
+        (&["m.buffering.maxRequestBodyBytes=x"], "expected a number of bytes"),
+        (&["m.retry.attempts=0"], "expected a whole number from 1 to 11"),
+        (
+            &["m.retry.attempts=2", "m.retry.initialInterval=100ms"],
+            "no counterpart yet",
         ),
         (&["m.inFlightReq.amount=0"], "expected a whole number from 1"),
         (&["m.inFlightReq.sourceCriterion.requestHost=true"], "says no amount"),

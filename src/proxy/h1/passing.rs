@@ -16,7 +16,7 @@ use crate::model::RouteSpec;
 use crate::model::filters::{FieldEdit, Filters};
 use crate::model::guards::{BasicAuth, Guards};
 use crate::proxy::auth::Verdict;
-use crate::proxy::http::{Framing, RequestMeta, filter_request};
+use crate::proxy::http::{Body, BodyFault, Framing, RequestMeta, filter_request};
 use crate::proxy::wire::Client;
 use crate::routing::{ClientKey, CloseReason, GuardState, RequestRefusal, Service, UnderWayOne};
 
@@ -34,6 +34,10 @@ struct Denied {
 pub(super) struct Passed {
     /// It is counted as under way for as long as these are.
     _under_way: Vec<UnderWayOne>,
+    /// Its body, which may be no longer than its guards let it.
+    pub(super) body: Option<Body>,
+    /// How often it may be sent again, where that is said.
+    pub(super) retries: Option<u32>,
 }
 
 impl<C: Client> Server<'_, C> {
@@ -57,7 +61,7 @@ impl<C: Client> Server<'_, C> {
             .collect();
         let mut passed = Passed::default();
         if !guards.is_empty() {
-            match self.guard(service, &guards, head.tail()).await.map_err(Err)? {
+            match self.guard(service, &guards, head.tail(), meta).await.map_err(Err)? {
                 Ok(is_passed) => passed = is_passed,
                 Err(denied) => return Err(self.deny(service, denied, meta).await),
             }
@@ -98,6 +102,7 @@ impl<C: Client> Server<'_, C> {
         service: &Service,
         guards: &[(&str, &Arc<Guards>)],
         head: &mut Vec<u8>,
+        meta: &RequestMeta,
     ) -> Result<Result<Passed, Denied>, CloseReason> {
         // One that cannot be read counts as the proxy's own.
         let client = self.client_of(head).unwrap_or_else(|_| self.from.ip());
@@ -134,15 +139,36 @@ impl<C: Client> Server<'_, C> {
             }));
         }
         let under_way: Option<Vec<_>> = counted.iter().map(|counted| counted.enter(client)).collect();
-        Ok(match under_way {
-            Some(_under_way) => Ok(Passed { _under_way }),
-            None => Err(Denied {
+        let Some(_under_way) = under_way else {
+            return Ok(Err(Denied {
                 refusal: RequestRefusal::InFlight,
                 status: 429,
                 what: "too many requests are under way",
                 field: String::new(),
-            }),
-        })
+            }));
+        };
+        let n_most = guards.iter().filter_map(|(_, guards)| guards.max_body).min();
+        let body = n_most.map(|most| Body::of_request(meta.framing).at_most(most.bytes()));
+        let Ok(body) = body.transpose() else {
+            return Ok(Err(too_long()));
+        };
+        Ok(Ok(Passed {
+            _under_way,
+            body,
+            // The route's come first.
+            retries: guards.iter().find_map(|(_, guards)| Some(guards.retries?.get())),
+        }))
+    }
+
+    /// Tells a client that its body is broken, or longer than it may be. Nothing was answered before.
+    pub(super) async fn say_broken(&mut self, service: &Service, fault: BodyFault, meta: &RequestMeta) -> CloseReason {
+        if fault == BodyFault::TooLong {
+            service.stats().add_refusal(RequestRefusal::BodyTooLong);
+        }
+        service.stats().add_request(fault.status());
+        self.say(fault.status(), fault.text(), false, meta.method).await;
+        self.finish().await;
+        CloseReason::BadRequest
     }
 
     /// Whether a request is of one of the users, and how the endpoint is told. The outer error is the reason to close with.
@@ -193,6 +219,15 @@ impl<C: Client> Server<'_, C> {
             },
         };
         Ok(Err(denied))
+    }
+}
+
+fn too_long() -> Denied {
+    Denied {
+        refusal: RequestRefusal::BodyTooLong,
+        status: BodyFault::TooLong.status(),
+        what: BodyFault::TooLong.text(),
+        field: String::new(),
     }
 }
 

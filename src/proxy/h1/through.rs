@@ -19,7 +19,7 @@ use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{Connection, Signal};
 use crate::proxy::h2;
-use crate::proxy::http::{Body, Coding, Framing, Method, Refusal};
+use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, Refusal};
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
@@ -70,7 +70,7 @@ impl<C: Client> Server<'_, C> {
             _ => self.wish(service.spec(), &to_upstream),
         };
         let mut filters = Vec::new();
-        let mut _passed = Passed::default();
+        let mut passed = Passed::default();
         if self.filters.is_some() || service.spec().filters.is_some() {
             let (said_by, of_route) = self.filters.take().unzip();
             filters.extend(of_route);
@@ -79,7 +79,7 @@ impl<C: Client> Server<'_, C> {
             let passing = self.pass(&service, said_by.as_deref(), &filters, &mut to_upstream, &meta);
             match Box::pin(passing).await {
                 // Counted as under way until all of this ends, however it does.
-                Ok(passed) => _passed = passed,
+                Ok(is_passed) => passed = is_passed,
                 Err(answered) => return answered,
             }
         }
@@ -89,8 +89,11 @@ impl<C: Client> Server<'_, C> {
         }
         let stats = service.stats();
         service.state().retry_budget.earn();
-        let mut request_body = Body::of_request(meta.framing);
-        self.append_early_body(&mut request_body, &mut to_upstream)?;
+        let mut request_body = passed.body.unwrap_or_else(|| Body::of_request(meta.framing));
+        if let Err(fault @ BodyFault::TooLong) = self.append_early_body(&mut request_body, &mut to_upstream) {
+            return Err(self.say_broken(&service, fault, &meta).await);
+        }
+        let retries_max = passed.retries.unwrap_or(RETRIES_MAX);
         let mut tries = Tries::default();
         let mut n_retries = 0;
         loop {
@@ -258,13 +261,15 @@ impl<C: Client> Server<'_, C> {
                     drop((stream, lease));
                     match failure {
                         // It has answered, and may take it on another connection.
-                        Failure::NoResponse if is_unprocessed && may_replay && n_retries < RETRIES_MAX => {
+                        Failure::NoResponse
+                            if is_unprocessed && may_replay && n_retries < retries_max.max(RETRIES_MAX) =>
+                        {
                             n_retries += 1;
                             to_upstream.rewind();
                             continue;
                         }
                         Failure::NoResponse | Failure::Lost
-                            if may_replay && meta.method.is_idempotent() && n_retries < RETRIES_MAX =>
+                            if may_replay && meta.method.is_idempotent() && n_retries < retries_max =>
                         {
                             if service.state().retry_budget.spend() {
                                 n_retries += 1;
@@ -285,12 +290,7 @@ impl<C: Client> Server<'_, C> {
                         return Err(CloseReason::UpstreamError);
                     }
                     let (status, text) = match failure {
-                        Failure::RequestBody(fault) => {
-                            stats.add_request(400);
-                            self.say(400, fault.text(), false, meta.method).await;
-                            self.finish().await;
-                            return Err(CloseReason::BadRequest);
-                        }
+                        Failure::RequestBody(fault) => return Err(self.say_broken(&service, fault, &meta).await),
                         Failure::ResponseHead(refusal) => {
                             (502, format!("the endpoint's response is refused: {refusal}"))
                         }
@@ -306,8 +306,9 @@ impl<C: Client> Server<'_, C> {
         }
     }
 
-    /// Body bytes that came with the head go out with it, in one call.
-    pub(super) fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), CloseReason> {
+    /// Body bytes that came with the head go out with it, in one call. Errors: it is broken, which is found again, and answered, where
+    /// the exchange meets it.
+    pub(super) fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), BodyFault> {
         if body.is_done() || self.from_client.is_empty() {
             return Ok(());
         }
@@ -319,10 +320,10 @@ impl<C: Client> Server<'_, C> {
         let len = to_upstream.tail().len();
         match body.forward(self.from_client.rest(), coding, to_upstream.tail()) {
             Ok(progress) => self.from_client.consume(progress.consumed),
-            Err(_) => {
-                // Found again, and answered, where the exchange meets it.
+            Err(fault) => {
                 *body = before;
                 to_upstream.tail().truncate(len);
+                return Err(fault);
             }
         }
         Ok(())
@@ -523,5 +524,5 @@ fn reason_text(reason: CloseReason, service: &Service) -> String {
     format!("service {}: {what}", service.name())
 }
 
-/// Times that one request is sent again.
+/// Times that one request is sent again, where nothing is said of that.
 const RETRIES_MAX: u32 = 2;

@@ -36,7 +36,7 @@ pub struct Progress {
     pub done: bool,
 }
 
-/// Why a body is broken. The request is answered with 400 if nothing was answered yet; otherwise both connections end,
+/// Why a body is broken. The request is answered with `status()` if nothing was answered yet; otherwise both connections end,
 /// so that nobody takes the rest for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BodyFault {
@@ -46,6 +46,8 @@ pub enum BodyFault {
     ChunkExtension,
     /// A chunk size that is not 1 to 16 hexadecimal digits, or that is followed by something else than `;` or CR LF.
     ChunkSize,
+    /// It is longer than it may be (`Body::at_most`), as its chunks say.
+    TooLong,
     /// A trailer section that is malformed or too large.
     Trailer,
     /// Content-Length, Transfer-Encoding or Host in a request's trailers.
@@ -61,9 +63,18 @@ impl BodyFault {
             BodyFault::ChunkEnd => "chunk_end",
             BodyFault::ChunkExtension => "chunk_extension",
             BodyFault::ChunkSize => "chunk_size",
+            BodyFault::TooLong => "too_long",
             BodyFault::Trailer => "trailer",
             BodyFault::TrailerForbidden => "trailer_forbidden",
             BodyFault::Truncated => "truncated",
+        }
+    }
+
+    /// What a client is answered that sent such a body.
+    pub fn status(self) -> u16 {
+        match self {
+            BodyFault::TooLong => 413,
+            _ => 400,
         }
     }
 
@@ -73,6 +84,7 @@ impl BodyFault {
             BodyFault::ChunkEnd => "no line end after a chunk",
             BodyFault::ChunkExtension => "invalid chunk extension",
             BodyFault::ChunkSize => "invalid chunk size",
+            BodyFault::TooLong => "the body is longer than it may be here",
             BodyFault::Trailer => "invalid trailers",
             BodyFault::TrailerForbidden => "a trailer that frames or routes the message",
             BodyFault::Truncated => "the body was cut off",
@@ -103,6 +115,18 @@ impl Body {
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunked(Chunked::new(is_request)),
             Framing::UntilClose => Body::UntilClose,
+        }
+    }
+
+    /// Refuses what is longer than that many bytes of data, before any of what is too much goes on. Errors: its head says that it is.
+    pub fn at_most(self, n_bytes: u64) -> Result<Body, BodyFault> {
+        match self {
+            Body::Length(length) if length > n_bytes => Err(BodyFault::TooLong),
+            Body::Chunked(chunked) => Ok(Body::Chunked(Chunked {
+                may_come: n_bytes,
+                ..chunked
+            })),
+            body => Ok(body),
         }
     }
 
@@ -219,6 +243,8 @@ pub struct Chunked {
     unpaid_bytes: u64,
     /// Bytes of data left in this chunk.
     left: u64,
+    /// Bytes of data that chunks after this one may have.
+    may_come: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +268,7 @@ impl Chunked {
             extension_bytes: 0,
             unpaid_bytes: 0,
             left: 0,
+            may_come: u64::MAX,
         }
     }
 
@@ -358,6 +385,7 @@ impl Chunked {
             return Err(BodyFault::ChunkExtension);
         }
         self.extension_bytes = 0;
+        self.may_come = self.may_come.checked_sub(self.left).ok_or(BodyFault::TooLong)?;
         self.state = match self.left {
             0 => State::Trailers,
             _ => State::Data,

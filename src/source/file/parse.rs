@@ -15,7 +15,7 @@ use super::guards::BasicAuthDto;
 use super::text::Text;
 use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
-use crate::model::guards::{Cap, Guards, Rate};
+use crate::model::guards::{BodyMost, Cap, Guards, Rate, Retries};
 use crate::model::rule::Rule;
 use crate::model::{
     AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
@@ -171,6 +171,8 @@ struct ServiceDto {
     rate: Option<Text<Rate>>,
     in_flight: Option<Text<Cap>>,
     in_flight_per_client: Option<Text<Cap>>,
+    max_body: Option<Text<BodyMost>>,
+    retries: Option<Text<Retries>>,
     strip_prefix: Option<Vec<Text<PathText>>>,
     replace_path: Option<Text<PathText>>,
     add_prefix: Option<Text<PathText>>,
@@ -431,6 +433,8 @@ impl ServiceDto {
             rate: self.rate.map(|text| text.0),
             in_flight: self.in_flight.map(|text| text.0),
             in_flight_per_client: self.in_flight_per_client.map(|text| text.0),
+            max_body: self.max_body.map(|text| text.0),
+            retries: self.retries.map(|text| text.0),
         };
         let filters = Filters {
             guards: guards.into_some(),
@@ -447,7 +451,7 @@ impl ServiceDto {
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, basic_auth, rate, in_flight, in_flight_per_client, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                "allow, https_only, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );

@@ -222,7 +222,7 @@ fn a_flood_of_wrong_passwords_holds_nobody_up() {
         "  open:\n    mode: http\n    publish: [\"127.0.0.1:{open}:80\"]\n    endpoints: [\"{}\"]\n",
         origin.addr
     );
-    let whole = text(node.addr, origin.addr, &options) + &beside;
+    let whole = text(node.addr, &node.endpoints, &options) + &beside;
     let new = node.dir.path().join("new.yml");
     std::fs::write(&new, whole).unwrap();
     std::fs::rename(new, node.dir.path().join("services.yml")).unwrap();

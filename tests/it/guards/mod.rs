@@ -1,7 +1,9 @@
 //! What is asked of requests before they go on: through the program, with a services file.
 
 mod auth;
+mod bodies;
 mod limits;
+mod retries;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,17 +22,19 @@ struct Node {
     addr: SocketAddr,
     admin: SocketAddr,
     dir: tempfile::TempDir,
-    endpoint: SocketAddr,
+    /// Separated by commas.
+    endpoints: String,
 }
 
 impl Node {
     /// `options`: of the service `web`, and behind them whatever else is to be in the file.
-    fn start(endpoint: SocketAddr, options: &str) -> Node {
+    fn start(endpoints: impl ToString, options: &str) -> Node {
+        let endpoints = endpoints.to_string();
         let [port, admin] = [(); 2].map(|()| free_port());
         let [addr, admin] = [port, admin].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let dir = tempfile::tempdir().unwrap();
         let services = dir.path().join("services.yml");
-        std::fs::write(&services, text(addr, endpoint, options)).unwrap();
+        std::fs::write(&services, text(addr, &endpoints, options)).unwrap();
         let mut command = anynode(&["up", "--dns", "none", "--admin"]);
         command.arg(admin.to_string()).arg("--services").arg(&services);
         command.arg("--data-dir").arg(dir.path().join("data"));
@@ -41,20 +45,20 @@ impl Node {
             addr,
             admin,
             dir,
-            endpoint,
+            endpoints,
         }
     }
 
     fn declare(&self, options: &str) {
         let new = self.dir.path().join("new.yml");
-        std::fs::write(&new, text(self.addr, self.endpoint, options)).unwrap();
+        std::fs::write(&new, text(self.addr, &self.endpoints, options)).unwrap();
         std::fs::rename(new, self.dir.path().join("services.yml")).unwrap();
     }
 
     /// What `anynode check` says of a file.
     fn refusal(&self, options: &str) -> String {
         let file = self.dir.path().join("checked.yml");
-        std::fs::write(&file, text(self.addr, self.endpoint, options)).unwrap();
+        std::fs::write(&file, text(self.addr, &self.endpoints, options)).unwrap();
         let out = anynode(&["check"]).arg(&file).output().unwrap();
         assert_eq!(out.status.code(), Some(64), "{options}: {out:?}");
         String::from_utf8_lossy(&out.stderr).into_owned()
@@ -105,11 +109,9 @@ impl Node {
     }
 }
 
-fn text(addr: SocketAddr, endpoint: SocketAddr, options: &str) -> String {
+fn text(addr: SocketAddr, endpoints: &str, options: &str) -> String {
     let options: String = options.lines().map(|line| format!("    {line}\n")).collect();
-    format!(
-        "services:\n  web:\n    mode: http\n    publish: [\"{addr}:80\"]\n    endpoints: [\"{endpoint}\"]\n{options}"
-    )
+    format!("services:\n  web:\n    mode: http\n    publish: [\"{addr}:80\"]\n    endpoints: [{endpoints}]\n{options}")
 }
 
 /// The field by which a client says who it is.

@@ -199,3 +199,38 @@ fn moved_unseen() {
     assert_eq!(Body::UntilClose.verbatim(Coding::Plain), u64::MAX);
     assert_eq!(Body::UntilClose.verbatim(Coding::Chunked), 0);
 }
+
+#[test]
+fn a_body_that_is_too_long_ends_before_what_is_too_much() {
+    assert!(Body::of_request(Framing::Length(10)).at_most(10).is_ok());
+    assert_eq!(
+        Body::of_request(Framing::Length(11)).at_most(10).err(),
+        Some(BodyFault::TooLong)
+    );
+    assert!(Body::of_request(Framing::None).at_most(1).unwrap().is_done());
+    for (text, n_most, expected) in [
+        ("5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n", 10, Ok(10)),
+        ("5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n", 9, Err(5)),
+        ("1;x=y\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n", 2, Err(2)),
+        ("ffffffffffffffff\r\na", 1, Err(0)),
+        ("ffffffffffffffff\r\na", u64::MAX, Ok(1)),
+    ] {
+        let mut body = Body::of_request(Framing::Chunked).at_most(n_most).unwrap();
+        let mut out = Vec::new();
+        // A byte at a time, so that nothing of what is too much is taken before it is known.
+        let mut result = Ok(());
+        for byte in text.bytes() {
+            if let Err(fault) = body.forward(&[byte], Coding::Plain, &mut out) {
+                result = Err(fault);
+                break;
+            }
+        }
+        match expected {
+            Ok(n) => assert!(result.is_ok() && out.len() == n, "{text}: {result:?}"),
+            Err(n) => assert!(
+                result == Err(BodyFault::TooLong) && out.len() == n,
+                "{text}: {result:?}"
+            ),
+        }
+    }
+}
