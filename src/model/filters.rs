@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::InvalidValue;
 use super::balance::is_token;
 use super::guards::Guards;
+use super::redirect::Redirect;
 
 /// Done in this order, each where it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +18,8 @@ pub struct Filters {
     pub allow: Option<Arc<[IpNet]>>,
     /// Clients that speak no TLS are sent to it.
     pub to_https: Option<ToHttps>,
+    /// Clients that ask for what it is found in are sent elsewhere.
+    pub redirect: Option<Arc<Redirect>>,
     /// What is asked of requests besides. `None`: nothing.
     pub guards: Option<Arc<Guards>>,
     /// The first of these that a path begins with is taken off it.

@@ -12,6 +12,7 @@ pub mod guards;
 pub mod labels;
 mod one_mode;
 pub mod proxy_protocol;
+pub mod redirect;
 mod route;
 pub mod rule;
 mod scheme;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::names::{
-    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, RATE, REALM, REMOVE_HEADER, REQUEST_HEADER,
-    RESPONSE_HEADER, RETRIES, USER_HEADER, is_field, is_filter,
+    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, PERMANENT, RATE, REALM, REDIRECT, REMOVE_HEADER,
+    REPLACEMENT, REQUEST_HEADER, RESPONSE_HEADER, RETRIES, USER_HEADER, is_field, is_filter,
 };
 use super::reader::Reader;
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
 use crate::model::guards::{BasicAuth, Guards, Users};
+use crate::model::redirect::{Redirect, WrongRedirect};
 use crate::model::{InvalidValue, Mode, ServiceSpec};
 
 impl Reader<'_> {
@@ -29,12 +30,39 @@ impl Reader<'_> {
             let prefixes: Result<Vec<_>, InvalidValue> = text.split(',').map(|text| text.trim().parse()).collect();
             prefixes.map(|prefixes| filters.strip_prefix = prefixes.into())
         });
+        filters.redirect = self.redirect();
         filters.guards = self.guards();
         self.set_some(replace_path, &mut filters.replace_path);
         self.set_some(add_prefix, &mut filters.add_prefix);
         filters.request_fields = self.edits(REQUEST_HEADER);
         filters.response_fields = self.edits(RESPONSE_HEADER);
         (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    fn redirect(&mut self) -> Option<Arc<Redirect>> {
+        let labels = self.labels;
+        let mut is_permanent = false;
+        self.flag(PERMANENT, &mut is_permanent);
+        self.go_with(REDIRECT, &[REPLACEMENT, PERMANENT]);
+        let regex = labels.get(REDIRECT)?;
+        let Some(replacement) = labels.get(REPLACEMENT) else {
+            self.faults
+                .push(format!("label {REDIRECT}={regex}: expected {REPLACEMENT} beside it"));
+            self.wrong.insert(REDIRECT.to_owned());
+            return None;
+        };
+        match Redirect::new(regex.trim(), replacement.trim(), is_permanent) {
+            Ok(redirect) => Some(redirect),
+            Err(wrong) => {
+                let (label, value, expected) = match wrong {
+                    WrongRedirect::Regex(expected) => (REDIRECT, regex, expected),
+                    WrongRedirect::Replacement(expected) => (REPLACEMENT, replacement, expected),
+                };
+                self.faults.push(format!("label {label}={value}: {expected}"));
+                self.wrong.insert(label.to_owned());
+                None
+            }
+        }
     }
 
     fn guards(&mut self) -> Option<Arc<Guards>> {
@@ -68,6 +96,7 @@ impl Reader<'_> {
         for other in others {
             if let Some(value) = self.labels.get(*other)
                 && !self.labels.contains_key(label)
+                && !self.wrong.contains(*other)
             {
                 self.faults
                     .push(format!("label {other}={value}: expected {label} beside it"));

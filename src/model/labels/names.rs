@@ -3,7 +3,7 @@
 use crate::model::{RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 54] = [
+pub const KNOWN: [&str; 57] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -12,6 +12,9 @@ pub const KNOWN: [&str; 54] = [
     "anynode.slow-start",
     "anynode.allow",
     "anynode.https-only",
+    REDIRECT,
+    REPLACEMENT,
+    PERMANENT,
     BASIC_AUTH,
     REALM,
     USER_HEADER,
@@ -99,6 +102,10 @@ pub(super) const ROUTE_OPTIONS: [RoutePart; 6] = [
 /// The port that tasks listen on for them.
 pub const PORT: &str = "anynode.port";
 
+pub(super) const REDIRECT: &str = "anynode.redirect-regex";
+pub(super) const REPLACEMENT: &str = "anynode.redirect-regex.replacement";
+pub(super) const PERMANENT: &str = "anynode.redirect-regex.permanent";
+
 /// Users and hashes of their passwords: no value of it is shown.
 pub const BASIC_AUTH: &str = "anynode.basic-auth";
 pub(super) const REALM: &str = "anynode.basic-auth.realm";
@@ -113,7 +120,10 @@ pub(super) const MAX_BODY: &str = "anynode.max-body";
 pub(super) const RETRIES: &str = "anynode.retries";
 
 /// What is asked of requests besides.
-const GUARDS: [&str; 9] = [
+const GUARDS: [&str; 12] = [
+    REDIRECT,
+    REPLACEMENT,
+    PERMANENT,
     BASIC_AUTH,
     REALM,
     USER_HEADER,

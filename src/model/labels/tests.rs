@@ -354,9 +354,36 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
         ("anynode.in-flight-per-client", "3"),
         ("anynode.max-body", "10MiB"),
         ("anynode.retries", "0"),
+        ("anynode.redirect-regex", "^https?://a/(.*)"),
+        ("anynode.redirect-regex.replacement", "https://b/${1}"),
+        ("anynode.redirect-regex.permanent", "true"),
     ]);
     assert!(labels.faults.is_empty(), "{labels:?}");
-    let guards = spec.filters.unwrap().guards.clone().unwrap();
+    let filters = spec.filters.unwrap();
+    let redirect = filters.redirect.clone().unwrap();
+    assert_eq!(redirect.place("http://a/x"), Some(Ok("https://b/x".to_owned())));
+    assert!(redirect.is_permanent());
+    for (regex, replacement, expected) in [
+        (
+            "(",
+            "x",
+            "label anynode.redirect-regex=(: expected a regular expression",
+        ),
+        (
+            "x",
+            "$1",
+            "label anynode.redirect-regex.replacement=$1: expected groups that",
+        ),
+    ] {
+        let (spec, labels) = read(&[
+            ("anynode.mode", "http"),
+            ("anynode.redirect-regex", regex),
+            ("anynode.redirect-regex.replacement", replacement),
+        ]);
+        assert!(spec.filters.is_none() && labels.wrong.len() == 1, "{labels:?}");
+        assert!(labels.faults[0].starts_with(expected), "{labels:?}");
+    }
+    let guards = filters.guards.clone().unwrap();
     assert_eq!(guards.rate, "6/1m, 20".parse().ok());
     assert_eq!(
         (guards.in_flight, guards.in_flight_per_client),
@@ -372,6 +399,16 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
     for (label, value, expected) in [
         ("anynode.allow", "10.0.0.0/8,x", "expected a network such as"),
         ("anynode.rate", "0/1s", "expected a rate such as"),
+        (
+            "anynode.redirect-regex",
+            "x",
+            "expected anynode.redirect-regex.replacement beside it",
+        ),
+        (
+            "anynode.redirect-regex.permanent",
+            "true",
+            "expected anynode.redirect-regex beside it",
+        ),
         ("anynode.max-body", "1m", "expected a number of bytes"),
         ("anynode.retries", "11", "expected a whole number from 0 to 10"),
         ("anynode.in-flight", "0", "expected a whole number from 1"),
@@ -389,7 +426,9 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
             spec.filters.is_none() && labels.wrong.contains(label),
             "{label}: {labels:?}"
         );
-        assert!(labels.faults[0].starts_with(&format!("label {label}: ")), "{labels:?}");
+        let begins = [": ", "="].map(|after| format!("label {label}{after}"));
+        let fault = &labels.faults[0];
+        assert!(begins.iter().any(|begin| fault.starts_with(begin)), "{labels:?}");
         assert!(labels.faults[0].contains(expected), "{expected}: {labels:?}");
     }
     let (spec, labels) = read(&[("anynode.response-header.X", "y"), ("anynode.allow", "10.0.0.0/8")]);

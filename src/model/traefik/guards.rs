@@ -1,11 +1,13 @@
-//! What Traefik's middlewares ask of requests, as ours. What has no counterpart is refused, and no fault shows what may be a password.
+//! What Traefik's middlewares ask of requests before they go on, as ours. What has no counterpart is refused, and no fault shows what may be a password.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::middlewares::no_counterpart;
 use super::tree::{Label, Options, elements, flag, is_list};
 use crate::model::guards::{BasicAuth, BodyMost, Cap, Rate, Retries, Users};
 use crate::model::parse_duration;
+use crate::model::redirect::{Redirect, WrongRedirect};
 
 /// Errors: what is wrong, in words.
 pub(super) fn basic_auth(options: &Options<'_>) -> Result<BasicAuth, String> {
@@ -115,6 +117,30 @@ pub(super) fn retries(options: &Options<'_>) -> Result<Retries, String> {
         }
     }
     retries.ok_or_else(|| "says no attempts".to_owned())
+}
+
+/// Errors as above.
+pub(super) fn redirect(options: &Options<'_>) -> Result<Arc<Redirect>, String> {
+    let (mut regex, mut replacement, mut is_permanent) = (None, None, false);
+    for (option, label) in options {
+        match option.as_str() {
+            "redirectregex.regex" => regex = Some(label),
+            "redirectregex.replacement" => replacement = Some(label),
+            "redirectregex.permanent" => is_permanent = flag(label.value).ok_or_else(|| no_counterpart(label))?,
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    let (Some(regex), Some(replacement)) = (regex, replacement) else {
+        return Err("says no regex or no replacement".to_owned());
+    };
+    let redirect = Redirect::new(regex.value, replacement.value, is_permanent);
+    redirect.map_err(|wrong| {
+        let (label, expected) = match wrong {
+            WrongRedirect::Regex(expected) => (regex, expected),
+            WrongRedirect::Replacement(expected) => (replacement, expected),
+        };
+        format!("has {}={}: {expected}", label.key, label.value)
+    })
 }
 
 /// By what requests are told apart: ours by the client's address alone, behind trusted proxies as those say.

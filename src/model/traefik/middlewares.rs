@@ -27,6 +27,7 @@ enum Step {
     Begin,
     Allow,
     Https,
+    Redirect,
     Strip,
     Replace,
     Add,
@@ -100,6 +101,7 @@ impl Chain {
         let step = match kind {
             "ipallowlist" | "ipwhitelist" => Some(Step::Allow),
             "redirectscheme" => Some(Step::Https),
+            "redirectregex" => Some(Step::Redirect),
             "stripprefix" => Some(Step::Strip),
             "replacepath" => Some(Step::Replace),
             "addprefix" => Some(Step::Add),
@@ -108,7 +110,7 @@ impl Chain {
         if let Some(step) = step {
             if step <= self.step {
                 return Err(
-                    "has no counterpart behind those before it: once each of ipAllowList, redirectScheme, stripPrefix, \
+                    "has no counterpart behind those before it: once each of ipAllowList, redirectScheme, redirectRegex, stripPrefix, \
                      replacePath and addPrefix, in this order"
                         .to_owned(),
                 );
@@ -123,6 +125,10 @@ impl Chain {
                 (cap, Whose::All) => put(&mut self.guards.in_flight, cap)?,
                 (cap, Whose::Client) => put(&mut self.guards.in_flight_per_client, cap)?,
             },
+            "redirectregex" if self.guards.auth.is_some() => {
+                return Err("has no counterpart behind basicAuth: clients are sent elsewhere first".to_owned());
+            }
+            "redirectregex" => self.filters.redirect = Some(guards::redirect(options)?),
             "buffering" => put(&mut self.guards.max_body, guards::max_body(options)?)?,
             "retry" => put(&mut self.guards.retries, guards::retries(options)?)?,
             "ratelimit" => {
@@ -306,7 +312,7 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "addprefix",
     "basicauth",
     "buffering",
@@ -315,12 +321,13 @@ const KINDS: [&str; 12] = [
     "ipallowlist",
     "ipwhitelist",
     "ratelimit",
+    "redirectregex",
     "redirectscheme",
     "replacepath",
     "retry",
     "stripprefix",
 ];
-const NOT_YET: [&str; 10] = [
+const NOT_YET: [&str; 9] = [
     "circuitbreaker",
     "compress",
     "contenttype",
@@ -329,7 +336,6 @@ const NOT_YET: [&str; 10] = [
     "forwardauth",
     "grpcweb",
     "passtlsclientcert",
-    "redirectregex",
     "replacepathregex",
 ];
 const CHAIN_DEPTH_MAX: usize = 8;

@@ -791,3 +791,49 @@ fn limits_are_counted_by_client_as_ours_are() {
     let (_, faults) = filtered(&["m.rateLimit.average=1", "n.rateLimit.average=2"], "m,n");
     assert!(faults[0].contains("behind another of its kind"), "{faults:?}");
 }
+
+#[test]
+fn clients_are_sent_elsewhere_before_anything_is_asked() {
+    let www = [
+        "www.redirectRegex.regex=^https?://example.com/(.*)",
+        "www.redirectRegex.replacement=https://www.example.com/${1}",
+        "www.redirectRegex.permanent=true",
+        "pw.basicAuth.users=u:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=",
+        "strip.stripPrefix.prefixes=/api",
+    ];
+    let (filters, faults) = filtered(&www, "www,pw,strip");
+    assert!(faults.is_empty(), "{faults:?}");
+    let redirect = filters.unwrap().redirect.clone().unwrap();
+    assert_eq!(
+        redirect.place("http://example.com/a"),
+        Some(Ok("https://www.example.com/a".to_owned()))
+    );
+    for (order, expected) in [
+        ("pw,www", "www (redirectregex) has no counterpart behind basicAuth"),
+        (
+            "strip,www",
+            "www (redirectregex) has no counterpart behind those before it",
+        ),
+        (
+            "www,www",
+            "www (redirectregex) has no counterpart behind those before it",
+        ),
+    ] {
+        let (_, faults) = filtered(&www, order);
+        assert!(faults[0].contains(expected), "{order}: {faults:?}");
+    }
+    for (wrong, expected) in [
+        (&["m.redirectRegex.regex=x"][..], "says no regex or no replacement"),
+        (
+            &["m.redirectRegex.regex=(", "m.redirectRegex.replacement=x"],
+            "expected a regular expression",
+        ),
+        (
+            &["m.redirectRegex.regex=x", "m.redirectRegex.replacement=$1"],
+            "expected groups",
+        ),
+    ] {
+        let (_, faults) = filtered(wrong, "m");
+        assert!(faults[0].contains(expected), "{wrong:?}: {faults:?}");
+    }
+}

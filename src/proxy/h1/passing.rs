@@ -89,7 +89,11 @@ impl<C: Client> Server<'_, C> {
                 let text = format!("service {}: not for clients of that address", service.name());
                 self.fail(service, 403, text, meta, meta.framing == Framing::None).await
             }
-            Filtered::ToHttps(location, is_permanent) => {
+            Filtered::Nowhere => {
+                let text = format!("service {}: the redirect for this leads nowhere", service.name());
+                self.fail(service, 400, text, meta, meta.framing == Framing::None).await
+            }
+            Filtered::Elsewhere(location, is_permanent) => {
                 service.stats().add_request(301);
                 self.say_elsewhere(&location, is_permanent, meta).await
             }

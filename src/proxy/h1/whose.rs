@@ -10,7 +10,7 @@ use super::wish;
 use crate::model::filters::Filters;
 use crate::model::{Balance, HashKey, ServiceSpec};
 use crate::proxy::balancer::Wish;
-use crate::proxy::http::{Refusal, RequestHead, RouteKey, https_location, https_place};
+use crate::proxy::http::{Refusal, RequestHead, RouteKey, https_location, https_place, uri_of};
 use crate::proxy::wire::Client;
 use crate::routing::{Asker, First, Listen, Mark, Service};
 
@@ -28,7 +28,9 @@ pub(super) enum Found {
 pub(super) enum Filtered {
     Forbidden,
     /// Where, and whether for good.
-    ToHttps(String, bool),
+    Elsewhere(String, bool),
+    /// It would be sent where nobody can be.
+    Nowhere,
 }
 
 /// Whether the client has come by TLS, as we or a trusted proxy say in the head; of several proxies the first.
@@ -137,13 +139,24 @@ impl<C: Client> Server<'_, C> {
         if filters.iter().any(|filters| filters.allow.is_some()) && !self.client_of(head).is_ok_and(is_let_in) {
             return Some(Filtered::Forbidden);
         }
-        let to = filters.iter().find_map(|filters| filters.to_https)?;
-        if came_by_tls(head) {
-            return None;
+        let local = || {
+            let local = self.client.watched().local_addr();
+            local.map_or_else(|_| self.from.ip(), |local| local.ip())
+        };
+        let to_https = filters.iter().find_map(|filters| filters.to_https);
+        if let Some(to) = to_https.filter(|_| !came_by_tls(head)) {
+            return Some(Filtered::Elsewhere(
+                https_place(head, local(), to.port),
+                to.is_permanent,
+            ));
         }
-        let local = self.client.watched().local_addr();
-        let local = local.map_or_else(|_| self.from.ip(), |local| local.ip());
-        Some(Filtered::ToHttps(https_place(head, local, to.port), to.is_permanent))
+        let redirect = |filters: &Arc<Filters>| {
+            let redirect = filters.redirect.as_ref()?;
+            let place = redirect.place(&uri_of(head, came_by_tls(head), local()))?;
+            let elsewhere = |place| Filtered::Elsewhere(place, redirect.is_permanent());
+            Some(place.map_or(Filtered::Nowhere, elsewhere))
+        };
+        filters.iter().find_map(redirect)
     }
 
     /// The client's address: who has connected, or whom a trusted proxy names.

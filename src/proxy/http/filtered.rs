@@ -56,15 +56,33 @@ pub fn filter_response(out: &mut Vec<u8>, start: usize, filters: &Filters) {
     push_fields(fields, &filters.response_fields, &[], out);
 }
 
-/// Where the same is by https: of a request's head as it was written.
-pub fn https_place(head: &[u8], local: IpAddr, port: Option<u16>) -> String {
+/// The whole URI that a request's head asks for, its host in lower case. `local`: the address that the client came to, for one that names
+/// no host.
+pub fn uri_of(head: &[u8], is_tls: bool, local: IpAddr) -> String {
     let (line, fields) = split_line(head);
+    let scheme = if is_tls { "https" } else { "http" };
+    let host = host_of(fields, local).to_ascii_lowercase();
+    let target = String::from_utf8_lossy(target_of(line));
+    let target = if target.starts_with('/') { &*target } else { "/" };
+    format!("{scheme}://{host}{target}")
+}
+
+fn host_of(fields: &[u8], local: IpAddr) -> String {
     let host = lines(fields).find_map(|line| {
         let (name, value) = split_field(line)?;
         name.eq_ignore_ascii_case(b"host")
             .then(|| String::from_utf8_lossy(value).into_owned())
     });
-    let host = host.unwrap_or_else(|| local.to_string());
+    host.unwrap_or_else(|| match local.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    })
+}
+
+/// Where the same is by https: of a request's head as it was written.
+pub fn https_place(head: &[u8], local: IpAddr, port: Option<u16>) -> String {
+    let (line, fields) = split_line(head);
+    let host = host_of(fields, local);
     let end = host
         .rfind(']')
         .map_or_else(|| host.find(':').unwrap_or(host.len()), |at| at + 1);
@@ -290,5 +308,12 @@ mod tests {
         );
         assert_eq!(place("OPTIONS * HTTP/1.1|Host: a||", Some(443)), "https://a/");
         assert_eq!(place("GET / HTTP/1.1||", None), "https://192.0.2.1/");
+        let uri = |head: &str, is_tls, local: &str| {
+            uri_of(head.replace('|', "\r\n").as_bytes(), is_tls, local.parse().unwrap())
+        };
+        let head = "GET /a?b HTTP/1.1|Host: A.test:80||";
+        assert_eq!(uri(head, false, "::1"), "http://a.test:80/a?b");
+        assert_eq!(uri("OPTIONS * HTTP/1.1|Host: a||", true, "::1"), "https://a/");
+        assert_eq!(uri("GET /x HTTP/1.0||", false, "2001:db8::1"), "http://[2001:db8::1]/x");
     }
 }

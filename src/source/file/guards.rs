@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::text::Text;
 use crate::model::filters::FieldName;
 use crate::model::guards::{BasicAuth, Realm, Users};
+use crate::model::redirect::{Redirect, WrongRedirect};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,5 +29,31 @@ impl BasicAuthDto {
         auth.user_field = self.user_header.map(|text| text.0);
         auth.removes_field = self.remove_header.unwrap_or(false);
         Ok(Arc::new(auth))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RedirectDto {
+    regex: String,
+    replacement: String,
+    permanent: Option<bool>,
+}
+
+impl RedirectDto {
+    /// Errors: the key, and what was expected.
+    pub(super) fn into_redirect(self) -> Result<Arc<Redirect>, String> {
+        let redirect = Redirect::new(&self.regex, &self.replacement, self.permanent.unwrap_or(false));
+        redirect.map_err(|wrong| match wrong {
+            WrongRedirect::Regex(expected) => {
+                format!("redirect_regex.regex: {:?} is not valid: {expected}", self.regex)
+            }
+            WrongRedirect::Replacement(expected) => {
+                format!(
+                    "redirect_regex.replacement: {:?} is not valid: {expected}",
+                    self.replacement
+                )
+            }
+        })
     }
 }

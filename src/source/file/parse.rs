@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::guards::BasicAuthDto;
+use super::guards::{BasicAuthDto, RedirectDto};
 use super::text::Text;
 use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
@@ -167,6 +167,7 @@ struct ServiceDto {
     sticky: Option<StickyDto>,
     allow: Option<Vec<Text<Network>>>,
     https_only: Option<bool>,
+    redirect_regex: Option<RedirectDto>,
     basic_auth: Option<BasicAuthDto>,
     rate: Option<Text<Rate>>,
     in_flight: Option<Text<Cap>>,
@@ -437,6 +438,7 @@ impl ServiceDto {
             retries: self.retries.map(|text| text.0),
         };
         let filters = Filters {
+            redirect: self.redirect_regex.map(RedirectDto::into_redirect).transpose()?,
             guards: guards.into_some(),
             allow: self.allow.map(|all| all.into_iter().map(|text| text.0.0).collect()),
             to_https: self.https_only.unwrap_or(false).then_some(ToHttps {
@@ -451,7 +453,7 @@ impl ServiceDto {
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                "allow, https_only, redirect_regex, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );

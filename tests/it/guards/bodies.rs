@@ -98,7 +98,7 @@ fn a_body_that_is_too_long_is_refused_by_its_length_or_cut_where_it_is() {
     stream.write_all(b"3e9\r\nxxx").unwrap();
     let mut rest = Vec::new();
     let end = stream.read_to_end(&mut rest);
-    assert!(end.is_err() && b"hello".starts_with(&*rest), "{end:?} {rest:?}");
+    assert!(end.is_err() && b"hello".starts_with(&rest), "{end:?} {rest:?}");
     // HTTP/2: with a length, without one, and many frames.
     let file = node.dir.path().join("body");
     for (n, expected, length) in [

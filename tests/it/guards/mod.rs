@@ -3,6 +3,7 @@
 mod auth;
 mod bodies;
 mod limits;
+mod redirects;
 mod retries;
 
 use std::io::{Read, Write};
