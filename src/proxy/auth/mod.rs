@@ -77,14 +77,14 @@ impl Checker {
         if is_named && self.seen.right.touch(tag) {
             return Verdict::Right;
         }
-        let mut answer = match self.begin(tag, user, password, client) {
+        let mut answer = match self.begin(tag, user, is_named, password, client) {
             Ok(answer) => answer,
             Err(verdict) => return verdict,
         };
         let waited = tokio::time::timeout(WAIT_AT_MOST, answer.wait_for(Option::is_some)).await;
         match waited.map(|answer| answer.map(|is_right| *is_right)) {
-            Ok(Ok(Some(true))) if is_named => Verdict::Right,
-            Ok(Ok(Some(_))) => Verdict::Wrong,
+            Ok(Ok(Some(true))) => Verdict::Right,
+            Ok(Ok(Some(false))) => Verdict::Wrong,
             // Not tried after all.
             Ok(Ok(None) | Err(_)) | Err(_) => Verdict::Busy,
         }
@@ -101,11 +101,12 @@ impl Checker {
         auth.users.iter().nth(usize::try_from(place).unwrap_or(0))
     }
 
-    /// Has it tried, unless it is being tried already.
+    /// Has it tried, unless it is being tried already. What is right of one who stands in is wrong.
     fn begin(
         &self,
         tag: Tag,
         user: &User,
+        is_named: bool,
         password: &[u8],
         client: IpAddr,
     ) -> Result<watch::Receiver<Option<bool>>, Verdict> {
@@ -130,7 +131,7 @@ impl Checker {
         let job = move || {
             // One of them is the entry's.
             let is_awaited = sender.receiver_count() > 1;
-            let is_right = is_awaited.then(|| passwords::is_of(&password, &hash));
+            let is_right = is_awaited.then(|| passwords::is_of(&password, &hash) & is_named);
             if is_right == Some(true) {
                 seen.right.with(tag, || (), |()| ());
                 seen.forgive(client);
@@ -219,6 +220,7 @@ mod tests {
                 assert_eq!(checked, Verdict::Wrong);
             }
         }
+        assert_eq!(checker.seen.right.len(), 2);
         // The name that was known by this hash has another now.
         let other = of(&["alice:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=", BOB]);
         assert_eq!(check(&other, "alice", "secret").await, Verdict::Wrong);

@@ -27,7 +27,8 @@ fn ask_at(own: &Own, port: u16, host: &str, path: &str) -> (String, String) {
     ask_with(own, &[], port, host, path)
 }
 
-fn ask_with(own: &Own, more: &[&str], port: u16, host: &str, path: &str) -> (String, String) {
+/// The same, at that port and with more of curl's options.
+pub(super) fn ask_with(own: &Own, more: &[&str], port: u16, host: &str, path: &str) -> (String, String) {
     let url = format!("http://127.0.0.1:{port}{path}");
     let host = format!("Host: {host}");
     let args = ["-s", "-m", "10", "-w", "\n%{http_code}", "-H", &host, &url];

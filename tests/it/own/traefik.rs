@@ -2,7 +2,7 @@
 //! what it asks for besides.
 
 use super::rig::{self, LONG, Own, Tasks};
-use super::routes::{ask, ask_as};
+use super::routes::{ask, ask_as, ask_with};
 
 const STACK: &str = r#"
 version: "3.8"
@@ -27,6 +27,17 @@ services:
         - "traefik.http.services.whoami.loadbalancer.server.port=8080"
         - traefik.http.services.whoami.loadbalancer.healthcheck.path=/
         - traefik.http.services.whoami.loadbalancer.healthcheck.interval=1s
+        - traefik.http.routers.limited.rule=Host(`limited.example.com`) || Host(`old.example.com`)
+        - traefik.http.routers.limited.entrypoints=web
+        - traefik.http.routers.limited.middlewares=old,limit,size,again,few
+        - traefik.http.middlewares.old.redirectregex.regex=^http://old\.example\.com/(.*)
+        - traefik.http.middlewares.old.redirectregex.replacement=http://limited.example.com/$${1}
+        - traefik.http.middlewares.limit.ratelimit.average=1
+        - traefik.http.middlewares.limit.ratelimit.period=1h
+        - traefik.http.middlewares.limit.ratelimit.burst=3
+        - traefik.http.middlewares.size.buffering.maxrequestbodybytes=10
+        - traefik.http.middlewares.again.retry.attempts=2
+        - traefik.http.middlewares.few.inflightreq.amount=10
   api:
     image: anynode/whoami
     networks: [traefik-public]
@@ -180,6 +191,12 @@ fn a_stack_for_traefik_is_served_as_it_is() {
     ] {
         assert!(stripped.contains(there), "{there} in {stripped}");
     }
+    // What is asked of requests, of which the redirect comes first.
+    own.wait_for("a redirect", LONG, || ask(&own, "old.example.com", "/x").0 == "302");
+    let too_long = ["-d", "more than ten bytes"];
+    assert_eq!(ask_with(&own, &too_long, 80, "limited.example.com", "/").0, "413");
+    let statuses = [(); 3].map(|()| ask(&own, "limited.example.com", "/").0);
+    assert_eq!(statuses, ["200", "200", "429"]);
     // Where TLS ends, what asks for it and what does not.
     for (service, host) in [
         ("secure", "secured.example.com"),
