@@ -1,5 +1,5 @@
-//! What becomes of a request on the way to an endpoint: it is answered in the place of one, or goes on, its head changed. Not here: which
-//! filters those are (`whose`), and how heads are changed (`http`).
+//! What is asked of a request on the way to an endpoint: it is answered in the place of one, or goes on. Not here: which filters those are
+//! (`whose`), and how heads are changed (`http`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,17 +41,19 @@ pub(super) struct Passed {
 }
 
 impl<C: Client> Server<'_, C> {
-    /// Has all of them done to a request whose head, and nothing else, is in `head`. `said_by`: what says the route whose filters are the
-    /// first. Errors: the client was answered, and whether it may go on, or the reason to close with.
+    /// Asks all that they ask of a request whose head, and nothing else, is in `head`. `said_by`: what says the route whose filters are
+    /// the first. `answer`: what the client is told in any case (`judge`). Errors: the client was answered, and whether it may go on, or
+    /// the reason to close with.
     pub(super) async fn pass(
         &mut self,
         service: &Service,
         said_by: Option<&str>,
         filters: &[Arc<Filters>],
+        answer: Option<Filtered>,
         head: &mut Buffer,
         meta: &RequestMeta,
     ) -> Result<Passed, Result<(), CloseReason>> {
-        if let Some(answer) = self.judge(filters, head.rest()) {
+        if let Some(answer) = answer {
             return Err(self.answer_for(service, answer, meta).await);
         }
         let said_by = said_by.into_iter().chain([OF_SERVICE]);
@@ -59,19 +61,9 @@ impl<C: Client> Server<'_, C> {
         let guards: Vec<_> = guards
             .filter_map(|(filters, said_by)| Some((said_by, filters.guards.as_ref()?)))
             .collect();
-        let mut passed = Passed::default();
-        if !guards.is_empty() {
-            match self.guard(service, &guards, head.tail(), meta).await.map_err(Err)? {
-                Ok(is_passed) => passed = is_passed,
-                Err(denied) => return Err(self.deny(service, denied, meta).await),
-            }
-        }
-        match filters
-            .iter()
-            .try_for_each(|filters| filter_request(head.tail(), filters))
-        {
-            Ok(()) => Ok(passed),
-            Err(refusal) => Err(Err(self.refuse(refusal).await)),
+        match self.guard(service, &guards, head.tail(), meta).await.map_err(Err)? {
+            Ok(passed) => Ok(passed),
+            Err(denied) => Err(self.deny(service, denied, meta).await),
         }
     }
 

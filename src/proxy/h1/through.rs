@@ -15,11 +15,12 @@ use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::passing::Passed;
 use super::pool;
 use super::wish;
+use crate::model::filters::Filters;
 use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{Connection, Signal};
 use crate::proxy::h2;
-use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, Refusal};
+use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, Refusal, filter_request};
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
@@ -75,12 +76,19 @@ impl<C: Client> Server<'_, C> {
             let (said_by, of_route) = self.filters.take().unzip();
             filters.extend(of_route);
             filters.extend(service.spec().filters.clone());
-            // Boxed: asking takes room that few requests have a use for.
-            let passing = self.pass(&service, said_by.as_deref(), &filters, &mut to_upstream, &meta);
-            match Box::pin(passing).await {
-                // Counted as under way until all of this ends, however it does.
-                Ok(is_passed) => passed = is_passed,
-                Err(answered) => return answered,
+            let answer = self.judge(&filters, to_upstream.rest());
+            if answer.is_some() || filters.iter().any(|filters| filters.guards.is_some()) {
+                // Boxed: asking takes room that few requests have a use for.
+                let passing = self.pass(&service, said_by.as_deref(), &filters, answer, &mut to_upstream, &meta);
+                match Box::pin(passing).await {
+                    // Counted as under way until all of this ends, however it does.
+                    Ok(is_passed) => passed = is_passed,
+                    Err(answered) => return answered,
+                }
+            }
+            let change = |filters: &Arc<Filters>| filter_request(to_upstream.tail(), filters);
+            if let Err(refusal) = filters.iter().try_for_each(change) {
+                return Err(self.refuse(refusal).await);
             }
         }
         let scheme = service.spec().scheme;
