@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use super::family::Family;
 use super::{AdminState, SwarmView, tls};
 use crate::dns::{DnsStats, Rcode, Source};
+use crate::model::EndpointHandshake;
 use crate::model::Mode;
 use crate::places::Table;
 use crate::proxy::PortState;
@@ -126,6 +127,7 @@ impl Collector for Scrape {
         }
         write_last_hops(&all, out);
         write_requests(&all, out);
+        write_endpoint_handshakes(&all, out);
         write_endpoints(&all, now, out);
         if self.has_detail {
             write_detail(&all, now, out);
@@ -818,6 +820,21 @@ fn write_requests(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
         for outcome in RetryOutcome::ALL {
             let labels = [("service", one.name()), ("outcome", outcome.as_str())];
             sample_if_any(&mut family, &labels, one.state.stats.retry_count(outcome));
+        }
+    }
+}
+
+fn write_endpoint_handshakes(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_endpoint_tls_handshakes",
+        "Handshakes with endpoints that are to speak TLS, by what came of them.",
+    );
+    for one in all {
+        for result in EndpointHandshake::ALL {
+            let labels = [("service", one.name()), ("result", result.as_str())];
+            sample_if_any(&mut family, &labels, one.state.stats.endpoint_handshake_count(result));
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::source::swarm::{EngineInfo, SwarmStatus};
 use crate::store::StoreHealth;
 use crate::takeover::Takeover;
 use crate::tasknet::TaskNets;
-use crate::tls::Terminators;
+use crate::tls::{Terminators, Trust};
 
 pub use self::server::serve;
 
@@ -56,6 +56,7 @@ pub struct AdminState {
     pub doors: Arc<ClosedDoors>,
     /// `None`: no entry point ends TLS.
     pub tls: Option<Arc<Terminators>>,
+    pub trust: Arc<Trust>,
     /// Looks at all nodes of the cluster, or at this one where there is none.
     pub verify: Verify,
 }

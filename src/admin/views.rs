@@ -54,6 +54,9 @@ pub(super) struct StatusView {
     closed: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<TlsView>,
+    /// What is wrong with files of authorities that endpoints are judged by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    authority_faults: Vec<String>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -234,6 +237,9 @@ struct EndpointView {
     /// Why it does not see its clients' addresses although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
     opaque: Option<String>,
+    /// Why it cannot be spoken to by TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_fault: Option<String>,
     /// As Docker names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<String>,
@@ -326,6 +332,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         vips: vips.to_string(),
         store: state.store.as_ref().map(|store| StoreView::of(store, now)),
         tls: state.tls.as_deref().map(TlsView::of),
+        authority_faults: state.trust.faults(),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }
@@ -443,6 +450,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .map(|(key, why)| format!("{key}: {why}")),
     );
     lines.extend(state.tls.iter().flat_map(|tls| tls.faults()));
+    lines.extend(state.trust.faults());
     let table = state.table.load();
     let lost = table.services().filter(|service| service.is_lost());
     lines.extend(lost.map(|service| {
@@ -522,6 +530,7 @@ impl EndpointView {
             address: endpoint.spec().to_string(),
             netns: endpoint.spec().netns.as_ref().map(|path| path.display().to_string()),
             opaque: endpoint.opaque().map(|why| why.to_string()),
+            tls_fault: endpoint.tls_fault().map(|why| why.to_string()),
             task: endpoint.task().map(|_| endpoint.label()),
             node: endpoint.task().map(|task| task.hostname.to_string()),
             weight,

@@ -1,10 +1,13 @@
 //! `anynode check`: whether a configuration and its services file can be used, without touching anything.
 
+use std::sync::Arc;
+
 use super::config::{Config, SwarmConfig};
 use super::{EXIT_CONFIG, Flags, print};
 use crate::link::{Token, TokenError};
+use crate::model::{Scheme, ServiceSpec};
 use crate::source::file;
-use crate::tls::Terminators;
+use crate::tls::{Terminators, Trust};
 
 /// Checks what `flags` name, prints every error, and returns the exit code.
 pub fn check(flags: Flags) -> i32 {
@@ -43,7 +46,15 @@ pub fn check(flags: Flags) -> i32 {
         }
     };
     match file::check(&text, config.vip_network, config.entry_points.clone()) {
-        Ok(n_services) => {
+        Ok(services) => {
+            let faults = endpoint_faults(&config, &services);
+            if !faults.is_empty() {
+                faults
+                    .iter()
+                    .for_each(|fault| eprintln!("error: {}: {fault}", path.display()));
+                return EXIT_CONFIG;
+            }
+            let n_services = services.len();
             print(&format!(
                 "ok: the configuration is valid, and so are the {n_services} services of {}\n",
                 path.display()
@@ -59,13 +70,26 @@ pub fn check(flags: Flags) -> i32 {
 
 /// What is wrong with the files of certificates: `up` would go on, and take them up once they can be used.
 fn tls_faults(config: &Config) -> Vec<String> {
-    if config.tls.policies.is_empty() {
-        return Vec::new();
-    }
-    match Terminators::new(config.tls.clone()) {
-        Ok(tls) => tls.config_faults(),
-        Err(fault) => vec![fault],
-    }
+    let of_authorities = Trust::new(config.authorities.clone()).faults();
+    let of_entry_points = match config.tls.policies.is_empty() {
+        true => Vec::new(),
+        false => match Terminators::new(config.tls.clone()) {
+            Ok(tls) => tls.config_faults(),
+            Err(fault) => vec![fault],
+        },
+    };
+    [of_authorities, of_entry_points].concat()
+}
+
+/// Services whose endpoints could not be judged as they ask: `up` would go on, and believe none of them.
+fn endpoint_faults(config: &Config, services: &[Arc<ServiceSpec>]) -> Vec<String> {
+    let trust = Trust::new(config.authorities.clone());
+    let secured = services.iter().filter(|spec| spec.scheme == Scheme::Https);
+    let fault = |spec: &Arc<ServiceSpec>| {
+        let fault = trust.towards(&spec.endpoint_tls).err()?;
+        Some(format!("service {}: {fault}", spec.name))
+    };
+    secured.filter_map(fault).collect()
 }
 
 /// What is wrong with the cluster's token, where it can be read: `up` would go on, without nodes that join or in danger.

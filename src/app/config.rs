@@ -16,7 +16,7 @@ use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::agent::process::UserRange;
 use crate::model::swarm::Generic;
-use crate::model::{EntryPointSpec, parse_duration};
+use crate::model::{CaName, EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
 use crate::sys::socket::Liveness;
 use crate::takeover::Mode;
@@ -45,6 +45,8 @@ pub struct Config {
     pub entry_points: Vec<EntryPointSpec>,
     /// For those of them that end TLS.
     pub tls: TlsConfig,
+    /// Files of authorities (PEM) by which endpoints are judged, by name.
+    pub authorities: BTreeMap<CaName, PathBuf>,
     /// `None`: this node serves no Docker Swarm.
     pub swarm: Option<SwarmConfig>,
     /// `None`: this node is no swarm by itself.
@@ -297,6 +299,7 @@ impl Config {
             generic,
         });
         let (entry_points, tls) = super::entry_points::read(s);
+        let authorities = authorities(s);
         let config = Config {
             services: path(text(s, "services")),
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
@@ -317,6 +320,7 @@ impl Config {
             proxy,
             entry_points,
             tls,
+            authorities,
             own: None,
             swarm: is_swarm.then_some(swarm),
             unknown_variables: s.strangers().to_vec(),
@@ -419,6 +423,27 @@ fn list<T: FromStr>(settings: &mut Settings, key: &str, expected: &str) -> Vec<T
 fn socket_path(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
     path.is_absolute().then_some(path)
+}
+
+/// Files by names. What is wrong is noted.
+fn authorities(settings: &mut Settings) -> BTreeMap<CaName, PathBuf> {
+    let key = "authorities";
+    let expected = "paths by name, such as { internal = \"ca.pem\" }";
+    let declared = settings.value(key, expected, toml::Table::new(), |value| value.as_table().cloned());
+    let mut files = BTreeMap::new();
+    for (name, value) in &declared {
+        let path = value.as_str().filter(|path| !path.is_empty());
+        let expected = match (name.parse::<CaName>(), path) {
+            (Ok(parsed), Some(path)) => match files.insert(parsed, PathBuf::from(path)) {
+                None => continue,
+                Some(_) => "another name: letters of either case are the same".to_owned(),
+            },
+            (Ok(_), None) => "a path to certificates of authorities in PEM".to_owned(),
+            (Err(error), _) => error.expected.to_string(),
+        };
+        settings.wrong_within(key, name, &value.to_string(), &expected);
+    }
+    files
 }
 
 fn commands(value: &Value) -> Option<BTreeMap<String, Vec<String>>> {

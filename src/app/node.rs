@@ -30,7 +30,7 @@ use crate::source::file::FileSource;
 use crate::sys::limits;
 use crate::takeover::Takeover;
 use crate::tasknet::{Served, TaskNets};
-use crate::tls::Terminators;
+use crate::tls::{Terminators, Trust};
 
 /// A node that is started and serves.
 pub struct Node {
@@ -43,6 +43,7 @@ pub struct Node {
     own: Option<(OwnSwarm, watch::Sender<Option<Option<UnlockKey>>>)>,
     takeover: Option<Arc<Takeover>>,
     tls: Option<Arc<Terminators>>,
+    trust: Arc<Trust>,
     networks: TaskNets,
     prober: Prober,
     dns: Option<Door<DnsServer>>,
@@ -122,10 +123,12 @@ impl Node {
         if let Some(tls) = &tls {
             tls.acme().open(&config.data_dir);
         }
+        let trust = Arc::new(Trust::new(config.authorities.clone()));
         let outside = Beside {
             dialer: swarm.as_ref().map(SwarmNode::dialer),
             takeover: takeover.clone(),
             tls: tls.clone(),
+            trust: trust.clone(),
             are_vips_off: are_vips_off.clone(),
         };
         let mut proxy = Proxy::start(config.proxy.clone(), table.clone(), outside).map_err(NodeError::Workers)?;
@@ -160,7 +163,7 @@ impl Node {
         if source.is_none() && swarm.is_none() && own.is_none() {
             status.applied();
         }
-        let prober = Prober::new(table.clone());
+        let prober = Prober::new(table.clone(), trust.clone());
         let readiness = Arc::new(Readiness::default());
         let of_swarm = swarm.as_ref().map(|swarm| swarm.faults.clone());
         let of_own = own.as_ref().map(|own| own.faults.clone());
@@ -182,6 +185,7 @@ impl Node {
             networks: Some(networks.clone()),
             doors,
             tls: tls.clone(),
+            trust: trust.clone(),
             verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
@@ -208,6 +212,7 @@ impl Node {
             own: own.zip(released),
             takeover,
             tls,
+            trust,
             networks,
             prober,
             dns,
@@ -240,6 +245,7 @@ impl Node {
             own,
             takeover,
             tls,
+            trust,
             networks,
             prober,
             dns,
@@ -285,6 +291,13 @@ impl Node {
                 }
             });
         }
+        let (following, trust_stopped) = (trust.follow(), stopped());
+        beside.spawn(async move {
+            tokio::select! {
+                () = following => {}
+                () = trust_stopped => {}
+            }
+        });
         if let Some(tls) = tls {
             let stopped = stopped();
             beside.spawn(async move {

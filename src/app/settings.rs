@@ -238,7 +238,7 @@ fn read(path: &str, text: &str) -> Result<toml::Table, SettingError> {
 const NO_KEYS: &[&str] = &["CONFIG", "TASK_DIR", "IMAGE"];
 
 /// Tables whose keys are the user's own: a value as a whole.
-const OPEN: &[&str] = &["process.images", "entrypoints", "acme"];
+const OPEN: &[&str] = &["process.images", "entrypoints", "acme", "authorities"];
 
 fn flatten(prefix: &str, table: toml::Table, take: &mut impl FnMut(String, Value)) {
     for (key, value) in table {

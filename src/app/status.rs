@@ -159,6 +159,9 @@ fn describe(status: &Value) -> String {
         out.push_str(&format!("! {key}: {}\n", text(why)));
     }
     describe_tls(&status["tls"], &mut out);
+    for fault in list(&status["authority_faults"]) {
+        out.push_str(&format!("! {}\n", text(&fault)));
+    }
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(
@@ -179,7 +182,7 @@ fn describe(status: &Value) -> String {
         }
     }
     let mut rows = vec![["SERVICE", "MODE", "VIP", "PORTS", "ENDPOINTS", "CONNECTIONS"].map(str::to_owned)];
-    let mut opaque = String::new();
+    let mut of_endpoints = String::new();
     let mut endpoints =
         vec![["ENDPOINT", "SERVICE", "STATE", "IN FLIGHT", "TOTAL", "FAILED CONNECTS"].map(str::to_owned)];
     for service in list(&status["services"]) {
@@ -200,8 +203,15 @@ fn describe(status: &Value) -> String {
         ]);
         for endpoint in all {
             if let Some(why) = endpoint["opaque"].as_str() {
-                opaque.push_str(&format!(
+                of_endpoints.push_str(&format!(
                     "! opaque: {} of {} does not see its clients' addresses: {why}\n",
+                    text(&endpoint["address"]),
+                    text(&service["name"])
+                ));
+            }
+            if let Some(why) = endpoint["tls_fault"].as_str() {
+                of_endpoints.push_str(&format!(
+                    "! TLS: {} of {} is not spoken to: {why}\n",
                     text(&endpoint["address"]),
                     text(&service["name"])
                 ));
@@ -219,7 +229,7 @@ fn describe(status: &Value) -> String {
             ]);
         }
     }
-    out.push_str(&opaque);
+    out.push_str(&of_endpoints);
     out.push('\n');
     push_columns(&rows, &mut out);
     out.push('\n');

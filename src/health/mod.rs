@@ -17,10 +17,11 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 pub use self::losses::say_losses;
-use self::probe::probe;
+use self::probe::{Fault, Manner, probe};
 use self::verdict::Verdict;
-use crate::model::{HealthCheck, Scheme};
+use crate::model::{HealthCheck, HealthProbe, Scheme};
 use crate::routing::{Endpoint, EndpointId, EndpointState, RoutingTable, Service, ServiceDiff, TableHandle};
+use crate::tls::Trust;
 
 /// Probes by their result.
 #[derive(Debug, Default)]
@@ -38,13 +39,15 @@ pub struct Prober {
     running: HashMap<EndpointId, Running>,
     /// Probes at once; at the start of a large table the others take their turn.
     slots: Arc<Semaphore>,
+    /// Says whom endpoints are believed to be that speak TLS.
+    trust: Arc<Trust>,
 }
 
 struct Running {
     task: AbortHandle,
     check: HealthCheck,
     addr: SocketAddr,
-    scheme: Scheme,
+    manner: Manner,
 }
 
 impl Drop for Running {
@@ -54,13 +57,14 @@ impl Drop for Running {
 }
 
 impl Prober {
-    pub fn new(table: Arc<TableHandle>) -> Prober {
+    pub fn new(table: Arc<TableHandle>, trust: Arc<Trust>) -> Prober {
         Prober {
             table,
             stats: Arc::default(),
             seen: Arc::default(),
             running: HashMap::new(),
             slots: Arc::new(Semaphore::new(PROBES_AT_ONCE)),
+            trust,
         }
     }
 
@@ -117,19 +121,24 @@ impl Prober {
                 continue;
             };
             let addr = endpoint.dial_addr(target);
-            let scheme = service.spec().scheme;
+            let manner = Manner {
+                scheme: service.spec().scheme,
+                tls: service.spec().endpoint_tls.clone(),
+                service: service.name().clone(),
+            };
             let is_as_before = self
                 .running
                 .get(&endpoint.id())
-                .is_some_and(|running| running.check == *check && running.addr == addr && running.scheme == scheme);
+                .is_some_and(|running| running.check == *check && running.addr == addr && running.manner == manner);
             if is_as_before {
                 continue;
             }
             let watch = Watch {
                 endpoint: endpoint.clone(),
                 addr,
-                scheme,
+                manner: manner.clone(),
                 check: check.clone(),
+                trust: self.trust.clone(),
                 stats: self.stats.clone(),
                 slots: self.slots.clone(),
             };
@@ -137,7 +146,7 @@ impl Prober {
                 task: tokio::spawn(watch.run()).abort_handle(),
                 check: check.clone(),
                 addr,
-                scheme,
+                manner,
             };
             self.running.insert(endpoint.id(), running);
         }
@@ -148,8 +157,9 @@ impl Prober {
 struct Watch {
     endpoint: Arc<Endpoint>,
     addr: SocketAddr,
-    scheme: Scheme,
+    manner: Manner,
     check: HealthCheck,
+    trust: Arc<Trust>,
     stats: Arc<HealthStats>,
     slots: Arc<Semaphore>,
 }
@@ -180,12 +190,15 @@ impl Watch {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok()?;
         let netns = self.endpoint.spec().netns.as_ref();
-        match tokio::time::timeout(
-            self.check.timeout,
-            probe(self.addr, netns, self.scheme, &self.check.probe),
-        )
-        .await
-        {
+        let probing = probe(self.addr, netns, &self.manner, &self.trust, &self.check.probe);
+        let result = tokio::time::timeout(self.check.timeout, probing).await;
+        let is_secured = self.manner.scheme == Scheme::Https && self.check.probe != HealthProbe::Tcp;
+        match &result {
+            Ok(Ok(())) if is_secured => self.endpoint.set_tls_fault(None),
+            Ok(Err(Fault::Tls(fault))) => self.endpoint.set_tls_fault(Some(&fault.text)),
+            _ => {}
+        }
+        match result {
             Ok(Ok(())) => {
                 self.stats.good.fetch_add(1, Relaxed);
                 None

@@ -24,7 +24,7 @@ const OPTIONS: [OneMode; 8] = [
         label: "anynode.scheme",
         mode: Mode::Http,
         is_asked_for: |spec| spec.scheme != Scheme::Http,
-        otherwise: "in tcp mode bytes go on as they come",
+        otherwise: "in tcp mode bytes go on as they come, and no TLS is begun with endpoints",
     },
     OneMode {
         key: "hash",

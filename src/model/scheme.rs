@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::InvalidValue;
 
-/// By which version of HTTP.
+/// By which version of HTTP, and whether over TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scheme {
     /// HTTP/1.1, one request at a time on a connection.
@@ -12,6 +12,8 @@ pub enum Scheme {
     Http,
     /// HTTP/2 without TLS, by prior knowledge, many requests at a time on a connection.
     H2c,
+    /// HTTP/2 over TLS where the endpoint chooses it (ALPN), otherwise HTTP/1.1 over TLS.
+    Https,
 }
 
 impl Scheme {
@@ -19,6 +21,7 @@ impl Scheme {
         match self {
             Scheme::Http => "http",
             Scheme::H2c => "h2c",
+            Scheme::Https => "https",
         }
     }
 }
@@ -30,7 +33,8 @@ impl FromStr for Scheme {
         match text {
             "http" => Ok(Scheme::Http),
             "h2c" => Ok(Scheme::H2c),
-            _ => Err(InvalidValue::new(text, "http or h2c")),
+            "https" => Ok(Scheme::Https),
+            _ => Err(InvalidValue::new(text, "http, https or h2c")),
         }
     }
 }

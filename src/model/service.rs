@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::filters::Filters;
-use super::{Balance, HashKey, InvalidValue, Prefer, RouteSpec, Scheme, Sticky, Weight};
+use super::{Balance, EndpointTls, HashKey, InvalidValue, Prefer, RouteSpec, Scheme, Sticky, Weight};
 
 /// The name of a service: one DNS label in Docker's spelling (letters, digits, inner `-` and `_`, at most 63).
 ///
@@ -126,6 +126,8 @@ pub struct ServiceSpec {
     pub prefer: Prefer,
     /// How the endpoints are spoken to (http).
     pub scheme: Scheme,
+    /// Whom they are believed to be, where that is over TLS.
+    pub endpoint_tls: EndpointTls,
     /// A cookie keeps each client at its endpoint (http).
     pub sticky: Option<Sticky>,
     /// What is done to its requests and their answers, by whichever way they come (http).
@@ -166,6 +168,7 @@ impl ServiceSpec {
             hash: HashKey::default(),
             prefer: Prefer::default(),
             scheme: Scheme::default(),
+            endpoint_tls: EndpointTls::default(),
             sticky: None,
             filters: None,
             slow_start: Duration::ZERO,

@@ -20,6 +20,7 @@ use super::wire::Dialer;
 use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
 use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{Pipe, PipePool};
+use crate::tls::Trust;
 
 /// Bytes that one read may take. Two reads in a row that fill a good part of it show a bulk stream.
 pub(super) const SCRATCH_BYTES: usize = 64 * 1024;
@@ -32,6 +33,7 @@ thread_local! {
         open: RefCell::default(),
         liveness: RefCell::default(),
         dialer: RefCell::default(),
+        trust: RefCell::default(),
         is_draining: Cell::new(false),
         ends_idle: Cell::new(false),
     };
@@ -45,6 +47,7 @@ struct Core {
     open: RefCell<Arc<OpenConnections>>,
     liveness: RefCell<Liveness>,
     dialer: RefCell<Option<Arc<dyn Dialer>>>,
+    trust: RefCell<Arc<Trust>>,
     is_draining: Cell<bool>,
     ends_idle: Cell<bool>,
 }
@@ -136,18 +139,30 @@ const AGE_TICKS: u8 = 5;
 const ROOM_AT_FIRST: usize = 32 * 1024;
 
 /// Prepares the calling thread to be a worker.
-pub(super) fn set_up(pipes: PipePool, open: Arc<OpenConnections>, liveness: Liveness, dialer: Option<Arc<dyn Dialer>>) {
+pub(super) fn set_up(
+    pipes: PipePool,
+    open: Arc<OpenConnections>,
+    liveness: Liveness,
+    dialer: Option<Arc<dyn Dialer>>,
+    trust: Arc<Trust>,
+) {
     CORE.with(|core| {
         core.pipes.replace(pipes);
         core.open.replace(open);
         core.liveness.replace(liveness);
         core.dialer.replace(dialer);
+        core.trust.replace(trust);
     });
 }
 
 /// Who reaches tasks of other nodes, if anybody does.
 pub(super) fn dialer() -> Option<Arc<dyn Dialer>> {
     CORE.with(|core| core.dialer.borrow().clone())
+}
+
+/// Whom endpoints are believed to be that speak TLS.
+pub(super) fn trust() -> Arc<Trust> {
+    CORE.with(|core| core.trust.borrow().clone())
 }
 
 /// Has dead peers of `stream` noticed. An error means that the connection is gone already, which its next read will say.

@@ -25,6 +25,7 @@ mod ports;
 mod relay;
 mod rounds;
 mod sealed;
+mod secured;
 mod session;
 mod side;
 mod speaks;
@@ -47,6 +48,7 @@ pub use last_hop::HopRequest;
 pub use lending::LentListener;
 pub use manager::Adopted;
 pub use ports::{PortState, Ports};
+pub use secured::Agreed;
 pub use vips::{VipMode, VipState};
 pub use wire::{Dialer, Dialing, Leaving, PendingTunnel, Refused, Tunnel, TunnelFor};
 pub use within::{Caller, Destination, Serving};
@@ -58,7 +60,7 @@ use self::outside::Outside;
 use self::worker::{Command, Workers};
 use crate::routing::{EndpointId, Listen, Service, ServiceStats, TableHandle};
 use crate::takeover::Takeover;
-use crate::tls::Terminators;
+use crate::tls::{Terminators, Trust};
 
 /// What all workers share.
 struct Shared {
@@ -69,6 +71,7 @@ struct Shared {
     dialer: Option<Arc<dyn Dialer>>,
     takeover: Option<Arc<Takeover>>,
     tls: Option<Arc<Terminators>>,
+    trust: Arc<Trust>,
     lending: Lending,
     outside: Arc<Outside>,
     passwords: auth::Checker,
@@ -172,6 +175,8 @@ pub struct Beside {
     pub takeover: Option<Arc<Takeover>>,
     /// Ends TLS at entry points.
     pub tls: Option<Arc<Terminators>>,
+    /// Says whom endpoints are believed to be that speak TLS.
+    pub trust: Arc<Trust>,
     /// Is set when VIPs turn out to lead nowhere on this node.
     pub are_vips_off: Arc<AtomicBool>,
 }
@@ -205,6 +210,7 @@ impl Proxy {
             dialer: beside.dialer,
             takeover: beside.takeover,
             tls: beside.tls,
+            trust: beside.trust,
             lending: Lending::default(),
             outgoing: Arc::new(within::outgoing()),
         });

@@ -15,6 +15,7 @@ use super::patience::Patience;
 use super::relay::{self, Relay};
 use super::rounds::Rounds;
 use super::sealed::Sealed;
+use super::secured::Offer;
 use super::upstream::{self, Behalf, Tries, Upstream, Whom};
 use super::wire::{Leg, Watched, Wire};
 use crate::model::{Balance, Passive};
@@ -185,6 +186,7 @@ async fn connect(
         network,
         rounds: Some(&rounds),
         wish: peer.map_or_else(Wish::default, |peer| Wish::of_client(peer.ip())),
+        offer: Offer::default(),
     };
     let client = client.socket;
     // Whatever it has sent may be all that it has to say.

@@ -17,8 +17,9 @@ use super::core;
 use super::inside;
 use super::patience::Patience;
 use super::rounds::Rounds;
+use super::secured::{self, Offer};
 use super::wire::{Leg, TunnelFor, TunnelLeg};
-use crate::model::{ClientAddress, Limits, Mode, ServiceSpec, proxy_protocol};
+use crate::model::{ClientAddress, Limits, Mode, Scheme, ServiceSpec, proxy_protocol};
 use crate::routing::{
     CloseReason, Endpoint, EndpointId, GatePlace, Lookout, Outcome, RetryOutcome, Service, ServiceState, TableHandle,
     Turn,
@@ -44,6 +45,8 @@ pub(super) struct Behalf<'a> {
     /// Remembers connections that may come round; `None` where that is told in another way.
     pub(super) rounds: Option<&'a Rounds<'a>>,
     pub(super) wish: Wish,
+    /// Of endpoints that are spoken to by TLS.
+    pub(super) offer: Offer,
 }
 
 /// What has come of a client's tries so far.
@@ -399,8 +402,27 @@ async fn attempt(
     None
 }
 
-/// One attempt at an endpoint, on this node or another.
+/// One attempt at an endpoint, on this node or another: the connection, and TLS where that is what it speaks. It is begun on this node
+/// wherever the endpoint is, as the requests are that go through it.
 async fn reach(
+    spec: &ServiceSpec,
+    endpoint: &Endpoint,
+    target: u16,
+    behalf: Behalf<'_>,
+    timeout: Duration,
+) -> io::Result<Leg> {
+    match spec.scheme {
+        Scheme::Https if spec.mode == Mode::Http => {
+            let due = Instant::now() + timeout;
+            let leg = get_to(spec, endpoint, target, behalf, timeout).await?;
+            Box::pin(secured::begin(leg, spec, endpoint, behalf.offer, due)).await
+        }
+        Scheme::Http | Scheme::H2c | Scheme::Https => get_to(spec, endpoint, target, behalf, timeout).await,
+    }
+}
+
+/// One attempt at a connection to an endpoint, on this node or another.
+async fn get_to(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
     target: u16,

@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::secured::Agreed;
 use crate::model::TaskRef;
 use crate::sys::socket;
 
@@ -33,6 +34,16 @@ pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
     fn reset(&mut self) {}
     /// What it shares with others was waited for in vain.
     fn distrust(&self) {}
+    /// Whether nothing has come on it, neither its end nor bytes that nobody asked for, as far as the kernel knows.
+    fn stands(&self) -> bool {
+        let peek = |socket| rustix::net::recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let peeked = self.socket().map(peek);
+        matches!(peeked, None | Some(Err(rustix::io::Errno::AGAIN)))
+    }
+    /// What was agreed on with the endpoint. `None`: it is spoken to without TLS.
+    fn agreed(&self) -> Option<Agreed> {
+        None
+    }
     /// Nobody reads from it at the moment: it may take what comes out of others' way.
     fn keep_up(&mut self, _: &mut Context<'_>) {}
     /// Whether the other side is about to end, to be asked later. `None`: that cannot be known.
@@ -553,12 +564,15 @@ impl Leg {
                 let peeked = rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
                 matches!(peeked, Err(rustix::io::Errno::AGAIN))
             }
-            Leg::Tunnel(tunnel) => {
-                let tunnel = tunnel.lock();
-                let peek = |socket| rustix::net::recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-                let peeked = tunnel.socket().map(peek);
-                matches!(peeked, None | Some(Err(rustix::io::Errno::AGAIN)))
-            }
+            Leg::Tunnel(tunnel) => tunnel.lock().stands(),
+        }
+    }
+
+    /// As `Tunnel::agreed`.
+    pub(super) fn agreed(&self) -> Option<Agreed> {
+        match self {
+            Leg::Tcp(_) => None,
+            Leg::Tunnel(tunnel) => tunnel.lock().agreed(),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::h2;
 use super::inside;
 use super::listener;
 use super::park;
+use super::secured;
 use super::{Job, Shared};
 use crate::routing::{CloseReason, EndpointId, Listen};
 use crate::sys::splice::PipePool;
@@ -83,6 +84,7 @@ impl Workers {
                     shared.open.clone(),
                     shared.config.liveness.clone(),
                     shared.dialer.clone(),
+                    shared.trust.clone(),
                 );
                 runtime.block_on(work(shared, receiver));
             };
@@ -173,6 +175,7 @@ async fn work(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command
             Command::EndpointGone(endpoint) => {
                 h1::pool::forget(endpoint);
                 h2::pool::forget(endpoint);
+                secured::forget(endpoint);
                 inside::forget(endpoint);
             }
             Command::EndpointsLost(endpoints) => {

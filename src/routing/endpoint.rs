@@ -40,8 +40,17 @@ pub struct Endpoint {
     rest: Mutex<Rest>,
     /// Why it does not see its clients' addresses although it should. std mutex: touched when that changes or is shown.
     opaque: Mutex<Option<Arc<str>>>,
+    /// Why it could not be spoken to by TLS, the last time. std mutex: touched by handshakes and who shows it.
+    tls_fault: Mutex<TlsFault>,
     /// When it began to take traffic, in milliseconds since `beginning()`; `NOT_YET` while it takes none. Kept where a service asks.
     takes_since: AtomicU64,
+}
+
+/// Why TLS failed with an endpoint the last time, if it did, and what was said of it.
+#[derive(Debug, Default)]
+struct TlsFault {
+    why: Option<Arc<str>>,
+    said: Said,
 }
 
 /// How an endpoint rests, and what was said of it.
@@ -194,6 +203,7 @@ impl Endpoint {
             unanswered: AtomicU32::new(0),
             rest: Mutex::default(),
             opaque: Mutex::default(),
+            tls_fault: Mutex::default(),
             takes_since: AtomicU64::new(NOT_YET),
         }
     }
@@ -270,6 +280,30 @@ impl Endpoint {
         let is_news = *opaque != why;
         *opaque = why;
         is_news
+    }
+
+    pub fn tls_fault(&self) -> Option<Arc<str>> {
+        let fault = self.tls_fault.lock();
+        fault.unwrap_or_else(std::sync::PoisonError::into_inner).why.clone()
+    }
+
+    /// Says what came of TLS with it: `None` is all well. It is logged once, and not by each turn of what flaps.
+    pub fn set_tls_fault(&self, why: Option<&str>) {
+        let mut fault = self.tls_fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if fault.why.as_deref() == why {
+            return;
+        }
+        fault.why = why.map(Arc::from);
+        let (service, endpoint, now) = (self.service.name(), self.label(), Instant::now());
+        match why {
+            Some(why) => {
+                if let Some(n_unsaid) = fault.said.out(now) {
+                    tracing::warn!(%service, %endpoint, n_unsaid, "TLS with it fails: {why}");
+                }
+            }
+            None if fault.said.back(now) => tracing::info!(%service, %endpoint, "TLS with it works again"),
+            None => {}
+        }
     }
 
     pub fn service(&self) -> &Arc<ServiceState> {

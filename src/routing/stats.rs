@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::model::EndpointHandshake;
+
 /// Why a client's connection ended. Each closed connection has exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -270,6 +272,7 @@ pub struct ServiceStats {
     requests: [AtomicU64; HttpCode::ALL.len()],
     retries: [AtomicU64; RetryOutcome::ALL.len()],
     refusals: [AtomicU64; RequestRefusal::ALL.len()],
+    endpoint_handshakes: [AtomicU64; EndpointHandshake::ALL.len()],
     /// Times that no endpoint was healthy and all were used.
     pub panic_picks: AtomicU64,
     /// Times that an endpoint began to rest, and that one came back from it.
@@ -330,6 +333,14 @@ impl ServiceStats {
 
     pub fn add_retry(&self, outcome: RetryOutcome) {
         self.retries[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn add_endpoint_handshake(&self, result: EndpointHandshake) {
+        self.endpoint_handshakes[result as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn endpoint_handshake_count(&self, result: EndpointHandshake) -> u64 {
+        self.endpoint_handshakes[result as usize].load(Relaxed)
     }
 
     pub fn retry_count(&self, outcome: RetryOutcome) -> u64 {

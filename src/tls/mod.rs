@@ -1,19 +1,24 @@
-//! TLS of entry points: certificates by name, taken up when their files change, and what each entry point asks of its clients.
+//! TLS of entry points: certificates by name, taken up when their files change, and what each entry point asks of its clients. And
+//! whom endpoints that speak TLS are believed to be (`trust`).
 //! Certificates come from files, or are ordered (`acme`). Built on rustls with ring. Not here: who has the files written, and the bytes
 //! of connections (`proxy::sealed`).
 
 mod acme;
 mod certificates;
 mod challenges;
+mod judge;
 mod names;
 mod pair;
 mod policy;
 mod terminate;
 mod tickets;
+mod trust;
 
 pub use acme::{Acme, AcmeConfig, ChallengeKind, ExternalAccount, NameView, Orders, Wanted, WantedBy, is_host};
 pub use certificates::{Certificates, PairFiles, Shown, now};
 pub use challenges::{ACME_TLS, Challenges};
+pub use judge::TlsFault;
 pub use pair::{Pair, PairError};
 pub use policy::{ClientAuth, MinVersion, Policy, TlsConfig};
 pub use terminate::{Handshake, Handshakes, Terminator, Terminators};
+pub use trust::{Seal, Sessions, Towards, Trust};

@@ -36,6 +36,7 @@ impl Admin {
         let (source, readiness): (Arc<SourceStatus>, Arc<Readiness>) = Default::default();
         let state = Arc::new(AdminState {
             tls: None,
+            trust: Arc::default(),
             table: node.table.clone(),
             ports: node.ports.clone(),
             workers: node.proxy.clone(),

@@ -23,7 +23,7 @@ struct Probing {
 
 impl Probing {
     fn of(table: &Arc<TableHandle>) -> Probing {
-        let prober = Prober::new(table.clone());
+        let prober = Prober::new(table.clone(), Arc::default());
         let stats = prober.stats().clone();
         let (stop, stopped) = oneshot::channel();
         let run = move || {

@@ -48,4 +48,5 @@ mod swarm;
 mod takeover;
 mod tcp;
 mod tls;
+mod tls_out;
 mod vips;

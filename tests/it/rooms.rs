@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("proxy", &["sys", "model", "routing", "tls", "takeover"]),
     ("dns", &["sys", "places", "model", "routing"]),
     ("tasknet", &["sys", "model", "routing", "proxy", "dns"]),
-    ("health", &["sys", "model", "routing"]),
+    ("health", &["sys", "model", "routing", "tls"]),
     ("source", &["sys", "model", "store", "routing"]),
     ("link", &["sys", "places", "model"]),
     (

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use names::{BASIC_AUTH, DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours, shown};
 
-use self::names::{HASH, hint, is_field, named_route};
+use self::names::{HASH, SCHEME, hint, is_field, named_route};
 use self::reader::Reader;
 use super::guards::Users;
 use super::{AtOdds, InvalidValue, Mode, OneMode, RoutePart, RouteSpec, ServiceName, ServiceSpec, Weight, traefik};
@@ -141,7 +141,8 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
     reader.set("anynode.balance", &mut spec.balance);
     reader.set(HASH, &mut spec.hash);
     reader.set("anynode.prefer", &mut spec.prefer);
-    reader.set("anynode.scheme", &mut spec.scheme);
+    reader.set(SCHEME, &mut spec.scheme);
+    reader.endpoint_tls(spec);
     spec.sticky = reader.sticky(spec.sticky.take());
     spec.filters = reader.filters();
     reader.span("anynode.slow-start", Duration::ZERO, &mut spec.slow_start);
@@ -205,6 +206,7 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             .push(format!("label {}={value}: {}", odds.label, odds.expected));
         reader.wrong.insert(odds.label.to_owned());
     }
+    reader.refuse_endpoint_tls_at_odds(spec);
     // Of a mode that means nothing it is not known what it was to be.
     if !reader.wrong.contains(MODE) {
         let was_said = |option: &OneMode| labels.contains_key(option.label) && !reader.wrong.contains(option.label);

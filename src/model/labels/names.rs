@@ -1,14 +1,18 @@
 //! The labels that are understood, by their names.
 
-use crate::model::{RoutePart, nearest};
+use crate::model::{EndpointTls, RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 57] = [
+pub const KNOWN: [&str; 61] = [
     MODE,
     "anynode.balance",
     HASH,
     "anynode.prefer",
-    "anynode.scheme",
+    SCHEME,
+    EndpointTls::CA.label,
+    EndpointTls::SERVER_NAME.label,
+    EndpointTls::PIN.label,
+    EndpointTls::VERIFY.label,
     "anynode.slow-start",
     "anynode.allow",
     "anynode.https-only",
@@ -79,6 +83,8 @@ pub(super) const COOKIE: &str = "anynode.sticky.cookie";
 pub(super) const SECURE: &str = "anynode.sticky.secure";
 pub(super) const HTTP_ONLY: &str = "anynode.sticky.http-only";
 pub(super) const SAME_SITE: &str = "anynode.sticky.same-site";
+
+pub(super) const SCHEME: &str = "anynode.scheme";
 
 pub(super) const HASH: &str = "anynode.hash";
 

@@ -5,10 +5,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::names::{COOKIE, HTTP_ONLY, ROUTE, SAME_SITE, SECURE, STICKY, label_of, named_route};
+use super::names::{COOKIE, HTTP_ONLY, ROUTE, SAME_SITE, SCHEME, SECURE, STICKY, label_of, named_route};
 use crate::model::{
-    EntryPointName, HealthCheck, HealthProbe, InvalidValue, RoutePart, RouteParts, RouteSpec, ServiceSpec, Sticky,
-    parse_duration,
+    EndpointTls, EntryPointName, HealthCheck, HealthProbe, HostName, InvalidValue, RoutePart, RouteParts, RouteSpec,
+    ServiceSpec, Sticky, TlsOption, parse_duration,
 };
 
 /// Reads labels one by one, and notes what is wrong with them.
@@ -74,6 +74,34 @@ impl Reader<'_> {
             }
             _ => Err(InvalidValue::new(text, "true or false")),
         });
+    }
+
+    /// Whom the endpoints are believed to be.
+    pub(super) fn endpoint_tls(&mut self, spec: &mut ServiceSpec) {
+        let tls = &mut spec.endpoint_tls;
+        self.set_some(EndpointTls::CA.label, &mut tls.ca);
+        self.read(EndpointTls::SERVER_NAME.label, |text| {
+            text.parse().map(|HostName(name)| tls.server_name = Some(name))
+        });
+        self.set(EndpointTls::PIN.label, &mut tls.pins);
+        self.set(EndpointTls::VERIFY.label, &mut tls.verify);
+    }
+
+    /// Of options that mean nothing it is not known what goes with them.
+    pub(super) fn refuse_endpoint_tls_at_odds(&mut self, spec: &ServiceSpec) {
+        let mut read_by = EndpointTls::OPTIONS.iter().map(|option| option.label).chain([SCHEME]);
+        // Nor of a scheme that other labels say, where all that they say is closed.
+        let is_closed = !spec.routes.is_empty() && spec.routes.iter().all(|route| route.is_closed);
+        if is_closed || read_by.any(|label| self.wrong.contains(label)) {
+            return;
+        }
+        let labels = self.labels;
+        let was_said = |option: TlsOption| labels.contains_key(option.label);
+        if let Some((TlsOption { label, .. }, expected)) = EndpointTls::at_odds(spec, was_said) {
+            let value = labels.get(label).map_or("", String::as_str);
+            self.faults.push(format!("label {label}={value}: {expected}"));
+            self.wrong.insert(label.to_owned());
+        }
     }
 
     /// The cookie that is asked for; `before`: what other labels ask for.

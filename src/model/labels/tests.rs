@@ -2,7 +2,7 @@
 
 use super::names::COOKIE;
 use super::*;
-use crate::model::{Balance, EntryPointName, HealthProbe, ProxyProtocol, RouteTls};
+use crate::model::{Balance, EndpointTls, EntryPointName, HealthProbe, Pins, ProxyProtocol, RouteTls, Verify};
 
 fn read(labels: &[(&str, &str)]) -> (ServiceSpec, Labels) {
     let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -37,6 +37,48 @@ fn labels_set_what_the_services_file_sets() {
         }
     );
     assert_eq!(check.interval, Duration::from_secs(2));
+}
+
+#[test]
+fn whom_endpoints_are_believed_to_be_is_said_beside_https() {
+    let pin = Pins::text_of(&[7; 32]);
+    let (spec, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.scheme", "https"),
+        ("anynode.endpoint-tls.ca", "Internal"),
+        ("anynode.endpoint-tls.server-name", "web.internal"),
+        ("anynode.endpoint-tls.pin", &pin),
+        ("anynode.endpoint-tls.verify", "full"),
+    ]);
+    assert_eq!(labels, Labels::default());
+    let tls = spec.endpoint_tls;
+    assert_eq!((tls.ca, tls.verify), ("internal".parse().ok(), Verify::Full));
+    assert!(tls.pins.has(&[7; 32]));
+    assert_eq!(tls.server_name.unwrap().to_str(), "web.internal");
+    let of = |label: &'static str, value: &'static str, scheme: &'static str| {
+        let (_, labels) = read(&[("anynode.mode", "http"), ("anynode.scheme", scheme), (label, value)]);
+        assert!(labels.wrong.contains(label), "{labels:?}");
+        labels.faults.concat()
+    };
+    let said = of("anynode.endpoint-tls.ca", "internal", "h2c");
+    assert!(
+        said.starts_with("label anynode.endpoint-tls.ca=internal: expected scheme https beside it"),
+        "{said}"
+    );
+    let said = of("anynode.endpoint-tls.verify", "pin", "https");
+    assert_eq!(said, "label anynode.endpoint-tls.verify=pin: expected a pin beside it");
+    let said = of("anynode.endpoint-tls.verify", "no", "https");
+    assert!(
+        said.ends_with("\"no\" is not valid: expected full, pin or none"),
+        "{said}"
+    );
+    // Of a scheme that means nothing it is not known what goes with it.
+    let (_, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.scheme", "htps"),
+        ("anynode.endpoint-tls.verify", "none"),
+    ]);
+    assert_eq!(labels.faults.len(), 1, "{labels:?}");
 }
 
 #[test]
@@ -276,8 +318,9 @@ fn what_goes_only_with_other_labels_is_refused_without_them() {
 fn each_wrong_label_is_named_and_changes_nothing() {
     let default = read(&[]).0;
     for label in KNOWN {
-        // A word is a name, of an entry point, an authority or a cookie.
-        let wrong = if ["anynode.entrypoints", "anynode.acme", COOKIE].contains(&label) {
+        // A word is a name, of an entry point, an authority, a host or a cookie.
+        let (ca, host) = (EndpointTls::CA.label, EndpointTls::SERVER_NAME.label);
+        let wrong = if ["anynode.entrypoints", "anynode.acme", ca, host, COOKIE].contains(&label) {
             "z z"
         } else {
             "zzz"

@@ -93,9 +93,16 @@ fn take<'a>(
         "server.scheme" => match text {
             "http" => service.scheme = Some(Scheme::Http),
             "h2c" => service.scheme = Some(Scheme::H2c),
-            "https" => return Err("no counterpart yet: expected http or h2c".to_owned()),
-            _ => return Err("expected http or h2c".to_owned()),
+            "https" => service.scheme = Some(Scheme::Https),
+            _ => return Err("expected http, https or h2c".to_owned()),
         },
+        "serverstransport" => {
+            return Err(
+                "no counterpart: it is in a file of Traefik's. Labels anynode.endpoint-tls.* in the place of this one say whom \
+                 endpoints are believed to be"
+                    .to_owned(),
+            );
+        }
         "passhostheader" => match flag(text) {
             Some(true) => {}
             Some(false) => return Err("no counterpart yet: requests keep their Host".to_owned()),

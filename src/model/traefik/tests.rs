@@ -123,8 +123,8 @@ fn what_has_no_counterpart_takes_its_route_away() {
         ),
         ("traefik.http.routers.app.parentrefs=x", "no such option"),
         (
-            "traefik.http.services.app.loadbalancer.server.scheme=https",
-            "no counterpart yet: expected http",
+            "traefik.http.services.app.loadbalancer.server.scheme=wss",
+            "expected http, https or h2c",
         ),
         (
             "traefik.http.services.app.loadbalancer.server.port=0",
@@ -160,7 +160,7 @@ fn what_has_no_counterpart_takes_its_route_away() {
         ),
         (
             "traefik.http.services.app.loadbalancer.serverstransport=x@file",
-            "no counterpart yet",
+            "no counterpart: it is in a file of Traefik's",
         ),
         ("traefik.http.services.app.weighted.services=x", "expected loadbalancer"),
     ] {

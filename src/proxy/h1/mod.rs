@@ -11,6 +11,7 @@ pub(super) mod pool;
 mod serve;
 mod server;
 mod through;
+mod way;
 mod whose;
 mod wish;
 

@@ -14,19 +14,20 @@ use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::passing::Passed;
 use super::pool;
+use super::way::Way;
 use super::wish;
 use crate::model::filters::Filters;
 use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{Connection, Signal};
 use crate::proxy::h2;
-use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, Refusal, filter_request};
+use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, filter_request};
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Tries, Upstream};
 use crate::proxy::wire::{Client, Leg, News, Watched};
-use crate::routing::{CloseReason, EndpointId, RetryOutcome, Service, ServiceStats};
+use crate::routing::{CloseReason, RetryOutcome, Service, ServiceStats};
 
 use super::server::{Begun, Entry, Instead, Server};
 
@@ -91,10 +92,15 @@ impl<C: Client> Server<'_, C> {
                 return Err(self.refuse(refusal).await);
             }
         }
-        let scheme = service.spec().scheme;
-        if scheme == Scheme::H2c && !wish::field(to_upstream.rest(), "host").is_some_and(h2::is_authority) {
-            return Err(self.refuse(Refusal::Host).await);
-        }
+        let way = match Way::of(service.spec(), to_upstream.rest()) {
+            Ok(way) => way,
+            Err(refusal) => return Err(self.refuse(refusal).await),
+        };
+        let asked = Asked {
+            wish,
+            way,
+            method: meta.method,
+        };
         let stats = service.stats();
         service.state().retry_budget.earn();
         let mut request_body = passed.body.unwrap_or_else(|| Body::of_request(meta.framing));
@@ -105,12 +111,12 @@ impl<C: Client> Server<'_, C> {
         let mut tries = Tries::default();
         let mut n_retries = 0;
         loop {
-            let reuse = |endpoint| standing(scheme, endpoint, target, meta.method);
+            let reuse = |endpoint| way.standing(endpoint, target, meta.method);
             let acquired = match upstream::at_once(&service, target, wish, &mut tries, reuse) {
                 Some(upstream) => Ok(upstream),
                 // Boxed: waiting takes room that few requests have a use for.
                 None => {
-                    let acquiring = self.acquire(&service, target, wish, &mut tries, meta.method, request_body);
+                    let acquiring = self.acquire(&service, target, asked, &mut tries, request_body);
                     Box::pin(acquiring).await?
                 }
             };
@@ -342,17 +348,16 @@ impl<C: Client> Server<'_, C> {
         &mut self,
         service: &Arc<Service>,
         target: u16,
-        wish: Wish,
+        asked: Asked,
         tries: &mut Tries,
-        method: Method,
         request_body: Body,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
         let received = self.from_client.rest();
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
-        let scheme = service.spec().scheme;
-        let reuse = |endpoint| standing(scheme, endpoint, target, method);
+        let Asked { wish, way, method } = asked;
+        let reuse = |endpoint| way.standing(endpoint, target, method);
         let behalf = Behalf {
             client: None,
             network: match &self.entry {
@@ -361,6 +366,7 @@ impl<C: Client> Server<'_, C> {
             },
             rounds: None,
             wish,
+            offer: way.offer(),
         };
         let acquired = tokio::select! {
             biased;
@@ -372,7 +378,7 @@ impl<C: Client> Server<'_, C> {
             _ = self.client.watched().news(false) => Err(CloseReason::ClientRst),
         }?;
         match acquired {
-            Ok(upstream) if scheme == Scheme::H2c && !upstream.is_reused => {
+            Ok(upstream) if !upstream.is_reused && way.is_shared(&upstream.stream) => {
                 let head_bytes_max = self.shared.config.http_head_bytes_max;
                 Ok(Box::pin(speak_http2(upstream, target, head_bytes_max)).await)
             }
@@ -400,6 +406,14 @@ impl<C: Client> Server<'_, C> {
     }
 }
 
+/// What a request asks of an endpoint and of the connection there.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    wish: Wish,
+    way: Way,
+    method: Method,
+}
+
 /// A connection that goes on with one service, whoever's it was when it came.
 struct OfService<'a> {
     connection: &'a Connection,
@@ -417,20 +431,6 @@ impl Relayed for OfService<'_> {
 
     fn timeouts(&self) -> &Timeouts {
         &self.service.spec().timeouts
-    }
-}
-
-/// A connection that stands to an endpoint, for a request by `method`.
-fn standing(scheme: Scheme, endpoint: EndpointId, target: u16, method: Method) -> Option<Leg> {
-    if scheme == Scheme::H2c {
-        return h2::pool::take(endpoint, target);
-    }
-    loop {
-        let stream = pool::take(endpoint, target)?;
-        // What cannot be sent twice is sent on a connection that stood a moment ago.
-        if method.is_idempotent() || stream.stands() {
-            return Some(stream);
-        }
     }
 }
 
@@ -524,6 +524,9 @@ fn reason_status(reason: CloseReason) -> u16 {
 fn reason_text(reason: CloseReason, service: &Service) -> String {
     let what = match reason {
         CloseReason::ConnectTimeout => "no endpoint accepted a connection in time",
+        CloseReason::ConnectFailed if service.spec().scheme == Scheme::Https => {
+            "no endpoint accepted a connection and was believed: anynode status says more"
+        }
         CloseReason::ConnectFailed => "no endpoint accepted a connection",
         CloseReason::NoEndpoint => "no endpoint",
         CloseReason::Limit => "at its limit",

@@ -30,6 +30,8 @@ pub(super) struct Place {
 /// A request on its way to an endpoint.
 pub(super) struct Leg {
     sender: SendRequest<Bytes>,
+    /// Of its URL.
+    scheme: &'static str,
     request: Outgoing,
     body: Option<SendStream<Bytes>>,
     response: Response,
@@ -53,9 +55,10 @@ enum Response {
 }
 
 impl Leg {
-    pub(super) fn new(sender: SendRequest<Bytes>, place: Arc<Place>) -> Leg {
+    pub(super) fn new(sender: SendRequest<Bytes>, scheme: &'static str, place: Arc<Place>) -> Leg {
         Leg {
             sender,
+            scheme,
             request: Outgoing::new(),
             body: None,
             response: Response::Unasked,
@@ -138,6 +141,7 @@ impl AsyncWrite for Leg {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Leg {
             sender,
+            scheme,
             request,
             body,
             response,
@@ -146,7 +150,7 @@ impl AsyncWrite for Leg {
             ..
         } = self.get_mut();
         let open = |head: &[u8]| {
-            let (asked, framing) = read_request(head, "http").map_err(malformed)?;
+            let (asked, framing) = read_request(head, scheme).map_err(malformed)?;
             *is_head = asked.method() == Method::HEAD;
             let has_ended = matches!(framing, Framing::None | Framing::Length(0));
             match sender.send_request(asked, has_ended) {

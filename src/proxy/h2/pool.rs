@@ -16,14 +16,21 @@ use super::leg::{Leg, Place};
 use crate::proxy::files::Spare;
 use crate::proxy::wire::{self, TunnelLeg, Wire};
 use crate::routing::EndpointId;
+use crate::tls::Seal;
 
 thread_local! {
-    static POOL: RefCell<HashMap<(EndpointId, u16), Vec<Shared>>> = RefCell::new(HashMap::new());
+    /// By how the endpoint was judged too, where it is spoken to over TLS.
+    static POOL: RefCell<HashMap<Way, Vec<Shared>>> = RefCell::new(HashMap::new());
 }
+
+/// To an endpoint, a port of it, and how it was judged.
+type Way = (EndpointId, u16, Option<Seal>);
 
 /// A connection that requests share.
 struct Shared {
     sender: SendRequest<Bytes>,
+    /// Of its URLs.
+    scheme: &'static str,
     /// Each request holds one more.
     places: Arc<Place>,
     /// Whether the node of the endpoint is about to end, where that can be known.
@@ -33,11 +40,12 @@ struct Shared {
     spare: Option<Spare>,
 }
 
-/// A place for one more request on a connection that stands to `target` of `endpoint`.
-pub(in crate::proxy) fn take(endpoint: EndpointId, target: u16) -> Option<wire::Leg> {
+/// A place for one more request on a connection that stands to `target` of `endpoint`. `seal`: how that must have been judged; `None`: it
+/// is spoken to without TLS.
+pub(in crate::proxy) fn take(endpoint: EndpointId, target: u16, seal: Option<Seal>) -> Option<wire::Leg> {
     POOL.with(|pool| {
         let mut pool = pool.borrow_mut();
-        let shared = pool.get_mut(&(endpoint, target))?;
+        let shared = pool.get_mut(&(endpoint, target, seal))?;
         // What has ended, or takes nothing new, carries what it has to its end.
         shared.retain_mut(Shared::takes_more);
         let free = shared.iter_mut().find(|shared| shared.has_room())?;
@@ -56,6 +64,7 @@ pub(in crate::proxy) async fn open(
 ) -> Option<wire::Leg> {
     made.set_liveness();
     let leaving = made.leaving();
+    let seal = made.agreed().map(|agreed| agreed.seal);
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
@@ -74,6 +83,7 @@ pub(in crate::proxy) async fn open(
     tokio::spawn(drive(connection));
     let mut shared = Shared {
         sender,
+        scheme: if seal.is_some() { "https" } else { "http" },
         places: Arc::default(),
         leaving,
         since: Instant::now(),
@@ -82,7 +92,12 @@ pub(in crate::proxy) async fn open(
     let leg = shared.leg();
     shared.spare = Spare::take();
     if shared.spare.is_some() {
-        POOL.with(|pool| pool.borrow_mut().entry((endpoint, target)).or_default().push(shared));
+        POOL.with(|pool| {
+            pool.borrow_mut()
+                .entry((endpoint, target, seal))
+                .or_default()
+                .push(shared)
+        });
     }
     Some(leg)
 }
@@ -95,7 +110,7 @@ async fn drive(connection: Connection<Io<wire::Leg>, Bytes>) {
 
 impl Shared {
     fn leg(&self) -> wire::Leg {
-        let leg = Leg::new(self.sender.clone(), self.places.clone());
+        let leg = Leg::new(self.sender.clone(), self.scheme, self.places.clone());
         wire::Leg::Tunnel(TunnelLeg::new(Box::new(leg)))
     }
 
@@ -125,7 +140,7 @@ fn poll_ready(sender: &mut SendRequest<Bytes>) -> Option<Result<(), h2::Error>> 
 
 /// Nothing new goes to an endpoint that left the table.
 pub(in crate::proxy) fn forget(endpoint: EndpointId) {
-    POOL.with(|pool| pool.borrow_mut().retain(|(of, _), _| *of != endpoint));
+    POOL.with(|pool| pool.borrow_mut().retain(|(of, ..), _| *of != endpoint));
 }
 
 /// Gives up those that have carried nothing for `longest`.

@@ -216,17 +216,18 @@ const NETWORK: &str = "services";
 
 /// Reads and judges a services file as a source would on a node that has these entry points, without applying it. Errors: what is
 /// wrong with it.
-pub fn check(text: &str, vip_network: Ipv4Net, entry_points: Vec<EntryPointSpec>) -> Result<usize, Rejection> {
-    let specs = parse(text)?;
-    loops::find(&specs.iter().collect::<Vec<_>>(), is_own_address)?;
+pub fn check(
+    text: &str,
+    vip_network: Ipv4Net,
+    entry_points: Vec<EntryPointSpec>,
+) -> Result<Vec<Arc<ServiceSpec>>, Rejection> {
+    let specs: Vec<Arc<ServiceSpec>> = parse(text)?.into_iter().map(Arc::new).collect();
+    loops::find(&specs.iter().map(|spec| &**spec).collect::<Vec<_>>(), is_own_address)?;
     let mut vips = VipPool::new(vip_network);
     let mut changes = Vec::with_capacity(specs.len());
-    for spec in specs {
+    for spec in specs.clone() {
         let vip = vips.assign(&spec.name, |_| true)?;
-        changes.push(Change::Upsert {
-            spec: Arc::new(spec),
-            vip: Some(vip),
-        });
+        changes.push(Change::Upsert { spec, vip: Some(vip) });
     }
     let table = TableHandle::with_entry_points(entry_points);
     table.commit(&changes)?;
@@ -236,7 +237,7 @@ pub fn check(text: &str, vip_network: Ipv4Net, entry_points: Vec<EntryPointSpec>
         .find_map(|service| table.load().unserved(service.spec()).into_iter().next())
     {
         Some(error) => Err(error.into()),
-        None => Ok(changes.len()),
+        None => Ok(specs),
     }
 }
 

@@ -18,9 +18,10 @@ use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::guards::{BodyMost, Cap, Guards, Rate, Retries};
 use crate::model::rule::Rule;
 use crate::model::{
-    AcmeName, AtOdds, Balance, ClientAddress, CookieName, EndpointSpec, EntryPointName, HashKey, HealthCheck,
-    HealthProbe, Limits, Mode, OneMode, Passive, Prefer, ProxyProtocol, PublishedPort, RoutePart, RouteParts,
-    RouteSpec, RouteTls, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, Weight, parse_duration,
+    AcmeName, AtOdds, Balance, CaName, ClientAddress, CookieName, EndpointSpec, EndpointTls, EntryPointName, HashKey,
+    HealthCheck, HealthProbe, HostName, Limits, Mode, OneMode, Passive, Pins, Prefer, ProxyProtocol, PublishedPort,
+    RoutePart, RouteParts, RouteSpec, RouteTls, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey,
+    TlsOption, Verify, Weight, parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -164,6 +165,7 @@ struct ServiceDto {
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
     scheme: Option<Text<Scheme>>,
+    endpoint_tls: Option<EndpointTlsDto>,
     sticky: Option<StickyDto>,
     allow: Option<Vec<Text<Network>>>,
     https_only: Option<bool>,
@@ -370,6 +372,40 @@ impl StickyDto {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct EndpointTlsDto {
+    ca: Option<Text<CaName>>,
+    server_name: Option<Text<HostName>>,
+    pin: Option<Text<Pins>>,
+    verify: Option<Text<Verify>>,
+}
+
+impl EndpointTlsDto {
+    fn said(&self) -> Vec<TlsOption> {
+        let all = [
+            (self.ca.is_some(), EndpointTls::CA),
+            (self.server_name.is_some(), EndpointTls::SERVER_NAME),
+            (self.pin.is_some(), EndpointTls::PIN),
+            (self.verify.is_some(), EndpointTls::VERIFY),
+        ];
+        all.into_iter()
+            .filter_map(|(is_said, option)| is_said.then_some(option))
+            .collect()
+    }
+
+    fn into_tls(self) -> EndpointTls {
+        let mut tls = EndpointTls {
+            ca: self.ca.map(|text| text.0),
+            server_name: self.server_name.map(|text| text.0.0),
+            ..EndpointTls::default()
+        };
+        set(&mut tls.pins, self.pin.map(|text| text.0));
+        set(&mut tls.verify, self.verify.map(|text| text.0));
+        tls
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct HealthDto {
     http: Option<Text<Path>>,
     tcp: Option<bool>,
@@ -425,6 +461,8 @@ impl ServiceDto {
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
         set(&mut spec.scheme, self.scheme.map(|text| text.0));
+        let said_of_tls = self.endpoint_tls.as_ref().map(EndpointTlsDto::said).unwrap_or_default();
+        set(&mut spec.endpoint_tls, self.endpoint_tls.map(EndpointTlsDto::into_tls));
         spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);
@@ -526,6 +564,9 @@ impl ServiceDto {
         }
         if let Some(option) = OneMode::out_of_place(&spec, was_said).next() {
             return Err(format!("{}: {option}", option.key));
+        }
+        if let Some((option, expected)) = EndpointTls::at_odds(&spec, |option| said_of_tls.contains(&option)) {
+            return Err(format!("{}: {expected}", option.key));
         }
         Ok(spec)
     }

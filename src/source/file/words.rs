@@ -66,6 +66,7 @@ fn keys_expected(key: &str, last: &str) -> &'static str {
         "" => "services:, and below it each service by its name",
         "services" if key == "services" => "services by their names, such as my-web:",
         "health" => "{ http: /path } or { tcp: true }",
+        "endpoint_tls" => "keys with values, such as { ca: internal, server_name: web.internal }",
         "limits" => "keys with values, such as { queue: 100 }",
         "timeouts" => "keys with values, such as { connect: 1s }",
         _ if key.matches('.').count() == 1 => "the service's keys, such as endpoints: [\"127.0.0.1:9001\"]",

@@ -1,4 +1,4 @@
-# A server of gRPC that knows no messages but bytes: server.py NAME. Says its port, and ends with its standard input, gracefully.
+# A server of gRPC that knows no messages but bytes: server.py NAME [CERTIFICATE KEY]. Says its port, and ends with its standard input, gracefully.
 import sys, threading, time
 from concurrent import futures
 import grpc
@@ -50,7 +50,12 @@ handlers = {
 }
 server = grpc.server(futures.ThreadPoolExecutor(40))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
-print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+if len(sys.argv) > 2:
+    certificate, key = (open(path, "rb").read() for path in sys.argv[2:4])
+    credentials = grpc.ssl_server_credentials([(key, certificate)])
+    print(server.add_secure_port("127.0.0.1:0", credentials), flush=True)
+else:
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
 server.start()
 sys.stdin.read()
 server.stop(30).wait()

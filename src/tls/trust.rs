@@ -1,0 +1,272 @@
+//! Whom a node believes when it speaks TLS to endpoints: files of authorities by name, read again when they change, and a rustls
+//! configuration for each way of judging, built when it is first asked for. Not here: connections (`proxy::secured`), and which service
+//! asks for what (`model::EndpointTls`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::certificates::Sign;
+use super::judge::{Judge, TlsFault};
+use crate::model::{CaName, EndpointHandshake, EndpointTls, Verify};
+
+/// All of it, for one node.
+#[derive(Debug, Default)]
+pub struct Trust {
+    authorities: BTreeMap<CaName, Authority>,
+    built: ArcSwap<HashMap<EndpointTls, Arc<Towards>>>,
+    /// Of who builds, or takes up files. std mutex: nothing awaits under it.
+    building: Mutex<()>,
+}
+
+/// One file of authorities. Changed by who holds `Trust::building`; std mutex: for a moment each.
+#[derive(Debug)]
+struct Authority {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the file looked like when it was read.
+    looked: Option<Option<Sign>>,
+    /// What was read; `None`: nothing that could be used, by now.
+    roots: Option<Arc<RootCertStore>>,
+    /// What is wrong with the file as it is.
+    fault: Option<String>,
+}
+
+/// Names a way of judging, as it was when it was built: a connection that was judged in another one is not used for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seal(NonZeroU64);
+
+/// What handshakes with endpoints go by that are judged in one way.
+#[derive(Debug)]
+pub struct Towards {
+    seal: Seal,
+    config: ClientConfig,
+}
+
+/// The same, for one endpoint, with the sessions that it can go on with.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    pub seal: Seal,
+    /// HTTP/2 is offered.
+    pub any: Arc<ClientConfig>,
+    pub http1: Arc<ClientConfig>,
+}
+
+impl Towards {
+    pub fn seal(&self) -> Seal {
+        self.seal
+    }
+
+    /// For one endpoint: a session is of who has given it.
+    pub fn sessions(&self) -> Sessions {
+        let store = Arc::new(ClientSessionMemoryCache::new(SESSIONS_KEPT));
+        let offering = |protocols: &[&[u8]]| {
+            let mut config = self.config.clone();
+            config.resumption = Resumption::store(store.clone());
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        Sessions {
+            seal: self.seal,
+            any: offering(&[b"h2", b"http/1.1"]),
+            http1: offering(&[b"http/1.1"]),
+        }
+    }
+}
+
+impl Trust {
+    /// Reads all files. What is wrong with any is kept, to be shown.
+    pub fn new(files: BTreeMap<CaName, PathBuf>) -> Trust {
+        let authority = |path| Authority {
+            path,
+            state: Mutex::default(),
+        };
+        let trust = Trust {
+            authorities: files.into_iter().map(|(name, path)| (name, authority(path))).collect(),
+            ..Trust::default()
+        };
+        trust.look();
+        trust
+    }
+
+    /// What endpoints are judged by that are to be judged so. Errors: nobody can be believed.
+    pub fn towards(&self, asked: &EndpointTls) -> Result<Arc<Towards>, TlsFault> {
+        if let Some(built) = self.built.load().get(asked) {
+            return Ok(built.clone());
+        }
+        let building = self.building();
+        if let Some(built) = self.built.load().get(asked) {
+            return Ok(built.clone());
+        }
+        let towards = Arc::new(Towards {
+            seal: Seal::new(),
+            config: self.build(asked)?,
+        });
+        let mut built = HashMap::clone(&self.built.load());
+        if built.len() >= BUILT_MOST {
+            // What services ask for now is built again.
+            built.clear();
+        }
+        built.insert(asked.clone(), towards.clone());
+        self.built.store(Arc::new(built));
+        drop(building);
+        Ok(towards)
+    }
+
+    /// What is wrong with any of the files.
+    pub fn faults(&self) -> Vec<String> {
+        let fault = |one: &Authority| one.state().fault.clone();
+        self.authorities.values().filter_map(fault).collect()
+    }
+
+    /// Looks again and again. Never ends, but where there is nothing to look at.
+    pub async fn follow(self: Arc<Trust>) {
+        while !self.authorities.is_empty() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let looking = self.clone();
+            // Files may be where a read hangs. An error means that the runtime ends.
+            let _ = tokio::task::spawn_blocking(move || looking.look()).await;
+        }
+    }
+
+    /// Reads what has changed. What cannot be used leaves what was used before in its place, and is said.
+    fn look(&self) {
+        for (name, authority) in &self.authorities {
+            let sign = Sign::of(&authority.path);
+            if authority.state().looked == Some(sign) {
+                continue;
+            }
+            let read = read(&authority.path).map_err(|what| {
+                let path = authority.path.display().to_string();
+                format!("authorities.{name} = {path:?}: {what}")
+            });
+            let _building = self.building();
+            let mut state = authority.state();
+            // What could not be read is tried again, however the file looks.
+            state.looked = read.is_ok().then_some(sign);
+            match read {
+                Ok(roots) => {
+                    if state.roots.replace(Arc::new(roots)).is_some() {
+                        tracing::info!(authority = %name, file = %authority.path.display(), "taken up");
+                    }
+                    state.fault = None;
+                    let mut built = HashMap::clone(&self.built.load());
+                    built.retain(|asked, _| asked.ca.as_ref() != Some(name));
+                    self.built.store(Arc::new(built));
+                }
+                Err(fault) => {
+                    if state.fault.as_ref() != Some(&fault) {
+                        let stays = match state.roots.is_some() {
+                            true => "those before count still",
+                            false => "no endpoint is believed by it",
+                        };
+                        tracing::error!("{fault}; {stays}");
+                    }
+                    state.fault = Some(fault);
+                }
+            }
+        }
+    }
+
+    fn build(&self, asked: &EndpointTls) -> Result<ClientConfig, TlsFault> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let failed = |error: &dyn std::fmt::Display| TlsFault::new(EndpointHandshake::NoAuthority, error.to_string());
+        let chain = match asked.verify {
+            Verify::Full => {
+                let roots = self.roots(asked.ca.as_ref())?;
+                let builder = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+                Some(builder.build().map_err(|error| failed(&error))?)
+            }
+            Verify::Pin | Verify::None => None,
+        };
+        let judge = Judge {
+            chain,
+            pins: asked.pins.clone(),
+            provider: provider.clone(),
+        };
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| failed(&error))?;
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(judge));
+        Ok(builder.with_no_client_auth())
+    }
+
+    fn roots(&self, ca: Option<&CaName>) -> Result<Arc<RootCertStore>, TlsFault> {
+        let Some(name) = ca else { return Ok(PUBLIC.clone()) };
+        let fault = |text| TlsFault::new(EndpointHandshake::NoAuthority, text);
+        let Some(authority) = self.authorities.get(name) else {
+            return Err(fault(format!(
+                "endpoint_tls.ca = {name}: this node's configuration has no authorities.{name}"
+            )));
+        };
+        let state = authority.state();
+        let unread = || {
+            fault(
+                state
+                    .fault
+                    .clone()
+                    .unwrap_or_else(|| format!("authorities.{name}: not read yet")),
+            )
+        };
+        state.roots.clone().ok_or_else(unread)
+    }
+
+    fn building(&self) -> MutexGuard<'_, ()> {
+        self.building.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Authority {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seal {
+    fn new() -> Seal {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // It begins at one, and nobody lives long enough to see it wrap.
+        Seal(NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX))
+    }
+}
+
+/// Errors: what is wrong with the file.
+fn read(path: &Path) -> Result<RootCertStore, String> {
+    let expected = || "expected certificates of authorities in PEM".to_owned();
+    let pem = std::fs::read(path).map_err(|error| error.to_string())?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let added = certificate.ok().and_then(|certificate| roots.add(certificate).ok());
+        added.ok_or_else(expected)?;
+    }
+    match roots.is_empty() {
+        true => Err(expected()),
+        false => Ok(roots),
+    }
+}
+
+/// Those that browsers come with.
+static PUBLIC: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+    Arc::new(RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    })
+});
+
+/// A change is taken up within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// Of one endpoint, by one worker: eight for each host.
+const SESSIONS_KEPT: usize = 8;
+/// Ways of judging that are kept.
+const BUILT_MOST: usize = 16 * 1024;
