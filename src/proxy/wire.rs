@@ -30,6 +30,10 @@ pub trait Tunnel: AsyncRead + AsyncWrite + Send + Unpin {
     fn is_unprocessed(&self) -> bool {
         false
     }
+    /// It is one request of a connection that carries others too.
+    fn is_one_of_many(&self) -> bool {
+        false
+    }
     /// Ends what is no socket of its own, so that nobody takes it for whole.
     fn reset(&mut self) {}
     /// What it shares with others was waited for in vain.
@@ -554,6 +558,14 @@ impl Leg {
         match self {
             Leg::Tcp(_) => false,
             Leg::Tunnel(tunnel) => tunnel.lock().is_unprocessed(),
+        }
+    }
+
+    /// It is one request of a connection that carries others too.
+    pub(super) fn is_one_of_many(&self) -> bool {
+        match self {
+            Leg::Tcp(_) => false,
+            Leg::Tunnel(tunnel) => tunnel.lock().is_one_of_many(),
         }
     }
 

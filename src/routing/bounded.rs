@@ -55,6 +55,12 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
         result
     }
 
+    /// Looks at what is known of `key`. `None`: nothing is.
+    pub fn look<R>(&self, key: &K, look: impl FnOnce(&V) -> R) -> Option<R> {
+        let shard = self.shard(key);
+        shard.young.get(key).or_else(|| shard.old.get(key)).map(look)
+    }
+
     /// Whether it is known. If it is, it counts as one that came now.
     pub fn touch(&self, key: K) -> bool {
         let mut shard = self.shard(&key);

@@ -81,7 +81,9 @@ impl GuardState {
     }
 
     fn is_of(&self, declared: &Arc<Guards>) -> bool {
-        Arc::ptr_eq(&self.declared, declared) || self.declared == *declared
+        // What is counted is the same whoever its users are: those may be many.
+        let counted = |guards: &Guards| (guards.rate, guards.in_flight, guards.in_flight_per_client);
+        Arc::ptr_eq(&self.declared, declared) || counted(&self.declared) == counted(declared)
     }
 
     /// Counts a request of that client. Errors: it comes too fast, and how long it would have to wait.
@@ -104,12 +106,7 @@ impl GuardState {
             is_counted: false,
             client: None,
         };
-        if let Some(cap) = self.declared.in_flight {
-            one.is_counted = true;
-            if self.under_way.all.fetch_add(1, Ordering::SeqCst) >= cap.get() {
-                return None;
-            }
-        }
+        // Its own cap first: what it has too much is to be in nobody else's way, not for a moment.
         if let Some(cap) = self.declared.in_flight_per_client {
             let mut clients = self.under_way.lock(client);
             let n = clients.entry(client).or_default();
@@ -117,7 +114,14 @@ impl GuardState {
                 return None;
             }
             *n += 1;
+            drop(clients);
             one.client = Some(client);
+        }
+        if let Some(cap) = self.declared.in_flight {
+            let more = |n: u32| (n < cap.get()).then_some(n + 1);
+            let all = &self.under_way.all;
+            all.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+            one.is_counted = true;
         }
         Some(one)
     }

@@ -171,6 +171,11 @@ impl PasswordHash {
         }
     }
 
+    /// Whether it is made to take long, some ten milliseconds and more.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, PasswordHash::Bcrypt { .. })
+    }
+
     /// What tells it from every other.
     pub fn identity(&self) -> Vec<u8> {
         match self {

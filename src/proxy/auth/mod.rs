@@ -30,7 +30,9 @@ pub(super) enum Verdict {
 
 /// Of one node, for all services.
 pub(super) struct Checker {
-    pool: Pool,
+    /// Of hashes that take long on purpose; the others do not wait behind them.
+    slow: Pool,
+    quick: Pool,
     seen: Arc<Seen>,
 }
 
@@ -39,6 +41,8 @@ struct Seen {
     key: hmac::Key,
     /// Those that were right, for the users' hashes that they were right for.
     right: Bounded<Tag, ()>,
+    /// And who has said them: whoever guesses is not told by what others know.
+    right_of: Bounded<(Tag, ClientKey), ()>,
     /// Those that are being tried: once each, however many wait for it.
     tried: Mutex<HashMap<Tag, watch::Receiver<Option<bool>>>>,
     wrong_of: Bounded<ClientKey, Paced>,
@@ -52,10 +56,12 @@ impl Checker {
     pub(super) fn new() -> std::io::Result<Checker> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
         Ok(Checker {
-            pool: Pool::new(),
+            slow: Pool::new(),
+            quick: Pool::new(),
             seen: Arc::new(Seen {
                 key: key.map_err(|_| std::io::Error::other("no random numbers"))?,
                 right: Bounded::new(RIGHT_MAX),
+                right_of: Bounded::new(RIGHT_OF_MAX),
                 tried: Mutex::default(),
                 wrong_of: Bounded::new(CLIENTS_MAX),
                 began_at: Instant::now(),
@@ -73,8 +79,16 @@ impl Checker {
             return Verdict::Wrong;
         };
         let is_named = named.is_some();
-        let tag = self.seen.tag(user, name, password);
-        if is_named && self.seen.right.touch(tag) {
+        let client = ClientKey::of(client);
+        let tag = self.seen.tag(user, (name, is_named), password);
+        if self.seen.right_of.touch((tag, client)) {
+            return Verdict::Right;
+        }
+        if let Err(wait) = self.seen.may_guess(client) {
+            return Verdict::TooMany(wait);
+        }
+        if self.seen.right.touch(tag) {
+            self.seen.right_of.with((tag, client), || (), |()| ());
             return Verdict::Right;
         }
         let mut answer = match self.begin(tag, user, is_named, password, client) {
@@ -90,9 +104,12 @@ impl Checker {
         }
     }
 
-    /// Whose hash is tried for a name that there is none of: always the same for one name, as if it were one of them.
+    /// Whose hash is tried for a name that there is none of: always the same for one name, as if it were one of them, at every node and
+    /// after every start. By what nobody else knows, the hashes.
     fn stand_in<'a>(&self, auth: &'a BasicAuth, name: &str) -> Option<&'a User> {
-        let drawn = hmac::sign(&self.seen.key, name.as_bytes());
+        let mut known = Vec::new();
+        auth.users.iter().for_each(|user| known.extend(user.hash.identity()));
+        let drawn = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &known), name.as_bytes());
         let drawn = drawn
             .as_ref()
             .first_chunk()
@@ -108,17 +125,16 @@ impl Checker {
         user: &User,
         is_named: bool,
         password: &[u8],
-        client: IpAddr,
+        client: ClientKey,
     ) -> Result<watch::Receiver<Option<bool>>, Verdict> {
         let mut tried = self.seen.lock_tried();
         if let Some(answer) = tried.get(&tag) {
             return Ok(answer.clone());
         }
         if self.seen.right.touch(tag) {
-            // Found right since it was looked for.
+            // Found right since it was looked for. Of one who stands in none is.
             return Ok(watch::channel(Some(true)).1);
         }
-        let client = ClientKey::of(client);
         let now = self.seen.began_at.elapsed();
         let take = |wrong: &mut Paced| wrong.take(WRONG_PACE, now);
         self.seen
@@ -134,13 +150,20 @@ impl Checker {
             let is_right = is_awaited.then(|| passwords::is_of(&password, &hash) & is_named);
             if is_right == Some(true) {
                 seen.right.with(tag, || (), |()| ());
+                seen.right_of.with((tag, client), || (), |()| ());
+            }
+            if is_right != Some(false) {
                 seen.forgive(client);
             }
             seen.lock_tried().remove(&tag);
             // An error means that everybody has gone.
             let _ = sender.send(is_right);
         };
-        if let Err(Full) = self.pool.add(Box::new(job)) {
+        let pool = match user.hash.is_slow() {
+            true => &self.slow,
+            false => &self.quick,
+        };
+        if let Err(Full) = pool.add(self.seen.group(user), Box::new(job)) {
             self.seen.forgive(client);
             return Err(Verdict::Busy);
         }
@@ -150,10 +173,16 @@ impl Checker {
 }
 
 impl Seen {
-    /// What a name and a password are known by; another one once the user's hash is another.
-    fn tag(&self, user: &User, name: &str, password: &[u8]) -> Tag {
+    /// What a name and a password are known by; another one once the user's hash is another, and for one that another only stands in
+    /// for.
+    fn tag(&self, user: &User, (name, is_named): (&str, bool), password: &[u8]) -> Tag {
         let mut context = hmac::Context::with_key(&self.key);
-        for part in [&user.hash.identity(), name.as_bytes(), password] {
+        for part in [
+            &user.hash.identity()[..],
+            &[u8::from(is_named)],
+            name.as_bytes(),
+            password,
+        ] {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part);
         }
@@ -162,6 +191,22 @@ impl Seen {
         let n = signed.as_ref().len().min(tag.len());
         tag[..n].copy_from_slice(&signed.as_ref()[..n]);
         tag
+    }
+
+    /// Whose passwords wait in one row: each user's, so that who guesses one's is in nobody else's way.
+    fn group(&self, user: &User) -> u64 {
+        let signed = hmac::sign(&self.key, &user.hash.identity());
+        signed
+            .as_ref()
+            .first_chunk()
+            .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
+
+    /// Errors: how long the client is to wait, since so many were wrong. Counts nothing.
+    fn may_guess(&self, client: ClientKey) -> Result<(), Duration> {
+        let now = self.began_at.elapsed();
+        let look = |wrong: &Paced| wrong.clone().take(WRONG_PACE, now);
+        self.wrong_of.look(&client, look).unwrap_or(Ok(()))
     }
 
     /// What was counted for the client was not wrong.
@@ -177,6 +222,8 @@ impl Seen {
 
 /// Passwords that are known again.
 const RIGHT_MAX: usize = 16 * 1024;
+/// And who has said them.
+const RIGHT_OF_MAX: usize = 64 * 1024;
 /// Clients whose wrong passwords are counted.
 const CLIENTS_MAX: usize = 64 * 1024;
 /// Of one client.
@@ -252,7 +299,60 @@ mod tests {
         // Another address of the same network is the same client, and the right password is a guess as well.
         assert!(matches!(right("2001:db8::2").await, Verdict::TooMany(_)));
         assert_eq!(right("2001:db8:0:1::1").await, Verdict::Right);
-        assert_eq!(right("2001:db8::2").await, Verdict::Right);
+        // What somebody else is known to say tells it nothing.
+        assert!(matches!(right("2001:db8::2").await, Verdict::TooMany(_)));
+        // And who was right is not held up by what he has guessed since.
+        let mut n_wrong = 0;
+        while guess(n_wrong, "2001:db8:0:1::1").await == Verdict::Wrong {
+            n_wrong += 1;
+        }
+        assert_eq!(right("2001:db8:0:1::2").await, Verdict::Right);
+    }
+
+    #[tokio::test]
+    async fn a_name_of_elsewhere_with_the_same_password_is_nobody() {
+        let checker = Checker::new().unwrap();
+        let hash = "{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=";
+        let (here, there) = (of(&[&format!("ann:{hash}")]), of(&[&format!("bob:{hash}")]));
+        let both = of(&[&format!("ann:{hash}"), &format!("bob:{hash}")]);
+        let client = IpAddr::from([192, 0, 2, 1]);
+        let check = async |auth: &BasicAuth, name| checker.check(auth, name, b"sha", client).await;
+        assert_eq!(check(&both, "ann").await, Verdict::Right);
+        assert_eq!(check(&here, "ann").await, Verdict::Right);
+        for _ in 0..2 {
+            assert_eq!(
+                check(&there, "ann").await,
+                Verdict::Wrong,
+                "taken away, or another service's"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn who_guesses_ones_password_is_in_nobody_elses_way() {
+        let checker = Arc::new(Checker::new().unwrap());
+        let slow = ALICE.replace("$2y$04$", "$2y$12$");
+        let auth = Arc::new(of(&[
+            &slow,
+            BOB,
+            "carl:$2y$04$Y.HSY1YLkJf4MW95EnmYwuLUO1Z/u0pDbnfJa6b14CEv27l7G7./6",
+        ]));
+        let guesses: Vec<_> = (0..200u32)
+            .map(|i| {
+                let (checker, auth) = (checker.clone(), auth.clone());
+                let client = IpAddr::from([192, 0, (i / 10) as u8, 1]);
+                tokio::spawn(async move { checker.check(&auth, "alice", i.to_string().as_bytes(), client).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let client = IpAddr::from([192, 0, 200, 1]);
+        assert_eq!(checker.check(&auth, "bob", b"builder", client).await, Verdict::Right);
+        assert_eq!(
+            checker.check(&auth, "carl", "x".repeat(80).as_bytes(), client).await,
+            Verdict::Right
+        );
+        assert!(guesses.iter().any(|guess| !guess.is_finished()), "none waits any more");
+        guesses.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]
@@ -287,7 +387,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let n_done = all.iter().filter(|one| one.is_finished()).count();
-        assert!(n_done >= 300 - 128 - 8, "{n_done}");
+        assert!(n_done >= 300 - 64 - 8, "{n_done}");
         for one in all {
             match one.is_finished() {
                 true => assert_ne!(one.await.unwrap(), Verdict::Right),

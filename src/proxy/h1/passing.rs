@@ -36,6 +36,8 @@ pub(super) struct Passed {
     _under_way: Vec<UnderWayOne>,
     /// Its body, which may be no longer than its guards let it.
     pub(super) body: Option<Body>,
+    /// The endpoint is told who it is, or is not told by what.
+    pub(super) tells_user: bool,
     /// How often it may be sent again, where that is said.
     pub(super) retries: Option<u32>,
 }
@@ -109,7 +111,8 @@ impl<C: Client> Server<'_, C> {
                 Err(denied) => return Ok(Err(denied)),
             }
         }
-        if !edits.is_empty() {
+        let tells_user = !edits.is_empty();
+        if tells_user {
             let filters = Filters {
                 request_fields: edits.into(),
                 ..Filters::default()
@@ -151,6 +154,7 @@ impl<C: Client> Server<'_, C> {
         Ok(Ok(Passed {
             _under_way,
             body,
+            tells_user,
             // The route's come first.
             retries: guards.iter().find_map(|(_, guards)| Some(guards.retries?.get())),
         }))

@@ -27,7 +27,7 @@ use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{self, Behalf, Tries, Upstream};
 use crate::proxy::wire::{Client, Leg, News, Watched};
-use crate::routing::{CloseReason, RetryOutcome, Service, ServiceStats};
+use crate::routing::{CloseReason, EndpointId, RetryOutcome, Service, ServiceStats};
 
 use super::server::{Begun, Entry, Instead, Server};
 
@@ -100,18 +100,25 @@ impl<C: Client> Server<'_, C> {
             wish,
             way,
             method: meta.method,
+            is_anew: false,
         };
         let stats = service.stats();
         service.state().retry_budget.earn();
         let mut request_body = passed.body.unwrap_or_else(|| Body::of_request(meta.framing));
+        if passed.tells_user || filters.iter().any(|filters| !filters.request_fields.is_empty()) {
+            request_body = request_body.without_trailers();
+        }
         if let Err(fault @ BodyFault::TooLong) = self.append_early_body(&mut request_body, &mut to_upstream) {
             return Err(self.say_broken(&service, fault, &meta).await);
         }
         let retries_max = passed.retries.unwrap_or(RETRIES_MAX);
         let mut tries = Tries::default();
         let mut n_retries = 0;
+        // On a connection that was kept too long: no word on the endpoint, and not one of its tries.
+        let mut is_anew = false;
         loop {
-            let reuse = |endpoint| way.standing(endpoint, target, meta.method);
+            let asked = Asked { is_anew, ..asked };
+            let reuse = |endpoint| asked.standing(endpoint, target);
             let acquired = match upstream::at_once(&service, target, wish, &mut tries, reuse) {
                 Some(upstream) => Ok(upstream),
                 // Boxed: waiting takes room that few requests have a use for.
@@ -272,6 +279,7 @@ impl<C: Client> Server<'_, C> {
                         let asker = self.asker(is_kept.then_some(&mut to_upstream));
                         service.left_unanswered(&endpoint, asker, Instant::now());
                     }
+                    let was_kept = is_reused && !stream.wire().is_some_and(Leg::is_one_of_many);
                     drop((stream, lease));
                     match failure {
                         // It has answered, and may take it on another connection.
@@ -279,6 +287,11 @@ impl<C: Client> Server<'_, C> {
                             if is_unprocessed && may_replay && n_retries < retries_max.max(RETRIES_MAX) =>
                         {
                             n_retries += 1;
+                            to_upstream.rewind();
+                            continue;
+                        }
+                        Failure::NoResponse if was_kept && !is_anew && may_replay && meta.method.is_idempotent() => {
+                            is_anew = true;
                             to_upstream.rewind();
                             continue;
                         }
@@ -356,8 +369,8 @@ impl<C: Client> Server<'_, C> {
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
-        let Asked { wish, way, method } = asked;
-        let reuse = |endpoint| way.standing(endpoint, target, method);
+        let Asked { wish, way, .. } = asked;
+        let reuse = |endpoint| asked.standing(endpoint, target);
         let behalf = Behalf {
             client: None,
             network: match &self.entry {
@@ -412,6 +425,17 @@ pub(super) struct Asked {
     wish: Wish,
     way: Way,
     method: Method,
+    /// None that is kept will do.
+    is_anew: bool,
+}
+
+impl Asked {
+    fn standing(self, endpoint: EndpointId, target: u16) -> Option<Leg> {
+        match self.is_anew {
+            true => None,
+            false => self.way.standing(endpoint, target, self.method),
+        }
+    }
 }
 
 /// A connection that goes on with one service, whoever's it was when it came.

@@ -190,6 +190,10 @@ impl Tunnel for Leg {
         self.is_unprocessed
     }
 
+    fn is_one_of_many(&self) -> bool {
+        true
+    }
+
     fn distrust(&self) {
         self.place.is_doubtful.store(true, Ordering::Relaxed);
     }

@@ -130,6 +130,17 @@ impl Body {
         }
     }
 
+    /// Its trailers are left out: they could say what the head is not to say.
+    pub fn without_trailers(self) -> Body {
+        match self {
+            Body::Chunked(chunked) => Body::Chunked(Chunked {
+                drops_trailers: true,
+                ..chunked
+            }),
+            body => body,
+        }
+    }
+
     pub fn is_done(&self) -> bool {
         matches!(self, Body::Done)
     }
@@ -245,6 +256,7 @@ pub struct Chunked {
     left: u64,
     /// Bytes of data that chunks after this one may have.
     may_come: u64,
+    drops_trailers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,6 +281,7 @@ impl Chunked {
             unpaid_bytes: 0,
             left: 0,
             may_come: u64::MAX,
+            drops_trailers: false,
         }
     }
 
@@ -412,7 +425,9 @@ impl Chunked {
         }
         for field in fields {
             match trailer_rule(field.name) {
-                TrailerRule::Keep if coding == Coding::Chunked => push_field(field.name, field.value, out),
+                TrailerRule::Keep if coding == Coding::Chunked && !self.drops_trailers => {
+                    push_field(field.name, field.value, out)
+                }
                 TrailerRule::Refuse if self.is_request => return Err(BodyFault::TrailerForbidden),
                 TrailerRule::Drop | TrailerRule::Keep | TrailerRule::Refuse => {}
             }

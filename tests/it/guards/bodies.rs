@@ -135,3 +135,44 @@ fn a_body_that_is_too_long_is_refused_by_its_length_or_cut_where_it_is() {
             .contains("expected a number of bytes from 1, such as 1048576")
     );
 }
+
+/// What the head is not to say is not said behind the body either.
+#[test]
+fn what_is_taken_off_the_head_comes_by_no_trailer() {
+    let origin = Origin::start(|mut stream| {
+        if read_head(&mut stream).is_none() {
+            return;
+        }
+        let mut body = Vec::new();
+        let mut byte = [0];
+        while !body.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+            body.extend_from_slice(&byte);
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+    });
+    let hash = "alice:$apr1$THpN.lrg$iC.LvVHGuyOhmZyRJ2rZ4.";
+    for (options, is_passed) in [
+        (String::new(), true),
+        ("request_headers: { X-User: null }".to_owned(), false),
+        ("request_headers: { X-Other: a }".to_owned(), false),
+        (
+            format!("basic_auth: {{ users: [\"{hash}\"], user_header: X-User }}"),
+            false,
+        ),
+    ] {
+        let node = Node::start(origin.addr, &options);
+        let mut stream = dial(node.addr);
+        let fields = format!("Host: a\r\nConnection: close\r\n{}", basic("alice", "builder"));
+        let body = "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX_User: evil\r\n\r\n";
+        stream
+            .write_all(format!("POST / HTTP/1.1\r\n{fields}{body}").as_bytes())
+            .unwrap();
+        let answer = String::from_utf8_lossy(&read_to_end(&stream)).into_owned();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("body"),
+            "{options}: {answer}"
+        );
+        assert_eq!(answer.contains("evil"), is_passed, "{options}: {answer}");
+    }
+}

@@ -57,3 +57,20 @@ fn a_request_is_sent_again_as_often_as_is_said() {
         assert_eq!(node.curl(&[]).0, "200 1.1");
     }
 }
+
+/// A connection that was kept for longer than the endpoint keeps it says nothing of the endpoint.
+#[test]
+fn a_kept_connection_that_is_ended_costs_no_try() {
+    let origin = Origin::start(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+        // The next one is taken, and nothing is said.
+        let _ = read_head(&mut stream);
+    });
+    let node = Node::start(origin.addr, "retries: 0");
+    for i in 0..10 {
+        let answer = node.ask("");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{i}: {answer}");
+    }
+}
