@@ -76,10 +76,19 @@ impl Redirect {
     }
 
     /// Where a client is sent that asks for `uri`; `None`: nowhere else.
+    ///
+    /// Each match may read all that is left, whatever comes of it: what is read is bounded by how long `uri` may be, times how often
+    /// the expression may be found in it.
     pub fn place(&self, uri: &str) -> Option<Result<String, Nowhere>> {
+        if uri.len() > PLACE_LEN_MAX {
+            return Some(Err(Nowhere));
+        }
         let mut place = Vec::new();
         let mut at = 0;
-        for found in self.regex.captures_iter(uri.as_bytes()) {
+        for (n, found) in self.regex.captures_iter(uri.as_bytes()).enumerate() {
+            if n == MATCHES_MAX {
+                return Some(Err(Nowhere));
+            }
             let whole = found.get(0)?;
             place.extend_from_slice(&uri.as_bytes()[at..whole.start()]);
             found.expand(self.key.replacement.as_bytes(), &mut place);
@@ -97,10 +106,14 @@ impl Redirect {
     }
 }
 
-/// Whether it says itself whom it leads to, and can stand in a head.
+/// Whether it says itself whom it leads to, or that it is the same host (a path), and can stand in a head.
 fn is_place(place: &str) -> bool {
+    let is_of_same_host = place.starts_with('/') && !place.starts_with("//");
     let is_of_http = place.starts_with("http://") || place.starts_with("https://");
     let is_plain = place.len() <= PLACE_LEN_MAX && place.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
+    if is_of_same_host {
+        return is_plain;
+    }
     is_of_http
         && is_plain
         && place.parse::<Uri>().is_ok_and(|uri| {
@@ -109,12 +122,25 @@ fn is_place(place: &str) -> bool {
         })
 }
 
+/// Of a text what errors show.
+pub fn part(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
 fn compile(text: &str) -> Result<Regex, WrongRedirect> {
+    if text.len() > TEXT_LEN_MAX {
+        return Err(WrongRedirect::Regex(format!(
+            "expected a regular expression of {TEXT_LEN_MAX} bytes at most"
+        )));
+    }
     let mut builder = RegexBuilder::new(text);
     builder
         .unicode(false)
         .size_limit(PROGRAM_BYTES_MAX)
-        .dfa_size_limit(PROGRAM_BYTES_MAX);
+        .dfa_size_limit(CACHE_BYTES_MAX);
     let regex = builder.build().map_err(|error| {
         let error = error.to_string();
         let last = error
@@ -122,8 +148,14 @@ fn compile(text: &str) -> Result<Regex, WrongRedirect> {
             .next_back()
             .unwrap_or_default()
             .trim_start_matches("error: ");
-        WrongRedirect::Regex(format!("expected a regular expression ({last})"))
+        WrongRedirect::Regex(format!("expected a regular expression ({})", part(last)))
     })?;
+    // What a search keeps grows with groups times states.
+    if regex.captures_len() > GROUPS_MAX + 1 {
+        return Err(WrongRedirect::Regex(format!(
+            "expected a regular expression with {GROUPS_MAX} groups at most: (?:...) where nothing is taken over"
+        )));
+    }
     match text.is_empty() {
         true => Err(WrongRedirect::Regex("expected a regular expression".to_owned())),
         false => Ok(regex),
@@ -134,9 +166,13 @@ fn compile(text: &str) -> Result<Regex, WrongRedirect> {
 fn check_replacement(text: &str, regex: &Regex) -> Result<(), WrongRedirect> {
     let wrong = |expected: String| Err(WrongRedirect::Replacement(expected));
     let n_groups = text.bytes().filter(|b| *b == b'$').count();
-    if text.is_empty() || text.len() > 2048 || n_groups > GROUPS_MAX || !text.bytes().all(|b| b.is_ascii_graphic()) {
+    if text.is_empty()
+        || text.len() > TEXT_LEN_MAX
+        || n_groups > GROUPS_MAX
+        || !text.bytes().all(|b| b.is_ascii_graphic())
+    {
         return wrong(format!(
-            "expected up to 2048 printable ASCII characters without spaces, and {GROUPS_MAX} $ at most, such as https://www.example.com/$1"
+            "expected up to {TEXT_LEN_MAX} printable ASCII characters without spaces, and {GROUPS_MAX} $ at most, such as https://www.example.com/$1"
         ));
     }
     let mut rest = text;
@@ -162,7 +198,8 @@ fn check_replacement(text: &str, regex: &Regex) -> Result<(), WrongRedirect> {
         };
         if !is_there {
             return wrong(format!(
-                "expected groups that the regular expression has, and not {name:?}: ${{1}} where more letters follow, $$ for a dollar"
+                "expected groups that the regular expression has, and not {:?}: ${{1}} where more letters follow, $$ for a dollar",
+                part(name)
             ));
         }
     }
@@ -171,7 +208,13 @@ fn check_replacement(text: &str, regex: &Regex) -> Result<(), WrongRedirect> {
 
 static KNOWN: Mutex<Option<HashMap<Key, Weak<Redirect>>>> = Mutex::new(None);
 
-const PROGRAM_BYTES_MAX: usize = 1 << 18;
+/// Of an expression as compiled: an ordinary one takes 2 KiB, one with forty hosts 34.
+const PROGRAM_BYTES_MAX: usize = 48 * 1024;
+/// Of what a search remembers of an expression to go on faster.
+const CACHE_BYTES_MAX: usize = 1 << 18;
+const TEXT_LEN_MAX: usize = 2048;
+const SHOWN_CHARS_MAX: usize = 64;
+const MATCHES_MAX: usize = 16;
 const PLACE_LEN_MAX: usize = 8 * 1024;
 const GROUPS_MAX: usize = 16;
 
@@ -201,6 +244,13 @@ mod tests {
             ("/old", "/new", "http://a/old/old", "http://a/new/new"),
             (".*", "https://b/", "http://a/x", "https://b/"),
             ("^http://a/(.*)$", "https://a/$$$1", "http://a/x", "https://a/$x"),
+            (
+                "^https?://[^/]+/old(.*)",
+                "/new$1",
+                "https://a:8443/old/x?y",
+                "/new/x?y",
+            ),
+            ("^https?://[^/]+/old$", "/", "http://a/old", "/"),
         ] {
             assert_eq!(place(regex, replacement, uri), Some(Ok(expected.to_owned())), "{regex}");
         }
@@ -231,6 +281,13 @@ mod tests {
             ),
             ("x*", "y", &format!("http://a/{}", "z".repeat(60_000))),
             ("x", "yyyyyyyyyy", &format!("http://a/{}", "x".repeat(60_000))),
+            ("(.*[^a])|a", "$1", &format!("http://x/{}", "a".repeat(30_000))),
+            ("(.*[^a])|a", "$1", &format!("http://x/{}", "a".repeat(8_000))),
+            ("a", "b", &format!("http://x/{}", "a".repeat(17))),
+            ("^https?://[^/]+(.*)", "/$1", "http://a/evil.test"),
+            ("^https?://[^/]+/(.*)", "/$1", "http://a/\\evil.test"),
+            ("^https?://[^/]+/(.*)", "/$1", "http://a/x\r\nSet-Cookie: a=b"),
+            ("^https?://[^/]+/(.*)", "new/$1", "http://a/x"),
         ] {
             assert_eq!(
                 place(regex, replacement, uri),
@@ -241,11 +298,44 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_work_is_refused() {
-        for regex in ["(", "", "(?:a{1000}){1000}", "(?=a)"] {
-            let wrong = Redirect::new(regex, "x", false).unwrap_err();
-            assert!(matches!(wrong, WrongRedirect::Regex(_)), "{regex}: {wrong:?}");
+    fn what_people_write_is_taken() {
+        let hosts = (0..40).map(|n| format!("www{n}\\.example\\.com")).collect::<Vec<_>>();
+        for regex in [
+            "^https?://(?:www\\.)?(.+)$",
+            "(?i)^https?://([^/:]+)(?::[0-9]{1,5})?/([a-z0-9_-]{1,64})/(\\d{4})/(\\d{2})/(.*)$",
+            "^https://([^/]+)/\\.well-known/(card|cal)dav$",
+            &"(a)".repeat(16),
+            &format!("^https?://(?:{})/(.*)", hosts.join("|")),
+        ] {
+            assert!(Redirect::new(regex, "https://a/$1", false).is_ok(), "{regex}");
         }
+    }
+
+    #[test]
+    fn what_could_not_work_is_refused() {
+        for regex in [
+            "(",
+            "",
+            "(?:a{1000}){1000}",
+            "(?=a)",
+            &"()".repeat(17),
+            &"()".repeat(2000),
+            &"a".repeat(2049),
+            &format!("(?P<{}", "n".repeat(2000)),
+        ] {
+            let wrong = Redirect::new(regex, "x", false).unwrap_err();
+            assert!(
+                matches!(&wrong, WrongRedirect::Regex(expected) if expected.len() < 200),
+                "{regex}: {wrong:?}"
+            );
+        }
+        let long_name = format!("${}", "n".repeat(2000));
+        let wrong = Redirect::new("^(a)", &long_name, false).unwrap_err();
+        assert!(matches!(wrong, WrongRedirect::Replacement(expected) if expected.len() < 250));
+        assert_eq!(
+            (part(&"ü".repeat(65)), part("a")),
+            (format!("{}...", "ü".repeat(64)), "a".to_owned())
+        );
         for replacement in [
             "",
             "a b",

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::text::Text;
 use crate::model::filters::FieldName;
 use crate::model::guards::{BasicAuth, Realm, Users};
-use crate::model::redirect::{Redirect, WrongRedirect};
+use crate::model::redirect::{Redirect, WrongRedirect, part};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,12 +46,12 @@ impl RedirectDto {
         let redirect = Redirect::new(&self.regex, &self.replacement, self.permanent.unwrap_or(false));
         redirect.map_err(|wrong| match wrong {
             WrongRedirect::Regex(expected) => {
-                format!("redirect_regex.regex: {:?} is not valid: {expected}", self.regex)
+                format!("redirect_regex.regex: {:?} is not valid: {expected}", part(&self.regex))
             }
             WrongRedirect::Replacement(expected) => {
                 format!(
                     "redirect_regex.replacement: {:?} is not valid: {expected}",
-                    self.replacement
+                    part(&self.replacement)
                 )
             }
         })

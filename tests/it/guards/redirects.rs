@@ -1,5 +1,7 @@
 //! Clients that are sent elsewhere by a regular expression.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 fn of(regex: &str, replacement: &str, more: &str) -> String {
@@ -39,7 +41,7 @@ fn clients_are_sent_where_the_expression_leads_and_nowhere_else() {
     assert_eq!(place(&raw("GET / HTTP/1.1\r\nHost: www.a.test\r\n")).0, 401);
     assert_eq!((origin.n_accepted(), node.n_denied("no_password")), (0, 1));
     // What a client asks for makes no place of its own.
-    node.declare(&of("^http://a\\.test(/.*)", "$1", ""));
+    node.declare(&of("^http://a\\.test(/.*)", "/$1", ""));
     wait_until("the next file", || node.ask("").starts_with("HTTP/1.1 400 "));
     for target in ["//evil.test/x", "/x", "/%0d%0aSet-Cookie:%20a=b"] {
         let answer = raw(&format!("GET {target} HTTP/1.1\r\nHost: a.test\r\n"));
@@ -59,13 +61,26 @@ fn clients_are_sent_where_the_expression_leads_and_nowhere_else() {
     let long = format!("GET /{} HTTP/1.1\r\nHost: a.test\r\n", "x".repeat(20_000));
     assert_eq!(place(&raw(&long)).0, 400);
     assert_eq!(place(&raw("GET /x HTTP/1.1\r\nHost: c.test\r\n")).0, 200);
-    // An expression that would be slow elsewhere.
+    // A path is on the same host.
+    node.declare(&of("^https?://[^/]+/old(.*)", "/new$1", ""));
+    wait_until("the next file", || place(&node.ask("")).0 == 200);
+    let old = "GET /old//evil.test/x?y HTTP/1.1\r\nHost: a.test\r\n";
+    assert_eq!(place(&raw(old)), (302, "/new//evil.test/x?y".to_owned()));
+    // An expression that would be slow elsewhere, and one that is slow each time that it is found.
     node.declare(&of("^http://a\\.test/(a*)*b$", "https://b.test/$1", ""));
     wait_until("the next file", || place(&node.ask("")).0 == 200);
-    let many = format!("GET /{} HTTP/1.1\r\nHost: a.test\r\n", "a".repeat(30_000));
+    let many = format!("GET /{} HTTP/1.1\r\nHost: a.test\r\n", "a".repeat(8_000));
     for _ in 0..50 {
         assert_eq!(place(&raw(&many)).0, 200);
     }
+    node.declare(&of("(.*[^a])|a", "$1", ""));
+    let began_at = Instant::now();
+    wait_until("the next file", || place(&raw(&many)).0 == 400);
+    let longer = format!("GET /{} HTTP/1.1\r\nHost: a.test\r\n", "a".repeat(30_000));
+    for _ in 0..50 {
+        assert_eq!(place(&raw(&longer)).0, 400);
+    }
+    assert!(began_at.elapsed() < Duration::from_secs(15), "{:?}", began_at.elapsed());
     for (wrong, expected) in [
         (
             of("(", "https://a/", ""),
