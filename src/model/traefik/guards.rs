@@ -7,7 +7,7 @@ use super::middlewares::no_counterpart;
 use super::tree::{Label, Options, elements, flag, is_list};
 use crate::model::guards::{BasicAuth, BodyMost, Cap, Rate, Retries, Users};
 use crate::model::parse_duration;
-use crate::model::redirect::{Redirect, WrongRedirect};
+use crate::model::redirect::{Redirect, WrongRedirect, part};
 
 /// Errors: what is wrong, in words.
 pub(super) fn basic_auth(options: &Options<'_>) -> Result<BasicAuth, String> {
@@ -65,26 +65,36 @@ pub(super) fn rate(options: &Options<'_>) -> Result<Option<Rate>, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
     All,
+    /// Those to one host: all, where a route has one.
+    Host,
     Client,
 }
 
 /// Errors as above.
 pub(super) fn in_flight(options: &Options<'_>) -> Result<(Cap, Whose), String> {
-    let (mut amount, mut of) = (None, Whose::All);
+    let mut amount = None;
+    let (mut by_client, mut by_host) = (false, None);
     for (option, label) in options {
         match (option.as_str(), option.strip_prefix("inflightreq.sourcecriterion.")) {
             ("inflightreq.amount", _) => {
                 let cap = label.value.parse::<Cap>();
                 amount = Some(cap.map_err(|wrong| format!("has {}: expected {}", label.key, wrong.expected))?);
             }
-            // What is counted of a host is what is counted of a route.
-            (_, Some("requesthost")) if flag(label.value) == Some(true) => {}
-            (_, Some(criterion)) => of = whose(criterion, label)?,
+            (_, Some("requesthost")) if flag(label.value) == Some(true) => by_host = Some(label),
+            (_, Some(criterion)) => by_client |= whose(criterion, label)? == Whose::Client,
             _ => return Err(no_counterpart(label)),
         }
     }
     let amount = amount.ok_or_else(|| "says no amount".to_owned())?;
-    Ok((amount, of))
+    match (by_client, by_host) {
+        (true, Some(label)) => Err(format!(
+            "has {}={}: expected one criterion, and there is ipStrategy too",
+            label.key, label.value
+        )),
+        (true, None) => Ok((amount, Whose::Client)),
+        // As Traefik has it where nothing is said.
+        (false, _) => Ok((amount, Whose::Host)),
+    }
 }
 
 /// Errors as above.
@@ -139,7 +149,7 @@ pub(super) fn redirect(options: &Options<'_>) -> Result<Arc<Redirect>, String> {
             WrongRedirect::Regex(expected) => (regex, expected),
             WrongRedirect::Replacement(expected) => (replacement, expected),
         };
-        format!("has {}={}: {expected}", label.key, label.value)
+        format!("has {}={}: {expected}", label.key, part(label.value))
     })
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::guards::{self, Whose};
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::InvalidValue;
-use crate::model::filters::{FieldEdit, Filters, ToHttps, network};
-use crate::model::guards::Guards;
+use crate::model::filters::{FieldEdit, FieldName, Filters, ToHttps, network};
+use crate::model::guards::{BasicAuth, Guards};
+use crate::model::rule::Rule;
 
 /// Those of one router, one after the other.
 #[derive(Default)]
@@ -18,6 +19,8 @@ pub(super) struct Chain {
     /// How far the order has come in which ours are done.
     step: Step,
     n_taken: usize,
+    /// Requests under way are counted of each host, which is all of a route that has one.
+    counts_by_host: bool,
 }
 
 /// The order in which filters are done. Headers go with any.
@@ -43,6 +46,14 @@ impl Chain {
             ..self.filters
         };
         (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    /// What is wrong with it for a route with that rule, in words.
+    pub(super) fn fault_beside(&self, rule: &Rule) -> Option<&'static str> {
+        let has_one_host = || rule.hosts().is_some_and(|hosts| hosts.len() <= 1);
+        (self.counts_by_host && !has_one_host()).then_some(
+            "inFlightReq counts each host by itself, and ours the whole route: expected a rule of one Host, or sourceCriterion.ipStrategy",
+        )
     }
 
     /// Adds the middleware of that name. Errors: why it cannot be, in words.
@@ -120,9 +131,12 @@ impl Chain {
         match kind {
             "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
             "headers" => self.take_headers(options)?,
-            "basicauth" => put(&mut self.guards.auth, Arc::new(guards::basic_auth(options)?))?,
+            "basicauth" => self.take_auth(guards::basic_auth(options)?)?,
             "inflightreq" => match guards::in_flight(options)? {
-                (cap, Whose::All) => put(&mut self.guards.in_flight, cap)?,
+                (cap, Whose::All | Whose::Host) => {
+                    put(&mut self.guards.in_flight, cap)?;
+                    self.counts_by_host = true;
+                }
                 (cap, Whose::Client) => put(&mut self.guards.in_flight_per_client, cap)?,
             },
             "redirectregex" if self.guards.auth.is_some() => {
@@ -154,6 +168,26 @@ impl Chain {
             true => Ok(()),
             false => Err("says nothing of what it is to do".to_owned()),
         }
+    }
+
+    /// Errors: what comes before it would be done after it.
+    fn take_auth(&mut self, auth: BasicAuth) -> Result<(), String> {
+        let guards = &self.guards;
+        if guards.rate.is_some() || guards.in_flight.is_some() || guards.in_flight_per_client.is_some() {
+            return Err(
+                "has no counterpart behind rateLimit or inFlightReq: expected in front of them, a password is asked before anything \
+                 is counted"
+                    .to_owned(),
+            );
+        }
+        let is_set_before = |field: &FieldName| self.request_fields.iter().any(|(name, _)| name.is_same(field));
+        if let Some(field) = auth.user_field.as_ref().filter(|field| is_set_before(field)) {
+            return Err(format!(
+                "has no counterpart behind customRequestHeaders.{}: its headerField would not tell the user, but what is set there",
+                field.as_str()
+            ));
+        }
+        put(&mut self.guards.auth, Arc::new(auth))
     }
 
     fn take_option(&mut self, option: &str, label: &Label<'_>) -> Result<(), String> {

@@ -82,6 +82,11 @@ pub(super) fn read(
              the route is not served"
         ));
     }
+    if let Some(fault) = router.chain.fault_beside(&rule) {
+        router
+            .faults
+            .push(format!("{label}: middleware {fault}: the route is not served"));
+    }
     let hosts = rule.named_hosts();
     for (label, domain) in router.domains.iter().filter(|(_, domain)| !hosts.contains(&**domain)) {
         let why = match domain.contains('*') {

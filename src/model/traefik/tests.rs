@@ -781,6 +781,14 @@ fn limits_are_counted_by_client_as_ours_are() {
         (&["m.inFlightReq.amount=0"], "expected a whole number from 1"),
         (&["m.inFlightReq.sourceCriterion.requestHost=true"], "says no amount"),
         (
+            &[
+                "m.inFlightReq.amount=1",
+                "m.inFlightReq.sourceCriterion.ipStrategy.depth=0",
+                "m.inFlightReq.sourceCriterion.requestHost=true",
+            ],
+            "requestHost=true: expected one criterion",
+        ),
+        (
             &["m.rateLimit.average=1", "m.rateLimit.redis.endpoints=x"],
             "no counterpart yet",
         ),
@@ -790,6 +798,84 @@ fn limits_are_counted_by_client_as_ours_are() {
     }
     let (_, faults) = filtered(&["m.rateLimit.average=1", "n.rateLimit.average=2"], "m,n");
     assert!(faults[0].contains("behind another of its kind"), "{faults:?}");
+    for criterion in ["ipStrategy=true", "ipStrategy.depth=0"] {
+        let criterion = format!("m.inFlightReq.sourceCriterion.{criterion}");
+        let all = [
+            "m.inFlightReq.amount=3",
+            &*criterion,
+            "m.inFlightReq.sourceCriterion.requestHost=false",
+        ];
+        let guards = filtered(&all, "m").0.unwrap().guards.clone().unwrap();
+        assert_eq!(
+            (guards.in_flight, guards.in_flight_per_client),
+            (None, "3".parse().ok())
+        );
+    }
+}
+
+#[test]
+fn requests_under_way_to_each_host_are_those_of_a_route_with_one() {
+    let of_rule = |rule: &str, criterion: &str| {
+        let rule = format!("traefik.http.routers.app.rule={rule}");
+        let (spec, faults) = read(&[
+            "traefik.enable=true",
+            &rule,
+            "traefik.http.routers.app.middlewares=m",
+            "traefik.http.middlewares.m.inFlightReq.amount=3",
+            &format!("traefik.http.middlewares.m.inFlightReq.sourceCriterion.{criterion}"),
+        ]);
+        (spec.routes[0].is_closed, faults)
+    };
+    for (rule, criterion) in [
+        ("Host(`a.test`) && PathPrefix(`/x`)", "requestHost=true"),
+        ("Host(`a.test`)", "requestHost=false"),
+        ("Host(`a.test`) || Host(`b.test`)", "ipStrategy=true"),
+    ] {
+        assert_eq!(of_rule(rule, criterion), (false, Vec::new()), "{rule} {criterion}");
+    }
+    for (rule, criterion) in [
+        ("Host(`a.test`) || Host(`b.test`)", "requestHost=true"),
+        ("Host(`a.test`, `b.test`)", "requestHost=false"),
+        ("PathPrefix(`/x`)", "requestHost=false"),
+        ("HostRegexp(`.+`)", "requestHost=false"),
+    ] {
+        let (is_closed, faults) = of_rule(rule, criterion);
+        assert!(
+            is_closed && faults[0].contains("counts each host by itself"),
+            "{rule}: {faults:?}"
+        );
+    }
+}
+
+#[test]
+fn what_would_be_done_in_another_order_is_refused() {
+    let all = [
+        "pw.basicAuth.users=u:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY=",
+        "pw.basicAuth.headerField=X-User",
+        "r.rateLimit.average=6",
+        "f.inFlightReq.amount=6",
+        "c.inFlightReq.amount=6",
+        "c.inFlightReq.sourceCriterion.ipStrategy=true",
+        "none.rateLimit.average=0",
+        "h.headers.customRequestHeaders.x_user=ann",
+        "i.headers.customRequestHeaders.X-Other=ann",
+    ];
+    for order in ["pw,r,f,c", "none,pw", "i,pw,r"] {
+        let (_, faults) = filtered(&all, order);
+        assert!(faults.is_empty(), "{order}: {faults:?}");
+    }
+    for order in ["r,pw", "f,pw", "c,i,pw"] {
+        let (_, faults) = filtered(&all, order);
+        assert!(
+            faults[0].contains("pw (basicauth) has no counterpart behind rateLimit or inFlightReq"),
+            "{faults:?}"
+        );
+    }
+    let (_, faults) = filtered(&all, "h,pw");
+    assert!(
+        faults[0].contains("behind customRequestHeaders.X-User: its headerField"),
+        "{faults:?}"
+    );
 }
 
 #[test]

@@ -38,6 +38,7 @@ services:
         - traefik.http.middlewares.size.buffering.maxrequestbodybytes=10
         - traefik.http.middlewares.again.retry.attempts=2
         - traefik.http.middlewares.few.inflightreq.amount=10
+        - traefik.http.middlewares.few.inflightreq.sourcecriterion.ipstrategy.depth=0
   api:
     image: anynode/whoami
     networks: [traefik-public]
