@@ -9,7 +9,7 @@ use super::names::{
 use super::reader::Reader;
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
 use crate::model::guards::{BasicAuth, Guards, Users};
-use crate::model::redirect::{Redirect, WrongRedirect};
+use crate::model::redirect::{Redirect, WrongRedirect, part};
 use crate::model::{InvalidValue, Mode, ServiceSpec};
 
 impl Reader<'_> {
@@ -39,15 +39,30 @@ impl Reader<'_> {
         (!filters.is_empty()).then(|| Arc::new(filters))
     }
 
+    /// Its labels are right or wrong together: of one from before and one of now no good place comes.
     fn redirect(&mut self) -> Option<Arc<Redirect>> {
+        let labels = self.labels;
+        let redirect = self.redirect_alone();
+        let all = [REDIRECT, REPLACEMENT, PERMANENT];
+        if !all.iter().any(|label| self.wrong.contains(*label)) {
+            return redirect;
+        }
+        let said = all.into_iter().filter(|label| labels.contains_key(*label));
+        self.wrong.extend(said.map(str::to_owned));
+        None
+    }
+
+    fn redirect_alone(&mut self) -> Option<Arc<Redirect>> {
         let labels = self.labels;
         let mut is_permanent = false;
         self.flag(PERMANENT, &mut is_permanent);
         self.go_with(REDIRECT, &[REPLACEMENT, PERMANENT]);
         let regex = labels.get(REDIRECT)?;
         let Some(replacement) = labels.get(REPLACEMENT) else {
-            self.faults
-                .push(format!("label {REDIRECT}={regex}: expected {REPLACEMENT} beside it"));
+            self.faults.push(format!(
+                "label {REDIRECT}={}: expected {REPLACEMENT} beside it",
+                part(regex)
+            ));
             self.wrong.insert(REDIRECT.to_owned());
             return None;
         };
@@ -58,7 +73,7 @@ impl Reader<'_> {
                     WrongRedirect::Regex(expected) => (REDIRECT, regex, expected),
                     WrongRedirect::Replacement(expected) => (REPLACEMENT, replacement, expected),
                 };
-                self.faults.push(format!("label {label}={value}: {expected}"));
+                self.faults.push(format!("label {label}={}: {expected}", part(value)));
                 self.wrong.insert(label.to_owned());
                 None
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use names::{BASIC_AUTH, DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours, shown};
 
-use self::names::{HASH, SCHEME, hint, is_field, named_route};
+use self::names::{HASH, SCHEME, hint, is_field, may_ask_of_requests, named_route};
 use self::reader::Reader;
 use super::guards::Users;
 use super::{AtOdds, InvalidValue, Mode, OneMode, RoutePart, RouteSpec, ServiceName, ServiceSpec, Weight, traefik};
@@ -58,7 +58,7 @@ pub fn port(labels: &BTreeMap<String, String>) -> Option<u16> {
     ours.chain(traefik::ports(labels)).find(|port| *port > 0)
 }
 
-/// The labels of ours whose values mean nothing. Names that are no options are none of them.
+/// The labels of ours whose values mean nothing. Of names that are no options those that are like a guard's are among them.
 pub fn wrong(labels: &BTreeMap<String, String>) -> BTreeSet<String> {
     let labels = alone(labels).unwrap_or_default();
     labels.wrong.into_iter().chain(labels.wrong_of_routes).collect()
@@ -107,9 +107,7 @@ pub fn of_node(labels: &BTreeMap<String, String>) -> (Weight, Vec<String>) {
         match (label.as_str(), value.trim().parse()) {
             (WEIGHT, Ok(said)) => weight = said,
             (WEIGHT, Err(error)) => faults.push(format!("label {label}: {error}")),
-            _ => faults.push(format!(
-                "label {label}={value}: no such option of a node: expected {WEIGHT}"
-            )),
+            _ => faults.push(format!("label {label}: no such option of a node: expected {WEIGHT}")),
         }
     }
     (weight, faults)
@@ -227,11 +225,14 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             ));
         } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() && !is_field(label)
         {
-            reader.faults.push(format!(
-                "label {label}={}: no such option{}",
-                shown(label, value),
-                hint(label)
-            ));
+            // Its value may be anything, a password too.
+            reader
+                .faults
+                .push(format!("label {label}: no such option{}", hint(label)));
+            if may_ask_of_requests(label) {
+                // What was to be asked of requests is not: it is not served as if nothing had been said.
+                reader.wrong.insert(label.clone());
+            }
         }
     }
     Labels {

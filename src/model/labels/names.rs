@@ -141,12 +141,24 @@ const GUARDS: [&str; 12] = [
     RETRIES,
 ];
 
-/// A value as it may be shown: not where it may be a password, or the hash of one, also under a name that is misspelled.
+/// Whether a label that is no option may have been meant to keep requests out.
+pub(super) fn may_ask_of_requests(label: &str) -> bool {
+    let label = label.to_ascii_lowercase();
+    let asks = |known: &str| GUARDS.contains(&known) || known == FILTERS[0];
+    let mut beginnings = label.match_indices('.').map(|(at, _)| &label[..at]);
+    let like = || nearest(&label, KNOWN.map(str::to_owned).into_iter());
+    label.contains("auth")
+        || beginnings.any(asks)
+        || (label.len() <= LABEL_LEN_MAX && like().is_some_and(|known| asks(&known)))
+}
+
+/// A value as it may be shown: not where it may be a password, or the hash of one, nor under a name that is no option.
 pub fn shown<'a>(label: &str, value: &'a str) -> &'a str {
+    let is_known = KNOWN.contains(&label) || named_route(label).is_some() || is_field(label) || label == WEIGHT;
     let label = label.to_ascii_lowercase();
     let is_like_users = label.contains("auth") && !matches!(&*label, REALM | USER_HEADER | REMOVE_HEADER);
     let is_like_hash = ["$apr1$", "$2", "{SHA}"].iter().any(|begin| value.contains(begin));
-    match is_like_users || is_like_hash {
+    match is_like_users || is_like_hash || (is_ours(&label) && !is_known) {
         true => "(not shown)",
         false => value,
     }

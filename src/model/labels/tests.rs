@@ -211,7 +211,7 @@ fn routes_with_names_stand_and_fall_each_by_itself() {
         "label anynode.routes.wrong.rule: \"Hots(`a`)\" is not valid: expected Host, ",
         "label anynode.routes.port.port: \"0\" is not valid: expected a port",
         "label anynode.routes.none.port=80: expected a route beside it",
-        "label anynode.routes.a.b.rule=Host(`c.test`): no such option; there is anynode.routes.a.rule",
+        "label anynode.routes.a.b.rule: no such option; there is anynode.routes.a.rule",
     ] {
         let is_said = labels.faults.iter().any(|fault| fault.starts_with(expected));
         assert!(is_said, "{expected}: {labels:?}");
@@ -342,12 +342,35 @@ fn each_wrong_label_is_named_and_changes_nothing() {
     assert_eq!(spec.mode, Mode::Http);
     assert_eq!(
         labels.faults,
-        ["label anynode.moda=http: no such option; there is anynode.mode"]
+        ["label anynode.moda: no such option; there is anynode.mode"]
     );
     // A password stays one where its label is misspelled.
     for label in ["anynode.basic-auht", "anynode.basic-auth.user", "anynode.users"] {
         let (_, labels) = read(&[(label, "bob:$apr1$THpN.lrg$iC.LvVHGuyOhmZyRJ2rZ4.")]);
-        assert!(labels.faults[0].starts_with(&format!("label {label}=(not shown): no such option")));
+        assert!(labels.faults[0].starts_with(&format!("label {label}: no such option")));
+        assert!(!labels.faults[0].contains("bob") && shown(label, "bob:secret") == "(not shown)");
+    }
+    assert_eq!(
+        (shown("anynode.mode", "x"), shown("anynode.routes.a.rule", "y")),
+        ("x", "y")
+    );
+    // What was to keep requests out is missed as a wrong value of it is.
+    for label in [
+        "anynode.basicauth",
+        "anynode.basic-auht",
+        "anynode.auth",
+        "Anynode.Basic-Auth",
+        "anynode.basic-auth.users",
+        "anynode.alow",
+        "anynode.allow.networks",
+        "anynode.rates",
+        "anynode.inflight",
+        "anynode.in-flight-per-clients",
+        "anynode.maxbody",
+    ] {
+        let (_, labels) = read(&[("anynode.mode", "http"), (label, "x")]);
+        assert_eq!(labels.wrong, BTreeSet::from([label.to_owned()]), "{labels:?}");
+        assert!(wrong(&BTreeMap::from([(label.to_owned(), "x".to_owned())])).contains(label));
     }
     for (label, hint) in [
         ("Anynode.Mode", "; there is anynode.mode"),
@@ -360,7 +383,7 @@ fn each_wrong_label_is_named_and_changes_nothing() {
         ),
     ] {
         let (spec, labels) = read(&[(label, "http")]);
-        let expected = format!("label {label}=http: no such option{hint}");
+        let expected = format!("label {label}: no such option{hint}");
         assert!(labels.faults[0].starts_with(&expected), "{labels:?}");
         assert_eq!((spec.mode, labels.wrong.len()), (Mode::Tcp, 0));
     }
@@ -423,9 +446,18 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
             ("anynode.redirect-regex", regex),
             ("anynode.redirect-regex.replacement", replacement),
         ]);
-        assert!(spec.filters.is_none() && labels.wrong.len() == 1, "{labels:?}");
+        // Of what was there before, one must not go with the other of now.
+        assert!(spec.filters.is_none() && labels.wrong.len() == 2, "{labels:?}");
         assert!(labels.faults[0].starts_with(expected), "{labels:?}");
+        assert!(labels.faults.len() == 1 && labels.faults[0].len() < 300, "{labels:?}");
     }
+    let (spec, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.redirect-regex", "x"),
+        ("anynode.redirect-regex.replacement", "/y"),
+        ("anynode.redirect-regex.permanent", "yes"),
+    ]);
+    assert!(spec.filters.is_none() && labels.wrong.len() == 3, "{labels:?}");
     let guards = filters.guards.clone().unwrap();
     assert_eq!(guards.rate, "6/1m, 20".parse().ok());
     assert_eq!(

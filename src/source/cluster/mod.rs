@@ -788,7 +788,7 @@ mod tests {
             ),
             (
                 ("anynode.wieght", "3"),
-                "node host-c: label anynode.wieght=3: no such option of a node: expected anynode.weight",
+                "node host-c: label anynode.wieght: no such option of a node: expected anynode.weight",
             ),
         ] {
             rig.cluster.put(labelled("c", 3, label));

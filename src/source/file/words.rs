@@ -4,7 +4,11 @@
 ///
 /// What is not known here stays as the library says it.
 pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
-    if key.contains(".basic_auth") && !is_of_keys(message) && !key.ends_with("_header") && !key.ends_with(".realm") {
+    if key.contains(".basic_auth")
+        && !is_of_plain_keys(message)
+        && !key.ends_with("_header")
+        && !key.ends_with(".realm")
+    {
         // What stands there may be a password.
         return "expected { users: [\"name:hash\"] }, and beside users none but realm, user_header and remove_header"
             .to_owned();
@@ -31,11 +35,12 @@ pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
     }
 }
 
-/// Whether a message names a key, and no value.
-fn is_of_keys(message: &str) -> bool {
-    ["duplicate mapping key: ", "unknown field ", "missing field "]
+/// Whether a message names a key, and no value. With a colon in it a key may be a name and its password, written where none belongs.
+fn is_of_plain_keys(message: &str) -> bool {
+    let rest = ["duplicate mapping key: ", "unknown field ", "missing field "]
         .iter()
-        .any(|begin| message.starts_with(begin))
+        .find_map(|begin| message.strip_prefix(begin));
+    rest.is_some_and(|rest| !rest.split(", expected").next().unwrap_or(rest).contains(':'))
 }
 
 /// Messages with operands of their own.
@@ -80,5 +85,25 @@ fn list_expected(last: &str) -> &'static str {
         "expose" => "a list, such as [8000]",
         "endpoints" => "a list, such as [\"127.0.0.1:9001\"]",
         _ => "a list",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn what_may_be_a_password_is_not_shown() {
+        let key = "services.web.basic_auth";
+        for message in [
+            "unknown field `ann:secret`, expected one of `users`, `realm`",
+            "unknown field `ann:secret, expected`, expected one of `users`, `realm`",
+            "duplicate mapping key: ann:secret, set another policy",
+        ] {
+            let said = plain(message, key, None);
+            assert!(!said.contains("secret") && said.contains("expected { users:"), "{said}");
+        }
+        let said = plain("unknown field `user`, expected one of `users`, `realm`", key, None);
+        assert_eq!(said, "no such key: `user`: expected one of `users`, `realm`");
     }
 }

@@ -19,7 +19,7 @@ fn labels_that_say_nothing_of_weights_are_refused() {
         ),
         (
             "anynode.wieght=2",
-            "label anynode.wieght=2: no such option of a node: expected anynode.weight",
+            "label anynode.wieght: no such option of a node: expected anynode.weight",
         ),
     ] {
         let said = own.docker_fails(&["node", "update", "--label-add", label, &node]);

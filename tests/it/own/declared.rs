@@ -146,11 +146,11 @@ fn labels_change_how_a_service_is_served_and_replace_no_task() {
         ),
         (
             "Anynode.mode=http",
-            "label Anynode.mode=http: no such option; there is anynode.mode",
+            "label Anynode.mode: no such option; there is anynode.mode",
         ),
         (
             "anynode.moda=tcp",
-            "label anynode.moda=tcp: no such option; there is anynode.mode",
+            "label anynode.moda: no such option; there is anynode.mode",
         ),
     ] {
         let refused = own.docker_fails(&["service", "update", "--detach", "--label-add", label, "web"]);
