@@ -86,7 +86,7 @@ pub fn parse(text: &str) -> Result<Vec<ServiceSpec>, ParseError> {
             // The position is said once, by us.
             let message = shown.split(" at line ").next().unwrap_or(&shown);
             // Where the library lost its way through a list of keys, it says so with a question mark.
-            let key = key.trim_end_matches(['.', '?']).to_owned();
+            let key = words::plain_key(key.trim_end_matches(['.', '?'])).to_owned();
             let value = place.and_then(|place| scalar_at(text, place.line(), place.column()));
             let message = words::plain(message, &key, value);
             let line = place.map(|place| place.line());

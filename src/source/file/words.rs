@@ -4,11 +4,7 @@
 ///
 /// What is not known here stays as the library says it.
 pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
-    if key.contains(".basic_auth")
-        && !is_of_plain_keys(message)
-        && !key.ends_with("_header")
-        && !key.ends_with(".realm")
-    {
+    if key.contains(BASIC_AUTH) && !is_of_plain_keys(message) && !key.ends_with("_header") && !key.ends_with(".realm") {
         // What stands there may be a password.
         return "expected { users: [\"name:hash\"] }, and beside users none but realm, user_header and remove_header"
             .to_owned();
@@ -34,6 +30,17 @@ pub(super) fn plain(message: &str, key: &str, value: Option<&str>) -> String {
         None => format!("expected {expected}"),
     }
 }
+
+/// As far as a key may be shown: not what may be a name and its password.
+pub(super) fn plain_key(key: &str) -> &str {
+    let end = key.find(BASIC_AUTH).map(|at| at + BASIC_AUTH.len());
+    match end.filter(|end| key[*end..].contains(':')) {
+        Some(end) => &key[..end],
+        None => key,
+    }
+}
+
+const BASIC_AUTH: &str = ".basic_auth";
 
 /// Whether a message names a key, and no value. With a colon in it a key may be a name and its password, written where none belongs.
 fn is_of_plain_keys(message: &str) -> bool {
@@ -90,7 +97,7 @@ fn list_expected(last: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::{plain, plain_key};
 
     #[test]
     fn what_may_be_a_password_is_not_shown() {
@@ -103,6 +110,11 @@ mod tests {
             let said = plain(message, key, None);
             assert!(!said.contains("secret") && said.contains("expected { users:"), "{said}");
         }
+        assert_eq!(plain_key("services.web.basic_auth.ann:secret"), key);
+        assert_eq!(
+            plain_key("services.web.basic_auth.users[0]"),
+            "services.web.basic_auth.users[0]"
+        );
         let said = plain("unknown field `user`, expected one of `users`, `realm`", key, None);
         assert_eq!(said, "no such key: `user`: expected one of `users`, `realm`");
     }

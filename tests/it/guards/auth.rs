@@ -139,6 +139,9 @@ fn changed_users_hold_at_once_and_nothing_shows_their_hashes() {
         ("users: [], realm: x", "expected users as htpasswd"),
         ("realm: hidden", "users"),
         ("users: [\"f:hidden\"], pasword: hidden", "no such key: `pasword`"),
+        ("f:hidden", "basic_auth: expected { users: "),
+        ("\"f:hidden, expected\": x", "basic_auth: expected { users: "),
+        ("users: [], f:hidden: x, f:hidden: x", "basic_auth: expected { users: "),
         (
             "users: [\"bob:$apr1$THpN.lrg$iC.LvVHGuyOhmZyRJ2rZ4.\"], realm: 'a\"b'",
             "without quotes",
