@@ -97,8 +97,8 @@ async fn agree(
         forget(endpoint.id());
     }
     let config = match offer {
-        Offer::Any => sessions.any,
-        Offer::Http1 => sessions.http1,
+        Offer::Any => sessions.any.clone(),
+        Offer::Http1 => sessions.http1.clone(),
     };
     if below.tcp().is_none() {
         // Its socket is not seen any more through what is made of it here.
@@ -109,14 +109,21 @@ async fn agree(
         leg: below,
         gate: Some(Gate::default()),
     };
-    let connecting = TlsConnector::from(config).connect(name, below);
+    let connecting = TlsConnector::from(config).connect(name.clone(), below);
     let mut stream = connecting.await.map_err(|error| TlsFault::of(&error, asked.verify))?;
     let (below, tls) = stream.get_mut();
     if let Some(gate) = &mut below.gate {
         gate.is_over = true;
     }
     let handshake = match tls.handshake_kind() {
-        Some(HandshakeKind::Resumed) => EndpointHandshake::Resumed,
+        Some(HandshakeKind::Resumed) => {
+            let shown = tls.peer_certificates().unwrap_or_default();
+            if let Err(fault) = sessions.judge_again(shown, &name) {
+                forget(endpoint.id());
+                return Err(fault);
+            }
+            EndpointHandshake::Resumed
+        }
         _ => EndpointHandshake::Full,
     };
     let agreed = Agreed {

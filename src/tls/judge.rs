@@ -9,7 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::model::{EndpointHandshake, Pins, Verify};
 
@@ -21,6 +21,35 @@ pub(super) struct Judge {
     /// None: any key.
     pub(super) pins: Pins,
     pub(super) provider: Arc<CryptoProvider>,
+}
+
+impl Judge {
+    /// Judges what was found good once, as it is `now`. Cheap while all that was shown is good by its dates; else all of it is judged, since
+    /// not all that is shown needs to be good. Errors: what is wrong with it.
+    pub(super) fn judge_again(
+        &self,
+        shown: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), TlsFault> {
+        let (Some(chain), Some((certificate, others))) = (&self.chain, shown.split_first()) else {
+            return Ok(());
+        };
+        let seconds = i64::try_from(now.as_secs()).ok();
+        let at = seconds.and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+        let is_good = |one: &CertificateDer<'_>| {
+            let parsed = X509Certificate::from_der(one).ok();
+            let parsed = parsed.zip(at);
+            parsed.is_some_and(|((_, parsed), at)| parsed.validity().is_valid_at(at))
+        };
+        if shown.iter().all(is_good) {
+            return Ok(());
+        }
+        match chain.verify_server_cert(certificate, others, name, &[], now) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(TlsFault::of_error(&error, Verify::Full)),
+        }
+    }
 }
 
 impl ServerCertVerifier for Judge {
@@ -100,28 +129,33 @@ impl TlsFault {
 
     /// What a handshake that went by `verify` failed with.
     pub fn of(error: &io::Error, verify: Verify) -> TlsFault {
-        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-        let (result, text) = match inner {
-            Some(Error::InvalidCertificate(error)) => of_certificate(error, verify),
-            Some(Error::AlertReceived(alert)) => (
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(error) => TlsFault::of_error(error, verify),
+            None => TlsFault::new(
+                EndpointHandshake::CutOff,
+                format!("it ended the connection within the handshake: {error}"),
+            ),
+        }
+    }
+
+    fn of_error(error: &Error, verify: Verify) -> TlsFault {
+        let (result, text) = match error {
+            Error::InvalidCertificate(error) => of_certificate(error, verify),
+            Error::AlertReceived(alert) => (
                 EndpointHandshake::Refused,
                 format!(
                     "it ended the handshake: {alert:?} (it may ask for a certificate of ours, or for another server name)"
                 ),
             ),
-            Some(Error::InvalidMessage(_)) => (
+            Error::InvalidMessage(_) => (
                 EndpointHandshake::NotTls,
                 "what it answered is no TLS: does it speak plain HTTP?".to_owned(),
             ),
-            Some(Error::PeerIncompatible(why)) => (
+            Error::PeerIncompatible(why) => (
                 EndpointHandshake::Refused,
                 format!("it has no version or cipher in common with this node: {why:?}"),
             ),
-            Some(error) => (EndpointHandshake::NotTls, format!("the handshake failed: {error}")),
-            None => (
-                EndpointHandshake::CutOff,
-                format!("it ended the connection within the handshake: {error}"),
-            ),
+            error => (EndpointHandshake::NotTls, format!("the handshake failed: {error}")),
         };
         TlsFault::new(result, text)
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::certificates::Sign;
@@ -53,6 +53,7 @@ pub struct Seal(NonZeroU64);
 #[derive(Debug)]
 pub struct Towards {
     seal: Seal,
+    judge: Arc<Judge>,
     config: ClientConfig,
 }
 
@@ -63,6 +64,15 @@ pub struct Sessions {
     /// HTTP/2 is offered.
     pub any: Arc<ClientConfig>,
     pub http1: Arc<ClientConfig>,
+    judge: Arc<Judge>,
+}
+
+impl Sessions {
+    /// Whether what an endpoint has shown once is still to be believed: nobody judges it where a session goes on. `shown`: its certificate
+    /// first. Errors: what is wrong with it by now.
+    pub fn judge_again(&self, shown: &[CertificateDer<'_>], name: &ServerName<'_>) -> Result<(), TlsFault> {
+        self.judge.judge_again(shown, name, UnixTime::now())
+    }
 }
 
 impl Towards {
@@ -81,6 +91,7 @@ impl Towards {
         };
         Sessions {
             seal: self.seal,
+            judge: self.judge.clone(),
             any: offering(&[b"h2", b"http/1.1"]),
             http1: offering(&[b"http/1.1"]),
         }
@@ -111,9 +122,11 @@ impl Trust {
         if let Some(built) = self.built.load().get(asked) {
             return Ok(built.clone());
         }
+        let judge = Arc::new(self.judge(asked)?);
         let towards = Arc::new(Towards {
             seal: Seal::new(),
-            config: self.build(asked)?,
+            config: config(judge.clone())?,
+            judge,
         });
         let mut built = HashMap::clone(&self.built.load());
         if built.len() >= BUILT_MOST {
@@ -181,26 +194,21 @@ impl Trust {
         }
     }
 
-    fn build(&self, asked: &EndpointTls) -> Result<ClientConfig, TlsFault> {
+    fn judge(&self, asked: &EndpointTls) -> Result<Judge, TlsFault> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let failed = |error: &dyn std::fmt::Display| TlsFault::new(EndpointHandshake::NoAuthority, error.to_string());
         let chain = match asked.verify {
             Verify::Full => {
                 let roots = self.roots(asked.ca.as_ref())?;
                 let builder = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
-                Some(builder.build().map_err(|error| failed(&error))?)
+                Some(builder.build().map_err(|error| not_built(&error))?)
             }
             Verify::Pin | Verify::None => None,
         };
-        let judge = Judge {
+        Ok(Judge {
             chain,
             pins: asked.pins.clone(),
-            provider: provider.clone(),
-        };
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| failed(&error))?;
-        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(judge));
-        Ok(builder.with_no_client_auth())
+            provider,
+        })
     }
 
     fn roots(&self, ca: Option<&CaName>) -> Result<Arc<RootCertStore>, TlsFault> {
@@ -232,6 +240,17 @@ impl Authority {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn config(judge: Arc<Judge>) -> Result<ClientConfig, TlsFault> {
+    let builder = ClientConfig::builder_with_provider(judge.provider.clone()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| not_built(&error))?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(judge);
+    Ok(builder.with_no_client_auth())
+}
+
+fn not_built(error: &dyn std::fmt::Display) -> TlsFault {
+    TlsFault::new(EndpointHandshake::NoAuthority, error.to_string())
 }
 
 impl Seal {

@@ -48,8 +48,13 @@ impl Authority {
 
     /// Good from three days ago to so many from now.
     pub fn issue_until(&self, names: &[&str], days: i64) -> Pair {
+        self.issue_for(names, time::Duration::days(days))
+    }
+
+    /// The same, more exactly.
+    pub fn issue_for(&self, names: &[&str], from_now: time::Duration) -> Pair {
         let key = KeyPair::generate().unwrap();
-        let params = params(names, days);
+        let params = params(names, from_now);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Pair::of(certificate.pem(), &key)
     }
@@ -58,15 +63,15 @@ impl Authority {
 /// By nobody but itself.
 pub fn self_signed(names: &[&str]) -> Pair {
     let key = KeyPair::generate().unwrap();
-    let certificate = params(names, 30).self_signed(&key).unwrap();
+    let certificate = params(names, time::Duration::days(30)).self_signed(&key).unwrap();
     Pair::of(certificate.pem(), &key)
 }
 
-fn params(names: &[&str], days: i64) -> CertificateParams {
+fn params(names: &[&str], from_now: time::Duration) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(3);
-    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+    params.not_after = time::OffsetDateTime::now_utc() + from_now;
     params
 }
 

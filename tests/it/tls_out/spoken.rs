@@ -63,6 +63,26 @@ fn a_connection_is_kept_and_a_session_goes_on() {
     assert!(node.handshakes("web", "resumed") >= 18);
 }
 
+#[test]
+fn a_session_ends_with_the_certificate_that_it_was_begun_by() {
+    let authority = Authority::new("internal");
+    let lasts = Duration::from_secs(5);
+    let until = Instant::now() + lasts;
+    let closing = Endpoint::closing(&authority.issue_for(&["web"], lasts.try_into().unwrap()));
+    let (node, port) = node(&closing, &authority);
+    while Instant::now() + Duration::from_millis(1500) < until {
+        assert_eq!(get(at(port), "/").0, 200);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(node.handshakes("web", "resumed") > 3);
+    std::thread::sleep(until.saturating_duration_since(Instant::now()) + Duration::from_secs(1));
+    for i in 1..=2 {
+        assert_eq!(get(at(port), "/").0, 502);
+        assert_eq!(node.handshakes("web", "expired"), i);
+    }
+    assert!(node.status().contains("its certificate has expired"), "{}", node.status());
+}
+
 /// Answers `GET /n` with n bytes, and anything with a body with its length and sum.
 fn bodies(stream: &mut Stream) {
     while let Some(head) = read_head(stream) {
