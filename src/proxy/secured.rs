@@ -22,7 +22,7 @@ use crate::routing::{Endpoint, EndpointId};
 use crate::tls::{Seal, Sessions, TlsFault};
 
 /// Which versions of HTTP an endpoint may choose from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) enum Offer {
     #[default]
     Any,
@@ -35,6 +35,7 @@ pub(super) enum Offer {
 pub struct Agreed {
     /// How it was judged.
     pub seal: Seal,
+    pub(super) offer: Offer,
     pub is_http2: bool,
 }
 
@@ -128,6 +129,7 @@ async fn agree(
     };
     let agreed = Agreed {
         seal: sessions.seal,
+        offer,
         is_http2: tls.alpn_protocol() == Some(b"h2"),
     };
     Ok((Secured { stream, agreed }, handshake))

@@ -7,15 +7,15 @@ use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use crate::proxy::files::Spare;
-use crate::proxy::secured::Agreed;
+use crate::proxy::secured::{Agreed, Offer};
 use crate::proxy::wire::Leg;
 use crate::routing::EndpointId;
 use crate::tls::Seal;
 
 thread_local! {
     static POOL: Pool<(EndpointId, u16)> = RefCell::new(HashMap::new());
-    /// Those over TLS, by how the endpoint was judged too.
-    static SECURED: Pool<(EndpointId, u16, Seal)> = RefCell::new(HashMap::new());
+    /// Those over TLS, by how the endpoint was judged too, and what it could choose from.
+    static SECURED: Pool<(EndpointId, u16, Seal, Offer)> = RefCell::new(HashMap::new());
 }
 
 type Pool<K> = RefCell<HashMap<K, Vec<Idle>>>;
@@ -31,9 +31,14 @@ pub(super) fn take(endpoint: EndpointId, target: u16) -> Option<Leg> {
     POOL.with(|pool| take_from(pool, (endpoint, target)))
 }
 
-/// The same over TLS, of those whose endpoint was judged so.
-pub(super) fn take_secured(endpoint: EndpointId, target: u16, seal: Seal) -> Option<Leg> {
-    SECURED.with(|pool| take_from(pool, (endpoint, target, seal)))
+/// The same over TLS, of those whose endpoint was judged so. Where HTTP/2 would do, an endpoint that was not offered it is no word on what it
+/// speaks.
+pub(super) fn take_secured(endpoint: EndpointId, target: u16, seal: Seal, offer: Offer) -> Option<Leg> {
+    let of = |offer| SECURED.with(|pool| take_from(pool, (endpoint, target, seal, offer)));
+    match offer {
+        Offer::Any => of(Offer::Any),
+        Offer::Http1 => of(Offer::Http1).or_else(|| of(Offer::Any)),
+    }
 }
 
 fn take_from<K: Hash + Eq>(pool: &Pool<K>, key: K) -> Option<Leg> {
@@ -52,8 +57,8 @@ fn take_from<K: Hash + Eq>(pool: &Pool<K>, key: K) -> Option<Leg> {
 pub(super) fn put(endpoint: EndpointId, target: u16, stream: Leg, now: Instant, most: usize) {
     match stream.agreed() {
         None => POOL.with(|pool| put_into(pool, (endpoint, target), stream, now, most)),
-        Some(Agreed { seal, .. }) => {
-            SECURED.with(|pool| put_into(pool, (endpoint, target, seal), stream, now, most));
+        Some(Agreed { seal, offer, .. }) => {
+            SECURED.with(|pool| put_into(pool, (endpoint, target, seal, offer), stream, now, most));
         }
     }
 }

@@ -55,7 +55,10 @@ impl Way {
     /// A connection that stands to an endpoint, for a request by `method`.
     pub(super) fn standing(self, endpoint: EndpointId, target: u16, method: Method) -> Option<Leg> {
         let take = || match self {
-            Way::Https { seal: Some(seal), .. } => pool::take_secured(endpoint, target, seal),
+            Way::Https {
+                seal: Some(seal),
+                offer,
+            } => pool::take_secured(endpoint, target, seal, offer),
             _ => pool::take(endpoint, target),
         };
         match self {
