@@ -199,7 +199,7 @@ async fn connect(
     let mut upstream = tokio::select! {
         biased;
         result = upstream::connect(
-            table, connection.service(), target, behalf, &mut tries, &mut patience, |_| None,
+            table, connection.service(), target, behalf, &mut tries, &mut patience, |_, _| None,
         ) => result,
         reason = connection.ended() => Err(reason),
         // A client that waits may lose patience; one that has only ended its half has not.

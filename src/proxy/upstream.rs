@@ -33,6 +33,8 @@ pub(super) struct Upstream {
     pub(super) lease: Lease,
     /// It stood already.
     pub(super) is_reused: bool,
+    /// What is spoken on it: of the service as it was when the endpoint's turn came.
+    pub(super) scheme: Scheme,
 }
 
 /// On whose behalf an endpoint is connected to.
@@ -77,6 +79,7 @@ pub(super) fn at_once(
             stream,
             lease,
             is_reused: true,
+            scheme: service.spec().scheme,
         }),
         None => {
             tries.turn = Some(lease);
@@ -109,7 +112,7 @@ impl Whom<'_> {
 ///
 /// Tries the endpoint whose turn it is, then those that are not in `tries`, and adds those that fail to it; none is left when as much time has passed as
 /// three attempts may take. One that leaves the table before it has answered is not waited for. `reuse` may have a connection
-/// to an endpoint that stands already.
+/// to an endpoint that stands already, for the service as it is declared then: after each wait it may be another.
 /// When none is left, the service is looked up again: a newer table may have others. While no endpoint takes the client,
 /// it waits for one (`Limits::hold`), as long as `patience` has it: of all who wait, one at a time tries. Errors: the reason
 /// to close with.
@@ -120,7 +123,7 @@ pub(super) async fn connect(
     behalf: Behalf<'_>,
     tries: &mut Tries,
     patience: &mut Patience<'_>,
-    mut reuse: impl FnMut(EndpointId) -> Option<Leg>,
+    mut reuse: impl FnMut(&ServiceSpec, EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
     let Tries { tried, turn } = tries;
@@ -183,12 +186,20 @@ pub(super) async fn connect(
             }
         };
         let endpoint = lease.endpoint();
-        if let Some(stream) = reuse(endpoint.id()) {
+        // Its turn may have been waited for: it is reached as the service asks now.
+        if let Some(newer) = newer(table, &service) {
+            service = newer;
+            if endpoint.is_draining() {
+                continue;
+            }
+        }
+        if let Some(stream) = reuse(service.spec(), endpoint.id()) {
             held.iter().for_each(Held::succeeded);
             return Ok(Upstream {
                 stream,
                 lease,
                 is_reused: true,
+                scheme: service.spec().scheme,
             });
         }
         // Whoever waited does not wait longer for this.
@@ -218,6 +229,7 @@ pub(super) async fn connect(
                     stream,
                     lease,
                     is_reused: false,
+                    scheme: service.spec().scheme,
                 });
             }
             Err(error) => {
@@ -348,7 +360,7 @@ async fn wait_first<'a>(
 }
 
 /// The service as of a newer table, if there is one.
-fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {
+pub(super) fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {
     table
         .peek()
         .service(service.name())

@@ -14,7 +14,7 @@ use super::ended;
 use super::exchange::{Ended, Exchange, Failure, Watch};
 use super::passing::Passed;
 use super::pool;
-use super::way::Way;
+use super::way::{self, Way};
 use super::wish;
 use crate::model::filters::Filters;
 use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
@@ -73,6 +73,8 @@ impl<C: Client> Server<'_, C> {
         };
         let mut filters = Vec::new();
         let mut passed = Passed::default();
+        // Whether the service has become another one while the request waited.
+        let mut is_of_before = false;
         if self.filters.is_some() || service.spec().filters.is_some() {
             let (said_by, of_route) = self.filters.take().unzip();
             filters.extend(of_route);
@@ -86,6 +88,7 @@ impl<C: Client> Server<'_, C> {
                     Ok(is_passed) => passed = is_passed,
                     Err(answered) => return answered,
                 }
+                is_of_before = upstream::newer(&self.shared.table, &service).is_some();
             }
             let change = |filters: &Arc<Filters>| filter_request(to_upstream.tail(), filters);
             if let Err(refusal) = filters.iter().try_for_each(change) {
@@ -95,12 +98,6 @@ impl<C: Client> Server<'_, C> {
         let way = match Way::of(service.spec(), to_upstream.rest()) {
             Ok(way) => way,
             Err(refusal) => return Err(self.refuse(refusal).await),
-        };
-        let asked = Asked {
-            wish,
-            way,
-            method: meta.method,
-            is_anew: false,
         };
         let stats = service.stats();
         service.state().retry_budget.earn();
@@ -117,13 +114,25 @@ impl<C: Client> Server<'_, C> {
         // On a connection that was kept too long: no word on the endpoint, and not one of its tries.
         let mut is_anew = false;
         loop {
-            let asked = Asked { is_anew, ..asked };
-            let reuse = |endpoint| asked.standing(endpoint, target);
-            let acquired = match upstream::at_once(&service, target, wish, &mut tries, reuse) {
+            let asked = Asked {
+                wish,
+                method: meta.method,
+                is_anew,
+            };
+            // What was waited for since the way was chosen may have changed it.
+            let at_once = match n_retries == 0 && !is_anew && !is_of_before {
+                true => {
+                    let reuse = |endpoint| asked.standing(way, endpoint, target);
+                    upstream::at_once(&service, target, wish, &mut tries, reuse)
+                }
+                false => None,
+            };
+            let acquired = match at_once {
                 Some(upstream) => Ok(upstream),
                 // Boxed: waiting takes room that few requests have a use for.
                 None => {
-                    let acquiring = self.acquire(&service, target, asked, &mut tries, request_body);
+                    let head = to_upstream.rest();
+                    let acquiring = self.acquire(&service, target, asked, head, &mut tries, request_body);
                     Box::pin(acquiring).await?
                 }
             };
@@ -148,6 +157,7 @@ impl<C: Client> Server<'_, C> {
                 stream,
                 lease,
                 is_reused,
+                ..
             } = upstream;
             let mut stream = Side::Hears(stream);
             let endpoint = lease.endpoint().clone();
@@ -356,12 +366,13 @@ impl<C: Client> Server<'_, C> {
         Ok(())
     }
 
-    /// An endpoint's connection, kept or new. The outer error is the reason to close with.
+    /// An endpoint's connection, kept or new, for a request with this `head`. The outer error is the reason to close with.
     pub(super) async fn acquire(
         &mut self,
         service: &Arc<Service>,
         target: u16,
         asked: Asked,
+        head: &[u8],
         tries: &mut Tries,
         request_body: Body,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
@@ -369,8 +380,7 @@ impl<C: Client> Server<'_, C> {
         let ends = service.spec().abort_on_client_close;
         let is_whole = || !ends && ended::has_rest_of_body(self.client, received, request_body);
         let mut patience = Patience::new(self.client.watched(), self.connection.party(), &is_whole);
-        let Asked { wish, way, .. } = asked;
-        let reuse = |endpoint| asked.standing(endpoint, target);
+        let reuse = |spec: &ServiceSpec, endpoint| asked.standing(Way::of(spec, head).ok()?, endpoint, target);
         let behalf = Behalf {
             client: None,
             network: match &self.entry {
@@ -378,8 +388,8 @@ impl<C: Client> Server<'_, C> {
                 Entry::Listener(_) | Entry::Front(_) => None,
             },
             rounds: None,
-            wish,
-            offer: way.offer(),
+            wish: asked.wish,
+            offer: way::offer(head),
         };
         let acquired = tokio::select! {
             biased;
@@ -391,7 +401,11 @@ impl<C: Client> Server<'_, C> {
             _ = self.client.watched().news(false) => Err(CloseReason::ClientRst),
         }?;
         match acquired {
-            Ok(upstream) if !upstream.is_reused && way.is_shared(&upstream.stream) => {
+            // It was not so when the request came.
+            Ok(upstream) if upstream.scheme == Scheme::H2c && !way::has_authority(head) => {
+                Ok(Err(CloseReason::ConnectFailed))
+            }
+            Ok(upstream) if !upstream.is_reused && way::is_shared(upstream.scheme, &upstream.stream) => {
                 let head_bytes_max = self.shared.config.http_head_bytes_max;
                 Ok(Box::pin(speak_http2(upstream, target, head_bytes_max)).await)
             }
@@ -423,17 +437,16 @@ impl<C: Client> Server<'_, C> {
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     wish: Wish,
-    way: Way,
     method: Method,
     /// None that is kept will do.
     is_anew: bool,
 }
 
 impl Asked {
-    fn standing(self, endpoint: EndpointId, target: u16) -> Option<Leg> {
+    fn standing(self, way: Way, endpoint: EndpointId, target: u16) -> Option<Leg> {
         match self.is_anew {
             true => None,
-            false => self.way.standing(endpoint, target, self.method),
+            false => way.standing(endpoint, target, self.method),
         }
     }
 }
@@ -464,12 +477,14 @@ async fn speak_http2(upstream: Upstream, target: u16, head_bytes_max: usize) -> 
         stream,
         lease,
         is_reused,
+        scheme,
     } = upstream;
     let opened = h2::pool::open(lease.endpoint().id(), target, stream, head_bytes_max).await;
     Ok(Upstream {
         stream: opened.ok_or(CloseReason::ConnectFailed)?,
         lease,
         is_reused,
+        scheme,
     })
 }
 

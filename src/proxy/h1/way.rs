@@ -40,15 +40,10 @@ impl Way {
 
     #[inline(never)]
     fn secured(spec: &ServiceSpec, head: &[u8]) -> Way {
-        // What HTTP/2 has no words for goes by HTTP/1.1.
-        let offer = match has_authority(head) && wish::field(head, "upgrade").is_none() {
-            true => Offer::Any,
-            false => Offer::Http1,
-        };
         let towards = core::trust().towards(&spec.endpoint_tls);
         Way::Https {
             seal: towards.ok().map(|towards| towards.seal()),
-            offer,
+            offer: offer(head),
         }
     }
 
@@ -81,23 +76,25 @@ impl Way {
         }
     }
 
-    pub(super) fn offer(self) -> Offer {
-        match self {
-            Way::Https { offer, .. } => offer,
-            Way::Http | Way::H2c => Offer::default(),
-        }
-    }
+}
 
-    /// Whether a connection that was just made is to carry many requests.
-    pub(super) fn is_shared(self, made: &Leg) -> bool {
-        match self {
-            Way::Http => false,
-            Way::H2c => true,
-            Way::Https { .. } => made.agreed().is_some_and(|agreed| agreed.is_http2),
-        }
+/// What an endpoint is offered for a request with this head, should it be spoken to by TLS: what HTTP/2 has no words for goes by HTTP/1.1.
+pub(super) fn offer(head: &[u8]) -> Offer {
+    match has_authority(head) && wish::field(head, "upgrade").is_none() {
+        true => Offer::Any,
+        false => Offer::Http1,
     }
 }
 
-fn has_authority(head: &[u8]) -> bool {
+/// Whether a connection that was just made is to carry many requests.
+pub(super) fn is_shared(scheme: Scheme, made: &Leg) -> bool {
+    match scheme {
+        Scheme::Http => false,
+        Scheme::H2c => true,
+        Scheme::Https => made.agreed().is_some_and(|agreed| agreed.is_http2),
+    }
+}
+
+pub(super) fn has_authority(head: &[u8]) -> bool {
     wish::field(head, "host").is_some_and(h2::is_authority)
 }
