@@ -215,10 +215,12 @@ pub enum EndpointHandshake {
     TimedOut,
     /// There is nobody to judge by.
     NoAuthority,
+    /// It was offered HTTP/1.1 alone, since the request needs that, and does not speak it.
+    NoHttp1,
 }
 
 impl EndpointHandshake {
-    pub const ALL: [EndpointHandshake; 12] = [
+    pub const ALL: [EndpointHandshake; 13] = [
         EndpointHandshake::Full,
         EndpointHandshake::Resumed,
         EndpointHandshake::UnknownIssuer,
@@ -231,6 +233,7 @@ impl EndpointHandshake {
         EndpointHandshake::CutOff,
         EndpointHandshake::TimedOut,
         EndpointHandshake::NoAuthority,
+        EndpointHandshake::NoHttp1,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -247,6 +250,7 @@ impl EndpointHandshake {
             EndpointHandshake::CutOff => "cut_off",
             EndpointHandshake::TimedOut => "timed_out",
             EndpointHandshake::NoAuthority => "no_authority",
+            EndpointHandshake::NoHttp1 => "no_http1",
         }
     }
 }

@@ -5,10 +5,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use rustls::HandshakeKind;
+use rustls::{HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,9 +18,9 @@ use tokio_rustls::client::TlsStream;
 use super::core;
 use super::heavy;
 use super::wire::{Leaving, Leg, Tunnel, TunnelLeg, Wire};
-use crate::model::{EndpointHandshake, ServiceSpec};
+use crate::model::{EndpointHandshake, ServiceSpec, Verify};
 use crate::routing::{Endpoint, EndpointId};
-use crate::tls::{Seal, Sessions, TlsFault};
+use crate::tls::{Seal, Sessions, TlsFault, Towards};
 
 /// Which versions of HTTP an endpoint may choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -49,43 +50,61 @@ thread_local! {
 /// Errors: a `TlsFault`, of the kind `TimedOut` after `due`.
 pub(super) async fn begin(
     below: Leg,
+    towards: &Towards,
     spec: &ServiceSpec,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     offer: Offer,
     due: Instant,
 ) -> io::Result<Leg> {
-    let agreeing = agree(below, spec, endpoint, offer);
+    let agreeing = agree(below, towards, spec, endpoint, offer);
     let result = match tokio::time::timeout_at(due.into(), agreeing).await {
         Ok(result) => result,
         Err(_) => Err(TlsFault::timed_out()),
     };
-    let stats = &endpoint.service().stats;
     match result {
         Ok((stream, handshake)) => {
-            stats.add_endpoint_handshake(handshake);
-            endpoint.set_tls_fault(None);
+            endpoint.service().stats.add_endpoint_handshake(handshake);
+            if stream.unheard.is_none() {
+                endpoint.set_tls_fault(None);
+            }
             Ok(Leg::Tunnel(TunnelLeg::new(Box::new(stream))))
         }
-        Err(fault) => {
-            stats.add_endpoint_handshake(fault.result);
-            endpoint.set_tls_fault(Some(&fault.text));
-            let kind = match fault.result {
-                EndpointHandshake::TimedOut => io::ErrorKind::TimedOut,
-                _ => io::ErrorKind::InvalidData,
-            };
-            Err(io::Error::new(kind, fault))
-        }
+        Err(fault) => Err(note(fault, endpoint)),
     }
+}
+
+/// What endpoints of a service are judged by. Errors: nobody can be believed, which is counted, and shown with the endpoint.
+pub(super) fn towards(spec: &ServiceSpec, endpoint: &Endpoint) -> io::Result<Arc<Towards>> {
+    let towards = core::trust().towards(&spec.endpoint_tls);
+    towards.map_err(|fault| note(fault, endpoint))
+}
+
+/// Counts what failed, and shows it with the endpoint.
+fn note(fault: TlsFault, endpoint: &Endpoint) -> io::Error {
+    endpoint.service().stats.add_endpoint_handshake(fault.result);
+    if fault.result != EndpointHandshake::NoHttp1 {
+        endpoint.set_tls_fault(Some(&fault.text));
+    }
+    let kind = match fault.result {
+        EndpointHandshake::TimedOut => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, fault)
+}
+
+/// What TLS failed with, where that is why there is no connection.
+pub(super) fn fault(error: &io::Error) -> Option<&TlsFault> {
+    error.get_ref()?.downcast_ref()
 }
 
 async fn agree(
     below: Leg,
+    towards: &Towards,
     spec: &ServiceSpec,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     offer: Offer,
 ) -> Result<(Secured, EndpointHandshake), TlsFault> {
     let asked = &spec.endpoint_tls;
-    let towards = core::trust().towards(asked)?;
     let sessions = SESSIONS.with_borrow_mut(|all| {
         let sessions = all.entry(endpoint.id()).or_insert_with(|| towards.sessions());
         if sessions.seal != towards.seal() {
@@ -111,7 +130,11 @@ async fn agree(
         gate: Some(Gate::default()),
     };
     let connecting = TlsConnector::from(config).connect(name.clone(), below);
-    let mut stream = connecting.await.map_err(|error| TlsFault::of(&error, asked.verify))?;
+    let fault = |error: io::Error| match offer {
+        Offer::Any => TlsFault::of(&error, asked.verify),
+        Offer::Http1 => TlsFault::of_http1(&error, asked.verify),
+    };
+    let mut stream = connecting.await.map_err(fault)?;
     let (below, tls) = stream.get_mut();
     if let Some(gate) = &mut below.gate {
         gate.is_over = true;
@@ -132,7 +155,14 @@ async fn agree(
         offer,
         is_http2: tls.alpn_protocol() == Some(b"h2"),
     };
-    Ok((Secured { stream, agreed }, handshake))
+    let is_over = tls.protocol_version() != Some(ProtocolVersion::TLSv1_3);
+    let secured = Secured {
+        stream,
+        agreed,
+        unheard: (!is_over).then(|| endpoint.clone()),
+        verify: asked.verify,
+    };
+    Ok((secured, handshake))
 }
 
 /// No more connections are made to an endpoint that left the table.
@@ -144,6 +174,9 @@ pub(super) fn forget(endpoint: EndpointId) {
 struct Secured {
     stream: TlsStream<Below>,
     agreed: Agreed,
+    /// By TLS 1.3 an endpoint may refuse what it was shown after the handshake is over on this side: until it has said something.
+    unheard: Option<Arc<Endpoint>>,
+    verify: Verify,
 }
 
 /// What TLS goes over.
@@ -213,7 +246,22 @@ impl AsyncWrite for Below {
 impl AsyncRead for Secured {
     /// An end without TLS's own goodbye is an error: a response that lasts until the end could have been cut off by anybody.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let secured = self.get_mut();
+        let n_before = buffer.filled().len();
+        let result = ready!(Pin::new(&mut secured.stream).poll_read(cx, buffer));
+        if let Some(endpoint) = secured.unheard.take() {
+            match &result {
+                Ok(()) if buffer.filled().len() > n_before => endpoint.set_tls_fault(None),
+                Ok(()) => {}
+                Err(error) => {
+                    let fault = TlsFault::of(error, secured.verify);
+                    if fault.result == EndpointHandshake::Refused {
+                        note(fault, &endpoint);
+                    }
+                }
+            }
+        }
+        Poll::Ready(result)
     }
 }
 

@@ -19,12 +19,13 @@ use super::patience::Patience;
 use super::rounds::Rounds;
 use super::secured::{self, Offer};
 use super::wire::{Leg, TunnelFor, TunnelLeg};
-use crate::model::{ClientAddress, Limits, Mode, Scheme, ServiceSpec, proxy_protocol};
+use crate::model::{ClientAddress, EndpointHandshake, Mode, Scheme, ServiceSpec, proxy_protocol};
 use crate::routing::{
-    CloseReason, Endpoint, EndpointId, GatePlace, Lookout, Outcome, RetryOutcome, Service, ServiceState, TableHandle,
-    Turn,
+    Able, CloseReason, Endpoint, EndpointId, GatePlace, Lookout, Outcome, RetryOutcome, Service, ServiceState,
+    TableHandle, Turn,
 };
 use crate::sys::socket;
+use crate::tls::TlsFault;
 
 /// A connection that an endpoint accepted, and its place in the endpoint's count.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub(super) struct Tries {
     pub(super) tried: Vec<EndpointId>,
     /// One that it is the turn of already.
     pub(super) turn: Option<Lease>,
+    /// An endpoint does not speak HTTP/1.1, which the request needs: it is not waited for one that does.
+    pub(super) lacks_http1: bool,
 }
 
 /// What `connect` mostly comes to, without the room that its waiting takes: a connection that stands already to the endpoint whose turn
@@ -126,7 +129,11 @@ pub(super) async fn connect(
     mut reuse: impl FnMut(&ServiceSpec, EndpointId) -> Option<Leg>,
 ) -> Result<Upstream, CloseReason> {
     let started = Instant::now();
-    let Tries { tried, turn } = tries;
+    let Tries {
+        tried,
+        turn,
+        lacks_http1,
+    } = tries;
     // What was sent a request is not asked again, however long nobody else is there.
     let n_tried = tried.len();
     // It outlives tables.
@@ -139,7 +146,7 @@ pub(super) async fn connect(
     let mut last_failure: Option<CloseReason> = None;
     if state.hold_gate.depth() > 0 && n_tried == 0 && state.lookouts.is_kept(target) {
         // Somebody tries already, on behalf of all.
-        let wait = wait_first(table, &mut service, state, target, patience);
+        let wait = wait_first(table, &mut service, state, target, behalf, patience);
         held = Some(Box::pin(wait).await?);
         attempts_since = Instant::now();
     }
@@ -161,9 +168,9 @@ pub(super) async fn connect(
                     NoPick::Tried => n_tried == 0,
                     NoPick::Full | NoPick::Gone(_) => false,
                 };
-                if may_come {
+                if may_come && !*lacks_http1 {
                     if held.is_none() {
-                        held = Held::begin(table, &service.spec().limits, state, target, patience);
+                        held = Held::begin(table, service.spec(), state, target, behalf, patience);
                     }
                     if let Some(held) = &mut held
                         && Box::pin(held.wait(table, &mut service, patience)).await?
@@ -233,7 +240,11 @@ pub(super) async fn connect(
                 });
             }
             Err(error) => {
-                endpoint.report(Outcome::Failed(error.kind()), now);
+                let fault = secured::fault(&error);
+                if fault.is_none_or(TlsFault::is_of_endpoint) {
+                    endpoint.report(Outcome::Failed(error.kind()), now);
+                }
+                *lacks_http1 |= fault.is_some_and(|fault| fault.result == EndpointHandshake::NoHttp1);
                 tracing::debug!(service = %service.name(), endpoint = %endpoint.addr(), %error, "connect");
                 tried.push(endpoint.id());
                 last_failure = Some(match error.kind() {
@@ -260,6 +271,8 @@ struct Held<'a> {
     successes: watch::Receiver<u64>,
     /// It is this client's to try.
     turn: Option<Turn>,
+    /// What it asks of an endpoint is what others do.
+    able: Option<Able>,
     revision: watch::Receiver<u64>,
 }
 
@@ -267,20 +280,24 @@ impl<'a> Held<'a> {
     /// `None`: nobody may wait, or as many as may do.
     fn begin(
         table: &TableHandle,
-        limits: &Limits,
+        spec: &ServiceSpec,
         state: &'a ServiceState,
         target: u16,
+        behalf: Behalf<'_>,
         patience: &Patience<'_>,
     ) -> Option<Held<'a>> {
+        let limits = &spec.limits;
         if limits.hold_timeout.is_zero() {
             return None;
         }
         let place = patience.enter(&state.hold_gate, limits.hold)?;
         let lookout = state.lookouts.join(target);
+        let asks_for_more = spec.scheme == Scheme::Https && behalf.offer == Offer::Http1;
         Some(Held {
             place,
             due: Instant::now() + limits.hold_timeout,
             successes: lookout.subscribe(),
+            able: (!asks_for_more).then(|| lookout.able()),
             lookout,
             turn: None,
             revision: table.subscribe(),
@@ -301,16 +318,23 @@ impl<'a> Held<'a> {
             lookout,
             successes,
             turn,
+            able,
             revision,
         } = self;
         let until = tokio::time::Instant::from_std(*due);
+        let taking = async {
+            match able {
+                Some(_) => lookout.turn().await,
+                None => lookout.last_turn().await,
+            }
+        };
         let waiting = async {
             if turn.is_none() {
                 // Neither fails: the lookout is there for as long as this is.
                 tokio::select! {
                     biased;
                     _ = successes.changed() => {}
-                    taken = lookout.turn() => *turn = Some(taken),
+                    taken = taking => *turn = Some(taken),
                     () = tokio::time::sleep_until(until) => return false,
                 }
             }
@@ -345,13 +369,14 @@ async fn wait_first<'a>(
     service: &mut Arc<Service>,
     state: &'a ServiceState,
     target: u16,
+    behalf: Behalf<'_>,
     patience: &mut Patience<'_>,
 ) -> Result<Held<'a>, CloseReason> {
     let reason = match service.endpoints().is_empty() {
         true => CloseReason::NoEndpoint,
         false => CloseReason::ConnectFailed,
     };
-    let held = Held::begin(table, &service.spec().limits, state, target, patience);
+    let held = Held::begin(table, service.spec(), state, target, behalf, patience);
     let mut held = held.ok_or(reason)?;
     match held.wait(table, service, patience).await? {
         true => Ok(held),
@@ -389,7 +414,7 @@ pub(super) fn proxy_header(
 async fn attempt(
     table: &TableHandle,
     spec: &ServiceSpec,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     target: u16,
     behalf: Behalf<'_>,
     timeout: Duration,
@@ -418,7 +443,7 @@ async fn attempt(
 /// wherever the endpoint is, as the requests are that go through it.
 async fn reach(
     spec: &ServiceSpec,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     target: u16,
     behalf: Behalf<'_>,
     timeout: Duration,
@@ -426,8 +451,9 @@ async fn reach(
     match spec.scheme {
         Scheme::Https if spec.mode == Mode::Http => {
             let due = Instant::now() + timeout;
+            let towards = secured::towards(spec, endpoint)?;
             let leg = get_to(spec, endpoint, target, behalf, timeout).await?;
-            Box::pin(secured::begin(leg, spec, endpoint, behalf.offer, due)).await
+            Box::pin(secured::begin(leg, &towards, spec, endpoint, behalf.offer, due)).await
         }
         Scheme::Http | Scheme::H2c | Scheme::Https => get_to(spec, endpoint, target, behalf, timeout).await,
     }

@@ -46,6 +46,8 @@ pub struct Lookout {
     successes: watch::Sender<u64>,
     /// How long to wait before the next try. std mutex: nothing awaits under it.
     pause: Mutex<Duration>,
+    /// Each who waits and can try for all holds it too.
+    able: Arc<()>,
 }
 
 impl Default for Lookout {
@@ -54,8 +56,15 @@ impl Default for Lookout {
             turn: Arc::default(),
             successes: watch::Sender::new(0),
             pause: Mutex::new(FIRST_PAUSE),
+            able: Arc::default(),
         }
     }
+}
+
+/// Somebody waits whose tries are a word for all.
+#[derive(Debug)]
+pub struct Able {
+    _count: Arc<()>,
 }
 
 /// The turn to try; passed on when dropped.
@@ -70,9 +79,29 @@ impl Lookout {
         self.successes.subscribe()
     }
 
+    /// Whoever waits and asks an endpoint for no more than others do says so for as long.
+    pub fn able(&self) -> Able {
+        Able {
+            _count: self.able.clone(),
+        }
+    }
+
     pub async fn turn(&self) -> Turn {
         Turn {
             _guard: self.turn.clone().lock_owned().await,
+        }
+    }
+
+    /// The turn of one who asks for what an endpoint may not have: only where nobody else waits.
+    pub async fn last_turn(&self) -> Turn {
+        loop {
+            while Arc::strong_count(&self.able) > 1 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            let turn = self.turn().await;
+            if Arc::strong_count(&self.able) == 1 {
+                return turn;
+            }
         }
     }
 
@@ -90,5 +119,7 @@ impl Lookout {
     }
 }
 
+/// Whether somebody who can try for all waits still.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -41,7 +41,7 @@ pub use guards::{GuardState, GuardStates, UnderWayOne};
 pub use handle::TableHandle;
 pub use inner::InnerNames;
 pub use listen::Listen;
-pub use lookout::{Lookout, Lookouts, Turn};
+pub use lookout::{Able, Lookout, Lookouts, Turn};
 pub use marks::Mark;
 pub use pace::{Pace, Paced};
 pub use picks::Picks;

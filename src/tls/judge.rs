@@ -8,7 +8,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::model::{EndpointHandshake, Pins, Verify};
@@ -119,6 +119,22 @@ impl TlsFault {
         TlsFault {
             result,
             text: text.into(),
+        }
+    }
+
+    /// Whether it is a word on the endpoint: not where the request asked for too much, or this node has nobody to judge by.
+    pub fn is_of_endpoint(&self) -> bool {
+        !matches!(self.result, EndpointHandshake::NoHttp1 | EndpointHandshake::NoAuthority)
+    }
+
+    /// As `of`, of an endpoint that was offered HTTP/1.1 alone.
+    pub fn of_http1(error: &io::Error, verify: Verify) -> TlsFault {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => TlsFault::new(
+                EndpointHandshake::NoHttp1,
+                "it does not speak HTTP/1.1, which the request needs",
+            ),
+            _ => TlsFault::of(error, verify),
         }
     }
 

@@ -142,14 +142,15 @@ impl<C: Client> Server<'_, C> {
                     if n_retries > 0 {
                         stats.add_retry(RetryOutcome::Failure);
                     }
+                    let text = match tries.lacks_http1 && reason == CloseReason::ConnectFailed {
+                        true => format!(
+                            "service {}: no endpoint speaks HTTP/1.1, which an upgrade or a request without a host needs",
+                            service.name()
+                        ),
+                        false => reason_text(reason, &service),
+                    };
                     return self
-                        .fail(
-                            &service,
-                            reason_status(reason),
-                            reason_text(reason, &service),
-                            &meta,
-                            request_body.is_done(),
-                        )
+                        .fail(&service, reason_status(reason), text, &meta, request_body.is_done())
                         .await;
                 }
             };

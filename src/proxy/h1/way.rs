@@ -75,7 +75,6 @@ impl Way {
             }
         }
     }
-
 }
 
 /// What an endpoint is offered for a request with this head, should it be spoken to by TLS: what HTTP/2 has no words for goes by HTTP/1.1.
