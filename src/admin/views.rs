@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::tls::TlsView;
 use super::{AdminState, Phase, SwarmView};
-use crate::model::{EntryPointName, HealthProbe, RouteSpec, RouteTls, format_duration};
+use crate::model::{EntryPointName, HealthProbe, RouteSpec, RouteTls, Scheme, format_duration};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
@@ -332,7 +332,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         vips: vips.to_string(),
         store: state.store.as_ref().map(|store| StoreView::of(store, now)),
         tls: state.tls.as_deref().map(TlsView::of),
-        authority_faults: state.trust.faults(),
+        authority_faults: trust_faults(state, &table),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }
@@ -450,8 +450,8 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .map(|(key, why)| format!("{key}: {why}")),
     );
     lines.extend(state.tls.iter().flat_map(|tls| tls.faults()));
-    lines.extend(state.trust.faults());
     let table = state.table.load();
+    lines.extend(trust_faults(state, &table));
     let lost = table.services().filter(|service| service.is_lost());
     lines.extend(lost.map(|service| {
         let n = service.endpoints().len();
@@ -460,6 +460,19 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines
+}
+
+/// Why endpoints of services are not believed, as far as that is this node's own affair.
+fn trust_faults(state: &AdminState, table: &RoutingTable) -> Vec<String> {
+    let mut faults = state.trust.faults();
+    let secured = table
+        .services()
+        .filter(|service| service.spec().scheme == Scheme::Https);
+    faults.extend(secured.filter_map(|service| {
+        let why = state.trust.lacks(&service.spec().endpoint_tls)?;
+        Some(format!("service {}: {why}", service.name()))
+    }));
+    faults
 }
 
 /// A moment in words: when, and how long ago.

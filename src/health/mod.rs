@@ -153,6 +153,15 @@ impl Prober {
     }
 }
 
+/// What came of one probe.
+enum Found {
+    Good,
+    /// And why.
+    Bad(String),
+    /// It could not be asked, which is this node's own affair.
+    Nothing,
+}
+
 /// The probing of one endpoint.
 struct Watch {
     endpoint: Arc<Endpoint>,
@@ -170,7 +179,17 @@ impl Watch {
         let mut verdict = Verdict::new(takes_traffic);
         loop {
             let started = tokio::time::Instant::now();
-            let fault = self.probe_once().await;
+            let found = self.probe_once().await;
+            let fault = match found {
+                Found::Good => None,
+                Found::Bad(fault) => Some(fault),
+                Found::Nothing => {
+                    // As without a check: that this node has nobody to judge it by is no word on it.
+                    self.endpoint.clear_probed();
+                    verdict = Verdict::new(true);
+                    None
+                }
+            };
             if let Some(is_up) = verdict.take(fault.is_none(), &self.check) {
                 self.endpoint.set_probed(is_up);
                 let (service, addr) = (self.endpoint.service().name(), self.addr);
@@ -185,10 +204,11 @@ impl Watch {
         }
     }
 
-    /// `None` if the probe was good, or why not.
-    async fn probe_once(&self) -> Option<String> {
+    async fn probe_once(&self) -> Found {
         // The semaphore is never closed.
-        let _slot = self.slots.acquire().await.ok()?;
+        let Ok(_slot) = self.slots.acquire().await else {
+            return Found::Good;
+        };
         let netns = self.endpoint.spec().netns.as_ref();
         let probing = probe(self.addr, netns, &self.manner, &self.trust, &self.check.probe);
         let result = tokio::time::timeout(self.check.timeout, probing).await;
@@ -201,18 +221,19 @@ impl Watch {
         match result {
             Ok(Ok(())) => {
                 self.stats.good.fetch_add(1, Relaxed);
-                None
+                Found::Good
             }
+            Ok(Err(Fault::Tls(fault))) if !fault.is_of_endpoint() => Found::Nothing,
             Ok(Err(fault)) => {
                 self.stats.bad.fetch_add(1, Relaxed);
                 let cause = std::error::Error::source(&fault)
                     .map(|cause| format!(": {cause}"))
                     .unwrap_or_default();
-                Some(format!("{fault}{cause}"))
+                Found::Bad(format!("{fault}{cause}"))
             }
             Err(_) => {
                 self.stats.timed_out.fetch_add(1, Relaxed);
-                Some(format!("no answer within {}", show(self.check.timeout)))
+                Found::Bad(format!("no answer within {}", show(self.check.timeout)))
             }
         }
     }

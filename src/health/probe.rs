@@ -20,7 +20,7 @@ use crate::sys::entrances::Entrances;
 use crate::sys::netns::Netns;
 use crate::sys::socket;
 use crate::sys::transparent::{self, Caller};
-use crate::tls::{TlsFault, Trust};
+use crate::tls::{Sessions, TlsFault, Trust};
 
 /// Why a probe is bad.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,11 @@ pub(super) async fn probe(
     trust: &Trust,
     how: &HealthProbe,
 ) -> Result<(), Fault> {
+    // Nobody is asked whom this node cannot believe.
+    let sessions = match (how, manner.scheme) {
+        (HealthProbe::Http { .. }, Scheme::Https) => Some(trust.towards(&manner.tls).map_err(Fault::Tls)?.sessions()),
+        _ => None,
+    };
     let stream = match netns {
         None => TcpStream::connect(addr).await,
         Some(netns) => connect_inside(addr, netns).await,
@@ -68,10 +73,10 @@ pub(super) async fn probe(
     let HealthProbe::Http { path } = how else { return Ok(()) };
     let mut speaks_http2 = manner.scheme == Scheme::H2c;
     // Boxed: what speaks HTTP is made once for all kinds.
-    let stream: Box<dyn Stream> = match manner.scheme {
-        Scheme::Http | Scheme::H2c => Box::new(stream),
-        Scheme::Https => {
-            let stream = secure(stream, addr, manner, trust).await.map_err(Fault::Tls)?;
+    let stream: Box<dyn Stream> = match sessions {
+        None => Box::new(stream),
+        Some(sessions) => {
+            let stream = secure(stream, addr, manner, sessions).await.map_err(Fault::Tls)?;
             speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Box::new(stream)
         }
@@ -87,9 +92,8 @@ async fn secure(
     stream: TcpStream,
     addr: SocketAddr,
     manner: &Manner,
-    trust: &Trust,
+    sessions: Sessions,
 ) -> Result<TlsStream<TcpStream>, TlsFault> {
-    let sessions = trust.towards(&manner.tls)?.sessions();
     let name = manner.tls.server_name_for(&manner.service, addr.ip());
     let connecting = TlsConnector::from(sessions.any).connect(name, stream);
     connecting

@@ -139,6 +139,12 @@ impl Trust {
         Ok(towards)
     }
 
+    /// Why nobody can be judged as is asked, where that is for want of a name in this node's configuration.
+    pub fn lacks(&self, asked: &EndpointTls) -> Option<String> {
+        let name = asked.ca.as_ref().filter(|name| !self.authorities.contains_key(name))?;
+        Some(no_such(name))
+    }
+
     /// What is wrong with any of the files.
     pub fn faults(&self) -> Vec<String> {
         let fault = |one: &Authority| one.state().fault.clone();
@@ -215,9 +221,7 @@ impl Trust {
         let Some(name) = ca else { return Ok(PUBLIC.clone()) };
         let fault = |text| TlsFault::new(EndpointHandshake::NoAuthority, text);
         let Some(authority) = self.authorities.get(name) else {
-            return Err(fault(format!(
-                "endpoint_tls.ca = {name}: this node's configuration has no authorities.{name}"
-            )));
+            return Err(fault(no_such(name)));
         };
         let state = authority.state();
         let unread = || {
@@ -240,6 +244,10 @@ impl Authority {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn no_such(name: &CaName) -> String {
+    format!("endpoint_tls.ca = {name}: this node's configuration has no authorities.{name}")
 }
 
 fn config(judge: Arc<Judge>) -> Result<ClientConfig, TlsFault> {
