@@ -306,6 +306,12 @@ impl Endpoint {
         }
     }
 
+    /// It is spoken to without TLS from now on.
+    pub(super) fn drop_tls_fault(&self) {
+        let mut fault = self.tls_fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fault.why = None;
+    }
+
     pub fn service(&self) -> &Arc<ServiceState> {
         &self.service
     }

@@ -11,7 +11,7 @@ use super::endpoint::Endpoint;
 use super::service::Service;
 use super::state::{HealthNews, ServiceState};
 use super::table::{Change, RoutingTable, ServiceDiff, TableError};
-use crate::model::{EntryPointSpec, ServiceName, TaskRef};
+use crate::model::{EntryPointSpec, Scheme, ServiceName, TaskRef};
 
 /// The current table. Whoever needs to follow it subscribes to its revision, and loads the table when woken: `watch`
 /// only wakes, so that a slow follower skips tables instead of queueing them.
@@ -115,6 +115,9 @@ impl TableHandle {
         self.current.store(table.clone());
         for (before, after) in pairs {
             if let Some(before) = before {
+                if before.spec().scheme == Scheme::Https && after.is_some_and(|it| it.spec().scheme != Scheme::Https) {
+                    before.endpoints().iter().for_each(|endpoint| endpoint.drop_tls_fault());
+                }
                 writer.retire(before.name(), before.dismiss(after));
             }
         }
