@@ -7,3 +7,4 @@ mod programs;
 mod rig;
 mod spoken;
 mod under_load;
+mod versions;

@@ -93,13 +93,29 @@ impl Pair {
         std::fs::write(dir.join(format!("{name}.key")), &self.key).unwrap();
     }
 
-    fn config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
+    pub fn config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
+        self.config_asking(alpn, None)
+    }
+
+    /// `whom`: whose certificates it asks for.
+    fn config_asking(&self, alpn: &[&str], whom: Option<&Authority>) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = match whom {
+            None => rustls::server::WebPkiClientVerifier::no_client_auth(),
+            Some(whom) => {
+                let mut roots = rustls::RootCertStore::empty();
+                let root = CertificateDer::from_pem_slice(whom.pem.as_bytes()).unwrap();
+                roots.add(root).unwrap();
+                let builder =
+                    rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+                builder.build().unwrap()
+            }
+        };
         let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(
                 chain.map(Result::unwrap).collect(),
                 PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap(),
@@ -129,7 +145,15 @@ pub struct Endpoint {
 impl Endpoint {
     /// `serve` has each connection once TLS was agreed on.
     pub fn start(pair: &Pair, serve: impl Fn(&mut Stream) + Send + Sync + 'static) -> Endpoint {
-        let config = pair.config(&["http/1.1"]);
+        Endpoint::start_with(pair.config(&["http/1.1"]), serve)
+    }
+
+    /// Serves nobody without a certificate of `whom`.
+    pub fn asking(pair: &Pair, whom: &Authority) -> Endpoint {
+        Endpoint::start_with(pair.config_asking(&["http/1.1"], Some(whom)), |_| {})
+    }
+
+    fn start_with(config: Arc<ServerConfig>, serve: impl Fn(&mut Stream) + Send + Sync + 'static) -> Endpoint {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let noted = seen.clone();
         let origin = Origin::start(move |mut stream| {

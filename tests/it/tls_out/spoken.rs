@@ -80,7 +80,11 @@ fn a_session_ends_with_the_certificate_that_it_was_begun_by() {
         assert_eq!(get(at(port), "/").0, 502);
         assert_eq!(node.handshakes("web", "expired"), i);
     }
-    assert!(node.status().contains("its certificate has expired"), "{}", node.status());
+    assert!(
+        node.status().contains("its certificate has expired"),
+        "{}",
+        node.status()
+    );
 }
 
 /// Answers `GET /n` with n bytes, and anything with a body with its length and sum.
