@@ -154,6 +154,8 @@ impl EndpointTls {
         key: "endpoint_tls.verify",
         label: "anynode.endpoint-tls.verify",
     };
+    /// What is expected of whoever says any of it.
+    pub const WITHOUT_TLS: &str = "expected scheme https beside it: without, endpoints are spoken to without TLS";
     pub const OPTIONS: [TlsOption; 4] = [
         EndpointTls::CA,
         EndpointTls::SERVER_NAME,
@@ -175,10 +177,7 @@ impl EndpointTls {
         let tls = &spec.endpoint_tls;
         if spec.scheme != Scheme::Https {
             let said = EndpointTls::OPTIONS.into_iter().find(|option| was_said(*option))?;
-            return Some((
-                said,
-                "expected scheme https beside it: without, endpoints are spoken to without TLS",
-            ));
+            return Some((said, EndpointTls::WITHOUT_TLS));
         }
         match tls.verify {
             Verify::Pin if tls.pins.is_empty() => Some((EndpointTls::VERIFY, "expected a pin beside it")),

@@ -164,7 +164,9 @@ struct ServiceDto {
     balance: Option<Text<Balance>>,
     hash: Option<Text<HashKey>>,
     prefer: Option<Text<Prefer>>,
+    #[serde(default, deserialize_with = "said")]
     scheme: Option<Text<Scheme>>,
+    #[serde(default, deserialize_with = "said")]
     endpoint_tls: Option<EndpointTlsDto>,
     sticky: Option<StickyDto>,
     allow: Option<Vec<Text<Network>>>,
@@ -373,10 +375,19 @@ impl StickyDto {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndpointTlsDto {
+    #[serde(default, deserialize_with = "said")]
     ca: Option<Text<CaName>>,
+    #[serde(default, deserialize_with = "said")]
     server_name: Option<Text<HostName>>,
+    #[serde(default, deserialize_with = "said")]
     pin: Option<Text<Pins>>,
+    #[serde(default, deserialize_with = "said")]
     verify: Option<Text<Verify>>,
+}
+
+/// What stands under a key that is there: without a value it would say less than whoever wrote it meant.
+fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 impl EndpointTlsDto {
@@ -461,6 +472,9 @@ impl ServiceDto {
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
         set(&mut spec.scheme, self.scheme.map(|text| text.0));
+        if self.endpoint_tls.is_some() && spec.scheme != Scheme::Https {
+            return Err(format!("endpoint_tls: {}", EndpointTls::WITHOUT_TLS));
+        }
         let said_of_tls = self.endpoint_tls.as_ref().map(EndpointTlsDto::said).unwrap_or_default();
         set(&mut spec.endpoint_tls, self.endpoint_tls.map(EndpointTlsDto::into_tls));
         spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;

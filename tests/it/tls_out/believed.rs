@@ -293,10 +293,46 @@ fn what_would_not_be_kept_is_refused_with_key_value_and_what_was_expected() {
             "endpoint_tls.verify: expected scheme https beside it",
         ),
         (&[], "scheme: wss", "expected http, https or h2c"),
+        // Without a value a key would turn off what whoever wrote it meant.
+        (&["endpoint_tls: { pin: , ca: internal }"], https, "endpoint_tls.pin: "),
+        (&["endpoint_tls: { ca: }"], https, "endpoint_tls.ca: "),
+        (&["endpoint_tls: { ca: null }"], https, "endpoint_tls.ca: "),
+        (
+            &["endpoint_tls: { server_name: ~ }"],
+            https,
+            "endpoint_tls.server_name: ",
+        ),
+        (&["endpoint_tls: { verify: null }"], https, "endpoint_tls.verify: "),
+        (&["endpoint_tls:"], https, "endpoint_tls: expected keys with values"),
+        (&["endpoint_tls: ~"], https, "endpoint_tls: "),
+        (&[], "scheme:", "services.web.scheme: "),
+        (
+            &["endpoint_tls: {}"],
+            "scheme: http",
+            "endpoint_tls: expected scheme https beside it",
+        ),
     ] {
         says(&good, more, scheme, expected);
     }
+    let pipe = dir.path().join("pipe").display().to_string();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let long = dir.path().join("long.pem").display().to_string();
+    std::fs::write(&long, authority.pem.repeat((5 << 20) / authority.pem.len())).unwrap();
     for (config, expected) in [
+        (
+            &*format!("[authorities]\ninternal = '{pipe}'\n"),
+            "pipe\": expected certificates of authorities in PEM: it is no file",
+        ),
+        (
+            &format!("[authorities]\ninternal = '{long}'\n"),
+            "or has more than 4 MiB",
+        ),
         (
             "authorities = 'a.pem'\n",
             "authorities = \"a.pem\": expected paths by name",
