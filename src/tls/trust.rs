@@ -3,13 +3,17 @@
 //! asks for what (`model::EndpointTls`).
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::io::Read;
 use std::num::NonZeroU64;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustix::fs::OFlags;
 use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -37,8 +41,12 @@ struct Authority {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What the file looked like when it was read.
+    /// What the file looked like at the last look.
+    seen: Option<Option<Sign>>,
+    /// What it looked like when it was read.
     looked: Option<Option<Sign>>,
+    /// Of the bytes that count.
+    digest: Option<Vec<u8>>,
     /// What was read; `None`: nothing that could be used, by now.
     roots: Option<Arc<RootCertStore>>,
     /// What is wrong with the file as it is.
@@ -161,12 +169,17 @@ impl Trust {
         }
     }
 
-    /// Reads what has changed. What cannot be used leaves what was used before in its place, and is said.
+    /// Reads what has changed, and has looked so for two looks: it may be half written. What cannot be used leaves what was used before
+    /// in its place, and is said.
     fn look(&self) {
         for (name, authority) in &self.authorities {
             let sign = Sign::of(&authority.path);
-            if authority.state().looked == Some(sign) {
-                continue;
+            {
+                let mut state = authority.state();
+                let before = state.seen.replace(sign);
+                if state.looked == Some(sign) || before.is_some_and(|before| before != sign) {
+                    continue;
+                }
             }
             let read = read(&authority.path).map_err(|what| {
                 let path = authority.path.display().to_string();
@@ -177,7 +190,10 @@ impl Trust {
             // What could not be read is tried again, however the file looks.
             state.looked = read.is_ok().then_some(sign);
             match read {
-                Ok(roots) => {
+                // Nothing is judged anew.
+                Ok((_, digest)) if state.digest.as_ref() == Some(&digest) => state.fault = None,
+                Ok((roots, digest)) => {
+                    state.digest = Some(digest);
                     if state.roots.replace(Arc::new(roots)).is_some() {
                         tracing::info!(authority = %name, file = %authority.path.display(), "taken up");
                     }
@@ -269,10 +285,20 @@ impl Seal {
     }
 }
 
-/// Errors: what is wrong with the file.
-fn read(path: &Path) -> Result<RootCertStore, String> {
+/// The authorities in a file, and a digest of its bytes. Errors: what is wrong with it.
+fn read(path: &Path) -> Result<(RootCertStore, Vec<u8>), String> {
     let expected = || "expected certificates of authorities in PEM".to_owned();
-    let pem = std::fs::read(path).map_err(|error| error.to_string())?;
+    let said = |error: std::io::Error| error.to_string();
+    // What is no file may have nobody at its other end.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(said)?;
+    let metadata = file.metadata().map_err(said)?;
+    if !metadata.is_file() || metadata.len() > BYTES_MOST {
+        return Err(format!("{}: it is no file, or has more than 4 MiB", expected()));
+    }
+    let mut pem = Vec::new();
+    file.take(BYTES_MOST).read_to_end(&mut pem).map_err(said)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let added = certificate.ok().and_then(|certificate| roots.add(certificate).ok());
@@ -280,7 +306,10 @@ fn read(path: &Path) -> Result<RootCertStore, String> {
     }
     match roots.is_empty() {
         true => Err(expected()),
-        false => Ok(roots),
+        false => Ok((
+            roots,
+            ring::digest::digest(&ring::digest::SHA256, &pem).as_ref().to_vec(),
+        )),
     }
 }
 
@@ -291,8 +320,10 @@ static PUBLIC: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
     })
 });
 
-/// A change is taken up within a second.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// A change is taken up within a second, which is two looks and more.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// Of a file of authorities; all that browsers believe have 200 KB.
+const BYTES_MOST: u64 = 4 << 20;
 /// Of one endpoint, by one worker: eight for each host.
 const SESSIONS_KEPT: usize = 8;
 /// Ways of judging that are kept.

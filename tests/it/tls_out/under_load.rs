@@ -85,6 +85,35 @@ fn a_file_of_authorities_is_replaced_and_no_request_fails() {
 }
 
 #[test]
+fn a_file_of_authorities_that_is_only_touched_costs_no_connection() {
+    let authority = Authority::new("internal");
+    let endpoint = Endpoint::mirror(&authority.issue(&["web"]));
+    let port = free_port();
+    let node = Node::start(
+        &service("web", port, &[endpoint.addr()], &["endpoint_tls: { ca: internal }"]),
+        &[("internal", &authority.pem)],
+    );
+    while_asking(port, |n_answers| {
+        let settle = || {
+            let n = n_answers.load(Ordering::SeqCst);
+            wait_until("more answers", || n_answers.load(Ordering::SeqCst) > n + 50);
+        };
+        settle();
+        let before = endpoint.seen();
+        for _ in 0..3 {
+            std::fs::write(node.path("internal-ca.pem"), &authority.pem).unwrap();
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        settle();
+        // As many as clients ask at once, on two workers, and none anew.
+        let after = endpoint.seen();
+        assert!(after.n_full + after.n_resumed <= before.n_full + before.n_resumed + 4);
+        assert_eq!(after.n_full, before.n_full);
+    });
+    assert_eq!(node.log().matches("taken up").count(), 0);
+}
+
+#[test]
 fn endpoints_are_replaced_one_by_one_and_no_request_fails() {
     let authority = Authority::new("internal");
     let start = |name: &'static str| {
