@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::names::{COOKIE, HTTP_ONLY, ROUTE, SAME_SITE, SCHEME, SECURE, STICKY, label_of, named_route};
 use crate::model::{
     EndpointTls, EntryPointName, HealthCheck, HealthProbe, HostName, InvalidValue, RoutePart, RouteParts, RouteSpec,
-    ServiceSpec, Sticky, TlsOption, parse_duration,
+    Scheme, ServiceSpec, Sticky, TlsOption, parse_duration,
 };
 
 /// Reads labels one by one, and notes what is wrong with them.
@@ -90,8 +90,9 @@ impl Reader<'_> {
     /// Of options that mean nothing it is not known what goes with them.
     pub(super) fn refuse_endpoint_tls_at_odds(&mut self, spec: &ServiceSpec) {
         let mut read_by = EndpointTls::OPTIONS.iter().map(|option| option.label).chain([SCHEME]);
-        // Nor of a scheme that other labels say, where all that they say is closed.
-        let is_closed = !spec.routes.is_empty() && spec.routes.iter().all(|route| route.is_closed);
+        // Nor of a scheme that other labels say and that means nothing, where all that they say is closed.
+        let is_closed =
+            spec.scheme != Scheme::Https && !spec.routes.is_empty() && spec.routes.iter().all(|route| route.is_closed);
         if is_closed || read_by.any(|label| self.wrong.contains(label)) {
             return;
         }

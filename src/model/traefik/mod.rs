@@ -101,7 +101,8 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Vec<S
             spec.sticky = read.sticky;
         }
         Some(Mode::Tcp) => spec.proxy_protocol = read.proxy_protocol,
-        None => {}
+        // All are closed; a published port is not.
+        None => spec.scheme = read.scheme.unwrap_or(spec.scheme),
     }
     spec.routes.extend(read.routes);
     read.faults

@@ -50,6 +50,10 @@ pub(super) fn agree(kind: Kind, services: &mut BTreeMap<String, Service>, out: &
         out.sticky = out.sticky.take().or_else(|| service.sticky.clone());
         out.proxy_protocol = out.proxy_protocol.or(service.proxy_protocol);
     }
+    // Nothing is routed to those that are refused, but their tasks are the same, and may be reached by published ports.
+    for service in services.values().filter(|service| !service.faults.is_empty()) {
+        out.scheme = out.scheme.or(service.scheme);
+    }
 }
 
 fn goes_with<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {

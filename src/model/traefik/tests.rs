@@ -25,6 +25,38 @@ fn read(text: &[&str]) -> (ServiceSpec, Vec<String>) {
     (spec, faults)
 }
 
+#[test]
+fn tasks_that_speak_tls_do_so_behind_a_published_port_too_whatever_is_wrong_with_their_routes() {
+    let https = "traefik.http.services.app.loadbalancer.server.scheme=https";
+    let transport = "traefik.http.services.app.loadbalancer.serverstransport=own@file";
+    for labels in [
+        &[RULE, https, transport][..],
+        &[RULE, https, transport, "anynode.mode=http"],
+        &[
+            RULE,
+            https,
+            transport,
+            "anynode.mode=http",
+            "anynode.endpoint-tls.verify=none",
+        ],
+        &[
+            RULE,
+            https,
+            transport,
+            "traefik.http.routers.good.rule=Host(`b.test`)",
+            "traefik.http.routers.good.service=good",
+            "traefik.http.services.good.loadbalancer.server.port=80",
+        ],
+    ] {
+        let (spec, faults) = read(labels);
+        assert_eq!(spec.scheme, Scheme::Https, "{labels:?}");
+        assert!(
+            !faults.iter().any(|fault| fault.contains("endpoint-tls.verify")),
+            "{faults:?}"
+        );
+    }
+}
+
 const RULE: &str = "traefik.http.routers.app.rule=Host(`a.test`)";
 
 #[test]
