@@ -116,7 +116,7 @@ impl Sealed {
             let asked_again = session.tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
             if n_answered <= u32::from(asked_again) {
                 n_turns += 1;
-                heavy::turn().await;
+                heavy::turn(heavy::Whose::Client).await;
             }
             let mut received = std::mem::take(&mut session.received);
             let opened = session.open(&mut received, &mut []);

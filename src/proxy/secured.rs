@@ -64,6 +64,7 @@ pub(super) async fn begin(
     match result {
         Ok((stream, handshake)) => {
             endpoint.service().stats.add_endpoint_handshake(handshake);
+            endpoint.agreed(Instant::now());
             if stream.unheard.is_none() {
                 endpoint.set_tls_fault(None);
             }
@@ -211,7 +212,7 @@ impl AsyncRead for Below {
                     return Poll::Ready(Ok(()));
                 }
                 (gate.held, gate.n_given) = (chunk[..n].to_vec(), 0);
-                gate.turn = Some(Box::pin(heavy::turn()));
+                gate.turn = Some(Box::pin(heavy::turn(heavy::Whose::Endpoint)));
                 continue;
             }
             if let Some(turn) = &mut gate.turn {

@@ -212,7 +212,27 @@ pub(super) async fn connect(
         // Whoever waited does not wait longer for this.
         let left = |held: &Held<'_>| held.due.saturating_duration_since(Instant::now());
         let patience_left = held.as_ref().map_or(timeout, |held| left(held).min(timeout));
-        let result = attempt(table, service.spec(), endpoint, target, behalf, patience_left).await;
+        let attempting = attempt(table, service.spec(), endpoint, target, behalf, patience_left);
+        let result = match service.spec().scheme == Scheme::Https && behalf.offer == Offer::Any {
+            false => attempting.await,
+            true => {
+                // Boxed, since few have a use for it.
+                let meanwhile = Box::pin(shared_meanwhile(|| reuse(service.spec(), endpoint.id())));
+                tokio::select! {
+                    biased;
+                    result = attempting => result,
+                    stream = meanwhile => {
+                        held.iter().for_each(Held::succeeded);
+                        return Ok(Upstream {
+                            stream,
+                            lease,
+                            is_reused: true,
+                            scheme: service.spec().scheme,
+                        });
+                    }
+                }
+            }
+        };
         let now = Instant::now();
         // It left the table meanwhile. That it was reached nonetheless is too late: its last connections may have been
         // counted already.
@@ -241,7 +261,11 @@ pub(super) async fn connect(
             }
             Err(error) => {
                 let fault = secured::fault(&error);
-                if fault.is_none_or(TlsFault::is_of_endpoint) {
+                // It is slow, and not away, where others have agreed with it meanwhile.
+                let began = now.checked_sub(patience_left).unwrap_or(started);
+                let is_slow = fault.is_some_and(|fault| fault.result == EndpointHandshake::TimedOut)
+                    && endpoint.has_agreed_since(began);
+                if fault.is_none_or(TlsFault::is_of_endpoint) && !is_slow {
                     endpoint.report(Outcome::Failed(error.kind()), now);
                 }
                 *lacks_http1 |= fault.is_some_and(|fault| fault.result == EndpointHandshake::NoHttp1);
@@ -261,6 +285,18 @@ pub(super) async fn connect(
         }
     }
 }
+
+/// A connection that others have made to an endpoint meanwhile and that has room: of many who need one at once few make their own.
+async fn shared_meanwhile(mut look: impl FnMut() -> Option<Leg>) -> Leg {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(leg) = look() {
+            return leg;
+        }
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A client that waits for a service to have an endpoint that takes it.
 struct Held<'a> {

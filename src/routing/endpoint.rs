@@ -42,6 +42,8 @@ pub struct Endpoint {
     opaque: Mutex<Option<Arc<str>>>,
     /// Why it could not be spoken to by TLS, the last time. std mutex: touched by handshakes and who shows it.
     tls_fault: Mutex<TlsFault>,
+    /// When TLS was last agreed on with it, in milliseconds since `beginning()`; 0: never.
+    agreed_at: AtomicU64,
     /// When it began to take traffic, in milliseconds since `beginning()`; `NOT_YET` while it takes none. Kept where a service asks.
     takes_since: AtomicU64,
 }
@@ -175,6 +177,11 @@ fn beginning() -> Instant {
     *BEGINNING.get_or_init(Instant::now)
 }
 
+/// In milliseconds.
+fn since_beginning(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(beginning()).as_millis()).unwrap_or(u64::MAX - 1)
+}
+
 /// In `Endpoint::connects`.
 const UNTRIED: u32 = 1 << 31;
 /// In `Endpoint::unanswered`.
@@ -204,6 +211,7 @@ impl Endpoint {
             rest: Mutex::default(),
             opaque: Mutex::default(),
             tls_fault: Mutex::default(),
+            agreed_at: AtomicU64::new(0),
             takes_since: AtomicU64::new(NOT_YET),
         }
     }
@@ -232,7 +240,7 @@ impl Endpoint {
             self.takes_since.store(NOT_YET, Ordering::Relaxed);
             return Duration::ZERO;
         }
-        let now = u64::try_from(now.saturating_duration_since(beginning()).as_millis()).unwrap_or(u64::MAX - 1);
+        let now = since_beginning(now);
         match self
             .takes_since
             .compare_exchange(NOT_YET, now, Ordering::Relaxed, Ordering::Relaxed)
@@ -304,6 +312,16 @@ impl Endpoint {
             None if fault.said.back(now) => tracing::info!(%service, %endpoint, "TLS with it works again"),
             None => {}
         }
+    }
+
+    /// TLS was agreed on with it.
+    pub fn agreed(&self, now: Instant) {
+        self.agreed_at.store(since_beginning(now).max(1), Ordering::Relaxed);
+    }
+
+    /// Whether TLS was agreed on with it after `at`, by anybody.
+    pub fn has_agreed_since(&self, at: Instant) -> bool {
+        self.agreed_at.load(Ordering::Relaxed) > since_beginning(at)
     }
 
     /// It is spoken to without TLS from now on.

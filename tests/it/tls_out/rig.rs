@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
@@ -145,18 +146,28 @@ pub struct Endpoint {
 impl Endpoint {
     /// `serve` has each connection once TLS was agreed on.
     pub fn start(pair: &Pair, serve: impl Fn(&mut Stream) + Send + Sync + 'static) -> Endpoint {
-        Endpoint::start_with(pair.config(&["http/1.1"]), serve)
+        Endpoint::start_with(pair.config(&["http/1.1"]), Duration::ZERO, serve)
     }
 
     /// Serves nobody without a certificate of `whom`.
     pub fn asking(pair: &Pair, whom: &Authority) -> Endpoint {
-        Endpoint::start_with(pair.config_asking(&["http/1.1"], Some(whom)), |_| {})
+        Endpoint::start_with(pair.config_asking(&["http/1.1"], Some(whom)), Duration::ZERO, |_| {})
     }
 
-    fn start_with(config: Arc<ServerConfig>, serve: impl Fn(&mut Stream) + Send + Sync + 'static) -> Endpoint {
+    /// `pace`: how long it takes for a handshake, one after the other.
+    pub fn start_with(
+        config: Arc<ServerConfig>,
+        pace: Duration,
+        serve: impl Fn(&mut Stream) + Send + Sync + 'static,
+    ) -> Endpoint {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let noted = seen.clone();
+        let one_at_a_time = Mutex::new(());
         let origin = Origin::start(move |mut stream| {
+            if !pace.is_zero() {
+                let _one = one_at_a_time.lock().unwrap();
+                std::thread::sleep(pace);
+            }
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_nodelay(true).unwrap();
             let mut tls = ServerConnection::new(config.clone()).unwrap();

@@ -129,7 +129,7 @@ fn who_asks_an_endpoint_for_http_1_1_that_it_has_not_takes_it_from_nobody() {
                     let (status, client) = upgrade(at(port));
                     assert_eq!(status, 502);
                     drop(client);
-                    let (status, text) = ask(at(port), "GET / HTTP/1.0\r\n\r\n");
+                    let (status, text) = ask(at(port), "GET / HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n");
                     assert!(status == 502 && text.contains("speaks HTTP/1.1"), "{text}");
                     assert!(asked.elapsed() < Duration::from_secs(5), "it is not waited for");
                 }
@@ -310,4 +310,57 @@ fn what_was_said_of_tls_goes_with_it() {
     assert_eq!(secured.n_connections.load(Ordering::SeqCst), 0);
     node.declare(&with("scheme: http", "stop_grace: 1s"));
     assert!(!node.status().contains("! TLS:"), "{}", node.status());
+}
+
+/// The answers to so many requests that begin at the same time.
+fn burst(port: u16, n: usize) -> Vec<u16> {
+    let ready = std::sync::Barrier::new(n);
+    std::thread::scope(|scope| {
+        let ask = || {
+            ready.wait();
+            get(at(port), "/").0
+        };
+        let asking: Vec<_> = (0..n).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|one| one.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn of_many_who_come_at_once_few_make_a_connection_of_http_2() {
+    let authority = Authority::new("internal");
+    let endpoint = Versions::start(&authority.issue(&["web"]), &["h2"]);
+    let port = free_port();
+    let _node = Node::start(
+        &service("web", port, &[endpoint.addr], &[BY_CA]),
+        &[("internal", &authority.pem)],
+    );
+    let n = 300;
+    assert_eq!(burst(port, n), vec![200; n]);
+    let n_made = endpoint.n_connections.load(Ordering::SeqCst);
+    println!("{n_made} connections for {n} requests");
+    assert!(n_made < n / 2, "{n_made}");
+}
+
+#[test]
+fn an_endpoint_that_is_slow_to_shake_hands_with_a_crowd_does_not_rest() {
+    let authority = Authority::new("internal");
+    let pair = authority.issue(&["web"]);
+    let endpoint = Endpoint::start_with(pair.config(&["http/1.1"]), Duration::from_millis(40), |stream| {
+        while let Some(head) = read_head(stream) {
+            std::thread::sleep(Duration::from_secs(3));
+            if answer(stream, &head).is_err() {
+                return;
+            }
+        }
+    });
+    let port = free_port();
+    let node = Node::start(
+        &service("web", port, &[endpoint.addr()], &[BY_CA, "timeouts: { connect: 1s }"]),
+        &[("internal", &authority.pem)],
+    );
+    let answers = burst(port, 60);
+    let n_late = answers.iter().filter(|status| **status == 504).count();
+    let n_good = answers.iter().filter(|status| **status == 200).count();
+    assert!(n_late >= 3 && n_good >= 3 && n_late + n_good == 60, "{answers:?}");
+    assert_eq!(node.states("web"), ["ready"], "{n_late} were too late");
 }
