@@ -144,7 +144,7 @@ impl<C: Client> Server<'_, C> {
                     }
                     let text = match tries.lacks_http1 && reason == CloseReason::ConnectFailed {
                         true => format!(
-                            "service {}: no endpoint speaks HTTP/1.1, which an upgrade or a request without a host needs",
+                            "service {}: no endpoint speaks HTTP/1.1, which an Upgrade, or a Host that is no authority, needs",
                             service.name()
                         ),
                         false => reason_text(reason, &service),

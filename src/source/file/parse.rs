@@ -472,9 +472,7 @@ impl ServiceDto {
         set(&mut spec.hash, self.hash.map(|text| text.0));
         set(&mut spec.prefer, self.prefer.map(|text| text.0));
         set(&mut spec.scheme, self.scheme.map(|text| text.0));
-        if self.endpoint_tls.is_some() && spec.scheme != Scheme::Https {
-            return Err(format!("endpoint_tls: {}", EndpointTls::WITHOUT_TLS));
-        }
+        let says_tls = self.endpoint_tls.is_some();
         let said_of_tls = self.endpoint_tls.as_ref().map(EndpointTlsDto::said).unwrap_or_default();
         set(&mut spec.endpoint_tls, self.endpoint_tls.map(EndpointTlsDto::into_tls));
         spec.sticky = self.sticky.map(StickyDto::into_sticky).transpose()?;
@@ -581,6 +579,9 @@ impl ServiceDto {
         }
         if let Some((option, expected)) = EndpointTls::at_odds(&spec, |option| said_of_tls.contains(&option)) {
             return Err(format!("{}: {expected}", option.key));
+        }
+        if says_tls && spec.scheme != Scheme::Https {
+            return Err(format!("endpoint_tls: {}", EndpointTls::WITHOUT_TLS));
         }
         Ok(spec)
     }
