@@ -111,6 +111,16 @@ fn a_file_of_authorities_that_is_only_touched_costs_no_connection() {
         assert_eq!(after.n_full, before.n_full);
     });
     assert_eq!(node.log().matches("taken up").count(), 0);
+    // What is being written may be half of it.
+    let other = Authority::new("other");
+    for i in 0..20 {
+        let half = format!("{}# {i}\n", other.pem);
+        std::fs::write(node.path("internal-ca.pem"), half).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(node.log().matches("taken up").count(), 0);
+    assert_eq!(get(at(port), "/").0, 200);
+    wait_until("the file", || node.log().matches("taken up").count() == 1);
 }
 
 #[test]
