@@ -156,6 +156,7 @@ struct ServiceDto {
     expose: Option<Vec<Port>>,
     route: Option<Text<Rule>>,
     priority: Option<Text<Priority>>,
+    #[serde(default, deserialize_with = "said")]
     entrypoints: Option<Vec<Text<EntryPointName>>>,
     acme: Option<Text<AcmeName>>,
     port: Option<Port>,
@@ -169,13 +170,21 @@ struct ServiceDto {
     #[serde(default, deserialize_with = "said")]
     endpoint_tls: Option<EndpointTlsDto>,
     sticky: Option<StickyDto>,
+    #[serde(default, deserialize_with = "said")]
     allow: Option<Vec<Text<Network>>>,
+    #[serde(default, deserialize_with = "said")]
     https_only: Option<bool>,
+    #[serde(default, deserialize_with = "said")]
     redirect_regex: Option<RedirectDto>,
+    #[serde(default, deserialize_with = "said")]
     basic_auth: Option<BasicAuthDto>,
+    #[serde(default, deserialize_with = "said")]
     rate: Option<Text<Rate>>,
+    #[serde(default, deserialize_with = "said")]
     in_flight: Option<Text<Cap>>,
+    #[serde(default, deserialize_with = "said")]
     in_flight_per_client: Option<Text<Cap>>,
+    #[serde(default, deserialize_with = "said")]
     max_body: Option<Text<BodyMost>>,
     retries: Option<Text<Retries>>,
     strip_prefix: Option<Vec<Text<PathText>>>,

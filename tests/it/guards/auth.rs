@@ -300,3 +300,24 @@ fn who_guesses_is_to_wait_and_others_are_not() {
     }
     assert_eq!(status_of(&node.ask_from([127, 0, 0, 2], &basic("bob", "builder"))), 200);
 }
+
+/// An empty variable of a template is no way in.
+#[test]
+fn a_guard_without_a_value_is_refused_and_not_left_out() {
+    let node = Node::start(mirror().addr, "");
+    for key in [
+        "allow",
+        "https_only",
+        "redirect_regex",
+        "basic_auth",
+        "rate",
+        "in_flight",
+        "in_flight_per_client",
+        "max_body",
+    ] {
+        for value in ["", "null", "~"] {
+            let said = node.refusal(&format!("{key}: {value}"));
+            assert!(said.contains(key), "{key}: {value}: {said}");
+        }
+    }
+}
