@@ -196,7 +196,9 @@ pub(super) async fn connect(
         // Its turn may have been waited for: it is reached as the service asks now.
         if let Some(newer) = newer(table, &service) {
             service = newer;
-            if endpoint.is_draining() {
+            // Asked of the table, and not of the endpoint, which is told after everybody sees the table: else it would be tried in
+            // vain on behalf of a table that is without it, and not again when it is back.
+            if !service.endpoints().iter().any(|other| Arc::ptr_eq(other, endpoint)) {
                 continue;
             }
         }
