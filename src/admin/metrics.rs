@@ -813,6 +813,18 @@ fn write_requests(all: &[Counted], out: &mut DescriptorEncoder<'_>) {
     let mut family = Family::new(
         out,
         MetricType::Counter,
+        "anynode_compressed_bytes",
+        "Bytes of answers that were compressed on their way, before it and after.",
+    );
+    for one in all {
+        let (before, after) = one.state.stats.compressed();
+        for (stage, n_bytes) in [("before", before), ("after", after)] {
+            sample_if_any(&mut family, &[("service", one.name()), ("stage", stage)], n_bytes);
+        }
+    }
+    let mut family = Family::new(
+        out,
+        MetricType::Counter,
         "anynode_retries",
         "Further endpoints tried, by what came of it.",
     );

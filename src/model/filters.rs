@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::InvalidValue;
 use super::balance::is_token;
+use super::compress::Compress;
 use super::guards::Guards;
 use super::redirect::Redirect;
 
@@ -32,6 +33,8 @@ pub struct Filters {
     pub request_fields: Arc<[FieldEdit]>,
     /// The same of the client's answer.
     pub response_fields: Arc<[FieldEdit]>,
+    /// Which answers are compressed. `None`: none.
+    pub compress: Option<Arc<Compress>>,
 }
 
 /// A field that is set or taken away.

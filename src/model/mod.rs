@@ -6,6 +6,7 @@
 mod asker;
 mod balance;
 mod cluster;
+pub mod compress;
 mod endpoint_tls;
 pub mod exec;
 pub mod filters;

@@ -273,6 +273,8 @@ pub struct ServiceStats {
     retries: [AtomicU64; RetryOutcome::ALL.len()],
     refusals: [AtomicU64; RequestRefusal::ALL.len()],
     endpoint_handshakes: [AtomicU64; EndpointHandshake::ALL.len()],
+    /// Bytes of answers that were compressed, before it and after.
+    compressed: [AtomicU64; 2],
     /// Times that no endpoint was healthy and all were used.
     pub panic_picks: AtomicU64,
     /// Times that an endpoint began to rest, and that one came back from it.
@@ -333,6 +335,18 @@ impl ServiceStats {
 
     pub fn add_retry(&self, outcome: RetryOutcome) {
         self.retries[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// `bytes`: before and after.
+    pub fn add_compressed(&self, bytes: (u64, u64)) {
+        self.compressed[0].fetch_add(bytes.0, Relaxed);
+        self.compressed[1].fetch_add(bytes.1, Relaxed);
+    }
+
+    /// Before and after.
+    pub fn compressed(&self) -> (u64, u64) {
+        let [before, after] = &self.compressed;
+        (before.load(Relaxed), after.load(Relaxed))
     }
 
     pub fn add_endpoint_handshake(&self, result: EndpointHandshake) {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::names::{
-    BASIC_AUTH, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, PERMANENT, RATE, REALM, REDIRECT, REMOVE_HEADER,
+    BASIC_AUTH, COMPRESS, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE, COMPRESS_TYPES, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, PERMANENT, RATE, REALM, REDIRECT, REMOVE_HEADER,
     REPLACEMENT, REQUEST_HEADER, RESPONSE_HEADER, RETRIES, USER_HEADER, is_field, is_filter,
 };
 use super::reader::Reader;
+use crate::model::compress::{Compress, MediaRange};
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
-use crate::model::guards::{BasicAuth, Guards, Users};
+use crate::model::guards::{BasicAuth, BodyMost, Guards, Users};
 use crate::model::redirect::{Redirect, WrongRedirect, part};
 use crate::model::{InvalidValue, Mode, ServiceSpec};
 
@@ -36,7 +37,28 @@ impl Reader<'_> {
         self.set_some(add_prefix, &mut filters.add_prefix);
         filters.request_fields = self.edits(REQUEST_HEADER);
         filters.response_fields = self.edits(RESPONSE_HEADER);
+        filters.compress = self.compress();
         (!filters.is_empty()).then(|| Arc::new(filters))
+    }
+
+    fn compress(&mut self) -> Option<Arc<Compress>> {
+        let mut is_on = false;
+        self.flag(COMPRESS, &mut is_on);
+        self.go_with(COMPRESS, &[COMPRESS_TYPES, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE]);
+        let mut compress = Compress::default();
+        for (label, ranges) in [
+            (COMPRESS_TYPES, &mut compress.types),
+            (COMPRESS_EXCEPT, &mut compress.except),
+        ] {
+            self.read(label, |text| {
+                let all: Result<Arc<[MediaRange]>, _> = text.split(',').map(|text| text.trim().parse()).collect();
+                all.map(|all| *ranges = all)
+            });
+        }
+        let mut min_size: Option<BodyMost> = None;
+        self.set_some(COMPRESS_MIN_SIZE, &mut min_size);
+        compress.set_min_size(min_size);
+        is_on.then(|| Arc::new(compress))
     }
 
     /// Its labels are right or wrong together: of one from before and one of now no good place comes.

@@ -3,7 +3,7 @@
 use crate::model::{EndpointTls, RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 61] = [
+pub const KNOWN: [&str; 65] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -31,6 +31,10 @@ pub const KNOWN: [&str; 61] = [
     "anynode.strip-prefix",
     "anynode.replace-path",
     "anynode.add-prefix",
+    COMPRESS,
+    COMPRESS_TYPES,
+    COMPRESS_EXCEPT,
+    COMPRESS_MIN_SIZE,
     STICKY,
     COOKIE,
     SECURE,
@@ -173,13 +177,20 @@ pub(super) const FILTERS: [&str; 5] = [
     "anynode.add-prefix",
 ];
 
+/// Which answers are compressed.
+pub(super) const COMPRESS: &str = "anynode.compress";
+pub(super) const COMPRESS_TYPES: &str = "anynode.compress.types";
+pub(super) const COMPRESS_EXCEPT: &str = "anynode.compress.except";
+pub(super) const COMPRESS_MIN_SIZE: &str = "anynode.compress.min-size";
+const OF_COMPRESS: [&str; 4] = [COMPRESS, COMPRESS_TYPES, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE];
+
 /// The name of a field follows.
 pub(super) const REQUEST_HEADER: &str = "anynode.request-header.";
 pub(super) const RESPONSE_HEADER: &str = "anynode.response-header.";
 
 /// Whether a label says what is done to requests or answers.
 pub(super) fn is_filter(label: &str) -> bool {
-    FILTERS.contains(&label) || GUARDS.contains(&label) || is_field(label)
+    FILTERS.contains(&label) || GUARDS.contains(&label) || OF_COMPRESS.contains(&label) || is_field(label)
 }
 
 /// Whether it is of a header, whose name it has.

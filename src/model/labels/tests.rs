@@ -458,6 +458,20 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
         ("anynode.redirect-regex.permanent", "yes"),
     ]);
     assert!(spec.filters.is_none() && labels.wrong.len() == 3, "{labels:?}");
+    assert!(filters.compress.is_none());
+    let (spec, labels) = read(&[
+        ("anynode.mode", "http"),
+        ("anynode.compress", "true"),
+        ("anynode.compress.types", "text/*, application/json"),
+        ("anynode.compress.except", "text/css"),
+        ("anynode.compress.min-size", "2kB"),
+    ]);
+    assert!(labels.faults.is_empty(), "{labels:?}");
+    let compress = spec.filters.unwrap().compress.clone().unwrap();
+    assert!(compress.takes(b"text/html") && !compress.takes(b"text/css") && !compress.takes(b"image/svg+xml"));
+    assert_eq!(compress.min_size, 2000);
+    let (spec, labels) = read(&[("anynode.mode", "http"), ("anynode.compress", "false")]);
+    assert!(spec.filters.is_none() && labels.faults.is_empty(), "{labels:?}");
     let guards = filters.guards.clone().unwrap();
     assert_eq!(guards.rate, "6/1m, 20".parse().ok());
     assert_eq!(
@@ -474,6 +488,8 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
     for (label, value, expected) in [
         ("anynode.allow", "10.0.0.0/8,x", "expected a network such as"),
         ("anynode.rate", "0/1s", "expected a rate such as"),
+        ("anynode.compress", "gzip", "expected true or false"),
+        ("anynode.compress.types", "text/*", "expected anynode.compress beside it"),
         (
             "anynode.redirect-regex",
             "x",

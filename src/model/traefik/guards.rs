@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::middlewares::no_counterpart;
 use super::tree::{Label, Options, elements, flag, is_list};
+use crate::model::InvalidValue;
+use crate::model::compress::{Compress, MediaRange};
 use crate::model::guards::{BasicAuth, BodyMost, Cap, Rate, Retries, Users};
 use crate::model::parse_duration;
 use crate::model::redirect::{Redirect, WrongRedirect, part};
@@ -127,6 +129,46 @@ pub(super) fn retries(options: &Options<'_>) -> Result<Retries, String> {
         }
     }
     retries.ok_or_else(|| "says no attempts".to_owned())
+}
+
+/// Traefik asks of the types that are left out only whether there is a point in it: ours are those that there is. Errors as above.
+pub(super) fn compress(options: &Options<'_>) -> Result<Compress, String> {
+    let mut compress = Compress::default();
+    let (mut types, mut except): (Vec<MediaRange>, Vec<MediaRange>) = (Vec::new(), Vec::new());
+    for (option, label) in options {
+        let wrong = |wrong: InvalidValue| format!("has {}: expected {}", label.key, wrong.expected);
+        let ranges = || -> Result<Vec<MediaRange>, String> {
+            elements(label.value)
+                .map(|text| text.parse().map_err(wrong))
+                .collect()
+        };
+        match option.as_str() {
+            "compress" if flag(label.value) == Some(true) => {}
+            "compress.minresponsebodybytes" => match label.value.parse::<u64>() {
+                Ok(bytes) => compress.min_size = bytes,
+                Err(_) => return Err(format!("has {}: expected a number of bytes", label.key)),
+            },
+            // No client gets gRPC compressed.
+            _ if is_list(option, "compress.excludedcontenttypes") => {
+                let others = elements(label.value).filter(|text| *text != "application/grpc");
+                for text in others {
+                    except.push(text.parse().map_err(wrong)?);
+                }
+            }
+            _ if is_list(option, "compress.includedcontenttypes") => types.extend(ranges()?),
+            _ if is_list(option, "compress.encodings") => {
+                if !elements(label.value).any(|text| text == "gzip") {
+                    return Err(format!("{}: expected gzip among them", no_counterpart(label)));
+                }
+            }
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    if !types.is_empty() {
+        compress.types = types.into();
+    }
+    compress.except = except.into();
+    Ok(compress)
 }
 
 /// Errors as above.

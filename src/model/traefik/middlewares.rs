@@ -129,6 +129,7 @@ impl Chain {
             self.step = step;
         }
         match kind {
+            "compress" => put(&mut self.filters.compress, Arc::new(guards::compress(options)?))?,
             "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
             "headers" => self.take_headers(options)?,
             "basicauth" => self.take_auth(guards::basic_auth(options)?)?,
@@ -346,10 +347,11 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "addprefix",
     "basicauth",
     "buffering",
+    "compress",
     "headers",
     "inflightreq",
     "ipallowlist",
@@ -361,9 +363,8 @@ const KINDS: [&str; 13] = [
     "retry",
     "stripprefix",
 ];
-const NOT_YET: [&str; 9] = [
+const NOT_YET: [&str; 8] = [
     "circuitbreaker",
-    "compress",
     "contenttype",
     "digestauth",
     "errors",

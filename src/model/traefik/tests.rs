@@ -234,7 +234,11 @@ fn no_middleware_is_left_out_in_silence() {
         "chain.middlewares=m",
         "plugin.x.y=z",
         "new.thing=1",
-        "compress=true",
+        "forwardAuth.address=http://a",
+        "compress=false",
+        "compress.defaultEncoding=gzip",
+        "compress.encodings=br",
+        "compress.excludedContentTypes=text",
     ] {
         let declared = format!("traefik.http.middlewares.m.{kind}");
         let (spec, faults) = read(&[RULE, &declared, "traefik.http.routers.app.middlewares=m@docker"]);
@@ -775,6 +779,19 @@ fn limits_are_counted_by_client_as_ours_are() {
         (guards.in_flight, guards.in_flight_per_client),
         ("10".parse().ok(), "3".parse().ok())
     );
+    let (filters, faults) = filtered(
+        &[
+            "z.compress.minResponseBodyBytes=200",
+            "z.compress.excludedContentTypes=text/event-stream,application/grpc",
+            "z.compress.encodings=br,gzip",
+        ],
+        "z",
+    );
+    assert!(faults.is_empty(), "{faults:?}");
+    let compress = filters.unwrap().compress.clone().unwrap();
+    assert!(compress.takes(b"text/html") && compress.min_size == 200);
+    let (filters, _) = filtered(&["z.compress=true"], "z");
+    assert_eq!(filters.unwrap().compress, Some(Default::default()));
     let (filters, _) = filtered(&["r.rateLimit.average=10"], "r");
     assert_eq!(filters.unwrap().guards.clone().unwrap().rate, "10, 1".parse().ok());
     assert_eq!(filtered(&["r.rateLimit.average=0"], "r"), (None, Vec::new()));

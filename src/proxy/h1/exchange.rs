@@ -11,9 +11,11 @@ use tokio::io::Interest;
 use super::buffer::Buffer;
 use crate::model::filters::Filters;
 use crate::proxy::core;
+use super::gzip::Gzip;
+use crate::model::compress::Compress;
 use crate::proxy::http::{
-    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, filter_response,
-    lower_response, parse_response,
+    Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, code_response,
+    filter_response, lower_response, parse_response,
 };
 use crate::proxy::side::Side;
 use crate::proxy::wire::{Client, Leg, Look};
@@ -88,6 +90,10 @@ pub(super) struct Exchange<'a, C: Client> {
     pub(super) set_cookie: Option<Box<str>>,
     /// What else is done to the response's head.
     pub(super) filters: &'a [Arc<Filters>],
+    /// Which responses are compressed, and whether the client takes it.
+    pub(super) compress: Option<(&'a Compress, bool)>,
+    /// What compresses this one.
+    pub(super) gzip: Option<Box<Gzip>>,
     /// Bytes of the response were received; it is too late for another try.
     pub(super) has_begun: bool,
     pub(super) watch: Watch,
@@ -212,7 +218,10 @@ impl<C: Client> Exchange<'_, C> {
 
     /// Receives the response and passes it on. `Ready` once all of it was sent.
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failure>> {
-        for _ in 0..MOVES_PER_TURN {
+        for i in 0..MOVES_PER_TURN {
+            if i >= COMPRESSIONS_PER_TURN && self.gzip.is_some() {
+                break;
+            }
             if self.poll_flush(cx)?.is_pending() {
                 self.upstream.deafen(cx);
                 return Poll::Pending;
@@ -241,6 +250,7 @@ impl<C: Client> Exchange<'_, C> {
                 }));
             }
             if self.from_upstream.is_empty()
+                && self.gzip.is_none()
                 && self.client.tcp().is_some()
                 && response.body.verbatim(response.coding) >= SPLICE_AT_LEAST
                 && ready!(self.poll_splice(cx))?
@@ -248,7 +258,13 @@ impl<C: Client> Exchange<'_, C> {
                 continue;
             }
             if self.forward_body()? == 0 && self.to_client.is_empty() && !self.is_response_over() {
-                ready!(self.poll_fill(cx))?;
+                if self.poll_fill(cx)?.is_pending() {
+                    // More may be long in coming.
+                    if self.flush_gzip()? {
+                        continue;
+                    }
+                    return Poll::Pending;
+                }
                 self.forward_body()?;
             }
         }
@@ -301,10 +317,20 @@ impl<C: Client> Exchange<'_, C> {
             }
             (Ok(_), Some(response)) => {
                 let out = self.to_client.tail();
-                let result = response
-                    .body
-                    .end_of_input(response.coding, out)
-                    .map_err(|_| Failure::ResponseBody);
+                let result = match &mut self.gzip {
+                    None => response
+                        .body
+                        .end_of_input(response.coding, out)
+                        .map_err(|_| Failure::ResponseBody),
+                    Some(gzip) => {
+                        let ended = response.body.end_of_input(Coding::Plain, &mut gzip.plain);
+                        ended.map_err(|_| Failure::ResponseBody).and_then(|()| {
+                            let done = gzip.finish(out).map_err(|_| Failure::ResponseBody);
+                            self.stats.add_compressed(gzip.totals());
+                            done
+                        })
+                    }
+                };
                 if self.to_client.is_empty() {
                     self.to_client.release();
                 }
@@ -353,6 +379,12 @@ impl<C: Client> Exchange<'_, C> {
         if let Some(field) = &self.set_cookie {
             add_field(field, out);
         }
+        if let Some((compress, is_taken)) = self.compress
+            && self.request.version == Version::Http11
+        {
+            let is_coded = code_response(out, start, compress, &meta, is_taken && Gzip::has_room());
+            self.gzip = is_coded.then(Gzip::begin);
+        }
         self.from_upstream.consume(meta.head_len);
         self.response = Some(Response {
             meta,
@@ -391,15 +423,31 @@ impl<C: Client> Exchange<'_, C> {
             return Ok(0);
         };
         let (input, out) = (self.from_upstream.rest(), self.to_client.tail());
-        let progress = response
-            .body
-            .forward(input, response.coding, out)
-            .map_err(|_| Failure::ResponseBody)?;
+        let forwarded = match &mut self.gzip {
+            None => response.body.forward(input, response.coding, out),
+            Some(gzip) => response.body.forward(input, Coding::Plain, &mut gzip.plain),
+        };
+        let progress = forwarded.map_err(|_| Failure::ResponseBody)?;
+        if let Some(gzip) = self.gzip.as_mut().filter(|_| progress.consumed > 0) {
+            gzip.take(out).map_err(|_| Failure::ResponseBody)?;
+            if response.body.is_done() {
+                gzip.finish(out).map_err(|_| Failure::ResponseBody)?;
+                self.stats.add_compressed(gzip.totals());
+            }
+        }
         self.from_upstream.consume(progress.consumed);
         if self.to_client.is_empty() {
             self.to_client.release();
         }
         Ok(progress.consumed)
+    }
+
+    /// Sends what the compressor holds back. Whether there was any.
+    fn flush_gzip(&mut self) -> Result<bool, Failure> {
+        match &mut self.gzip {
+            None => Ok(false),
+            Some(gzip) => gzip.flush(self.to_client.tail()).map_err(|_| Failure::ResponseBody),
+        }
     }
 
     /// Moves body bytes that go on as they are through a pipe. Whether it did; if not, they are to be copied.
@@ -468,6 +516,8 @@ fn coding_of(body: &Body) -> Coding {
 }
 
 const MOVES_PER_TURN: usize = 8;
+/// Of what was read, each of which takes its time.
+const COMPRESSIONS_PER_TURN: usize = 2;
 /// A request that has sent more is not kept. One read more may come before that is seen.
 const REPLAY_AT_MOST: usize = 16 * 1024;
 const INTERIM_MAX: u8 = 8;

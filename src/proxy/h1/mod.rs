@@ -6,6 +6,7 @@ mod asker;
 mod buffer;
 mod ended;
 mod exchange;
+mod gzip;
 mod passing;
 pub(super) mod pool;
 mod serve;

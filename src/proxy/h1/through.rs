@@ -21,7 +21,7 @@ use crate::model::{Balance, Scheme, ServiceSpec, Timeouts};
 use crate::proxy::balancer::Wish;
 use crate::proxy::core::{Connection, Signal};
 use crate::proxy::h2;
-use crate::proxy::http::{Body, BodyFault, Coding, Framing, Method, filter_request};
+use crate::proxy::http::{self, Body, BodyFault, Coding, Framing, Method, filter_request};
 use crate::proxy::patience::Patience;
 use crate::proxy::relay::{self, Relay, Relayed};
 use crate::proxy::side::Side;
@@ -75,11 +75,15 @@ impl<C: Client> Server<'_, C> {
         let mut passed = Passed::default();
         // Whether the service has become another one while the request waited.
         let mut is_of_before = false;
+        let (mut compress, mut takes_gzip) = (None, false);
         if self.filters.is_some() || service.spec().filters.is_some() {
             let (said_by, of_route) = self.filters.take().unzip();
             filters.extend(of_route);
             filters.extend(service.spec().filters.clone());
             let answer = self.judge(&filters, to_upstream.rest());
+            // As the client says it, whatever the endpoint is told.
+            compress = filters.iter().find_map(|filters| filters.compress.clone());
+            takes_gzip = compress.is_some() && http::takes_gzip(to_upstream.rest());
             if answer.is_some() || filters.iter().any(|filters| filters.guards.is_some()) {
                 // Boxed: asking takes room that few requests have a use for.
                 let passing = self.pass(&service, said_by.as_deref(), &filters, answer, &mut to_upstream, &meta);
@@ -182,6 +186,8 @@ impl<C: Client> Server<'_, C> {
                 pipe: None,
                 n_interim: 0,
                 filters: &filters,
+                compress: compress.as_deref().map(|compress| (compress, takes_gzip)),
+                gzip: None,
                 set_cookie: wish::set_cookie(&service, &endpoint, wish.mark),
                 has_begun: false,
                 watch: Watch::Reads,

@@ -147,7 +147,7 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// The first line with its end, and what follows.
-fn split_line(head: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_line(head: &[u8]) -> (&[u8], &[u8]) {
     let end = head
         .windows(2)
         .position(|two| two == b"\r\n")
@@ -160,11 +160,11 @@ fn target_of(line: &[u8]) -> &[u8] {
     line.split(|b| *b == b' ').nth(1).unwrap_or_default()
 }
 
-fn lines(fields: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(fields: &[u8]) -> impl Iterator<Item = &[u8]> {
     fields.split_inclusive(|b| *b == b'\n')
 }
 
-fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = line.iter().position(|b| *b == b':')?;
     Some((&line[..colon], line[colon + 1..].trim_ascii()))
 }

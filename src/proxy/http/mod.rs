@@ -20,6 +20,7 @@
 
 mod asked;
 mod body;
+mod coded;
 mod fields;
 mod filtered;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod response;
 
 pub use asked::{RouteKey, https_location};
 pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
+pub use coded::{code_response, takes_gzip};
 pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
 pub use filtered::{filter_request, filter_response, https_place, uri_of};
 pub use refusal::Refusal;

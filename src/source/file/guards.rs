@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::text::Text;
+use crate::model::compress::{Compress, MediaRange};
 use crate::model::filters::FieldName;
-use crate::model::guards::{BasicAuth, Realm, Users};
+use crate::model::guards::{BasicAuth, BodyMost, Realm, Users};
 use crate::model::redirect::{Redirect, WrongRedirect, part};
 
 #[derive(Deserialize)]
@@ -55,5 +56,28 @@ impl RedirectDto {
                 )
             }
         })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CompressDto {
+    types: Option<Vec<Text<MediaRange>>>,
+    except: Option<Vec<Text<MediaRange>>>,
+    min_size: Option<Text<BodyMost>>,
+}
+
+impl CompressDto {
+    pub(super) fn into_compress(self) -> Arc<Compress> {
+        let mut compress = Compress::default();
+        let all = |ranges: Vec<Text<MediaRange>>| ranges.into_iter().map(|text| text.0).collect();
+        if let Some(types) = self.types {
+            compress.types = all(types);
+        }
+        if let Some(except) = self.except {
+            compress.except = all(except);
+        }
+        compress.set_min_size(self.min_size.map(|text| text.0));
+        Arc::new(compress)
     }
 }

@@ -192,6 +192,8 @@ struct ServiceDto {
     add_prefix: Option<Text<PathText>>,
     request_headers: Option<BTreeMap<String, Option<String>>>,
     response_headers: Option<BTreeMap<String, Option<String>>>,
+    #[serde(default, deserialize_with = "said")]
+    compress: Option<CompressDto>,
     slow_start: Option<Text<Span>>,
     proxy_protocol: Option<Text<ProxyProtocol>>,
     client_address: Option<Text<ClientAddress>>,
@@ -509,10 +511,11 @@ impl ServiceDto {
             add_prefix: self.add_prefix.map(|text| text.0),
             request_fields: edits("request_headers", self.request_headers)?,
             response_fields: edits("response_headers", self.response_headers)?,
+            compress: self.compress.map(CompressDto::into_compress),
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, redirect_regex, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers: \
+                "allow, https_only, redirect_regex, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers, compress: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );

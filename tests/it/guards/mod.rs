@@ -1,5 +1,6 @@
-//! What is asked of requests before they go on: through the program, with a services file.
+//! What is asked of requests before they go on, and done to answers: through the program, with a services file.
 
+mod answers;
 mod auth;
 mod bodies;
 mod limits;
