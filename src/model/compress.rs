@@ -38,7 +38,11 @@ impl Compress {
 
     /// Whether answers are compressed that say this of themselves (Content-Type's value).
     pub fn takes(&self, content_type: &[u8]) -> bool {
-        let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        let essence = content_type
+            .split(|b| *b == b';')
+            .next()
+            .unwrap_or_default()
+            .trim_ascii();
         let is_among = |ranges: &[MediaRange]| ranges.iter().any(|range| range.has(essence));
         is_among(&self.types) && !is_among(&self.except)
     }
@@ -93,10 +97,7 @@ impl FromStr for MediaRange {
 
 /// Its messages have a compression of their own, and its clients take no other.
 fn is_grpc(kind: &str, subtype: &str) -> bool {
-    kind.eq_ignore_ascii_case("application")
-        && subtype
-            .get(..4)
-            .is_some_and(|begin| begin.eq_ignore_ascii_case("grpc"))
+    kind.eq_ignore_ascii_case("application") && subtype.get(..4).is_some_and(|begin| begin.eq_ignore_ascii_case("grpc"))
 }
 
 /// What is text, by another name or not, and not compressed in itself.
@@ -153,7 +154,16 @@ mod tests {
         };
         assert!(some.takes(b"text/event-stream") && some.takes(b"text/plain"));
         assert!(!some.takes(b"text/css") && !some.takes(b"application/json"));
-        for wrong in ["", "text", "*/*", "text/", "/html", "text/a b", "application/grpc", "Application/GRPC-web"] {
+        for wrong in [
+            "",
+            "text",
+            "*/*",
+            "text/",
+            "/html",
+            "text/a b",
+            "application/grpc",
+            "Application/GRPC-web",
+        ] {
             assert!(wrong.parse::<MediaRange>().is_err(), "{wrong}");
         }
     }

@@ -220,8 +220,12 @@ impl RetryOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RequestRefusal {
+    /// The service that says whether requests may pass could not be asked.
+    AuthUnavailable,
     /// Its body is longer than it may be.
     BodyTooLong,
+    /// That service has answered itself.
+    ForwardAuth,
     /// As many are under way as may be, from all or from the client.
     InFlight,
     /// A name and a password are asked for, and none were said.
@@ -236,8 +240,10 @@ pub enum RequestRefusal {
 }
 
 impl RequestRefusal {
-    pub const ALL: [RequestRefusal; 7] = [
+    pub const ALL: [RequestRefusal; 9] = [
+        RequestRefusal::AuthUnavailable,
         RequestRefusal::BodyTooLong,
+        RequestRefusal::ForwardAuth,
         RequestRefusal::InFlight,
         RequestRefusal::NoPassword,
         RequestRefusal::PasswordBusy,
@@ -248,7 +254,9 @@ impl RequestRefusal {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            RequestRefusal::AuthUnavailable => "auth_unavailable",
             RequestRefusal::BodyTooLong => "body_too_long",
+            RequestRefusal::ForwardAuth => "forward_auth",
             RequestRefusal::InFlight => "in_flight",
             RequestRefusal::NoPassword => "no_password",
             RequestRefusal::PasswordBusy => "password_busy",

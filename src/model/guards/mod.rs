@@ -1,12 +1,14 @@
 //! What is asked of requests before they go on to an endpoint, as declared. Pure. Not here: what is counted for it (`routing::guards`),
 //! who asks (`proxy::h1`).
 
+mod forward;
 mod limits;
 mod users;
 
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub use forward::{AuthAddress, ForwardAuth};
 pub use limits::{BodyMost, Cap, Rate, Retries};
 pub use users::{PasswordHash, User, Users, WrongUsers};
 
@@ -18,6 +20,8 @@ use super::filters::FieldName;
 pub struct Guards {
     /// Who may come in, by name and password.
     pub auth: Option<Arc<BasicAuth>>,
+    /// Which service says whether a request may come in.
+    pub forward: Option<Arc<ForwardAuth>>,
     /// How fast each client may ask.
     pub rate: Option<Rate>,
     /// How many requests may be under way, from all and from each client.

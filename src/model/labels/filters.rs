@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::names::{
-    BASIC_AUTH, COMPRESS, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE, COMPRESS_TYPES, FILTERS, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, PERMANENT, RATE, REALM, REDIRECT, REMOVE_HEADER,
+    BASIC_AUTH, COMPRESS, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE, COMPRESS_TYPES, FILTERS, FORWARD_AUTH, FORWARD_REQUEST,
+    FORWARD_RESPONSE, IN_FLIGHT, IN_FLIGHT_PER_CLIENT, MAX_BODY, PERMANENT, RATE, REALM, REDIRECT, REMOVE_HEADER,
     REPLACEMENT, REQUEST_HEADER, RESPONSE_HEADER, RETRIES, USER_HEADER, is_field, is_filter,
 };
 use super::reader::Reader;
 use crate::model::compress::{Compress, MediaRange};
 use crate::model::filters::{FieldEdit, FieldName, FieldValue, Filters, ToHttps, network};
-use crate::model::guards::{BasicAuth, BodyMost, Guards, Users};
+use crate::model::guards::{BasicAuth, BodyMost, ForwardAuth, Guards, Users};
 use crate::model::redirect::{Redirect, WrongRedirect, part};
 use crate::model::{InvalidValue, Mode, ServiceSpec};
 
@@ -45,6 +46,7 @@ impl Reader<'_> {
         let mut is_on = false;
         self.flag(COMPRESS, &mut is_on);
         self.go_with(COMPRESS, &[COMPRESS_TYPES, COMPRESS_EXCEPT, COMPRESS_MIN_SIZE]);
+        self.labels.get(COMPRESS)?;
         let mut compress = Compress::default();
         for (label, ranges) in [
             (COMPRESS_TYPES, &mut compress.types),
@@ -105,6 +107,7 @@ impl Reader<'_> {
     fn guards(&mut self) -> Option<Arc<Guards>> {
         let mut guards = Guards {
             auth: self.basic_auth(),
+            forward: self.forward_auth(),
             ..Guards::default()
         };
         self.set_some(RATE, &mut guards.rate);
@@ -125,6 +128,25 @@ impl Reader<'_> {
         self.set(REALM, &mut auth.realm);
         self.set_some(USER_HEADER, &mut auth.user_field);
         self.flag(REMOVE_HEADER, &mut auth.removes_field);
+        Some(Arc::new(auth))
+    }
+
+    fn forward_auth(&mut self) -> Option<Arc<ForwardAuth>> {
+        let mut auth = None;
+        self.read(FORWARD_AUTH, |text| {
+            text.parse().map(|address| auth = Some(ForwardAuth::new(address)))
+        });
+        self.go_with(FORWARD_AUTH, &[FORWARD_REQUEST, FORWARD_RESPONSE]);
+        let mut auth = auth?;
+        let names = |text: &str| -> Result<Arc<[FieldName]>, InvalidValue> {
+            text.split(',').map(|text| text.trim().parse()).collect()
+        };
+        self.read(FORWARD_REQUEST, |text| {
+            names(text).map(|all| auth.request_fields = Some(all))
+        });
+        self.read(FORWARD_RESPONSE, |text| {
+            names(text).map(|all| auth.response_fields = all)
+        });
         Some(Arc::new(auth))
     }
 

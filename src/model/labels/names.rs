@@ -3,7 +3,7 @@
 use crate::model::{EndpointTls, RoutePart, nearest};
 
 /// Every label that is understood.
-pub const KNOWN: [&str; 65] = [
+pub const KNOWN: [&str; 68] = [
     MODE,
     "anynode.balance",
     HASH,
@@ -23,6 +23,9 @@ pub const KNOWN: [&str; 65] = [
     REALM,
     USER_HEADER,
     REMOVE_HEADER,
+    FORWARD_AUTH,
+    FORWARD_REQUEST,
+    FORWARD_RESPONSE,
     RATE,
     IN_FLIGHT,
     IN_FLIGHT_PER_CLIENT,
@@ -122,6 +125,11 @@ pub(super) const REALM: &str = "anynode.basic-auth.realm";
 pub(super) const USER_HEADER: &str = "anynode.basic-auth.user-header";
 pub(super) const REMOVE_HEADER: &str = "anynode.basic-auth.remove-header";
 
+/// Which service says whether requests may pass.
+pub(super) const FORWARD_AUTH: &str = "anynode.forward-auth";
+pub(super) const FORWARD_REQUEST: &str = "anynode.forward-auth.request-headers";
+pub(super) const FORWARD_RESPONSE: &str = "anynode.forward-auth.response-headers";
+
 pub(super) const RATE: &str = "anynode.rate";
 pub(super) const IN_FLIGHT: &str = "anynode.in-flight";
 pub(super) const IN_FLIGHT_PER_CLIENT: &str = "anynode.in-flight-per-client";
@@ -130,7 +138,7 @@ pub(super) const MAX_BODY: &str = "anynode.max-body";
 pub(super) const RETRIES: &str = "anynode.retries";
 
 /// What is asked of requests besides.
-const GUARDS: [&str; 12] = [
+const GUARDS: [&str; 15] = [
     REDIRECT,
     REPLACEMENT,
     PERMANENT,
@@ -138,6 +146,9 @@ const GUARDS: [&str; 12] = [
     REALM,
     USER_HEADER,
     REMOVE_HEADER,
+    FORWARD_AUTH,
+    FORWARD_REQUEST,
+    FORWARD_RESPONSE,
     RATE,
     IN_FLIGHT,
     IN_FLIGHT_PER_CLIENT,
@@ -156,11 +167,21 @@ pub(super) fn may_ask_of_requests(label: &str) -> bool {
         || (label.len() <= LABEL_LEN_MAX && like().is_some_and(|known| asks(&known)))
 }
 
+/// Of those that tell who comes in, the ones whose values are no secret.
+const SHOWN: [&str; 6] = [
+    REALM,
+    USER_HEADER,
+    REMOVE_HEADER,
+    FORWARD_AUTH,
+    FORWARD_REQUEST,
+    FORWARD_RESPONSE,
+];
+
 /// A value as it may be shown: not where it may be a password, or the hash of one, nor under a name that is no option.
 pub fn shown<'a>(label: &str, value: &'a str) -> &'a str {
     let is_known = KNOWN.contains(&label) || named_route(label).is_some() || is_field(label) || label == WEIGHT;
     let label = label.to_ascii_lowercase();
-    let is_like_users = label.contains("auth") && !matches!(&*label, REALM | USER_HEADER | REMOVE_HEADER);
+    let is_like_users = label.contains("auth") && !SHOWN.contains(&&*label);
     let is_like_hash = ["$apr1$", "$2", "{SHA}"].iter().any(|begin| value.contains(begin));
     match is_like_users || is_like_hash || (is_ours(&label) && !is_known) {
         true => "(not shown)",

@@ -489,7 +489,11 @@ fn what_is_done_on_the_way_is_of_mode_http_and_takes_the_service_down_where_it_i
         ("anynode.allow", "10.0.0.0/8,x", "expected a network such as"),
         ("anynode.rate", "0/1s", "expected a rate such as"),
         ("anynode.compress", "gzip", "expected true or false"),
-        ("anynode.compress.types", "text/*", "expected anynode.compress beside it"),
+        (
+            "anynode.compress.types",
+            "text/*",
+            "expected anynode.compress beside it",
+        ),
         (
             "anynode.redirect-regex",
             "x",

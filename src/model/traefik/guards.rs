@@ -7,7 +7,7 @@ use super::middlewares::no_counterpart;
 use super::tree::{Label, Options, elements, flag, is_list};
 use crate::model::InvalidValue;
 use crate::model::compress::{Compress, MediaRange};
-use crate::model::guards::{BasicAuth, BodyMost, Cap, Rate, Retries, Users};
+use crate::model::guards::{AuthAddress, BasicAuth, BodyMost, Cap, ForwardAuth, Rate, Retries, Users};
 use crate::model::parse_duration;
 use crate::model::redirect::{Redirect, WrongRedirect, part};
 
@@ -32,6 +32,37 @@ pub(super) fn basic_auth(options: &Options<'_>) -> Result<BasicAuth, String> {
         taken.ok_or_else(|| no_counterpart(label))?;
     }
     Ok(auth)
+}
+
+/// Whom clients come through is for our `trusted_proxies` to say, whatever `trustForwardHeader` does. Errors as above.
+pub(super) fn forward_auth(options: &Options<'_>) -> Result<ForwardAuth, String> {
+    let (mut address, mut asked, mut told) = (None, Vec::new(), Vec::new());
+    for (option, label) in options {
+        let wrong = |wrong: InvalidValue| format!("has {}: expected {}", label.key, wrong.expected);
+        match option.as_str() {
+            "forwardauth.address" => address = Some(label.value.parse::<AuthAddress>().map_err(wrong)?),
+            "forwardauth.trustforwardheader" if flag(label.value).is_some() => {}
+            "forwardauth.preservelocationheader" if flag(label.value) == Some(true) => {}
+            "forwardauth.preserverequestmethod" | "forwardauth.forwardbody" if flag(label.value) == Some(false) => {}
+            _ if is_list(option, "forwardauth.authresponseheaders") => {
+                for text in elements(label.value) {
+                    told.push(text.parse().map_err(wrong)?);
+                }
+            }
+            _ if is_list(option, "forwardauth.authrequestheaders") => {
+                for text in elements(label.value) {
+                    asked.push(text.parse().map_err(wrong)?);
+                }
+            }
+            _ => return Err(no_counterpart(label)),
+        }
+    }
+    let address = address.ok_or_else(|| "says no address".to_owned())?;
+    Ok(ForwardAuth {
+        request_fields: (!asked.is_empty()).then(|| asked.into()),
+        response_fields: told.into(),
+        ..ForwardAuth::new(address)
+    })
 }
 
 /// `None`: no limit. Errors as above.
@@ -138,9 +169,7 @@ pub(super) fn compress(options: &Options<'_>) -> Result<Compress, String> {
     for (option, label) in options {
         let wrong = |wrong: InvalidValue| format!("has {}: expected {}", label.key, wrong.expected);
         let ranges = || -> Result<Vec<MediaRange>, String> {
-            elements(label.value)
-                .map(|text| text.parse().map_err(wrong))
-                .collect()
+            elements(label.value).map(|text| text.parse().map_err(wrong)).collect()
         };
         match option.as_str() {
             "compress" if flag(label.value) == Some(true) => {}

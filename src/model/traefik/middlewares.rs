@@ -6,7 +6,7 @@ use super::guards::{self, Whose};
 use super::tree::{Label, Options, Tree, elements, flag, is_list, local};
 use crate::model::InvalidValue;
 use crate::model::filters::{FieldEdit, FieldName, Filters, ToHttps, network};
-use crate::model::guards::{BasicAuth, Guards};
+use crate::model::guards::{BasicAuth, ForwardAuth, Guards};
 use crate::model::rule::Rule;
 
 /// Those of one router, one after the other.
@@ -133,6 +133,7 @@ impl Chain {
             "redirectscheme" => self.filters.to_https = Some(to_https(options)?),
             "headers" => self.take_headers(options)?,
             "basicauth" => self.take_auth(guards::basic_auth(options)?)?,
+            "forwardauth" => self.take_forward(guards::forward_auth(options)?)?,
             "inflightreq" => match guards::in_flight(options)? {
                 (cap, Whose::All | Whose::Host) => {
                     put(&mut self.guards.in_flight, cap)?;
@@ -140,8 +141,10 @@ impl Chain {
                 }
                 (cap, Whose::Client) => put(&mut self.guards.in_flight_per_client, cap)?,
             },
-            "redirectregex" if self.guards.auth.is_some() => {
-                return Err("has no counterpart behind basicAuth: clients are sent elsewhere first".to_owned());
+            "redirectregex" if self.guards.auth.is_some() || self.guards.forward.is_some() => {
+                return Err(
+                    "has no counterpart behind basicAuth or forwardAuth: clients are sent elsewhere first".to_owned(),
+                );
             }
             "redirectregex" => self.filters.redirect = Some(guards::redirect(options)?),
             "buffering" => put(&mut self.guards.max_body, guards::max_body(options)?)?,
@@ -174,6 +177,9 @@ impl Chain {
     /// Errors: what comes before it would be done after it.
     fn take_auth(&mut self, auth: BasicAuth) -> Result<(), String> {
         let guards = &self.guards;
+        if guards.forward.is_some() {
+            return Err("has no counterpart behind forwardAuth: expected in front of it".to_owned());
+        }
         if guards.rate.is_some() || guards.in_flight.is_some() || guards.in_flight_per_client.is_some() {
             return Err(
                 "has no counterpart behind rateLimit or inFlightReq: expected in front of them, a password is asked before anything \
@@ -189,6 +195,22 @@ impl Chain {
             ));
         }
         put(&mut self.guards.auth, Arc::new(auth))
+    }
+
+    /// Errors: what comes before it would be done after it.
+    fn take_forward(&mut self, auth: ForwardAuth) -> Result<(), String> {
+        let guards = &self.guards;
+        if guards.rate.is_some() || guards.in_flight.is_some() || guards.in_flight_per_client.is_some() {
+            return Err("has no counterpart behind rateLimit or inFlightReq: expected in front of them".to_owned());
+        }
+        if self.step >= Step::Strip || !self.request_fields.is_empty() {
+            return Err(
+                "has no counterpart behind what changes requests (stripPrefix, replacePath, addPrefix, customRequestHeaders): expected in \
+                 front of it, the request is shown as it came"
+                    .to_owned(),
+            );
+        }
+        put(&mut self.guards.forward, Arc::new(auth))
     }
 
     fn take_option(&mut self, option: &str, label: &Label<'_>) -> Result<(), String> {
@@ -347,11 +369,12 @@ fn kind_of(option: &str) -> &str {
     option.split(['.', '[']).next().unwrap_or(option)
 }
 
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "addprefix",
     "basicauth",
     "buffering",
     "compress",
+    "forwardauth",
     "headers",
     "inflightreq",
     "ipallowlist",
@@ -363,12 +386,11 @@ const KINDS: [&str; 14] = [
     "retry",
     "stripprefix",
 ];
-const NOT_YET: [&str; 8] = [
+const NOT_YET: [&str; 7] = [
     "circuitbreaker",
     "contenttype",
     "digestauth",
     "errors",
-    "forwardauth",
     "grpcweb",
     "passtlsclientcert",
     "replacepathregex",

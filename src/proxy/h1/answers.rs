@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use super::buffer::Buffer;
+use super::forward::Answer;
 use crate::proxy::core;
 use crate::proxy::http::{
     Framing, LocalAnswer, Method, Refusal, Reply, RequestMeta, Version, write_challenge, write_options_reply,
@@ -52,6 +53,33 @@ impl<C: Client> Server<'_, C> {
         service.stats().add_request(status);
         let stays = meta.keep_alive && meta.version == Version::Http11 && is_request_read && !core::is_draining();
         self.say_with(status, &text, field, stays, meta.method).await;
+        if stays {
+            return Ok(());
+        }
+        self.finish().await;
+        Err(CloseReason::ResponseEnd)
+    }
+
+    /// Passes on what another service answers in the place of this one.
+    pub(super) async fn say_anothers(
+        &mut self,
+        service: &Service,
+        answer: Answer,
+        meta: &RequestMeta,
+    ) -> Result<(), CloseReason> {
+        service.stats().add_request(answer.status);
+        let is_read = meta.framing == Framing::None;
+        let stays = meta.keep_alive && meta.version == Version::Http11 && is_read && !core::is_draining();
+        let mut out = Buffer::of(answer.head);
+        let text = out.tail();
+        if answer.status != 304 {
+            text.extend_from_slice(format!("Content-Length: {}\r\n", answer.body.len()).as_bytes());
+        }
+        text.extend_from_slice(if stays { b"\r\n" } else { b"Connection: close\r\n\r\n" });
+        if meta.method != Method::Head && answer.status != 304 {
+            text.extend_from_slice(&answer.body);
+        }
+        self.send(out).await;
         if stays {
             return Ok(());
         }

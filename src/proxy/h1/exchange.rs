@@ -9,10 +9,10 @@ use std::time::Instant;
 use tokio::io::Interest;
 
 use super::buffer::Buffer;
-use crate::model::filters::Filters;
-use crate::proxy::core;
 use super::gzip::Gzip;
 use crate::model::compress::Compress;
+use crate::model::filters::Filters;
+use crate::proxy::core;
 use crate::proxy::http::{
     Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, code_response,
     filter_response, lower_response, parse_response,
@@ -399,7 +399,7 @@ impl<C: Client> Exchange<'_, C> {
         if let Err(failure) = self.forward_body() {
             // Nothing of it has been sent: the client can be told.
             self.to_client.release();
-            self.response = None;
+            (self.response, self.gzip) = (None, None);
             return Err(failure);
         }
         Ok(Some(Ended::Response {

@@ -6,6 +6,7 @@ mod asker;
 mod buffer;
 mod ended;
 mod exchange;
+mod forward;
 mod gzip;
 mod passing;
 pub(super) mod pool;

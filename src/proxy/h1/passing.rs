@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::buffer::Buffer;
+use super::forward::{self, Answer};
 use super::server::Server;
 use super::whose::Filtered;
 use super::wish;
@@ -27,6 +28,8 @@ struct Denied {
     what: &'static str,
     /// A field of the answer; none if it is empty.
     field: String,
+    /// What the client is answered in the place of all that.
+    answer: Option<Answer>,
 }
 
 /// A request that goes on.
@@ -71,6 +74,9 @@ impl<C: Client> Server<'_, C> {
 
     async fn deny(&mut self, service: &Service, denied: Denied, meta: &RequestMeta) -> Result<(), CloseReason> {
         service.stats().add_refusal(denied.refusal);
+        if let Some(answer) = denied.answer {
+            return self.say_anothers(service, answer, meta).await;
+        }
         let text = format!("service {}: {}", service.name(), denied.what);
         let is_read = meta.framing == Framing::None;
         self.fail_with(service, denied.status, text, &denied.field, meta, is_read)
@@ -111,6 +117,26 @@ impl<C: Client> Server<'_, C> {
                 Err(denied) => return Ok(Err(denied)),
             }
         }
+        for auth in guards.iter().filter_map(|(_, guards)| guards.forward.as_ref()) {
+            let answer = match self.ask_service(auth, service, head, meta).await? {
+                forward::Verdict::Passes(more) => {
+                    edits.extend(more);
+                    continue;
+                }
+                forward::Verdict::Answer(answer) => Some(answer),
+                forward::Verdict::Unknown => None,
+            };
+            return Ok(Err(Denied {
+                refusal: match answer {
+                    Some(_) => RequestRefusal::ForwardAuth,
+                    None => RequestRefusal::AuthUnavailable,
+                },
+                status: 503,
+                what: "the service that says whether requests may pass does not answer",
+                field: String::new(),
+                answer,
+            }));
+        }
         let tells_user = !edits.is_empty();
         if tells_user {
             let filters = Filters {
@@ -135,6 +161,7 @@ impl<C: Client> Server<'_, C> {
                 status: 429,
                 what: "too many requests from that address",
                 field: retry_after(wait),
+                answer: None,
             }));
         }
         let under_way: Option<Vec<_>> = counted.iter().map(|counted| counted.enter(client)).collect();
@@ -144,6 +171,7 @@ impl<C: Client> Server<'_, C> {
                 status: 429,
                 what: "too many requests are under way",
                 field: String::new(),
+                answer: None,
             }));
         };
         let n_most = guards.iter().filter_map(|(_, guards)| guards.max_body).min();
@@ -183,6 +211,7 @@ impl<C: Client> Server<'_, C> {
             status: 401,
             what,
             field: format!("WWW-Authenticate: Basic realm=\"{}\"", auth.realm.as_str()),
+            answer: None,
         };
         let Some((name, password)) = said(head) else {
             return Ok(Err(ask(
@@ -210,12 +239,14 @@ impl<C: Client> Server<'_, C> {
                 status: 429,
                 what: "too many wrong passwords from that address",
                 field: retry_after(wait),
+                answer: None,
             },
             Verdict::Busy => Denied {
                 refusal: RequestRefusal::PasswordBusy,
                 status: 503,
                 what: "too many passwords are to be tried",
                 field: "Retry-After: 1".to_owned(),
+                answer: None,
             },
         };
         Ok(Err(denied))
@@ -228,6 +259,7 @@ fn too_long() -> Denied {
         status: BodyFault::TooLong.status(),
         what: BodyFault::TooLong.text(),
         field: String::new(),
+        answer: None,
     }
 }
 

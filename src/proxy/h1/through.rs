@@ -136,7 +136,16 @@ impl<C: Client> Server<'_, C> {
                 // Boxed: waiting takes room that few requests have a use for.
                 None => {
                     let head = to_upstream.rest();
-                    let acquiring = self.acquire(&service, target, asked, head, &mut tries, request_body);
+                    let network = self.network();
+                    let acquiring = self.acquire(
+                        &service,
+                        target,
+                        asked,
+                        head,
+                        &mut tries,
+                        request_body,
+                        network.as_ref(),
+                    );
                     Box::pin(acquiring).await?
                 }
             };
@@ -373,7 +382,17 @@ impl<C: Client> Server<'_, C> {
         Ok(())
     }
 
-    /// An endpoint's connection, kept or new, for a request with this `head`. The outer error is the reason to close with.
+    /// The network by which a task asks from inside.
+    fn network(&self) -> Option<Arc<str>> {
+        match &self.entry {
+            Entry::Inside(network) => network.clone(),
+            Entry::Listener(_) | Entry::Front(_) => None,
+        }
+    }
+
+    /// An endpoint's connection, kept or new, for a request with this `head`, which came with `request_body`. The outer error is the reason to
+    /// close with.
+    #[expect(clippy::too_many_arguments, reason = "each is of one request")]
     pub(super) async fn acquire(
         &mut self,
         service: &Arc<Service>,
@@ -382,6 +401,7 @@ impl<C: Client> Server<'_, C> {
         head: &[u8],
         tries: &mut Tries,
         request_body: Body,
+        network: Option<&Arc<str>>,
     ) -> Result<Result<Upstream, CloseReason>, CloseReason> {
         let received = self.from_client.rest();
         let ends = service.spec().abort_on_client_close;
@@ -390,10 +410,7 @@ impl<C: Client> Server<'_, C> {
         let reuse = |spec: &ServiceSpec, endpoint| asked.standing(Way::of(spec, head).ok()?, endpoint, target);
         let behalf = Behalf {
             client: None,
-            network: match &self.entry {
-                Entry::Inside(network) => network.as_ref(),
-                Entry::Listener(_) | Entry::Front(_) => None,
-            },
+            network,
             rounds: None,
             wish: asked.wish,
             offer: way::offer(head),
@@ -443,10 +460,10 @@ impl<C: Client> Server<'_, C> {
 /// What a request asks of an endpoint and of the connection there.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
-    wish: Wish,
-    method: Method,
+    pub(super) wish: Wish,
+    pub(super) method: Method,
     /// None that is kept will do.
-    is_anew: bool,
+    pub(super) is_anew: bool,
 }
 
 impl Asked {
@@ -495,7 +512,7 @@ async fn speak_http2(upstream: Upstream, target: u16, head_bytes_max: usize) -> 
     })
 }
 
-enum Outcome {
+pub(super) enum Outcome {
     Ended(Ended),
     /// The endpoint's node does not answer any more.
     Lost,
@@ -506,7 +523,11 @@ enum Outcome {
 }
 
 /// Runs an exchange to its end, within `response_limit` from the request sent to the response's head (zero: none).
-async fn run(connection: &Connection, exchange: &mut Exchange<'_, impl Client>, spec: &ServiceSpec) -> Outcome {
+pub(super) async fn run(
+    connection: &Connection,
+    exchange: &mut Exchange<'_, impl Client>,
+    spec: &ServiceSpec,
+) -> Outcome {
     let response_limit = spec.timeouts.response;
     let client = exchange.client.watched();
     let mut timer: Option<Pin<Box<Sleep>>> = None;

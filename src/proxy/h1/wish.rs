@@ -40,7 +40,7 @@ pub(super) fn cookie<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
     values.next().filter(|value| !value.is_empty())
 }
 
-fn fields<'h>(head: &'h [u8], name: &str) -> impl Iterator<Item = &'h [u8]> {
+pub(super) fn fields<'h>(head: &'h [u8], name: &str) -> impl Iterator<Item = &'h [u8]> {
     let lines = head.split(|byte| *byte == b'\n');
     // The request's own line has no name, and after an empty one the body begins.
     let lines = lines.skip(1).take_while(|line| !line.trim_ascii().is_empty());

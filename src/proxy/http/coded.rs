@@ -37,7 +37,13 @@ fn is_zero(parameter: &[u8]) -> bool {
 
 /// Of the answer whose head `out` has from `start` on: says in it that its body is gzip in chunks, if it may be that and the client takes it.
 /// Returns whether it is so. Where it might have been, caches are told that it depends on the client.
-pub fn code_response(out: &mut Vec<u8>, start: usize, compress: &Compress, meta: &ResponseMeta, is_taken: bool) -> bool {
+pub fn code_response(
+    out: &mut Vec<u8>,
+    start: usize,
+    compress: &Compress,
+    meta: &ResponseMeta,
+    is_taken: bool,
+) -> bool {
     if !may_be(&out[start..], compress, meta) {
         return false;
     }
@@ -53,7 +59,9 @@ pub fn code_response(out: &mut Vec<u8>, start: usize, compress: &Compress, meta:
     out.extend_from_slice(line);
     let mut varies = false;
     for field in lines(fields) {
-        let Some((name, value)) = split_field(field) else { continue };
+        let Some((name, value)) = split_field(field) else {
+            continue;
+        };
         varies |= varies_by_it(name, value);
         if name.eq_ignore_ascii_case(b"etag") && value.starts_with(b"\"") {
             // Another representation of the same.
@@ -92,7 +100,7 @@ fn may_be(head: &[u8], compress: &Compress, meta: &ResponseMeta) -> bool {
             }
         } else if is("content-length") {
             let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-            if !length.is_some_and(|length: u64| length >= compress.min_size) {
+            if length.is_none_or(|length: u64| length < compress.min_size) {
                 return false;
             }
         }
@@ -176,33 +184,72 @@ mod tests {
         let long = Framing::Length(2000);
         assert_eq!(
             coded(
-                &of("ETag: \"x\"|Content-Type: text/css|Content-Length: 2000|Accept-Ranges: bytes|Repr-Digest: x|Vary: Cookie|Via: 1.1 anynode|"),
+                &of(
+                    "ETag: \"x\"|Content-Type: text/css|Content-Length: 2000|Accept-Ranges: bytes|Repr-Digest: x|Vary: Cookie|Via: 1.1 anynode|"
+                ),
                 200,
                 long,
                 true
             ),
             (
                 true,
-                of("ETag: W/\"x\"|Content-Type: text/css|Vary: Cookie|Via: 1.1 anynode|Vary: Accept-Encoding|Content-Encoding: gzip|Transfer-Encoding: chunked|")
+                of(
+                    "ETag: W/\"x\"|Content-Type: text/css|Vary: Cookie|Via: 1.1 anynode|Vary: Accept-Encoding|Content-Encoding: gzip|Transfer-Encoding: chunked|"
+                )
             )
         );
         assert_eq!(
-            coded(&of("Content-Type: text/css|Vary: a, accept-encoding|Trailer: X|Transfer-Encoding: chunked|ETag: W/\"x\"|"), 200, Framing::Chunked, true),
-            (true, of("Content-Type: text/css|Vary: a, accept-encoding|ETag: W/\"x\"|Content-Encoding: gzip|Transfer-Encoding: chunked|"))
+            coded(
+                &of(
+                    "Content-Type: text/css|Vary: a, accept-encoding|Trailer: X|Transfer-Encoding: chunked|ETag: W/\"x\"|"
+                ),
+                200,
+                Framing::Chunked,
+                true
+            ),
+            (
+                true,
+                of(
+                    "Content-Type: text/css|Vary: a, accept-encoding|ETag: W/\"x\"|Content-Encoding: gzip|Transfer-Encoding: chunked|"
+                )
+            )
         );
         let plain = of("Content-Type: text/css|Content-Length: 2000|");
         assert_eq!(
             coded(&plain, 200, long, false),
-            (false, of("Content-Type: text/css|Content-Length: 2000|Vary: Accept-Encoding|"))
+            (
+                false,
+                of("Content-Type: text/css|Content-Length: 2000|Vary: Accept-Encoding|")
+            )
         );
         for (fields, status, framing) in [
-            ("Content-Type: text/css|Content-Length: 1023|", 200, Framing::Length(1023)),
+            (
+                "Content-Type: text/css|Content-Length: 1023|",
+                200,
+                Framing::Length(1023),
+            ),
             ("Content-Type: image/png|Content-Length: 2000|", 200, long),
             ("Content-Length: 2000|", 200, long),
-            ("Content-Type: text/css|Content-Type: image/png|Content-Length: 2000|", 200, long),
-            ("Content-Type: text/css|Content-Encoding: br|Content-Length: 2000|", 200, long),
-            ("Content-Type: text/css|Cache-Control: public, No-Transform|Content-Length: 2000|", 200, long),
-            ("Content-Type: text/css|Content-Range: bytes 0-1999/4000|Content-Length: 2000|", 206, long),
+            (
+                "Content-Type: text/css|Content-Type: image/png|Content-Length: 2000|",
+                200,
+                long,
+            ),
+            (
+                "Content-Type: text/css|Content-Encoding: br|Content-Length: 2000|",
+                200,
+                long,
+            ),
+            (
+                "Content-Type: text/css|Cache-Control: public, No-Transform|Content-Length: 2000|",
+                200,
+                long,
+            ),
+            (
+                "Content-Type: text/css|Content-Range: bytes 0-1999/4000|Content-Length: 2000|",
+                206,
+                long,
+            ),
             ("Content-Type: text/css|Content-Length: 2000|", 206, long),
             ("Content-Type: text/css|Content-Length: 2000|", 200, Framing::None),
         ] {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::text::Text;
 use crate::model::compress::{Compress, MediaRange};
 use crate::model::filters::FieldName;
-use crate::model::guards::{BasicAuth, BodyMost, Realm, Users};
+use crate::model::guards::{AuthAddress, BasicAuth, BodyMost, ForwardAuth, Realm, Users};
 use crate::model::redirect::{Redirect, WrongRedirect, part};
 
 #[derive(Deserialize)]
@@ -30,6 +30,25 @@ impl BasicAuthDto {
         auth.user_field = self.user_header.map(|text| text.0);
         auth.removes_field = self.remove_header.unwrap_or(false);
         Ok(Arc::new(auth))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForwardAuthDto {
+    address: Text<AuthAddress>,
+    request_headers: Option<Vec<Text<FieldName>>>,
+    response_headers: Option<Vec<Text<FieldName>>>,
+}
+
+impl ForwardAuthDto {
+    pub(super) fn into_auth(self) -> Arc<ForwardAuth> {
+        let all = |names: Vec<Text<FieldName>>| names.into_iter().map(|text| text.0).collect();
+        Arc::new(ForwardAuth {
+            request_fields: self.request_headers.map(all),
+            response_fields: self.response_headers.map(all).unwrap_or_default(),
+            ..ForwardAuth::new(self.address.0)
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::guards::{BasicAuthDto, RedirectDto};
+use super::guards::{BasicAuthDto, CompressDto, ForwardAuthDto, RedirectDto};
 use super::text::Text;
 use super::words;
 use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
@@ -178,6 +178,8 @@ struct ServiceDto {
     redirect_regex: Option<RedirectDto>,
     #[serde(default, deserialize_with = "said")]
     basic_auth: Option<BasicAuthDto>,
+    #[serde(default, deserialize_with = "said")]
+    forward_auth: Option<ForwardAuthDto>,
     #[serde(default, deserialize_with = "said")]
     rate: Option<Text<Rate>>,
     #[serde(default, deserialize_with = "said")]
@@ -492,6 +494,7 @@ impl ServiceDto {
         }
         let guards = Guards {
             auth: self.basic_auth.map(BasicAuthDto::into_auth).transpose()?,
+            forward: self.forward_auth.map(ForwardAuthDto::into_auth),
             rate: self.rate.map(|text| text.0),
             in_flight: self.in_flight.map(|text| text.0),
             in_flight_per_client: self.in_flight_per_client.map(|text| text.0),
@@ -515,7 +518,7 @@ impl ServiceDto {
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
             return Err(
-                "allow, https_only, redirect_regex, basic_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers, compress: \
+                "allow, https_only, redirect_regex, basic_auth, forward_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers, compress: \
                         expected mode: http: in tcp mode there are no requests"
                     .to_owned(),
             );

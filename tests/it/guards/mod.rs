@@ -3,6 +3,7 @@
 mod answers;
 mod auth;
 mod bodies;
+mod forward;
 mod limits;
 mod redirects;
 mod retries;

@@ -27,6 +27,8 @@ services:
         - "traefik.http.services.whoami.loadbalancer.server.port=8080"
         - traefik.http.services.whoami.loadbalancer.healthcheck.path=/
         - traefik.http.services.whoami.loadbalancer.healthcheck.interval=1s
+        - traefik.http.routers.whoami.middlewares=small
+        - traefik.http.middlewares.small.compress=true
         - traefik.http.routers.limited.rule=Host(`limited.example.com`) || Host(`old.example.com`)
         - traefik.http.routers.limited.entrypoints=web
         - traefik.http.routers.limited.middlewares=old,limit,size,again,few
@@ -64,7 +66,15 @@ services:
         traefik.http.routers.locked.rule: "Host(`admin.tenants.example.com`) && PathPrefix(`/locked`)"
         traefik.http.routers.locked.priority: "1000"
         traefik.http.routers.locked.middlewares: auth
-        traefik.http.middlewares.auth.forwardauth.address: "http://hidden.example.com/"
+        traefik.http.middlewares.auth.digestauth.users: "test:traefik:a2688e031edb4be6a3797f3882655c05"
+        traefik.http.routers.members.rule: "Host(`members.example.com`)"
+        traefik.http.routers.members.middlewares: ask
+        traefik.http.middlewares.ask.forwardauth.address: "http://hidden:8080/verify"
+        traefik.http.middlewares.ask.forwardauth.trustForwardHeader: "true"
+        traefik.http.middlewares.ask.forwardauth.authResponseHeaders: "Content-Type, Remote-User"
+        traefik.http.routers.lost.rule: "Host(`lost.example.com`)"
+        traefik.http.routers.lost.middlewares: ask-nobody
+        traefik.http.middlewares.ask-nobody.forwardauth.address: "http://nobody:8080/"
   admin:
     image: anynode/whoami
     networks: [traefik-public]
@@ -230,6 +240,16 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         status == "200" && tasks("admin").iter().any(|task| body.contains(task)),
         "{status} {body}"
     );
+    // By the name that it has beside it in the stack, and on no port that anybody else reaches.
+    own.wait_for("who says that it may", LONG, || {
+        ask(&own, "members.example.com", "/").0 == "200"
+    });
+    let (_, body) = ask_with(&own, &["-H", "Remote-User: evil"], 80, "members.example.com", "/");
+    assert!(
+        !body.contains("evil") && body.contains(r#""content-type":"application/json"#),
+        "{body}"
+    );
+    assert_eq!(ask(&own, "lost.example.com", "/").0, "503");
     let (status, body) = ask(&own, "admin.tenants.example.com", "/locked/x");
     assert!(status == "503" && body.contains("closed"), "{status} {body}");
     // By our own label too, and whatever is wrong with that is told without what it says.
@@ -271,7 +291,7 @@ fn a_stack_for_traefik_is_served_as_it_is() {
     // Why, is in status, in the log and in service ps.
     let status = own.anynode(&["status"]);
     for expected in [
-        "routers.locked.middlewares=auth: middleware auth (forwardauth) has no counterpart yet: the route is not served",
+        "routers.locked.middlewares=auth: middleware auth (digestauth) has no counterpart yet: the route is not served",
         "routers.secure.rule: Host(`secure.example.com`) asks for TLS, and entry point other ends none",
         "traefik.tcp.routers.guarded.middlewares=office: no counterpart: in mode tcp nothing is done on the way: the route is not served",
     ] {
@@ -279,7 +299,7 @@ fn a_stack_for_traefik_is_served_as_it_is() {
         assert!(own.log().contains(expected), "{expected}");
     }
     let shown = own.docker(&["service", "ps", "--no-trunc", "shop_tenants"]);
-    assert!(shown.contains("middleware auth (forwardauth)"), "{shown}");
+    assert!(shown.contains("middleware auth (digestauth)"), "{shown}");
     // Without what it asked for besides, it is served.
     let without = [
         "service",

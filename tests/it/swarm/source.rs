@@ -419,13 +419,14 @@ fn the_way_is_chosen_anew_when_sockets_come_and_go() {
     for n in [3, 1, 4, 2] {
         swarm.docker(1, &["service", "scale", "--detach", &format!("web={n}")]);
         let mut n_looks = 0;
+        let resumes = by_proxy.status.resumes.load(SeqCst);
         swarm.wait_for("what changed", LONG, || {
             n_looks += 1;
             // Long enough apart for it to stand again.
             if n_looks % 10 == 1 {
                 proxy.cut();
             }
-            agree(&swarm, &[&by_proxy], "web", n)
+            agree(&swarm, &[&by_proxy], "web", n) && by_proxy.status.resumes.load(SeqCst) > resumes
         });
     }
     let (resumes, more_resyncs) = (

@@ -1,0 +1,491 @@
+//! A service is asked whether a request may pass (forward auth). Not here: which requests it is asked of (`passing`).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use tokio::net::TcpStream;
+
+use super::buffer::Buffer;
+use super::exchange::{Ended, Exchange, Failure, Watch};
+use super::pool;
+use super::server::Server;
+use super::through::{Asked, Outcome, run};
+use super::way::Way;
+use super::wish;
+use crate::model::ServiceName;
+use crate::model::filters::FieldEdit;
+use crate::model::guards::ForwardAuth;
+use crate::proxy::balancer::Wish;
+use crate::proxy::http::{Body, HeaderSlots, Method, RequestMeta, Version, parse_request};
+use crate::proxy::side::Side;
+use crate::proxy::upstream::{Tries, Upstream};
+use crate::proxy::wire::{Client, Streamed, Watched, Wire};
+use crate::routing::{CloseReason, Service};
+
+/// What has come of asking.
+pub(super) enum Verdict {
+    /// It may pass, and the endpoint is told this.
+    Passes(Vec<FieldEdit>),
+    /// The client gets this answer.
+    Answer(Answer),
+    /// Nobody could be asked, or what was answered is none.
+    Unknown,
+}
+
+/// An answer that was taken whole.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// The head up to its last field, without what says how the body is framed and what becomes of the connection.
+    pub(super) head: Vec<u8>,
+    pub(super) body: Vec<u8>,
+}
+
+impl<C: Client> Server<'_, C> {
+    /// Asks whether a request for `guarded`, whose head is `head` as its endpoint would get it, may pass. Errors: the reason to close with.
+    pub(super) async fn ask_service(
+        &mut self,
+        auth: &ForwardAuth,
+        guarded: &Service,
+        head: &[u8],
+        meta: &RequestMeta,
+    ) -> Result<Verdict, CloseReason> {
+        let Some((service, network)) = self.who_is_asked(auth, guarded) else {
+            return Ok(Verdict::Unknown);
+        };
+        let question = question(auth, head);
+        let asking = self.ask_endpoints(&service, network.as_ref(), auth, question, meta);
+        let asked = tokio::time::timeout(ANSWERS_WITHIN, asking).await;
+        self.connection.hold(None);
+        asked.unwrap_or(Ok(Verdict::Unknown))
+    }
+
+    /// The service of that name, as it is called on a network that `guarded` is on too; or, where neither is on any, as the file names it.
+    fn who_is_asked(&self, auth: &ForwardAuth, guarded: &Service) -> Option<(Arc<Service>, Option<Arc<str>>)> {
+        let table = self.shared.table.peek();
+        let own = guarded.spec();
+        let called = auth.address.service();
+        // A stack's services call each other without what all their names begin with.
+        let stacks = own
+            .name
+            .as_str()
+            .match_indices('_')
+            .map(|(at, _)| &own.name.as_str()[..at]);
+        let beside = stacks.map(|stack| format!("{stack}_{called}"));
+        std::iter::once(called.to_owned()).chain(beside).find_map(|name| {
+            let service = table.service(&ServiceName::new(&name).ok()?)?;
+            let theirs = &service.spec().attachments;
+            if theirs.is_empty() && own.attachments.is_empty() {
+                return Some((service.clone(), None));
+            }
+            let is_shared = |network: &Arc<str>| own.attachments.iter().any(|own| own.network == *network);
+            let mut networks = theirs.iter().map(|attachment| &attachment.network);
+            let network = networks.find(|network| is_shared(network))?;
+            Some((service.clone(), Some(network.clone())))
+        })
+    }
+
+    async fn ask_endpoints(
+        &mut self,
+        service: &Arc<Service>,
+        network: Option<&Arc<str>>,
+        auth: &ForwardAuth,
+        mut question: Buffer,
+        meta: &RequestMeta,
+    ) -> Result<Verdict, CloseReason> {
+        let port = auth.address.port();
+        let request = {
+            let mut slots = HeaderSlots::with_most(self.shared.config.http_fields_max);
+            let parsed = parse_request(question.rest(), 0, self.shared.config.http_head_bytes_max, &mut slots);
+            let Ok(Some(parsed)) = parsed else {
+                return Ok(Verdict::Unknown);
+            };
+            // So that the answer comes without chunks.
+            RequestMeta {
+                version: Version::Http10,
+                ..parsed.meta
+            }
+        };
+        if Way::of(service.spec(), question.rest()).is_err() {
+            return Ok(Verdict::Unknown);
+        }
+        let stats = service.stats();
+        let mut tries = Tries::default();
+        for i in 0..ASKED_AT_MOST {
+            let asked = Asked {
+                wish: Wish::default(),
+                method: Method::Get,
+                is_anew: i > 0,
+            };
+            let body = Body::of_request(meta.framing);
+            let acquiring = self.acquire(service, port, asked, question.rest(), &mut tries, body, network);
+            let Ok(upstream) = Box::pin(acquiring).await? else {
+                return Ok(Verdict::Unknown);
+            };
+            let Upstream {
+                stream,
+                lease,
+                is_reused,
+                ..
+            } = upstream;
+            let began_at = Instant::now();
+            let endpoint = lease.endpoint().clone();
+            let taker = Taker::new(self.client.watched().local_addr().unwrap_or(self.from));
+            let mut stream = Side::Hears(stream);
+            self.connection.hold(Some(endpoint.id()));
+            let mut nothing = Buffer::default();
+            let mut exchange = Exchange {
+                client: &taker,
+                upstream: &mut stream,
+                stats,
+                head_bytes_max: self.shared.config.http_head_bytes_max,
+                fields_max: self.shared.config.http_fields_max,
+                request,
+                from_client: &mut nothing,
+                to_upstream: &mut question,
+                request_body: Body::Done,
+                is_replayable: true,
+                is_cut_short: false,
+                sent_at: None,
+                response: None,
+                from_upstream: Buffer::default(),
+                to_client: Buffer::default(),
+                pipe: None,
+                n_interim: 0,
+                set_cookie: None,
+                filters: &[],
+                compress: None,
+                gzip: None,
+                has_begun: false,
+                watch: Watch::HasSaid,
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = run(self.connection, &mut exchange, service.spec()) => outcome,
+                _ = self.client.watched().news(false) => Outcome::Cut(CloseReason::ClientRst),
+            };
+            if let Some(response) = &exchange.response {
+                stats.add_request(response.meta.status);
+                stats.request_ttfb.observe(response.at - began_at);
+                stats.request_duration.observe(began_at.elapsed());
+                endpoint.answered();
+            }
+            drop(exchange);
+            self.connection.hold(None);
+            match outcome {
+                Outcome::Ended(Ended::Response { upstream_stays, .. }) => {
+                    let stays = upstream_stays && !endpoint.is_draining();
+                    if let Some(stream) = stream.into_wire().filter(|stream| stays && !stream.is_leaving()) {
+                        let most = self.shared.config.http_pool_per_endpoint;
+                        pool::put(endpoint.id(), port, stream, Instant::now(), most);
+                    }
+                    return Ok(taker.verdict(auth));
+                }
+                Outcome::Ended(Ended::Failed(Failure::NoResponse)) => {
+                    stream.reset_on_close();
+                    if !is_reused {
+                        tries.tried.push(endpoint.id());
+                    }
+                    question.rewind();
+                }
+                Outcome::Cut(reason) => {
+                    stream.reset_on_close();
+                    return Err(reason);
+                }
+                Outcome::Ended(_) | Outcome::Lost | Outcome::TooLate => {
+                    stream.reset_on_close();
+                    return Ok(Verdict::Unknown);
+                }
+            }
+        }
+        Ok(Verdict::Unknown)
+    }
+}
+
+/// What is asked: the request itself without its body, and by which method and for what it came.
+fn question(auth: &ForwardAuth, head: &[u8]) -> Buffer {
+    let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let first = lines.next().unwrap_or_default();
+    let mut words = first.split(|byte| *byte == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut out = Buffer::default();
+    let text = out.tail();
+    let mut push = |parts: &[&[u8]]| parts.iter().for_each(|part| text.extend_from_slice(part));
+    let authority = auth.address.authority();
+    push(&[
+        b"GET ",
+        auth.address.target().as_bytes(),
+        b" HTTP/1.1\r\nHost: ",
+        authority.as_bytes(),
+        b"\r\n",
+    ]);
+    for line in lines.take_while(|line| !line.is_empty()) {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        let is = |other: &&str| plain(name) == other.as_bytes();
+        let is_asked_for = || {
+            let named = auth.request_fields.as_ref();
+            named.is_none_or(|named| named.iter().any(|field| field.is_named(name)))
+        };
+        if !OF_THE_MESSAGE.iter().any(is) && (FORWARDING.iter().any(is) || is_asked_for()) {
+            push(&[line, b"\r\n"]);
+        }
+    }
+    push(&[
+        b"X-Forwarded-Method: ",
+        method,
+        b"\r\nX-Forwarded-Uri: ",
+        target,
+        b"\r\n\r\n",
+    ]);
+    out
+}
+
+/// As a gateway to CGI would take a name.
+fn plain(name: &[u8]) -> Vec<u8> {
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.iter().map(plain).collect()
+}
+
+/// What is of the request's own way and body, or is said anew.
+const OF_THE_MESSAGE: [&str; 15] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "max-forwards",
+    "range",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-method",
+    "x-forwarded-uri",
+];
+
+/// What is told in any case.
+const FORWARDING: [&str; 7] = [
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
+
+/// What of an answer is of its own way, or written anew.
+const OF_THE_ANSWER: [&str; 7] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+/// Takes an answer in the place of a client.
+struct Taker {
+    local: SocketAddr,
+    /// std mutex: one task has it, and nothing awaits under it.
+    taken: Mutex<Vec<u8>>,
+}
+
+impl fmt::Debug for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Taker")
+    }
+}
+
+impl Taker {
+    fn new(local: SocketAddr) -> Taker {
+        Taker {
+            local,
+            taken: Mutex::default(),
+        }
+    }
+
+    fn verdict(self, auth: &ForwardAuth) -> Verdict {
+        let taken = self.taken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        read(&taken, auth).unwrap_or(Verdict::Unknown)
+    }
+}
+
+/// `None`: it is no answer to that.
+fn read(mut taken: &[u8], auth: &ForwardAuth) -> Option<Verdict> {
+    loop {
+        let end = taken.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+        let (head, body) = taken.split_at(end);
+        let status: u16 = std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()?;
+        match status {
+            101 => return None,
+            // Not yet the answer.
+            100..200 => taken = body,
+            200..300 => return Some(Verdict::Passes(told(auth, head))),
+            _ => {
+                let head = head.strip_suffix(b"\r\n")?;
+                let lines = head.split_inclusive(|byte| *byte == b'\n').enumerate();
+                let is_kept = |line: &[u8]| {
+                    let name = plain(line.split(|byte| *byte == b':').next().unwrap_or_default());
+                    !OF_THE_ANSWER.iter().any(|other| name == other.as_bytes())
+                };
+                let kept = lines.filter(|(i, line)| *i == 0 || is_kept(line));
+                return Some(Verdict::Answer(Answer {
+                    status,
+                    head: kept.flat_map(|(_, line)| line.iter().copied()).collect(),
+                    body: body.to_vec(),
+                }));
+            }
+        }
+    }
+}
+
+/// What the endpoint is told: nothing that the client has said by these names.
+fn told(auth: &ForwardAuth, head: &[u8]) -> Vec<FieldEdit> {
+    let mut edits = Vec::new();
+    for name in auth.response_fields.iter() {
+        let values = wish::fields(head, name.as_str());
+        let values = values.filter_map(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        let before = edits.len();
+        edits.extend(values.map(|value| (name.clone(), Some(value))));
+        if edits.len() == before {
+            edits.push((name.clone(), None));
+        }
+    }
+    edits
+}
+
+impl Client for Taker {
+    fn watched(&self) -> Watched<'_> {
+        Watched::Stream(self)
+    }
+}
+
+impl Streamed for Taker {
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_reset(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl Wire for Taker {
+    fn poll_read(&self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_write(&self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() + bytes.len() > ANSWER_BYTES_MAX {
+            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+        }
+        taken.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_end(&self, _: &mut Context<'_>, _: bool) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        Ok(None)
+    }
+
+    fn reset_on_close(&self) {}
+
+    fn set_liveness(&self) {}
+}
+
+/// An answer that is longer is none.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+const ASKED_AT_MOST: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth() -> ForwardAuth {
+        ForwardAuth {
+            response_fields: ["Remote-User", "X-Groups"].map(|name| name.parse().unwrap()).into(),
+            ..ForwardAuth::new("http://auth:9091/verify?x".parse().unwrap())
+        }
+    }
+
+    #[test]
+    fn the_question_is_the_request_without_its_body() {
+        let head = "POST /a?b HTTP/1.1\r\nHost: a.test\r\nCookie: c=1\r\nContent-Length: 5\r\nX_Forwarded_Uri: /evil\r\nContent-Type: x\r\n\
+                    X-Forwarded-For: 192.0.2.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX-Own: 1\r\n\r\nhello";
+        let said = |auth: &ForwardAuth| {
+            let text = String::from_utf8(question(auth, head.as_bytes()).rest().to_vec()).unwrap();
+            text.replace("\r\n", "|")
+        };
+        let begin = "GET /verify?x HTTP/1.1|Host: auth:9091|";
+        let end = "X-Forwarded-Method: POST|X-Forwarded-Uri: /a?b||";
+        assert_eq!(
+            said(&auth()),
+            format!("{begin}Cookie: c=1|X-Forwarded-For: 192.0.2.1|X-Own: 1|{end}")
+        );
+        let some = ForwardAuth {
+            request_fields: Some(["cookie".parse().unwrap()].into()),
+            ..auth()
+        };
+        assert_eq!(
+            said(&some),
+            format!("{begin}Cookie: c=1|X-Forwarded-For: 192.0.2.1|{end}")
+        );
+    }
+
+    #[test]
+    fn what_is_no_answer_of_2xx_does_not_pass() {
+        let of = |text: &str| read(text.replace('|', "\r\n").as_bytes(), &auth());
+        let Some(Verdict::Passes(edits)) = of("HTTP/1.1 100 Continue||HTTP/1.1 204 No|remote-user: ann|X-Other: 1||")
+        else {
+            panic!()
+        };
+        let edits: Vec<_> = edits
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_ref().map(|value| value.as_str())))
+            .collect();
+        assert_eq!(edits, [("Remote-User", Some("ann")), ("X-Groups", None)]);
+        let Some(Verdict::Answer(answer)) = of(
+            "HTTP/1.1 302 Found|Location: /login|Content-Length: 2|Via: x|Set-Cookie: a|Set-Cookie: b|Connection: close||hi",
+        ) else {
+            panic!()
+        };
+        let head = String::from_utf8(answer.head).unwrap().replace("\r\n", "|");
+        assert_eq!(
+            (answer.status, &*head, &*answer.body),
+            (
+                302,
+                "HTTP/1.1 302 Found|Location: /login|Set-Cookie: a|Set-Cookie: b|",
+                &b"hi"[..]
+            )
+        );
+        for none in [
+            "",
+            "HTTP/1.1 200",
+            "HTTP/1.1 200 OK|",
+            "HTTP/1.1 101 x||",
+            "HTTP/1.1 100 x||",
+            "HTTP/1.1 2x0 x||",
+        ] {
+            assert!(of(none).is_none(), "{none}");
+        }
+    }
+}
