@@ -74,7 +74,7 @@ impl MediaRange {
         kind.eq_ignore_ascii_case(self.kind.as_bytes())
             && match &self.subtype {
                 Some(own) => subtype.eq_ignore_ascii_case(own.as_bytes()),
-                None => !essence.eq_ignore_ascii_case(b"text/event-stream"),
+                None => !essence.eq_ignore_ascii_case(b"text/event-stream") && !is_grpc(kind, subtype),
             }
     }
 }
@@ -86,7 +86,7 @@ impl FromStr for MediaRange {
         let parts = text.split_once('/');
         let is_token = |(kind, subtype): &(&str, &str)| is_token(kind) && *kind != "*" && is_token(subtype);
         match parts.filter(is_token) {
-            Some((kind, subtype)) if !is_grpc(kind, subtype) => Ok(MediaRange::of(kind, subtype)),
+            Some((kind, subtype)) if !is_grpc(kind.as_bytes(), subtype.as_bytes()) => Ok(MediaRange::of(kind, subtype)),
             _ => Err(InvalidValue::new(
                 text,
                 "a media type such as text/html or text/* (gRPC compresses by itself)",
@@ -96,8 +96,9 @@ impl FromStr for MediaRange {
 }
 
 /// Its messages have a compression of their own, and its clients take no other.
-fn is_grpc(kind: &str, subtype: &str) -> bool {
-    kind.eq_ignore_ascii_case("application") && subtype.get(..4).is_some_and(|begin| begin.eq_ignore_ascii_case("grpc"))
+fn is_grpc(kind: &[u8], subtype: &[u8]) -> bool {
+    let begins = |begin: &[u8]| begin.eq_ignore_ascii_case(b"grpc");
+    kind.eq_ignore_ascii_case(b"application") && subtype.get(..4).is_some_and(begins)
 }
 
 /// What is text, by another name or not, and not compressed in itself.
@@ -154,6 +155,11 @@ mod tests {
         };
         assert!(some.takes(b"text/event-stream") && some.takes(b"text/plain"));
         assert!(!some.takes(b"text/css") && !some.takes(b"application/json"));
+        let any = Compress {
+            types: ["application/*".parse().unwrap()].into(),
+            ..Compress::default()
+        };
+        assert!(any.takes(b"application/json") && !any.takes(b"application/grpc+proto"));
         for wrong in [
             "",
             "text",

@@ -159,6 +159,13 @@ impl FromStr for FieldName {
 pub struct FieldValue(Arc<str>);
 
 impl FieldValue {
+    /// What somebody else has said, of letters of any script. `None`: it is not UTF-8, or has control characters.
+    pub fn received(value: &[u8]) -> Option<FieldValue> {
+        let text = std::str::from_utf8(value).ok()?.trim();
+        let is_plain = |c: char| c == '\t' || !c.is_control();
+        text.chars().all(is_plain).then(|| FieldValue(text.into()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

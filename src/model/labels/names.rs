@@ -183,7 +183,11 @@ pub fn shown<'a>(label: &str, value: &'a str) -> &'a str {
     let label = label.to_ascii_lowercase();
     let is_like_users = label.contains("auth") && !SHOWN.contains(&&*label);
     let is_like_hash = ["$apr1$", "$2", "{SHA}"].iter().any(|begin| value.contains(begin));
-    match is_like_users || is_like_hash || (is_ours(&label) && !is_known) {
+    match is_like_users
+        || is_like_hash
+        || (label == FORWARD_AUTH && value.contains('@'))
+        || (is_ours(&label) && !is_known)
+    {
         true => "(not shown)",
         false => value,
     }

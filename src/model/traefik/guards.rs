@@ -174,6 +174,8 @@ pub(super) fn compress(options: &Options<'_>) -> Result<Compress, String> {
         match option.as_str() {
             "compress" if flag(label.value) == Some(true) => {}
             "compress.minresponsebodybytes" => match label.value.parse::<u64>() {
+                // As where nothing is said.
+                Ok(0) => {}
                 Ok(bytes) => compress.min_size = bytes,
                 Err(_) => return Err(format!("has {}: expected a number of bytes", label.key)),
             },

@@ -49,6 +49,8 @@ pub fn is_secret(label: &str) -> bool {
         ["traefik", "http", "middlewares", _, "basicauth", option] => {
             !is_list(option, "users") && !["headerfield", "realm", "removeheader"].contains(option)
         }
+        // Where it leads may have a password in it, and is then none that there is a counterpart of.
+        ["traefik", "http", "middlewares", _, "forwardauth", option] => option.starts_with("tls"),
         ["traefik", "http", "middlewares", _, kind, ..] => {
             ["basicauth", "digestauth", "forwardauth", "plugin"].contains(kind)
         }

@@ -79,7 +79,11 @@ impl<C: Client> Server<'_, C> {
         if meta.method != Method::Head && answer.status != 304 {
             text.extend_from_slice(&answer.body);
         }
-        self.send(out).await;
+        if !self.send_whole(out).await {
+            // Nobody is to take what it got of it for the whole, or what comes next for the rest.
+            self.client.reset_on_close();
+            return Err(CloseReason::ClientRst);
+        }
         if stays {
             return Ok(());
         }
@@ -174,6 +178,20 @@ impl<C: Client> Server<'_, C> {
         let _ = tokio::time::timeout(SEND_AT_MOST, flush).await;
     }
 
+    /// Whether all of it was sent, to a client that goes on taking it.
+    async fn send_whole(&mut self, mut out: Buffer) -> bool {
+        for _ in 0..SPANS_AT_MOST {
+            let before = out.rest().len();
+            let flush = poll_fn(|cx| out.poll_flush(self.client, cx));
+            match tokio::time::timeout(SEND_AT_MOST, flush).await {
+                Ok(sent) => return sent.is_ok(),
+                Err(_) if out.rest().len() < before => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
     /// Ends our half and lets the client finish, so that closing does not reset what it has yet to read.
     pub(super) async fn finish(&mut self) {
         let end = poll_fn(|cx| self.client.poll_end(cx, false));
@@ -184,3 +202,5 @@ impl<C: Client> Server<'_, C> {
 
 /// A client may take so long to take a short answer.
 pub(super) const SEND_AT_MOST: Duration = Duration::from_secs(5);
+/// And so many times as long to take a longer one, if it takes some each time.
+const SPANS_AT_MOST: u32 = 24;

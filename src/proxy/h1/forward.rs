@@ -16,13 +16,13 @@ use super::through::{Asked, Outcome, run};
 use super::way::Way;
 use super::wish;
 use crate::model::ServiceName;
-use crate::model::filters::FieldEdit;
+use crate::model::filters::{FieldEdit, FieldValue};
 use crate::model::guards::ForwardAuth;
 use crate::proxy::balancer::Wish;
-use crate::proxy::http::{Body, HeaderSlots, Method, RequestMeta, Version, parse_request};
+use crate::proxy::http::{Body, Framing, Method, RequestMeta, Version};
 use crate::proxy::side::Side;
 use crate::proxy::upstream::{Tries, Upstream};
-use crate::proxy::wire::{Client, Streamed, Watched, Wire};
+use crate::proxy::wire::{Client, Leg, Streamed, Watched, Wire};
 use crate::routing::{CloseReason, Service};
 
 /// What has come of asking.
@@ -31,8 +31,8 @@ pub(super) enum Verdict {
     Passes(Vec<FieldEdit>),
     /// The client gets this answer.
     Answer(Answer),
-    /// Nobody could be asked, or what was answered is none.
-    Unknown,
+    /// Nobody could be asked, or what was answered is none: why.
+    Unknown(&'static str),
 }
 
 /// An answer that was taken whole.
@@ -53,38 +53,49 @@ impl<C: Client> Server<'_, C> {
         meta: &RequestMeta,
     ) -> Result<Verdict, CloseReason> {
         let Some((service, network)) = self.who_is_asked(auth, guarded) else {
-            return Ok(Verdict::Unknown);
+            return Ok(Verdict::Unknown(NOBODY));
         };
         let question = question(auth, head);
-        let asking = self.ask_endpoints(&service, network.as_ref(), auth, question, meta);
-        let asked = tokio::time::timeout(ANSWERS_WITHIN, asking).await;
-        self.connection.hold(None);
-        asked.unwrap_or(Ok(Verdict::Unknown))
+        let verdict = self
+            .ask_endpoints(&service, network.as_ref(), auth, question, meta)
+            .await;
+        if let Ok(Verdict::Unknown(why)) = verdict {
+            tracing::debug!(service = %guarded.name(), asked = %service.name(), "{why}");
+        }
+        verdict
     }
 
-    /// The service of that name, as it is called on a network that `guarded` is on too; or, where neither is on any, as the file names it.
+    /// The service of that name, as it is called on a network that `guarded` is on too; or, where neither is on any, as the file names it. One of
+    /// the same stack comes first, since its services call each other without what all their names begin with.
     fn who_is_asked(&self, auth: &ForwardAuth, guarded: &Service) -> Option<(Arc<Service>, Option<Arc<str>>)> {
         let table = self.shared.table.peek();
         let own = guarded.spec();
         let called = auth.address.service();
-        // A stack's services call each other without what all their names begin with.
-        let stacks = own
-            .name
-            .as_str()
-            .match_indices('_')
-            .map(|(at, _)| &own.name.as_str()[..at]);
-        let beside = stacks.map(|stack| format!("{stack}_{called}"));
-        std::iter::once(called.to_owned()).chain(beside).find_map(|name| {
-            let service = table.service(&ServiceName::new(&name).ok()?)?;
+        let named = |name: &str| table.service(&ServiceName::new(name).ok()?).cloned();
+        let shared = |service: &Service| -> Option<Option<Arc<str>>> {
             let theirs = &service.spec().attachments;
             if theirs.is_empty() && own.attachments.is_empty() {
-                return Some((service.clone(), None));
+                return Some(None);
             }
             let is_shared = |network: &Arc<str>| own.attachments.iter().any(|own| own.network == *network);
             let mut networks = theirs.iter().map(|attachment| &attachment.network);
-            let network = networks.find(|network| is_shared(network))?;
-            Some((service.clone(), Some(network.clone())))
-        })
+            networks.find(|network| is_shared(network)).cloned().map(Some)
+        };
+        let reached = |service: Arc<Service>| shared(&service).map(|network| (service, network));
+        let own_name = own.name.as_str();
+        let stacks = own_name.rmatch_indices('_').map(|(at, _)| &own_name[..at]);
+        let beside = stacks.filter_map(|stack| named(&format!("{stack}_{called}")));
+        let by_alias = || {
+            table.services().find_map(|service| {
+                let mut theirs = service.spec().attachments.iter();
+                let is_called = |alias: &Arc<str>| alias.eq_ignore_ascii_case(called);
+                let is_own = |network: &Arc<str>| own.attachments.iter().any(|own| own.network == *network);
+                let met = theirs.find(|it| is_own(&it.network) && it.aliases.iter().any(is_called))?;
+                Some((service.clone(), Some(met.network.clone())))
+            })
+        };
+        let found = beside.filter_map(reached).next();
+        found.or_else(by_alias).or_else(|| reached(named(called)?))
     }
 
     async fn ask_endpoints(
@@ -96,21 +107,21 @@ impl<C: Client> Server<'_, C> {
         meta: &RequestMeta,
     ) -> Result<Verdict, CloseReason> {
         let port = auth.address.port();
-        let request = {
-            let mut slots = HeaderSlots::with_most(self.shared.config.http_fields_max);
-            let parsed = parse_request(question.rest(), 0, self.shared.config.http_head_bytes_max, &mut slots);
-            let Ok(Some(parsed)) = parsed else {
-                return Ok(Verdict::Unknown);
-            };
+        let request = RequestMeta {
+            head_len: 0,
+            method: Method::Get,
             // So that the answer comes without chunks.
-            RequestMeta {
-                version: Version::Http10,
-                ..parsed.meta
-            }
+            version: Version::Http10,
+            framing: Framing::None,
+            keep_alive: true,
+            expects_continue: false,
+            upgrade: false,
+            local_answer: None,
         };
         if Way::of(service.spec(), question.rest()).is_err() {
-            return Ok(Verdict::Unknown);
+            return Ok(Verdict::Unknown(NO_WAY));
         }
+        let due = tokio::time::Instant::now() + ANSWERS_WITHIN;
         let stats = service.stats();
         let mut tries = Tries::default();
         for i in 0..ASKED_AT_MOST {
@@ -121,8 +132,11 @@ impl<C: Client> Server<'_, C> {
             };
             let body = Body::of_request(meta.framing);
             let acquiring = self.acquire(service, port, asked, question.rest(), &mut tries, body, network);
-            let Ok(upstream) = Box::pin(acquiring).await? else {
-                return Ok(Verdict::Unknown);
+            let Ok(acquired) = tokio::time::timeout_at(due, Box::pin(acquiring)).await else {
+                return Ok(Verdict::Unknown(TOO_LATE));
+            };
+            let Ok(upstream) = acquired? else {
+                return Ok(Verdict::Unknown(NO_ENDPOINT));
             };
             let Upstream {
                 stream,
@@ -165,7 +179,9 @@ impl<C: Client> Server<'_, C> {
                 biased;
                 outcome = run(self.connection, &mut exchange, service.spec()) => outcome,
                 _ = self.client.watched().news(false) => Outcome::Cut(CloseReason::ClientRst),
+                () = tokio::time::sleep_until(due) => Outcome::TooLate,
             };
+            let has_responded = exchange.response.is_some();
             if let Some(response) = &exchange.response {
                 stats.add_request(response.meta.status);
                 stats.request_ttfb.observe(response.at - began_at);
@@ -183,26 +199,38 @@ impl<C: Client> Server<'_, C> {
                     }
                     return Ok(taker.verdict(auth));
                 }
-                Outcome::Ended(Ended::Failed(Failure::NoResponse)) => {
-                    stream.reset_on_close();
-                    if !is_reused {
-                        tries.tried.push(endpoint.id());
-                    }
-                    question.rewind();
-                }
                 Outcome::Cut(reason) => {
                     stream.reset_on_close();
                     return Err(reason);
                 }
-                Outcome::Ended(_) | Outcome::Lost | Outcome::TooLate => {
+                Outcome::Ended(Ended::Failed(Failure::NoResponse)) | Outcome::Lost if !has_responded => {
                     stream.reset_on_close();
-                    return Ok(Verdict::Unknown);
+                    if !is_reused {
+                        service.left_unanswered(&endpoint, self.asker(None), Instant::now());
+                        tries.tried.push(endpoint.id());
+                    }
+                    question.rewind();
+                }
+                Outcome::TooLate => {
+                    stream.wire().into_iter().for_each(Leg::distrust);
+                    stream.reset_on_close();
+                    return Ok(Verdict::Unknown(TOO_LATE));
+                }
+                Outcome::Ended(_) | Outcome::Lost => {
+                    stream.reset_on_close();
+                    return Ok(Verdict::Unknown(NO_ANSWER));
                 }
             }
         }
-        Ok(Verdict::Unknown)
+        Ok(Verdict::Unknown(NO_ANSWER))
     }
 }
+
+const NOBODY: &str = "there is no service here by the name of the one that says whether requests may pass";
+const NO_WAY: &str = "the service that says whether requests may pass cannot be asked by the HTTP that it speaks";
+const NO_ENDPOINT: &str = "no endpoint is there of the service that says whether requests may pass";
+const NO_ANSWER: &str = "the service that says whether requests may pass gives no answer that can be taken";
+const TOO_LATE: &str = "the service that says whether requests may pass does not answer in time";
 
 /// What is asked: the request itself without its body, and by which method and for what it came.
 fn question(auth: &ForwardAuth, head: &[u8]) -> Buffer {
@@ -228,7 +256,9 @@ fn question(auth: &ForwardAuth, head: &[u8]) -> Buffer {
             let named = auth.request_fields.as_ref();
             named.is_none_or(|named| named.iter().any(|field| field.is_named(name)))
         };
-        if !OF_THE_MESSAGE.iter().any(is) && (FORWARDING.iter().any(is) || is_asked_for()) {
+        // What is not believed of the client is not shown either.
+        let is_told = || auth.response_fields.iter().any(|field| field.is_named(name));
+        if !OF_THE_MESSAGE.iter().any(is) && !is_told() && (FORWARDING.iter().any(is) || is_asked_for()) {
             push(&[line, b"\r\n"]);
         }
     }
@@ -248,14 +278,19 @@ fn plain(name: &[u8]) -> Vec<u8> {
     name.iter().map(plain).collect()
 }
 
-/// What is of the request's own way and body, or is said anew.
-const OF_THE_MESSAGE: [&str; 15] = [
+/// What is of the request's own way and body, or of the endpoint's answer, or is said anew.
+const OF_THE_MESSAGE: [&str; 25] = [
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
     "expect",
     "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
     "keep-alive",
     "max-forwards",
     "range",
@@ -265,6 +300,12 @@ const OF_THE_MESSAGE: [&str; 15] = [
     "upgrade",
     "x-forwarded-method",
     "x-forwarded-uri",
+    // Other names of these, by which a client would say for itself what it asks for.
+    "x-original-host",
+    "x-original-method",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
 ];
 
 /// What is told in any case.
@@ -312,7 +353,7 @@ impl Taker {
 
     fn verdict(self, auth: &ForwardAuth) -> Verdict {
         let taken = self.taken.into_inner().unwrap_or_else(PoisonError::into_inner);
-        read(&taken, auth).unwrap_or(Verdict::Unknown)
+        read(&taken, auth).unwrap_or(Verdict::Unknown(NO_ANSWER))
     }
 }
 
@@ -326,7 +367,7 @@ fn read(mut taken: &[u8], auth: &ForwardAuth) -> Option<Verdict> {
             101 => return None,
             // Not yet the answer.
             100..200 => taken = body,
-            200..300 => return Some(Verdict::Passes(told(auth, head))),
+            200..300 => return told(auth, head).map(Verdict::Passes),
             _ => {
                 let head = head.strip_suffix(b"\r\n")?;
                 let lines = head.split_inclusive(|byte| *byte == b'\n').enumerate();
@@ -345,19 +386,20 @@ fn read(mut taken: &[u8], auth: &ForwardAuth) -> Option<Verdict> {
     }
 }
 
-/// What the endpoint is told: nothing that the client has said by these names.
-fn told(auth: &ForwardAuth, head: &[u8]) -> Vec<FieldEdit> {
+/// What the endpoint is told: nothing that the client has said by these names. `None`: it cannot be told all of it.
+fn told(auth: &ForwardAuth, head: &[u8]) -> Option<Vec<FieldEdit>> {
     let mut edits = Vec::new();
     for name in auth.response_fields.iter() {
         let values = wish::fields(head, name.as_str());
-        let values = values.filter_map(|value| std::str::from_utf8(value).ok()?.parse().ok());
         let before = edits.len();
-        edits.extend(values.map(|value| (name.clone(), Some(value))));
+        for value in values {
+            edits.push((name.clone(), Some(FieldValue::received(value)?)));
+        }
         if edits.len() == before {
             edits.push((name.clone(), None));
         }
     }
-    edits
+    Some(edits)
 }
 
 impl Client for Taker {
@@ -429,7 +471,7 @@ mod tests {
 
     #[test]
     fn the_question_is_the_request_without_its_body() {
-        let head = "POST /a?b HTTP/1.1\r\nHost: a.test\r\nCookie: c=1\r\nContent-Length: 5\r\nX_Forwarded_Uri: /evil\r\nContent-Type: x\r\n\
+        let head = "POST /a?b HTTP/1.1\r\nHost: a.test\r\nCookie: c=1\r\nContent-Length: 5\r\nX_Forwarded_Uri: /evil\r\nX-Original-URL: /evil\r\nremote_user: evil\r\nIf-None-Match: x\r\nContent-Type: x\r\n\
                     X-Forwarded-For: 192.0.2.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX-Own: 1\r\n\r\nhello";
         let said = |auth: &ForwardAuth| {
             let text = String::from_utf8(question(auth, head.as_bytes()).rest().to_vec()).unwrap();
@@ -478,6 +520,7 @@ mod tests {
             )
         );
         for none in [
+            "HTTP/1.1 200 OK|Remote-User: \u{1}||",
             "",
             "HTTP/1.1 200",
             "HTTP/1.1 200 OK|",

@@ -17,7 +17,7 @@ use crate::model::RouteSpec;
 use crate::model::filters::{FieldEdit, Filters};
 use crate::model::guards::{BasicAuth, Guards};
 use crate::proxy::auth::Verdict;
-use crate::proxy::http::{Body, BodyFault, Framing, RequestMeta, filter_request};
+use crate::proxy::http::{Body, BodyFault, Framing, RequestMeta, check_path, filter_request};
 use crate::proxy::wire::Client;
 use crate::routing::{ClientKey, CloseReason, GuardState, RequestRefusal, Service, UnderWayOne};
 
@@ -66,6 +66,11 @@ impl<C: Client> Server<'_, C> {
         let guards: Vec<_> = guards
             .filter_map(|(filters, said_by)| Some((said_by, filters.guards.as_ref()?)))
             .collect();
+        // What another service judges by its path has to have one.
+        let is_judged = guards.iter().any(|(_, guards)| guards.forward.is_some());
+        if is_judged && let Err(refusal) = check_path(head.rest()) {
+            return Err(Err(self.refuse(refusal).await));
+        }
         match self.guard(service, &guards, head.tail(), meta).await.map_err(Err)? {
             Ok(passed) => Ok(passed),
             Err(denied) => Err(self.deny(service, denied, meta).await),
@@ -110,41 +115,42 @@ impl<C: Client> Server<'_, C> {
     ) -> Result<Result<Passed, Denied>, CloseReason> {
         // One that cannot be read counts as the proxy's own.
         let client = self.client_of(head).unwrap_or_else(|_| self.from.ip());
-        let mut edits: Vec<FieldEdit> = Vec::new();
-        for auth in guards.iter().filter_map(|(_, guards)| guards.auth.as_ref()) {
-            match self.who_is(auth, head, client).await? {
-                Ok(more) => edits.extend(more),
-                Err(denied) => return Ok(Err(denied)),
+        let mut tells_user = false;
+        // One after the other: each is shown what those before it have made of the request.
+        let mut tell = |head: &mut Vec<u8>, edits: Vec<FieldEdit>| {
+            if edits.is_empty() {
+                return;
             }
-        }
-        for auth in guards.iter().filter_map(|(_, guards)| guards.forward.as_ref()) {
-            let answer = match self.ask_service(auth, service, head, meta).await? {
-                forward::Verdict::Passes(more) => {
-                    edits.extend(more);
-                    continue;
-                }
-                forward::Verdict::Answer(answer) => Some(answer),
-                forward::Verdict::Unknown => None,
-            };
-            return Ok(Err(Denied {
-                refusal: match answer {
-                    Some(_) => RequestRefusal::ForwardAuth,
-                    None => RequestRefusal::AuthUnavailable,
-                },
-                status: 503,
-                what: "the service that says whether requests may pass does not answer",
-                field: String::new(),
-                answer,
-            }));
-        }
-        let tells_user = !edits.is_empty();
-        if tells_user {
+            tells_user = true;
             let filters = Filters {
                 request_fields: edits.into(),
                 ..Filters::default()
             };
             // Only fields are changed, which cannot be refused.
             let _ = filter_request(head, &filters);
+        };
+        for auth in guards.iter().filter_map(|(_, guards)| guards.auth.as_ref()) {
+            match self.who_is(auth, head, client).await? {
+                Ok(edits) => tell(head, edits),
+                Err(denied) => return Ok(Err(denied)),
+            }
+        }
+        for auth in guards.iter().filter_map(|(_, guards)| guards.forward.as_ref()) {
+            let (refusal, what, answer) = match self.ask_service(auth, service, head, meta).await? {
+                forward::Verdict::Passes(edits) => {
+                    tell(head, edits);
+                    continue;
+                }
+                forward::Verdict::Answer(answer) => (RequestRefusal::ForwardAuth, "", Some(answer)),
+                forward::Verdict::Unknown(why) => (RequestRefusal::AuthUnavailable, why, None),
+            };
+            return Ok(Err(Denied {
+                refusal,
+                status: 503,
+                what,
+                field: String::new(),
+                answer,
+            }));
         }
         let client = ClientKey::of(client);
         let is_said = |said_by: &str| {

@@ -1,9 +1,9 @@
 //! Heads of answers that are compressed on their way: whether they may be, and what they say then. Pure. Not here: the bytes of bodies
 //! (`h1::gzip`).
 
-use super::ResponseMeta;
 use super::filtered::{lines, split_field, split_line};
 use super::response::add_field;
+use super::{Framing, ResponseMeta};
 use crate::model::compress::Compress;
 
 /// Whether a request's head says that the client takes gzip (RFC 9110, 12.5.3).
@@ -47,6 +47,8 @@ pub fn code_response(
     if !may_be(&out[start..], compress, meta) {
         return false;
     }
+    // What it is of might have been; it has no body itself.
+    let has_body = meta.framing != Framing::None;
     if !is_taken {
         let varies = fields_of(split_line(&out[start..]).1).any(|(name, value)| varies_by_it(name, value));
         if !varies {
@@ -68,19 +70,22 @@ pub fn code_response(
             out.extend_from_slice(b"ETag: W/");
             out.extend_from_slice(value);
             out.extend_from_slice(b"\r\n");
-        } else if !OF_THE_BYTES.iter().any(|other| name.eq_ignore_ascii_case(other)) {
+        } else if !has_body || !OF_THE_BYTES.iter().any(|other| name.eq_ignore_ascii_case(other)) {
             out.extend_from_slice(field);
         }
     }
     if !varies {
         out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
     }
-    out.extend_from_slice(b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n");
-    true
+    out.extend_from_slice(match has_body {
+        true => b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+        false => b"\r\n",
+    });
+    has_body
 }
 
 fn may_be(head: &[u8], compress: &Compress, meta: &ResponseMeta) -> bool {
-    if meta.framing == super::Framing::None || meta.status < 200 || meta.status == 206 {
+    if meta.framing == Framing::Length(0) || meta.status < 200 || meta.status == 206 {
         return false;
     }
     let mut is_of_type = None;
@@ -105,7 +110,11 @@ fn may_be(head: &[u8], compress: &Compress, meta: &ResponseMeta) -> bool {
             }
         }
     }
-    is_of_type == Some(true)
+    match meta.status {
+        // It mostly says no type.
+        304 => is_of_type.unwrap_or(true),
+        _ => is_of_type.unwrap_or(false),
+    }
 }
 
 fn varies_by_it(name: &[u8], value: &[u8]) -> bool {
@@ -135,7 +144,7 @@ const OF_THE_BYTES: [&[u8]; 8] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::http::{Framing, Version};
+    use crate::proxy::http::Version;
 
     #[test]
     fn a_client_takes_what_it_says() {
@@ -214,6 +223,14 @@ mod tests {
                 )
             )
         );
+        // Of what has no body, to a HEAD or where it has not changed, the same is said.
+        for (fields, status) in [("Content-Type: text/css|Content-Length: 2000|", 200), ("", 304)] {
+            let said = of(&format!("ETag: \"x\"|{fields}"));
+            let weak = of(&format!("ETag: W/\"x\"|{fields}Vary: Accept-Encoding|"));
+            let strong = of(&format!("ETag: \"x\"|{fields}Vary: Accept-Encoding|"));
+            assert_eq!(coded(&said, status, Framing::None, true), (false, weak));
+            assert_eq!(coded(&said, status, Framing::None, false), (false, strong));
+        }
         let plain = of("Content-Type: text/css|Content-Length: 2000|");
         assert_eq!(
             coded(&plain, 200, long, false),
@@ -251,7 +268,9 @@ mod tests {
                 long,
             ),
             ("Content-Type: text/css|Content-Length: 2000|", 206, long),
-            ("Content-Type: text/css|Content-Length: 2000|", 200, Framing::None),
+            ("Content-Type: text/css|Content-Length: 0|", 200, Framing::Length(0)),
+            ("Content-Type: image/png|ETag: \"x\"|", 304, Framing::None),
+            ("Content-Length: 2000|", 200, Framing::None),
         ] {
             for is_taken in [true, false] {
                 assert_eq!(

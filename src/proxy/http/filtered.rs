@@ -45,6 +45,18 @@ pub fn filter_request(head: &mut Vec<u8>, filters: &Filters) -> Result<(), Refus
     Ok(())
 }
 
+/// Refuses a request whose path could be read in two ways. `head`: of one that was written for an endpoint.
+pub fn check_path(head: &[u8]) -> Result<(), Refusal> {
+    let target = target_of(split_line(head).0);
+    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+    match std::str::from_utf8(path) {
+        Ok(path) if path.starts_with('/') => plain_path(path).map(drop),
+        // `*` is of the server as a whole.
+        Ok("*") => Ok(()),
+        _ => Err(Refusal::AmbiguousPath),
+    }
+}
+
 /// Changes a response's head, which is what `out` has from `start` on.
 pub fn filter_response(out: &mut Vec<u8>, start: usize, filters: &Filters) {
     if filters.response_fields.is_empty() {

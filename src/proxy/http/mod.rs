@@ -34,7 +34,7 @@ pub use asked::{RouteKey, https_location};
 pub use body::{Body, BodyFault, Chunked, Coding, Progress, TRAILERS_BYTES_MAX, encode_chunk};
 pub use coded::{code_response, takes_gzip};
 pub use fields::{DEFAULT_FIELDS_MAX, FIELDS_MOST, HeaderSlots};
-pub use filtered::{filter_request, filter_response, https_place, uri_of};
+pub use filtered::{check_path, filter_request, filter_response, https_place, uri_of};
 pub use refusal::Refusal;
 pub use reply::{CONTINUE, Reply, write_challenge, write_options_reply, write_redirect};
 pub use request::{LocalAnswer, Peer, RequestHead, RequestMeta, lower_request, parse_request};

@@ -160,6 +160,16 @@ fn who_may_not_gets_the_services_answer_by_either_protocol() {
         let (status, _) = node.curl(&[args, &["-I"]].concat());
         assert_eq!(status, format!("302 {version}"));
     }
+    // A page of any length up to the limit is whole.
+    let page = "x".repeat(900_000);
+    authority.says(&format!(
+        "HTTP/1.1 403 Forbidden|Content-Length: {}||{page}",
+        page.len()
+    ));
+    for protocol in ["--http2-prior-knowledge", "--http1.1"] {
+        let (status, body) = node.curl(&[protocol]);
+        assert!(status.starts_with("403 ") && body == page, "{status} {}", body.len());
+    }
     authority.says("HTTP/1.1 401 Unauthorized|WWW-Authenticate: Bearer|Content-Length: 0||");
     // Who asks for another protocol is asked too.
     let mut stream = dial(node.addr);
@@ -207,6 +217,48 @@ fn where_nobody_says_that_it_may_nothing_passes() {
     wait_until("nobody there", || node.ask("").starts_with("HTTP/1.1 503 "));
     declare(&node, "http://auth/verify", &authority.origin.addr.to_string());
     wait_until("it is back", || node.ask("").starts_with("HTTP/1.1 200 "));
+}
+
+/// What is asked before has its say in what is shown, and a path that could be read in two ways is judged by nobody.
+#[test]
+fn what_is_shown_is_what_the_endpoint_would_get() {
+    let (origin, authority) = (origin(), Authority::start());
+    let node = start(&origin, &authority);
+    for target in [
+        "/public/../app",
+        "/public/%2e%2e/app",
+        "//app",
+        "/public%2f..%2fapp",
+        "/a\\b",
+    ] {
+        let mut stream = dial(node.addr);
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let said = String::from_utf8(read_to_end(&stream)).unwrap();
+        assert!(said.starts_with("HTTP/1.1 400 "), "{target}: {said}");
+    }
+    let n_asked = authority.asked.lock().unwrap().len();
+    let users =
+        "basic_auth: { users: ['ann:{SHA}2PRZAyDhNDqRW2OUFwZQqPNdaSY='], user_header: X-User, remove_header: true }\n";
+    let options = format!("{users}forward_auth: {{ address: 'http://auth/', response_headers: [X-User] }}\n");
+    let file = format!(
+        "{}  auth:\n    mode: http\n    expose: [80]\n    endpoints: [\"{}\"]\n",
+        text(node.addr, &node.endpoints, &options),
+        authority.origin.addr
+    );
+    std::fs::write(node.dir.path().join("services.yml"), file).unwrap();
+    wait_until("a password", || node.ask("").starts_with("HTTP/1.1 401 "));
+    assert_eq!(
+        authority.asked.lock().unwrap().len(),
+        n_asked,
+        "who says none is not asked about"
+    );
+    let fields = format!("{}X-User: admin\r\n", super::basic("ann", "sha"));
+    let said = node.ask(&fields);
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+    let asked = authority.last();
+    assert!(!asked.contains("admin") && !asked.contains("Authorization"), "{asked}");
+    // It says no user, so that the endpoint is told of none.
+    assert!(!said.contains("X-User") && !said.contains("Authorization"), "{said}");
 }
 
 /// Its connections may end after each answer, or be kept, while many ask.
