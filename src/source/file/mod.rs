@@ -1,6 +1,7 @@
 //! The services file as the source: what it says becomes the table, whole or not at all, whenever it is closed or
 //! replaced. A broken or missing file leaves the last good table, which also survives a restart.
 
+mod endpoints;
 mod guards;
 pub mod keep;
 mod loops;
