@@ -16,6 +16,17 @@ pub(super) struct Answer {
     pub(super) ttl: Duration,
 }
 
+impl Answer {
+    /// Nobody has said anything.
+    pub(super) fn silence() -> Answer {
+        Answer {
+            v4: Err(Failure::Silence),
+            v6: Err(Failure::Silence),
+            ttl: Duration::ZERO,
+        }
+    }
+}
+
 /// Why there are no addresses of one family.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {

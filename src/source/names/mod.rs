@@ -8,7 +8,7 @@ mod lookup;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -96,8 +96,8 @@ impl Names {
             for name in begun {
                 let resolver = self.resolver.clone();
                 let asking = async move {
-                    let answer = resolver.look_up(&name).await;
-                    (name, answer)
+                    let answer = tokio::time::timeout(LOOK_UP_MOST, resolver.look_up(&name)).await;
+                    (name, answer.unwrap_or_else(|_| Answer::silence()))
                 };
                 self.asking.push(asking.boxed());
             }
@@ -146,3 +146,6 @@ impl Names {
         news.has_changed
     }
 }
+
+/// More than three servers take for all search domains. Beyond, it may be a disk that does not give the system's files.
+const LOOK_UP_MOST: Duration = Duration::from_secs(60);
