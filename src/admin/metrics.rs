@@ -14,7 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::family::Family;
-use super::{AdminState, SwarmView, tls};
+use super::{AdminState, SwarmView, names, tls};
 use crate::dns::{DnsStats, Rcode, Source};
 use crate::model::EndpointHandshake;
 use crate::model::Mode;
@@ -232,6 +232,9 @@ fn write_node(state: &AdminState, table: &RoutingTable, out: &mut DescriptorEnco
             "What is wrong with services' labels and ports; status says what.",
         )
         .sample(&[], faults as u64);
+    }
+    if let Some(known) = &state.names {
+        names::write_metrics(known, out);
     }
     if let Some(store) = &state.store {
         write_store(store, out);

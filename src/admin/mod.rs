@@ -3,6 +3,7 @@
 
 mod family;
 mod metrics;
+mod names;
 mod server;
 mod tls;
 mod views;
@@ -22,6 +23,7 @@ use crate::proxy::{Ports, ProxyHandle};
 use crate::routing::TableHandle;
 use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
+use crate::source::names::NamesStatus;
 use crate::source::swarm::{EngineInfo, SwarmStatus};
 use crate::store::StoreHealth;
 use crate::takeover::Takeover;
@@ -37,6 +39,8 @@ pub struct AdminState {
     /// The workers, to be asked whether they work.
     pub workers: ProxyHandle,
     pub source: Arc<SourceStatus>,
+    /// `None`: there is no services file.
+    pub names: Option<Arc<NamesStatus>>,
     pub health: Arc<HealthStats>,
     pub dns: Option<Arc<crate::dns::DnsStats>>,
     pub readiness: Arc<Readiness>,

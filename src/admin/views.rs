@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::names::{self, NameView};
 use super::tls::TlsView;
 use super::{AdminState, Phase, SwarmView};
 use crate::model::{EntryPointName, HealthProbe, RouteSpec, RouteTls, Scheme, format_duration};
@@ -57,6 +58,9 @@ pub(super) struct StatusView {
     /// What is wrong with files of authorities that endpoints are judged by.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     authority_faults: Vec<String>,
+    /// Of endpoints by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<NameView>,
     ports: Vec<PortView>,
     services: Vec<ServiceView>,
 }
@@ -333,6 +337,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         store: state.store.as_ref().map(|store| StoreView::of(store, now)),
         tls: state.tls.as_deref().map(TlsView::of),
         authority_faults: trust_faults(state, &table),
+        names: state.names.as_deref().map(names::views).unwrap_or_default(),
         ports: ports.collect(),
         services: services(&state.table, &table, now),
     }
@@ -452,6 +457,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     lines.extend(state.tls.iter().flat_map(|tls| tls.faults()));
     let table = state.table.load();
     lines.extend(trust_faults(state, &table));
+    lines.extend(state.names.iter().flat_map(|known| names::complaints(known)));
     let lost = table.services().filter(|service| service.is_lost());
     lines.extend(lost.map(|service| {
         let n = service.endpoints().len();

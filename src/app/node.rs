@@ -27,6 +27,7 @@ use crate::proxy::{Beside, Grace, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
 use crate::source::SourceStatus;
 use crate::source::file::FileSource;
+use crate::source::names::NamesConfig;
 use crate::sys::limits;
 use crate::takeover::Takeover;
 use crate::tasknet::{Served, TaskNets};
@@ -140,6 +141,7 @@ impl Node {
                 path,
                 &config.data_dir,
                 config.vip_network,
+                names_config(&config),
                 table.clone(),
                 status.clone(),
             );
@@ -173,6 +175,7 @@ impl Node {
             ports: proxy.ports().clone(),
             workers: proxy.handle(),
             source: status.clone(),
+            names: source.as_ref().map(|source| source.names().clone()),
             health: prober.stats().clone(),
             dns: dns.as_ref().map(|_| responder.stats()),
             readiness: readiness.clone(),
@@ -533,6 +536,15 @@ fn dns_config(config: &Config, are_vips_off: &Arc<AtomicBool>) -> DnsConfig {
         upstream_timeout: config.dns_upstream_timeout,
         are_vips_off: are_vips_off.clone(),
         ..usual
+    }
+}
+
+/// Who is asked for the names of endpoints: whom the DNS server would ask.
+fn names_config(config: &Config) -> NamesConfig {
+    NamesConfig {
+        servers: config.dns_upstreams.clone(),
+        timeout: config.dns_upstream_timeout,
+        ..NamesConfig::default()
     }
 }
 

@@ -162,6 +162,7 @@ fn describe(status: &Value) -> String {
     for fault in list(&status["authority_faults"]) {
         out.push_str(&format!("! {}\n", text(&fault)));
     }
+    describe_names(&status["names"], &mut out);
     for port in list(&status["ports"]) {
         if let Some(error) = port["error"].as_str() {
             out.push_str(&format!(
@@ -236,6 +237,60 @@ fn describe(status: &Value) -> String {
     push_columns(&endpoints, &mut out);
     out
 }
+
+/// Names of endpoints, what is wrong with them first.
+fn describe_names(names: &Value, out: &mut String) {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let texts = |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+    let all = || names.as_array().into_iter().flatten();
+    for name in all() {
+        let of = format!("{} of {}", text(&name["name"]), texts(&name["services"]).join(", "));
+        if let Some(why) = name["fault"].as_str() {
+            let known = match texts(&name["addresses"]).len() {
+                0 => "no address is known".to_owned(),
+                n => format!("the {n} that were known last are endpoints"),
+            };
+            let since = text(&name["fault_since"]);
+            out.push_str(&format!("! name {of}: not resolved since {since}, {known}: {why}\n"));
+        }
+        if let Some(n @ 1..) = name["addresses_cut"].as_u64() {
+            out.push_str(&format!(
+                "! name {of}: {n} of its addresses are too many, and no endpoints\n"
+            ));
+        }
+        for why in texts(&name["left_out"]) {
+            out.push_str(&format!(
+                "! name {}: an address is left out: {why}\n",
+                text(&name["name"])
+            ));
+        }
+    }
+    for name in all() {
+        let addresses = texts(&name["addresses"]);
+        let more = match addresses.len().saturating_sub(ADDRESSES_SHOWN) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let shown = addresses
+            .iter()
+            .take(ADDRESSES_SHOWN)
+            .map(String::as_str)
+            .collect::<Vec<_>>();
+        let shown = if shown.is_empty() {
+            "no address yet".to_owned()
+        } else {
+            shown.join(" ")
+        };
+        out.push_str(&format!(
+            "name {} of {}: {shown}{more}\n",
+            text(&name["name"]),
+            texts(&name["services"]).join(", ")
+        ));
+    }
+}
+
+/// Of one name; the endpoints below are all of them.
+const ADDRESSES_SHOWN: usize = 8;
 
 /// Certificates, what is wrong with them first.
 fn describe_tls(tls: &Value, out: &mut String) {

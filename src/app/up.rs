@@ -19,7 +19,8 @@ pub fn up(flags: Flags) -> i32 {
         Err(code) => return code,
     };
     // Errors are silenced by a filter that says so only, not by one that is about some module.
-    let filter = EnvFilter::new(format!("error,{}", config.log));
+    // What the resolver says of each datagram is ours to say, once.
+    let filter = EnvFilter::new(format!("error,hickory_net=error,hickory_resolver=error,{}", config.log));
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

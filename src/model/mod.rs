@@ -7,6 +7,7 @@ mod asker;
 mod balance;
 mod cluster;
 pub mod compress;
+mod endpoint_name;
 mod endpoint_tls;
 pub mod exec;
 pub mod filters;
@@ -31,6 +32,7 @@ pub use cluster::{
     Cluster, ClusterChange, ClusterDigest, ClusterNode, ClusterObject, ClusterPort, ClusterService, ClusterTask,
     DigestMismatch, ObjectDiff,
 };
+pub use endpoint_name::EndpointName;
 pub use endpoint_tls::{CaName, EndpointHandshake, EndpointTls, HostName, Pins, TlsOption, Verify};
 pub use one_mode::OneMode;
 pub use route::{AcmeName, EntryPointName, EntryPointSpec, RoutePart, RouteParts, RouteSpec, RouteTls};

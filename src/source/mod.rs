@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod file;
+pub mod names;
 pub mod native;
 mod status;
 pub mod swarm;

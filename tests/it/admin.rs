@@ -41,6 +41,7 @@ impl Admin {
             ports: node.ports.clone(),
             workers: node.proxy.clone(),
             source: source.clone(),
+            names: None,
             health: Arc::default(),
             dns: Some(Arc::default()),
             readiness: readiness.clone(),

@@ -30,6 +30,7 @@ mod http2;
 mod inside;
 mod last_hop;
 mod link;
+mod names;
 mod netns;
 mod oracle;
 mod own;

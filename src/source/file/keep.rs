@@ -1,10 +1,11 @@
-//! What a services file's source remembers between runs, in the data directory: the text that became the last good table
-//! and who has which VIP. Written a moment after it changes, by rename; a kill between loses at most that moment, and
+//! What a services file's source remembers between runs, in the data directory: the text that became the last good table,
+//! who has which VIP, and the addresses of names. Written a moment after it changes, by rename; a kill between loses at most that moment, and
 //! a VIP that was not written is found again from its service's name. What is written is its owner's alone, as a services
 //! file may be, and begins with a checksum. Not here: what the text means.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,14 +15,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::model::ServiceName;
+use crate::model::{EndpointName, ServiceName};
 use crate::source::SourceStatus;
 
 /// What is remembered.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Kept {
+    /// `None`: what was remembered stays.
     pub services: Option<String>,
     pub vips: Vec<(ServiceName, Ipv4Addr)>,
+    /// The addresses of endpoints by name.
+    pub names: BTreeMap<EndpointName, Vec<IpAddr>>,
 }
 
 /// Writes what is to be remembered, and reads it at the start.
@@ -50,12 +54,19 @@ enum KeepError {
 #[derive(Serialize, Deserialize)]
 struct VipsFile {
     format: u32,
-    vips: std::collections::BTreeMap<String, Ipv4Addr>,
+    vips: BTreeMap<String, Ipv4Addr>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NamesFile {
+    format: u32,
+    names: BTreeMap<String, Vec<IpAddr>>,
 }
 
 const FORMAT: u32 = 1;
 const SERVICES: &str = "services.last-good.yaml";
 const VIPS: &str = "vips.json";
+const NAMES: &str = "names.json";
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 /// After a failure.
 const WRITE_AGAIN: Duration = Duration::from_millis(500);
@@ -76,6 +87,7 @@ impl Keeper {
         let kept = Kept {
             services: keeper.read_services(),
             vips: keeper.read_vips(),
+            names: keeper.read_names(),
         };
         (keeper, kept)
     }
@@ -96,7 +108,9 @@ impl Keeper {
     }
 
     /// Remembers `kept`, soon.
-    pub fn keep(&mut self, kept: Kept) {
+    pub fn keep(&mut self, mut kept: Kept) {
+        let pending = self.pending.take().and_then(|pending| pending.services);
+        kept.services = kept.services.or(pending);
         self.pending = Some(kept);
         self.due.get_or_insert_with(|| Instant::now() + WRITE_AFTER);
     }
@@ -148,6 +162,17 @@ impl Keeper {
         };
         let vips = serde_json::to_vec(&vips).map_err(KeepError::Encode)?;
         self.replace(VIPS, &vips)?;
+        if !kept.names.is_empty() || self.dir.join(NAMES).exists() {
+            let names = kept
+                .names
+                .iter()
+                .map(|(name, addresses)| (name.to_string(), addresses.clone()));
+            let names = NamesFile {
+                format: FORMAT,
+                names: names.collect(),
+            };
+            self.replace(NAMES, &serde_json::to_vec(&names).map_err(KeepError::Encode)?)?;
+        }
         if let Some(services) = &kept.services {
             self.replace(SERVICES, with_checksum(services).as_bytes())?;
         }
@@ -212,6 +237,25 @@ impl Keeper {
         }
     }
 
+    fn read_names(&self) -> BTreeMap<EndpointName, Vec<IpAddr>> {
+        let Some(text) = self.read(NAMES) else {
+            return BTreeMap::new();
+        };
+        let names = match serde_json::from_str::<NamesFile>(&text) {
+            Ok(file) if file.format == FORMAT => file.names,
+            Ok(file) => {
+                self.set_aside(NAMES, &format!("format {} is not {FORMAT}", file.format));
+                return BTreeMap::new();
+            }
+            Err(error) => {
+                self.set_aside(NAMES, &error.to_string());
+                return BTreeMap::new();
+            }
+        };
+        let valid = |(name, addresses): (String, Vec<IpAddr>)| Some((name.parse().ok()?, addresses));
+        names.into_iter().filter_map(valid).collect()
+    }
+
     fn set_aside(&self, name: &str, reason: &str) {
         let (path, aside) = (self.dir.join(name), self.dir.join(format!("{name}.damaged")));
         tracing::error!(path = %path.display(), reason, "not usable, kept aside as {}", aside.display());
@@ -249,7 +293,7 @@ mod tests {
         let services = "services:\n  web: {publish: [\"8080:80\"], endpoints: []}\n";
         keeper.keep(Kept {
             services: Some(services.to_owned()),
-            vips: Vec::new(),
+            ..Kept::default()
         });
         keeper.write_now();
         let path = dir.path().join(SERVICES);
@@ -287,7 +331,7 @@ mod tests {
         keeper.tell(status.clone());
         let kept = Kept {
             services: Some("services: ...".to_owned()),
-            vips: Vec::new(),
+            ..Kept::default()
         };
         keeper.keep(kept.clone());
         keeper.write_when_due().await;
@@ -307,7 +351,7 @@ mod tests {
         keeper.write_while(may_write.subscribe());
         let kept = Kept {
             services: Some("services: ...".to_owned()),
-            vips: Vec::new(),
+            ..Kept::default()
         };
         keeper.keep(kept.clone());
         keeper.write_now();
@@ -327,6 +371,7 @@ mod tests {
         let kept = Kept {
             services: Some("services: ...".to_owned()),
             vips: vec![(ServiceName::new("web").unwrap(), [127, 77, 1, 2].into())],
+            names: [("db.test".parse().unwrap(), vec![[10, 0, 0, 1].into()])].into(),
         };
         keeper.keep(kept.clone());
         keeper.write_now();
@@ -337,5 +382,34 @@ mod tests {
             assert_eq!(Keeper::open(&dir).1.vips, []);
             assert_eq!(std::fs::read_to_string(dir.join("vips.json.damaged")).unwrap(), damage);
         }
+        for damage in ["{", "{\"format\":2,\"names\":{}}"] {
+            std::fs::write(dir.join(NAMES), damage).unwrap();
+            assert_eq!(Keeper::open(&dir).1.names, BTreeMap::new());
+            assert_eq!(std::fs::read_to_string(dir.join("names.json.damaged")).unwrap(), damage);
+        }
+        let bad = "{\"format\":1,\"names\":{\"a b\":[\"10.0.0.1\"],\"a\":[\"::1\"]}}";
+        std::fs::write(dir.join(NAMES), bad).unwrap();
+        assert_eq!(Keeper::open(&dir).1.names.len(), 1);
+    }
+    #[test]
+    fn addresses_are_kept_beside_a_text_that_is_not_written_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::open(dir.path()).0;
+        let kept = Kept {
+            services: Some("services: ...".to_owned()),
+            ..Kept::default()
+        };
+        keeper.keep(kept.clone());
+        let names = BTreeMap::from([("db.test".parse().unwrap(), vec![[10, 0, 0, 1].into()])]);
+        let with_names = |names: &BTreeMap<EndpointName, Vec<IpAddr>>| Kept {
+            names: names.clone(),
+            ..Kept::default()
+        };
+        keeper.keep(with_names(&names));
+        keeper.write_now();
+        assert_eq!(Keeper::open(dir.path()).1, Kept { names, ..kept.clone() });
+        keeper.keep(with_names(&BTreeMap::new()));
+        keeper.write_now();
+        assert_eq!(Keeper::open(dir.path()).1, kept, "a name that is not needed any more");
     }
 }

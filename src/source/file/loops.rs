@@ -1,80 +1,163 @@
 //! Services of a file whose endpoints are published ports of the file: a chain is well, one that leads back into itself is
 //! not. Pure, but for what the node's own addresses are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::model::{PublishedPort, ServiceName, ServiceSpec};
+use crate::model::{EndpointSpec, PublishedPort, ServiceName, ServiceSpec};
 
 /// Services that would connect to themselves.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("service {service}: endpoints: {addr} {way}: expected an address that something else answers at")]
+#[error("service {service}: endpoints: {way}: expected an address that something else answers at")]
 pub struct Loop {
     service: ServiceName,
+    way: Way,
+}
+
+/// How an endpoint leads back to its service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Way {
     addr: SocketAddr,
-    way: String,
+    is_vip: bool,
+    /// `None`: the service itself answers there.
+    by: Option<ServiceName>,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.is_vip { "the VIP" } else { "a published port" };
+        match &self.by {
+            None => write!(f, "{} is {what} of the service itself", self.addr),
+            Some(by) => write!(
+                f,
+                "{} is {what} of service {by}, whose endpoints lead back here",
+                self.addr
+            ),
+        }
+    }
 }
 
 /// The first service that leads back to itself. `is_own`: whether an address is one of this node.
 pub(super) fn find(specs: &[&ServiceSpec], is_own: impl Fn(IpAddr) -> bool) -> Result<(), Loop> {
-    let edges: Vec<Vec<(SocketAddr, usize)>> = specs.iter().map(|spec| edges_of(spec, specs, &is_own)).collect();
+    let ways = Ways::new(specs, &[], is_own);
     for (start, spec) in specs.iter().enumerate() {
-        for &(addr, first) in &edges[start] {
-            if leads_to(first, start, &edges) {
-                let way = match first == start {
-                    true => "is a published port of the service itself".to_owned(),
-                    false => format!(
-                        "is a published port of service {}, whose endpoints lead back here",
-                        specs[first].name
-                    ),
-                };
-                return Err(Loop {
-                    service: spec.name.clone(),
-                    addr,
-                    way,
-                });
-            }
+        let back = ways.edges[start].iter().find(|(_, to)| ways.leads(to.service, start));
+        if let Some((addr, to)) = back {
+            return Err(Loop {
+                service: spec.name.clone(),
+                way: ways.described(start, *addr, *to),
+            });
         }
     }
     Ok(())
 }
 
-/// The services whose published ports are endpoints of `spec`.
-fn edges_of(spec: &ServiceSpec, specs: &[&ServiceSpec], is_own: &impl Fn(IpAddr) -> bool) -> Vec<(SocketAddr, usize)> {
-    let mut edges = Vec::new();
-    for endpoint in spec.endpoints.iter().filter(|endpoint| endpoint.netns.is_none()) {
-        let ip = endpoint.addr.ip().to_canonical();
-        let ports = match endpoint.addr.port() {
+/// Which services lead to which.
+pub(super) struct Ways<'a, F> {
+    specs: &'a [&'a ServiceSpec],
+    /// By the port that answers.
+    doors: HashMap<u16, Vec<Door>>,
+    /// For each service the services that answer at its endpoints.
+    edges: Vec<Vec<(SocketAddr, Door)>>,
+    is_own: F,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Door {
+    /// `None`: every address of the node.
+    ip: Option<IpAddr>,
+    is_vip: bool,
+    /// Its place in `specs`.
+    service: usize,
+}
+
+impl<'a, F: Fn(IpAddr) -> bool> Ways<'a, F> {
+    /// The ways by the endpoints that `specs` have. `vips`: one for each of them, or none.
+    pub(super) fn new(specs: &'a [&'a ServiceSpec], vips: &[Ipv4Addr], is_own: F) -> Ways<'a, F> {
+        let mut doors: HashMap<u16, Vec<Door>> = HashMap::new();
+        for (service, spec) in specs.iter().enumerate() {
+            for &PublishedPort { bind, published, .. } in &spec.publish {
+                doors.entry(published).or_default().push(Door {
+                    ip: bind,
+                    is_vip: false,
+                    service,
+                });
+            }
+            for port in vips.get(service).map(|_| spec.vip_ports()).unwrap_or_default() {
+                doors.entry(port).or_default().push(Door {
+                    ip: Some(vips[service].into()),
+                    is_vip: true,
+                    service,
+                });
+            }
+        }
+        let mut ways = Ways {
+            specs,
+            doors,
+            edges: Vec::new(),
+            is_own,
+        };
+        let edges_of = |spec: &&ServiceSpec| {
+            let reached_here = spec.endpoints.iter().filter(|endpoint| endpoint.netns.is_none());
+            reached_here
+                .flat_map(|EndpointSpec { addr, .. }| ways.edges_by(spec, *addr))
+                .collect()
+        };
+        let edges = specs.iter().map(edges_of).collect();
+        ways.edges = edges;
+        ways
+    }
+
+    /// Has the service at `from` lead where an endpoint at `addr` does. Errors: it would lead back, and does not.
+    pub(super) fn add(&mut self, from: usize, addr: SocketAddr) -> Result<(), Way> {
+        let edges = self.edges_by(self.specs[from], addr);
+        if let Some((addr, to)) = edges.iter().find(|(_, to)| self.leads(to.service, from)) {
+            return Err(self.described(from, *addr, *to));
+        }
+        self.edges[from].extend(edges);
+        Ok(())
+    }
+
+    /// What answers where an endpoint of `spec` is; at port 0 that is each target port.
+    fn edges_by(&self, spec: &ServiceSpec, addr: SocketAddr) -> Vec<(SocketAddr, Door)> {
+        let ip = addr.ip().to_canonical();
+        let ports = match addr.port() {
             0 => spec.vip_ports(),
             port => vec![port],
         };
-        for port in ports {
-            let answers = |published: &&PublishedPort| {
-                published.published == port
-                    && match published.bind {
-                        None => is_own(ip),
-                        Some(bind) => bind == ip || ip.is_unspecified() && bind.is_loopback(),
-                    }
-            };
-            let addr = SocketAddr::new(ip, port);
-            let answering = specs.iter().position(|other| other.publish.iter().any(|p| answers(&p)));
-            edges.extend(answering.map(|other| (addr, other)));
-        }
+        let answers = |door: &&Door| match door.ip {
+            None => (self.is_own)(ip),
+            Some(bind) => bind == ip || ip.is_unspecified() && bind.is_loopback(),
+        };
+        let edge = |port: u16| {
+            let door = self.doors.get(&port)?.iter().find(answers)?;
+            Some((SocketAddr::new(ip, port), *door))
+        };
+        ports.into_iter().filter_map(edge).collect()
     }
-    edges
-}
 
-fn leads_to(from: usize, to: usize, edges: &[Vec<(SocketAddr, usize)>]) -> bool {
-    let mut seen = vec![false; edges.len()];
-    let mut open = vec![from];
-    while let Some(at) = open.pop() {
-        if at == to {
-            return true;
-        }
-        if !std::mem::replace(&mut seen[at], true) {
-            open.extend(edges[at].iter().map(|(_, next)| *next));
+    fn described(&self, from: usize, addr: SocketAddr, to: Door) -> Way {
+        Way {
+            addr,
+            is_vip: to.is_vip,
+            by: (to.service != from).then(|| self.specs[to.service].name.clone()),
         }
     }
-    false
+
+    fn leads(&self, from: usize, to: usize) -> bool {
+        let mut seen = vec![false; self.edges.len()];
+        let mut open = vec![from];
+        while let Some(at) = open.pop() {
+            if at == to {
+                return true;
+            }
+            if !std::mem::replace(&mut seen[at], true) {
+                open.extend(self.edges[at].iter().map(|(_, next)| next.service));
+            }
+        }
+        false
+    }
 }
 
 #[cfg(test)]
@@ -82,8 +165,8 @@ mod tests {
     use super::*;
 
     fn judge(text: &str) -> Result<(), String> {
-        let specs = crate::source::file::parse(text).unwrap();
-        let specs: Vec<&ServiceSpec> = specs.iter().collect();
+        let declared = crate::source::file::parse(text).unwrap();
+        let specs: Vec<&ServiceSpec> = declared.iter().map(|it| &it.spec).collect();
         let is_own = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified() || ip == IpAddr::from([192, 0, 2, 1]);
         find(&specs, is_own).map_err(|error| error.to_string())
     }
@@ -129,5 +212,47 @@ mod tests {
             "service a: endpoints: 127.0.0.1:8081 is a published port of service b, whose endpoints lead back here: \
              expected an address that something else answers at"
         );
+    }
+    #[test]
+    fn what_a_name_leads_to_may_be_another_service_and_not_the_way_back() {
+        let text = format!(
+            "services:\n{}{}{}",
+            service("a", "8080:80", "a.test:1"),
+            service("b", "8081:80", "127.0.0.1:8080"),
+            service("c", "8082:80", "c.test"),
+        );
+        let declared = crate::source::file::parse(&text).unwrap();
+        let specs: Vec<&ServiceSpec> = declared.iter().map(|it| &it.spec).collect();
+        let vips = [[127, 77, 0, 1], [127, 77, 0, 2], [127, 77, 0, 3]].map(Ipv4Addr::from);
+        let mut ways = Ways::new(&specs, &vips, |ip: IpAddr| ip.is_loopback());
+        let mut add = |from, addr: &str| ways.add(from, addr.parse().unwrap()).map_err(|way| way.to_string());
+        let refused = |way: &str| Err(way.to_owned());
+        assert_eq!(add(0, "192.0.2.1:8080"), Ok(()));
+        assert_eq!(
+            add(0, "127.0.0.1:8080"),
+            refused("127.0.0.1:8080 is a published port of the service itself")
+        );
+        assert_eq!(
+            add(0, "127.77.0.1:80"),
+            refused("127.77.0.1:80 is the VIP of the service itself")
+        );
+        assert_eq!(
+            add(0, "[::1]:8081"),
+            refused("[::1]:8081 is a published port of service b, whose endpoints lead back here")
+        );
+        assert_eq!(
+            add(0, "127.77.0.2:80"),
+            refused("127.77.0.2:80 is the VIP of service b, whose endpoints lead back here")
+        );
+        assert_eq!(
+            add(2, "127.77.0.3:0"),
+            refused("127.77.0.3:80 is the VIP of the service itself")
+        );
+        assert_eq!(add(0, "127.0.0.1:8082"), Ok(()));
+        assert_eq!(
+            add(2, "127.0.0.1:8081"),
+            refused("127.0.0.1:8081 is a published port of service b, whose endpoints lead back here")
+        );
+        assert_eq!(add(1, "127.0.0.1:8082"), Ok(()));
     }
 }

@@ -1,6 +1,8 @@
 //! The services file as the source: what it says becomes the table, whole or not at all, whenever it is closed or
-//! replaced. A broken or missing file leaves the last good table, which also survives a restart.
+//! replaced, and so do addresses of names whenever they change. A broken or missing file leaves the last good table, which also
+//! survives a restart.
 
+mod endpoints;
 mod guards;
 pub mod keep;
 mod loops;
@@ -9,7 +11,7 @@ mod text;
 mod watch;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -18,12 +20,15 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use tokio::sync::watch::Receiver;
 
+pub use self::endpoints::Declared;
 use self::keep::{Keeper, Kept};
 pub use self::loops::Loop;
+use self::loops::Ways;
 pub use self::parse::{ParseError, parse};
 use self::watch::{Reading, Watcher};
 use super::SourceStatus;
-use crate::model::{Attachment, EndpointSpec, EntryPointSpec, Prefer, ServiceName, ServiceSpec};
+use super::names::{Names, NamesConfig, NamesStatus};
+use crate::model::{Attachment, EndpointName, EndpointSpec, EntryPointSpec, Prefer, ServiceName, ServiceSpec};
 use crate::routing::{Change, TableError, TableHandle, VipPool, VipPoolError};
 use crate::sys::socket::is_own_address;
 
@@ -33,8 +38,12 @@ pub struct FileSource {
     table: Arc<TableHandle>,
     status: Arc<SourceStatus>,
     vips: VipPool,
+    /// What the file that counts declares, and the VIP of each.
+    declared: Vec<Declared>,
+    assigned: Vec<Ipv4Addr>,
     /// What the table now says.
     applied: BTreeMap<ServiceName, Arc<ServiceSpec>>,
+    names: Names,
     keeper: Keeper,
     watcher: Watcher,
 }
@@ -54,11 +63,13 @@ pub enum Rejection {
 
 impl FileSource {
     /// Begins with the last good table, if `data_dir` has one, and then applies the file once. Blocks for as long as
-    /// reading takes; a file that is broken or missing is said in `status` and the log.
+    /// reading takes; a file that is broken or missing is said in `status` and the log. Names are not waited for: until `run` has
+    /// asked for one, its endpoints are those of a run before, if any.
     pub fn start(
         path: PathBuf,
         data_dir: &Path,
         vip_network: Ipv4Net,
+        names: NamesConfig,
         table: Arc<TableHandle>,
         status: Arc<SourceStatus>,
     ) -> FileSource {
@@ -70,7 +81,10 @@ impl FileSource {
             table,
             status,
             vips: VipPool::restore(vip_network, kept.vips),
+            declared: Vec::new(),
+            assigned: Vec::new(),
             applied: BTreeMap::new(),
+            names: Names::new(names, kept.names),
             keeper,
             watcher,
         };
@@ -88,7 +102,13 @@ impl FileSource {
         }
         let reading = source.watcher.read_now();
         source.take(reading);
+        source.names.forget_recalled();
         source
+    }
+
+    /// What is known of the names among endpoints.
+    pub fn names(&self) -> &Arc<NamesStatus> {
+        self.names.status()
     }
 
     /// Keeps what is to survive a restart only while `may_write` says so.
@@ -103,6 +123,7 @@ impl FileSource {
             tokio::select! {
                 () = &mut shutdown => break,
                 reading = self.watcher.changed() => self.take(reading),
+                () = self.names.changed() => self.take_names(),
                 () = self.keeper.write_when_due() => {}
             }
         }
@@ -117,7 +138,7 @@ impl FileSource {
                         tracing::info!(path = %self.path.display(), services = self.applied.len(), "services file applied");
                     }
                     self.status.applied();
-                    self.keep(text);
+                    self.keep(Some(text));
                     return;
                 }
                 Err(error) => error.to_string(),
@@ -132,24 +153,20 @@ impl FileSource {
 
     /// Makes the table say what `text` says. `is_whole`: all routes are to be served. Errors: nothing is changed.
     fn apply(&mut self, text: &str, is_whole: bool) -> Result<(), Rejection> {
-        let mut specs = parse(text)?;
-        specs.iter_mut().for_each(find_near);
+        let declared = parse(text)?;
         let mut vips = self.vips.clone();
-        let mut next: BTreeMap<ServiceName, Arc<ServiceSpec>> = BTreeMap::new();
-        let declared: std::collections::HashSet<&ServiceName> = specs.iter().map(|spec| &spec.name).collect();
+        let names: HashSet<&ServiceName> = declared.iter().map(|it| &it.spec.name).collect();
+        let mut assigned = Vec::with_capacity(declared.len());
+        for Declared { spec, .. } in &declared {
+            assigned.push(vips.assign(&spec.name, |name| names.contains(name))?);
+        }
         let mut changes = Vec::new();
-        for name in self.applied.keys().filter(|name| !declared.contains(name)) {
+        for name in self.applied.keys().filter(|name| !names.contains(name)) {
             changes.push(Change::Remove(name.clone()));
         }
-        let mut assigned = Vec::with_capacity(specs.len());
-        for spec in &specs {
-            assigned.push(vips.assign(&spec.name, |name| declared.contains(name))?);
-        }
-        let reached_inside = specs.iter().any(has_inside);
-        for (mut spec, vip) in specs.into_iter().zip(assigned) {
-            if reached_inside {
-                spec.attachments.push(attachment(vip, self.vips.network()));
-            }
+        let mut next: BTreeMap<ServiceName, Arc<ServiceSpec>> = BTreeMap::new();
+        let mut left_out = BTreeMap::new();
+        for (place, spec) in self.resolved(&declared, &assigned, |_| true, &mut left_out) {
             let name = spec.name.clone();
             let spec = match self.applied.get(&name) {
                 Some(known) if **known == spec => known.clone(),
@@ -157,7 +174,7 @@ impl FileSource {
                     let spec = Arc::new(spec);
                     changes.push(Change::Upsert {
                         spec: spec.clone(),
-                        vip: Some(vip),
+                        vip: Some(assigned[place]),
                     });
                     spec
                 }
@@ -175,16 +192,94 @@ impl FileSource {
         self.table.commit(&changes)?;
         self.applied = next;
         self.vips = vips;
+        self.names.want(wanted(&declared));
+        self.names.leave_out(left_out);
+        (self.declared, self.assigned) = (declared, assigned);
         Ok(())
     }
 
-    fn keep(&mut self, services: String) {
+    /// Makes the table say what is known of names now.
+    fn take_names(&mut self) {
+        let mut left_out = BTreeMap::new();
+        let resolved = self.resolved(&self.declared, &self.assigned, Declared::has_names, &mut left_out);
+        let changed: Vec<(usize, Arc<ServiceSpec>)> = resolved
+            .into_iter()
+            .filter(|(_, spec)| self.applied.get(&spec.name).is_none_or(|known| **known != *spec))
+            .map(|(place, spec)| (place, Arc::new(spec)))
+            .collect();
+        let upsert = |(place, spec): &(usize, Arc<ServiceSpec>)| Change::Upsert {
+            spec: spec.clone(),
+            vip: Some(self.assigned[*place]),
+        };
+        if let Err(error) = self.table.commit(&changed.iter().map(upsert).collect::<Vec<_>>()) {
+            tracing::error!(%error, "addresses of names are not taken up");
+            return;
+        }
+        let changed = changed.into_iter().map(|(_, spec)| (spec.name.clone(), spec));
+        self.applied.extend(changed);
+        self.names.leave_out(left_out);
+        self.keep(None);
+    }
+
+    /// The services as the table is to have them, with their places in `declared`; of those alone that `is_meant` picks. `left_out`:
+    /// what cannot be endpoints of theirs, and why.
+    fn resolved(
+        &self,
+        declared: &[Declared],
+        vips: &[Ipv4Addr],
+        is_meant: impl Fn(&Declared) -> bool,
+        left_out: &mut BTreeMap<EndpointName, Vec<String>>,
+    ) -> Vec<(usize, ServiceSpec)> {
+        let has_inside = declared.iter().any(|it| has_inside(&it.spec));
+        let known = self.names.all_addresses();
+        let addresses_of = |name: &EndpointName| known.get(name).map(Vec::as_slice).unwrap_or_default();
+        let specs: Vec<&ServiceSpec> = declared.iter().map(|it| &it.spec).collect();
+        // Where there are no names there is nothing to leave out.
+        let has_names = declared.iter().any(Declared::has_names);
+        let mut ways = has_names.then(|| Ways::new(&specs, vips, is_own_address));
+        let meant = declared.iter().enumerate().filter(|(_, it)| is_meant(it));
+        let mut resolved = Vec::new();
+        for (place, it) in meant {
+            let mut spec = it.resolved(addresses_of, |name, addr| {
+                let added = ways.as_mut().map_or(Ok(()), |ways| ways.add(place, addr));
+                if let Err(way) = &added {
+                    let why = format!("service {}: {way}", it.spec.name);
+                    left_out.entry(name.clone()).or_default().push(why);
+                }
+                added.is_ok()
+            });
+            find_near(&mut spec);
+            if has_inside {
+                spec.attachments.push(attachment(vips[place], self.vips.network()));
+            }
+            resolved.push((place, spec));
+        }
+        resolved
+    }
+
+    /// `services`: the text of the file that counts; `None`: it is the same as before.
+    fn keep(&mut self, services: Option<String>) {
         let vips = self.vips.assigned().map(|(name, vip)| (name.clone(), vip)).collect();
         self.keeper.keep(Kept {
-            services: Some(services),
+            services,
             vips,
+            names: self.names.addresses(),
         });
     }
+}
+
+/// Which names are needed, and by whom.
+fn wanted(declared: &[Declared]) -> BTreeMap<EndpointName, Vec<ServiceName>> {
+    let mut wanted: BTreeMap<EndpointName, Vec<ServiceName>> = BTreeMap::new();
+    for it in declared {
+        for name in it.names() {
+            let services = wanted.entry(name.clone()).or_default();
+            if services.last() != Some(&it.spec.name) {
+                services.push(it.spec.name.clone());
+            }
+        }
+    }
+    wanted
 }
 
 /// Finds out which endpoints are of this node, where they are preferred. Addresses that it is given later are seen with the next
@@ -214,14 +309,14 @@ fn attachment(vip: Ipv4Addr, network: Ipv4Net) -> Attachment {
 
 const NETWORK: &str = "services";
 
-/// Reads and judges a services file as a source would on a node that has these entry points, without applying it. Errors: what is
-/// wrong with it.
+/// Reads and judges a services file as a source would on a node that has these entry points, without applying it, and without asking
+/// for names: the services have the endpoints that are addresses. Errors: what is wrong with it.
 pub fn check(
     text: &str,
     vip_network: Ipv4Net,
     entry_points: Vec<EntryPointSpec>,
 ) -> Result<Vec<Arc<ServiceSpec>>, Rejection> {
-    let specs: Vec<Arc<ServiceSpec>> = parse(text)?.into_iter().map(Arc::new).collect();
+    let specs: Vec<Arc<ServiceSpec>> = parse(text)?.into_iter().map(|it| Arc::new(it.spec)).collect();
     loops::find(&specs.iter().map(|spec| &**spec).collect::<Vec<_>>(), is_own_address)?;
     let mut vips = VipPool::new(vip_network);
     let mut changes = Vec::with_capacity(specs.len());

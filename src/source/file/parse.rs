@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
+use super::endpoints::{Declared, EndpointDto};
 use super::guards::{BasicAuthDto, CompressDto, ForwardAuthDto, RedirectDto};
 use super::text::Text;
 use super::words;
@@ -18,10 +20,10 @@ use crate::model::filters::{FieldEdit, Filters, PathText, ToHttps, network};
 use crate::model::guards::{BodyMost, Cap, Guards, Rate, Retries};
 use crate::model::rule::Rule;
 use crate::model::{
-    AcmeName, AtOdds, Balance, CaName, ClientAddress, CookieName, EndpointSpec, EndpointTls, EntryPointName, HashKey,
-    HealthCheck, HealthProbe, HostName, Limits, Mode, OneMode, Passive, Pins, Prefer, ProxyProtocol, PublishedPort,
-    RoutePart, RouteParts, RouteSpec, RouteTls, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey,
-    TlsOption, Verify, Weight, parse_duration,
+    AcmeName, AtOdds, Balance, CaName, ClientAddress, CookieName, EndpointTls, EntryPointName, HashKey, HealthCheck,
+    HealthProbe, HostName, Limits, Mode, OneMode, Passive, Pins, Prefer, ProxyProtocol, PublishedPort, RoutePart,
+    RouteParts, RouteSpec, RouteTls, SameSite, Scheme, ServiceName, ServiceSpec, Sticky, StickyKey, TlsOption, Verify,
+    parse_duration,
 };
 
 /// Why a services file says nothing: where, under which key, and what was expected there.
@@ -46,7 +48,7 @@ impl fmt::Display for ParseError {
 }
 
 /// Reads a services file. Errors: the first thing that is wrong; then nothing of the file counts.
-pub fn parse(text: &str) -> Result<Vec<ServiceSpec>, ParseError> {
+pub fn parse(text: &str) -> Result<Vec<Declared>, ParseError> {
     if text
         .lines()
         .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
@@ -112,7 +114,7 @@ struct FileDto {
 }
 
 /// Services in file order. A visitor of its own, because two spellings of one name are one name.
-struct ServicesDto(Vec<ServiceSpec>);
+struct ServicesDto(Vec<Declared>);
 
 impl<'de> Deserialize<'de> for ServicesDto {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ServicesDto, D::Error> {
@@ -132,9 +134,10 @@ impl<'de> Deserialize<'de> for ServicesDto {
                         return Err(de::Error::custom(format_args!("service {} is declared twice", name.0)));
                     }
                     let service: ServiceDto = map.next_value()?;
-                    let spec = service.into_spec(name.0.clone());
-                    let spec = spec.map_err(|error| de::Error::custom(format_args!("service {}: {error}", name.0)))?;
-                    services.push(spec);
+                    let declared = service.into_declared(name.0.clone());
+                    let declared =
+                        declared.map_err(|error| de::Error::custom(format_args!("service {}: {error}", name.0)))?;
+                    services.push(declared);
                 }
                 if services.is_empty() {
                     return Err(de::Error::custom(
@@ -296,65 +299,6 @@ fn into_route(
     parts.into_route(key)
 }
 
-/// An address alone, or with the network namespace that it is of and how much it gets.
-struct EndpointDto(EndpointSpec, Weight);
-
-impl<'de> Deserialize<'de> for EndpointDto {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EndpointDto, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Whole {
-            address: Text<EndpointSpec>,
-            netns: Option<Text<Namespace>>,
-            weight: Option<Text<Weight>>,
-        }
-        struct Endpoint;
-        impl<'de> Visitor<'de> for Endpoint {
-            type Value = EndpointDto;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address, or { address: 127.0.0.1:80, netns: /run/netns/x, weight: 1 }")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointDto, E> {
-                let endpoint = text.parse().map_err(E::custom)?;
-                Ok(EndpointDto(endpoint, Weight::default()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointDto, A::Error> {
-                let endpoint = Whole::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let netns = endpoint.netns.map(|netns| netns.0.0);
-                let spec = EndpointSpec {
-                    netns,
-                    ..endpoint.address.0
-                };
-                Ok(EndpointDto(
-                    spec,
-                    endpoint.weight.map_or_else(Weight::default, |weight| weight.0),
-                ))
-            }
-        }
-        deserializer.deserialize_any(Endpoint)
-    }
-}
-
-struct Namespace(Arc<std::path::Path>);
-
-impl FromStr for Namespace {
-    type Err = crate::model::InvalidValue;
-
-    fn from_str(text: &str) -> Result<Namespace, Self::Err> {
-        let path = std::path::Path::new(text);
-        match path.is_absolute() {
-            true => Ok(Namespace(path.into())),
-            false => Err(crate::model::InvalidValue::new(
-                text,
-                "the whole path of a network namespace, such as /run/netns/x",
-            )),
-        }
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StickyDto {
@@ -462,7 +406,7 @@ struct TimeoutsDto {
 }
 
 impl ServiceDto {
-    fn into_spec(self, name: ServiceName) -> Result<ServiceSpec, String> {
+    fn into_declared(self, name: ServiceName) -> Result<Declared, String> {
         let mut spec = ServiceSpec::new(name);
         let route = into_route(
             self.route,
@@ -540,20 +484,22 @@ impl ServiceDto {
         let says_client_address = self.client_address.is_some();
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
         set(&mut spec.abort_on_client_close, self.abort_on_client_close);
-        let endpoints = self
-            .endpoints
-            .into_iter()
-            .map(|EndpointDto(spec, weight)| (spec, weight));
-        let (endpoints, weights) = endpoints.unzip();
-        spec.endpoints = endpoints;
-        spec.set_weights(weights);
+        let endpoints = self.endpoints.into_iter();
+        let endpoints = endpoints.map(|EndpointDto(written, weight)| (written, weight));
+        let mut declared = Declared::new(spec, endpoints.collect())?;
+        let takes_target = declared.ports().any(|port| port == 0);
+        let only_name = declared.only_name().cloned();
+        let ports_of_names: Vec<u16> = match declared.has_names() {
+            true => declared.ports().filter(|port| *port != 0).collect(),
+            false => Vec::new(),
+        };
+        let spec = &mut declared.spec;
         if let Some(mut health) = self.health {
             let passive = health.passive.take().map(|text| text.0);
             set(&mut spec.passive, passive);
             spec.health = health.into_check(passive.is_some())?;
         }
         spec.limits.hold_timeout = Limits::DECLARED_HOLD_TIMEOUT;
-        let takes_target = spec.endpoints.iter().any(|endpoint| endpoint.addr.port() == 0);
         if takes_target && spec.publish.is_empty() && spec.expose.is_empty() && spec.routes.is_empty() {
             return Err("endpoints: one has no port, and neither publish nor expose names a target port".to_owned());
         }
@@ -589,16 +535,25 @@ impl ServiceDto {
                 return Err(format!("{}: {}: {expected}", route.said_by, route.rule));
             }
         }
-        if let Some(option) = OneMode::out_of_place(&spec, was_said).next() {
+        if let Some(option) = OneMode::out_of_place(spec, was_said).next() {
             return Err(format!("{}: {option}", option.key));
         }
-        if let Some((option, expected)) = EndpointTls::at_odds(&spec, |option| said_of_tls.contains(&option)) {
+        if let Some((option, expected)) = EndpointTls::at_odds(spec, |option| said_of_tls.contains(&option)) {
             return Err(format!("{}: {expected}", option.key));
         }
         if says_tls && spec.scheme != Scheme::Https {
             return Err(format!("endpoint_tls: {}", EndpointTls::WITHOUT_TLS));
         }
-        Ok(spec)
+        let routed = spec.routes.iter().any(|route| route.target != 0);
+        if spec.publish.is_empty() && spec.expose.is_empty() && !routed {
+            // What the VIP answers is not to depend on which addresses are known.
+            spec.expose = ports_of_names;
+        }
+        if let Some(name) = only_name.filter(|_| spec.scheme == Scheme::Https) {
+            let by_name = || ServerName::try_from(name.host().to_owned()).ok();
+            spec.endpoint_tls.server_name = spec.endpoint_tls.server_name.take().or_else(by_name);
+        }
+        Ok(declared)
     }
 }
 
@@ -770,7 +725,7 @@ services:
 
     #[test]
     fn every_key_is_read() {
-        let specs = parse(WHOLE).unwrap();
+        let specs: Vec<ServiceSpec> = parse(WHOLE).unwrap().into_iter().map(|it| it.spec).collect();
         let web = &specs[0];
         assert_eq!(
             (web.name.as_str(), web.mode, web.balance),
@@ -893,10 +848,34 @@ services:
                 &["Web", "twice"],
             ),
             (
-                "services:\n  web: { endpoints: [localhost:80] }\n".to_owned(),
+                "services:\n  web: { endpoints: [local_host:80] }\n".to_owned(),
                 Some(2),
                 "services.web.endpoints[0]",
-                &["localhost:80", "127.0.0.1:9001"],
+                &["local_host:80", "127.0.0.1:9001", "db.internal:5432"],
+            ),
+            (
+                "services:\n  web: { endpoints: [\"127.0.0.1:80\", \"1.2.3:80\"] }\n".to_owned(),
+                Some(2),
+                "services.web.endpoints[1]",
+                &["1.2.3:80", "expected an address or the name of a host"],
+            ),
+            (
+                "services:\n  web: { endpoints: [{ address: \"a.test:80\", netns: /run/netns/x }] }\n".to_owned(),
+                Some(2),
+                "services.web.endpoints[0]",
+                &["a.test:80", "expected an address beside netns"],
+            ),
+            (
+                "services:\n  web: { endpoints: [\"a.test:80\", \"A.test:80\"] }\n".to_owned(),
+                None,
+                "services",
+                &["web", "endpoints: a.test:80 is listed twice"],
+            ),
+            (
+                "services:\n  web: { endpoints: [a.test] }\n".to_owned(),
+                None,
+                "services",
+                &["web", "no port"],
             ),
             (
                 "services:\n  web: { endpoints: [10.0.0.1] }\n".to_owned(),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::FileSource;
 use crate::routing::TableHandle;
+use crate::source::names::NamesConfig;
 use crate::source::{SourceHealth, SourceStatus};
 
 struct Running {
@@ -32,7 +33,14 @@ impl Running {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let source = FileSource::start(path, &data, "127.77.0.0/16".parse().unwrap(), t, s);
+                let source = FileSource::start(
+                    path,
+                    &data,
+                    "127.77.0.0/16".parse().unwrap(),
+                    NamesConfig::default(),
+                    t,
+                    s,
+                );
                 source.run(async { drop(stopped.await) }).await;
             });
         });

@@ -1,0 +1,151 @@
+//! Endpoints by name: the addresses of hosts, asked for again when they are due. `book` (pure) says whose turn it is and what
+//! becomes of an answer, `lookup` asks. Not here: which names there are, and what their addresses become (`source::file`).
+
+mod book;
+mod hosts;
+mod lookup;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+
+use self::book::{Answer, Book, Say};
+pub use self::book::{Failing, NameState};
+pub use self::lookup::NamesConfig;
+use self::lookup::Resolver;
+use crate::model::{EndpointName, ServiceName};
+
+/// The names whose addresses somebody needs, and what is known of them.
+pub struct Names {
+    known: Arc<NamesStatus>,
+    resolver: Arc<Resolver>,
+    asking: FuturesUnordered<BoxFuture<'static, (EndpointName, Answer)>>,
+}
+
+/// What is known of names, for whoever shows it.
+#[derive(Debug, Default)]
+pub struct NamesStatus {
+    /// std mutex: nothing awaits under it.
+    book: Mutex<Book>,
+}
+
+impl NamesStatus {
+    /// Every name that is needed, in order.
+    pub fn snapshot(&self) -> Vec<NameState> {
+        self.lock().states()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Names {
+    /// Names that are nobody's yet. `recalled`: addresses of a run before, for names that are needed before `forget_recalled`.
+    pub fn new(config: NamesConfig, recalled: BTreeMap<EndpointName, Vec<IpAddr>>) -> Names {
+        let known = Arc::new(NamesStatus::default());
+        known.lock().recall(recalled);
+        Names {
+            known,
+            resolver: Arc::new(Resolver::new(config)),
+            asking: FuturesUnordered::new(),
+        }
+    }
+
+    pub fn status(&self) -> &Arc<NamesStatus> {
+        &self.known
+    }
+
+    /// Says which names are needed, and by which services. Others are forgotten; new ones are asked for once `changed` is awaited.
+    pub fn want(&mut self, wanted: BTreeMap<EndpointName, Vec<ServiceName>>) {
+        self.known.lock().want(wanted, Instant::now());
+    }
+
+    pub fn forget_recalled(&mut self) {
+        self.known.lock().recall(BTreeMap::new());
+    }
+
+    /// The addresses of every name that is needed and has any, each row in an order of its own.
+    pub fn addresses(&self) -> BTreeMap<EndpointName, Vec<IpAddr>> {
+        self.known.lock().addresses()
+    }
+
+    /// And of those that were recalled, whether they are needed or not.
+    pub fn all_addresses(&self) -> BTreeMap<EndpointName, Vec<IpAddr>> {
+        self.known.lock().all_addresses()
+    }
+
+    /// Says which addresses of names cannot be endpoints of which service, and why.
+    pub fn leave_out(&mut self, left_out: BTreeMap<EndpointName, Vec<String>>) {
+        let news = self.known.lock().leave_out(left_out);
+        for (name, why) in news {
+            tracing::warn!(%name, "an address of this name is left out: {why}");
+        }
+    }
+
+    /// Asks for whatever is due, until addresses of a name are others than before. Never ends while none are. What was begun goes on
+    /// with the next call, if this one is dropped.
+    pub async fn changed(&mut self) {
+        loop {
+            let begun = self.known.lock().begin(Instant::now(), self.asking.len());
+            for name in begun {
+                let resolver = self.resolver.clone();
+                let asking = async move {
+                    let answer = tokio::time::timeout(LOOK_UP_MOST, resolver.look_up(&name)).await;
+                    (name, answer.unwrap_or_else(|_| Answer::silence()))
+                };
+                self.asking.push(asking.boxed());
+            }
+            let next_due = self.known.lock().next_due(self.asking.len());
+            let waiting = async {
+                match next_due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some((name, answer)) = self.asking.next(), if !self.asking.is_empty() => {
+                    let mut has_changed = self.note(&name, answer);
+                    // Those who have come too are one change.
+                    while let Some(Some((name, answer))) = self.asking.next().now_or_never() {
+                        has_changed |= self.note(&name, answer);
+                    }
+                    if has_changed {
+                        return;
+                    }
+                }
+                () = waiting => {}
+            }
+        }
+    }
+
+    fn note(&mut self, name: &EndpointName, answer: Answer) -> bool {
+        let jitter = fastrand::f64();
+        let news = self
+            .known
+            .lock()
+            .note(name, answer, Instant::now(), SystemTime::now(), jitter);
+        match news.say {
+            Some(Say::Fails { why, n_unsaid: 0 }) => {
+                tracing::warn!(%name, "the name of endpoints is not resolved, what was known of it stays: {why}");
+            }
+            Some(Say::Fails { why, n_unsaid }) => {
+                tracing::warn!(%name, unsaid = n_unsaid, "the name of endpoints is not resolved, what was known of it stays: {why}");
+            }
+            Some(Say::Back) => tracing::info!(%name, "the name of endpoints is resolved again"),
+            None => {}
+        }
+        if let Some(n) = news.say_cut {
+            tracing::warn!(%name, addresses = n, "the name has more addresses than may be endpoints: the first {} are", book::ADDRESSES_MAX);
+        }
+        news.has_changed
+    }
+}
+
+/// More than three servers take for all search domains. Beyond, it may be a disk that does not give the system's files.
+const LOOK_UP_MOST: Duration = Duration::from_secs(60);
