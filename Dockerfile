@@ -32,9 +32,9 @@ FROM rust:1.95 AS build
 WORKDIR /src
 COPY . .
 # glibc, linked statically. Naming the target, even when it is the host, keeps the flag away from build scripts and
-# procedural macros, which cannot be static. The lines of the code stay out; names for a backtrace stay in.
+# procedural macros, which cannot be static.
 RUN host=$(rustc -vV | sed -n 's/^host: //p') \
- && export RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=debuginfo \
+ && export RUSTFLAGS="-C target-feature=+crt-static" \
  && cargo build --release --locked --bin anynode --target "$host" \
  && cp "target/$host/release/anynode" /anynode
 

@@ -35,6 +35,9 @@ struct OrderedView {
     next_order_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failure: Option<String>,
+    /// The node of the swarm that orders it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ordered_by: Option<String>,
 }
 
 impl OrderedView {
@@ -53,6 +56,7 @@ impl OrderedView {
             expires_seconds: name.not_after.map(|not_after| not_after - now),
             next_order_at: name.next_at.map(rfc3339),
             last_failure: name.failure,
+            ordered_by: name.ordered_by.map(|node| node.to_string()),
         }
     }
 }
@@ -156,6 +160,15 @@ fn write_orders(acme: &Acme, out: &mut DescriptorEncoder<'_>) {
         }
     }
     let names = acme.view();
+    let mut family = Family::new(
+        out,
+        MetricType::Gauge,
+        "anynode_acme_orderer",
+        "1 for the node of the swarm that orders certificates, as this node knows it.",
+    );
+    if let Some(node) = names.iter().find_map(|name| name.ordered_by.as_deref()) {
+        family.sample(&[("node", node)], 1_u64);
+    }
     let mut family = Family::new(
         out,
         MetricType::Gauge,

@@ -330,11 +330,11 @@ impl Config {
             own: own.filter(|_| config.swarm.is_none() && config.services.is_none()),
             ..config
         };
-        if config.swarm.is_some() && !config.tls.acme.is_empty() {
+        let is_unlinked = config.swarm.as_ref().is_some_and(|swarm| swarm.link.is_none());
+        if is_unlinked && !config.tls.acme.is_empty() {
             settings.conflict(
                 "acme",
-                "none where swarm.enabled = true: each node would order certificates by itself, and authorities would ask others; give \
-                 the nodes certificates as files (tls.certificates)",
+                "none where link.listen = \"none\" in a swarm: authorities may ask any node, so that nodes have to tell one another",
             );
         }
         if config.swarm.is_some() && config.services.is_some() {

@@ -3,6 +3,7 @@
 
 mod acme;
 mod acme_config;
+mod acme_nodes;
 mod api_socket;
 mod attached;
 mod check;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::acme;
+use super::acme_nodes::AcmeNodes;
 use super::config::Config;
 use super::doors::Door;
 use super::handoff::{self, HandoffError, Inherited, Offer, OwnRelease, Succession};
@@ -22,6 +23,7 @@ use super::verify;
 use crate::admin::{AdminState, ClosedDoors, Phase, Readiness};
 use crate::dns::{DnsConfig, DnsServer, Responder};
 use crate::health::Prober;
+use crate::link::{IdentityError, identity};
 use crate::model::swarm::UnlockKey;
 use crate::proxy::{Beside, Grace, PortState, Proxy};
 use crate::routing::{Listen, TableHandle};
@@ -44,6 +46,8 @@ pub struct Node {
     own: Option<(OwnSwarm, watch::Sender<Option<Option<UnlockKey>>>)>,
     takeover: Option<Arc<Takeover>>,
     tls: Option<Arc<Terminators>>,
+    /// Certificates are ordered in a swarm.
+    acme_nodes: Option<Arc<AcmeNodes>>,
     trust: Arc<Trust>,
     networks: TaskNets,
     prober: Prober,
@@ -69,6 +73,8 @@ pub enum NodeError {
     Workers(#[source] std::io::Error),
     #[error("{0}")]
     Tls(String),
+    #[error("the key that certificates are sealed by")]
+    Secret(#[source] IdentityError),
     #[error(transparent)]
     Own(#[from] OwnError),
 }
@@ -121,8 +127,17 @@ impl Node {
             true => None,
             false => Some(Arc::new(Terminators::new(config.tls.clone()).map_err(NodeError::Tls)?)),
         };
+        let mut acme_nodes = None;
         if let Some(tls) = &tls {
-            tls.acme().open(&config.data_dir);
+            let is_used = !config.tls.acme.is_empty();
+            match swarm.as_ref().filter(|_| is_used) {
+                Some(swarm) => {
+                    let secret = identity::secret(&config.data_dir, SEALS_CERTIFICATES).map_err(NodeError::Secret)?;
+                    tls.acme().open(&config.data_dir, Some(&secret));
+                    acme_nodes = Some(AcmeNodes::new(tls, swarm.view.clone()));
+                }
+                None => tls.acme().open(&config.data_dir, None),
+            }
         }
         let trust = Arc::new(Trust::new(config.authorities.clone()));
         let outside = Beside {
@@ -215,6 +230,7 @@ impl Node {
             own: own.zip(released),
             takeover,
             tls,
+            acme_nodes,
             trust,
             networks,
             prober,
@@ -248,6 +264,7 @@ impl Node {
             own,
             takeover,
             tls,
+            acme_nodes,
             trust,
             networks,
             prober,
@@ -376,6 +393,7 @@ impl Node {
         if let Some(swarm) = swarm {
             let run = swarm.run(
                 proxy.handle(),
+                acme_nodes,
                 accepting.subscribe(),
                 handed_over(handoff::LINK),
                 stopped(),
@@ -564,6 +582,9 @@ async fn serve_inside(networks: TaskNets, served: Option<Served>, shutdown: impl
         () = shutdown => {}
     }
 }
+
+/// What the secret is for that follows from the link's key.
+const SEALS_CERTIFICATES: &str = "anynode acme at rest 1";
 
 /// An instance that takes over waits so long for what it serves inside namespaces.
 const LOOK_INSIDE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);

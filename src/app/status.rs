@@ -335,8 +335,12 @@ fn describe_orders(tls: &Value, out: &mut String) {
             ("failed", None) => format!("none yet, next order {}", text(&name["next_order_at"])),
             _ => "none yet".to_owned(),
         };
+        let by = match name["ordered_by"].as_str() {
+            Some(node) => format!(", ordered by {node}"),
+            None => String::new(),
+        };
         let at_it = if state == "ordering" { ", being ordered" } else { "" };
-        out.push_str(&format!("certificate of acme.{acme} for {host}: {what}{at_it}\n"));
+        out.push_str(&format!("certificate of acme.{acme} for {host}: {what}{at_it}{by}\n"));
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::acme_nodes::AcmeNodes;
 use super::chain;
 use super::config::SwarmConfig;
 use super::doors::Door;
@@ -168,6 +169,7 @@ impl SwarmNode {
     pub(super) async fn run(
         self,
         proxy: ProxyHandle,
+        acme: Option<Arc<AcmeNodes>>,
         mut accepting: watch::Receiver<bool>,
         handed_over: impl Future<Output = ()> + Send + 'static,
         shutdown: impl Future<Output = ()>,
@@ -192,6 +194,7 @@ impl SwarmNode {
             proxy,
             table: table.clone(),
             view: view.clone(),
+            acme: acme.clone(),
         }));
         let stopping = watch::Sender::new(false);
         let stopped = || {
@@ -247,6 +250,15 @@ impl SwarmNode {
             let until = stopped();
             parts.spawn(async move { for_peers.run(targets_of, until).await });
             parts.spawn(follow_peers(table, peers, for_lost, stopped()));
+        }
+        if let Some(acme) = acme {
+            let until = stopped();
+            parts.spawn(async move {
+                tokio::select! {
+                    never = acme.run() => match never {},
+                    () = until => {}
+                }
+            });
         }
         let until = stopped();
         parts.spawn(async move { source.run(until).await });
@@ -581,6 +593,8 @@ struct Serves {
     proxy: ProxyHandle,
     table: Arc<TableHandle>,
     view: Arc<SwarmView>,
+    /// `None`: no certificates are ordered.
+    acme: Option<Arc<AcmeNodes>>,
 }
 
 impl Handler for Serves {
@@ -598,9 +612,14 @@ impl Handler for Serves {
         Box::pin(self.proxy.serve_last_hop(request, Box::new(Pending(pending))))
     }
 
-    fn call(&self, _: Peer, method: String, _: serde_json::Value) -> Later<Result<serde_json::Value, String>> {
-        let (table, view) = (self.table.clone(), self.view.clone());
+    fn call(&self, caller: Peer, method: String, body: serde_json::Value) -> Later<Result<serde_json::Value, String>> {
+        let (table, view, acme) = (self.table.clone(), self.view.clone(), self.acme.clone());
         Box::pin(async move {
+            if let Some(acme) = acme
+                && let Some(answer) = acme.answer(caller, &method, body).await
+            {
+                return answer;
+            }
             match method.as_str() {
                 "verify" => Ok(verify::own(&table, &view).await),
                 _ => Err(format!("no such call: {method}")),

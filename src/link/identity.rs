@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SubjectPublicKeyInfo,
 };
+use ring::hkdf::{HKDF_SHA256, Salt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -291,17 +292,7 @@ impl Identity {
     /// Reads the key and certificate of `node` in `dir`, or makes a key. Errors: the directory cannot be used.
     pub fn open(dir: &Path, node: &str) -> Result<Identity, IdentityError> {
         node_name(node)?;
-        let kept = std::fs::read_to_string(dir.join(KEY_FILE))
-            .ok()
-            .and_then(|pem| KeyPair::from_pem(&pem).ok());
-        let key = match kept {
-            Some(key) => key,
-            None => {
-                let key = KeyPair::generate().map_err(IdentityError::Write)?;
-                write_private(&dir.join(KEY_FILE), &key.serialize_pem())?;
-                key
-            }
-        };
+        let key = key_in(dir)?;
         let identity = Identity {
             node: node.into(),
             dir: dir.to_owned(),
@@ -563,6 +554,33 @@ impl ServerCertVerifier for ProvenByToken {
     }
 }
 
+/// A secret that follows from the node's key in `dir` and what it is for, the same after each start. Errors: there is no key, and none
+/// can be written.
+pub fn secret(dir: &Path, purpose: &str) -> Result<[u8; 32], IdentityError> {
+    let key = key_in(dir)?.serialize_der();
+    let mut secret = [0; 32];
+    let follows = Salt::new(HKDF_SHA256, b"anynode link key").extract(&key);
+    let purpose = [purpose.as_bytes()];
+    let filled = follows.expand(&purpose, HKDF_SHA256);
+    // Only a secret that is far longer could not be had.
+    let filled = filled.and_then(|filled| filled.fill(&mut secret));
+    filled.map_err(|_| IdentityError::Certificate {
+        reason: "no secret follows from the key".to_owned(),
+    })?;
+    Ok(secret)
+}
+
+/// The node's key as it is kept, or a new one.
+fn key_in(dir: &Path) -> Result<KeyPair, IdentityError> {
+    let kept = std::fs::read_to_string(dir.join(KEY_FILE)).ok();
+    if let Some(key) = kept.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+        return Ok(key);
+    }
+    let key = KeyPair::generate().map_err(IdentityError::Write)?;
+    write_private(&dir.join(KEY_FILE), &key.serialize_pem())?;
+    Ok(key)
+}
+
 /// Writes a file that only its owner may read, whole or not at all.
 fn write_private(path: &Path, text: &str) -> Result<(), IdentityError> {
     let write = || {
@@ -608,6 +626,16 @@ mod tests {
         assert_eq!(again.role(), Some(Role::Worker));
         let other = Identity::open(dir.path(), "node2").unwrap();
         assert_eq!(other.role(), None, "another node's certificate is not used");
+    }
+
+    #[test]
+    fn a_secret_is_the_nodes_and_its_purposes_and_the_same_after_a_start() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = secret(one.path(), "a").unwrap();
+        Identity::open(one.path(), "node1").unwrap();
+        assert_eq!(secret(one.path(), "a").unwrap(), first);
+        assert_ne!(secret(one.path(), "b").unwrap(), first);
+        assert_ne!(secret(other.path(), "a").unwrap(), first);
     }
 
     #[test]

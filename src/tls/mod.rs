@@ -14,9 +14,11 @@ mod terminate;
 mod tickets;
 mod trust;
 
-pub use acme::{Acme, AcmeConfig, ChallengeKind, ExternalAccount, NameView, Orders, Wanted, WantedBy, is_host};
+pub use acme::{
+    Acme, AcmeConfig, Certificate, ChallengeKind, ExternalAccount, List, NameView, Orders, Wanted, WantedBy, is_host,
+};
 pub use certificates::{Certificates, PairFiles, Shown, now};
-pub use challenges::{ACME_TLS, Challenges};
+pub use challenges::{ACME_TLS, Challenge, Challenges, Elsewhere, Own};
 pub use judge::TlsFault;
 pub use pair::{Pair, PairError};
 pub use policy::{ClientAuth, MinVersion, Policy, TlsConfig};

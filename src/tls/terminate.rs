@@ -143,7 +143,7 @@ impl Terminators {
     }
 
     /// What authorities are answered that ask whether names are ours.
-    pub fn challenges(&self) -> &Challenges {
+    pub fn challenges(&self) -> &Arc<Challenges> {
         &self.challenges
     }
 

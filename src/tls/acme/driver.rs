@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::at_rest::AtRest;
 use super::client::Client;
 use super::config::AcmeConfig;
 use super::kept::{self, Files};
@@ -27,7 +28,11 @@ pub struct Acme {
     state: Mutex<State>,
     /// Where it keeps what it has, once it is opened.
     dir: OnceLock<PathBuf>,
+    /// What seals it there; `None`: it is in the clear.
+    at_rest: OnceLock<Arc<AtRest>>,
     is_wanted_anew: Notify,
+    /// Counts what changes of names, certificates and failures.
+    changes: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Acme {
@@ -66,17 +71,25 @@ impl Acme {
                 ..State::default()
             }),
             dir: OnceLock::new(),
+            at_rest: OnceLock::new(),
             is_wanted_anew: Notify::new(),
+            changes: watch::Sender::new(0),
         }
     }
 
     /// Reads what an earlier run has kept in the data directory, and shows those certificates. What cannot be read is tried again before
     /// anything is ordered.
-    pub fn open(&self, data_dir: &Path) {
+    ///
+    /// `secret`: what is kept is sealed by it, and what of it was sealed by another is not used.
+    pub fn open(&self, data_dir: &Path, secret: Option<&[u8; 32]>) {
+        if let Some(at_rest) = secret.and_then(AtRest::new) {
+            // Once for each process.
+            let _ = self.at_rest.set(Arc::new(at_rest));
+        }
         let mut state = self.state();
         let names: Vec<AcmeName> = state.authorities.keys().cloned().collect();
         for acme in names {
-            match Files::new(data_dir, &acme).all() {
+            match self.files_in(data_dir, &acme).all() {
                 Ok(all) => state.take_up(&acme, all, now()),
                 Err(fault) => {
                     tracing::error!("{fault}");
@@ -107,7 +120,18 @@ impl Acme {
         // It may be wanted from another now.
         self.show(&state);
         drop(state);
+        self.wake();
+    }
+
+    /// Something has changed, for who orders and for who is told of it.
+    pub(super) fn wake(&self) {
         self.is_wanted_anew.notify_one();
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Counts what changes of names, certificates and failures.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Orders while `may_order` says so: of two runs that share a data directory one does. Never ends.
@@ -136,7 +160,14 @@ impl Acme {
         loop {
             self.put_away().await;
             let now_ = now();
-            let next = self.state().next(now_, |host| self.certificates.covers(host, now_));
+            let is_our_turn = self.state().is_our_turn();
+            let next = match is_our_turn {
+                true => self.state().next(now_, |host| self.certificates.covers(host, now_)),
+                false => {
+                    self.read_what_was_not().await;
+                    Next::Wait(None)
+                }
+            };
             match next {
                 Next::Order(host, acme) => {
                     self.state().at = Some(host.clone());
@@ -151,6 +182,14 @@ impl Acme {
                         () = self.is_wanted_anew.notified() => {}
                     }
                 }
+            }
+        }
+    }
+
+    async fn read_what_was_not(&self) {
+        for acme in self.names() {
+            if let Some(Err(fault)) = self.read_again(&acme).await {
+                tracing::debug!("{fault}");
             }
         }
     }
@@ -187,6 +226,7 @@ impl Acme {
                 state.succeeded(host, acme);
                 let next = state.due(host).unwrap_or(not_after);
                 drop(state);
+                self.wake();
                 tracing::info!(acme = %acme, host, until = %time(not_after), next = %time(next), "certificate ordered and taken up");
             }
             Err((Failure { text, of }, retry_after)) => {
@@ -203,6 +243,7 @@ impl Acme {
     fn failed(&self, host: &str, acme: &AcmeName, (text, of): (String, Of), retry_after: Option<i64>) {
         let of_time = (now(), retry_after, fastrand::f64());
         let next = self.state().failed((host, acme), (text.clone(), of), of_time);
+        self.wake();
         tracing::error!(acme = %acme, host, next = %time(next), "no certificate: {text}");
     }
 
@@ -294,7 +335,7 @@ impl Acme {
     }
 
     /// Gives all that there are to who shows them.
-    fn show(&self, state: &State) {
+    pub(super) fn show(&self, state: &State) {
         let shown = state.shown().into_iter();
         let pairs = shown.map(|(host, kept)| (host.to_owned(), kept.pair.clone()));
         self.certificates.set_ordered(pairs.collect());
@@ -374,7 +415,11 @@ impl Acme {
     }
 
     fn files(&self, acme: &AcmeName) -> Option<Files> {
-        Some(Files::new(self.dir.get()?, acme))
+        Some(self.files_in(self.dir.get()?, acme))
+    }
+
+    fn files_in(&self, data_dir: &Path, acme: &AcmeName) -> Files {
+        Files::new(data_dir, acme).sealed_by(self.at_rest.get().cloned())
     }
 
     fn is_forgotten(&self, acme: &AcmeName) -> bool {
@@ -426,7 +471,7 @@ impl Acme {
             .collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What has failed since it last went well.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Failures {
+pub struct Failures {
     /// In a row.
     pub(super) n: u32,
     /// Not tried again before.

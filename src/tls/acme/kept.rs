@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::at_rest::{AtRest, is_sealed};
 use super::due::Failures;
 use crate::model::AcmeName;
 
@@ -22,17 +24,26 @@ pub(super) struct Account {
     pub(super) credentials: serde_json::Value,
 }
 
-/// A certificate for one name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Certificate {
+/// A certificate for one name, with its key: nothing to be shown to anybody, nor to a log.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Certificate {
     /// Of the authority that it is from.
-    pub(super) directory: String,
+    pub directory: String,
     /// Seconds since 1970.
-    pub(super) ordered_at: i64,
+    pub ordered_at: i64,
     /// PEM, with those of its authorities after it.
-    pub(super) certificate: String,
+    pub certificate: String,
     /// PEM.
-    pub(super) key: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Certificate {
+            directory, ordered_at, ..
+        } = self;
+        write!(f, "Certificate of {directory} of {ordered_at}")
+    }
 }
 
 /// What failed, of the authority itself and by name.
@@ -66,6 +77,8 @@ pub(super) struct All {
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     dir: PathBuf,
+    /// What seals them; `None`: they are as they are.
+    at_rest: Option<Arc<AtRest>>,
 }
 
 impl Files {
@@ -73,7 +86,13 @@ impl Files {
     pub(super) fn new(dir: &Path, name: &AcmeName) -> Files {
         Files {
             dir: dir.join("acme").join(name.as_str()),
+            at_rest: None,
         }
+    }
+
+    /// From here on what is written is sealed. What is not is read all the same.
+    pub(super) fn sealed_by(self, at_rest: Option<Arc<AtRest>>) -> Files {
+        Files { at_rest, ..self }
     }
 
     /// `None`: there is none. Errors: whether there is one cannot be told, for a person.
@@ -134,16 +153,28 @@ impl Files {
         self.dir.join(format!("{CERTIFICATES}/{host}.json"))
     }
 
+    /// Where a file stands, wherever the data directory is.
+    fn place_of(&self, path: &Path) -> String {
+        let acme = self.dir.file_name().unwrap_or_default().display();
+        format!("{acme}/{}", path.strip_prefix(&self.dir).unwrap_or(path).display())
+    }
+
     fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, String> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unreadable(path, &error)),
         };
-        let fault = match serde_json::from_slice(&bytes) {
-            Ok(read) => return Ok(Some(read)),
+        let opened = match (is_sealed(&bytes), &self.at_rest) {
+            (false, _) => Some(bytes),
+            (true, Some(at_rest)) => at_rest.open(&self.place_of(path), &bytes),
+            (true, None) => None,
+        };
+        let fault = match opened.as_deref().map(serde_json::from_slice) {
+            Some(Ok(read)) => return Ok(Some(read)),
             // Not the bytes: there are keys among them.
-            Err(error) => format!("line {}: not what was written", error.line()),
+            Some(Err(error)) => format!("line {}: not what was written", error.line()),
+            None => "it was not sealed by this node's key for this place".to_owned(),
         };
         let mut aside = path.as_os_str().to_owned();
         aside.push(".damaged");
@@ -157,6 +188,10 @@ impl Files {
         let dir = path.parent().unwrap_or(&self.dir);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let bytes = serde_json::to_vec_pretty(value)?;
+        let bytes = match &self.at_rest {
+            Some(at_rest) => at_rest.seal(&self.place_of(&path), &bytes)?,
+            None => bytes,
+        };
         let mut aside = path.clone().into_os_string();
         aside.push(".new");
         // What a run that was killed has left may have another mode.
@@ -266,6 +301,38 @@ mod tests {
         std::fs::write(&path, "{\"half").unwrap();
         assert!(files.all().unwrap().certificates.is_empty());
         assert!(!path.exists() && path.with_extension("json.damaged").exists());
+    }
+
+    #[test]
+    fn what_a_node_has_sealed_is_read_by_that_node_and_set_aside_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let sealed = |secret: u8| {
+            let at_rest = AtRest::new(&[secret; 32]).map(Arc::new);
+            Files::new(dir.path(), &"le".parse().unwrap()).sealed_by(at_rest)
+        };
+        let certificate = Certificate {
+            directory: "https://ca.test/dir".to_owned(),
+            ordered_at: 7,
+            certificate: "c".to_owned(),
+            key: "-----BEGIN PRIVATE KEY-----".to_owned(),
+        };
+        assert!(!format!("{certificate:?}").contains("PRIVATE"));
+        let ours = sealed(1);
+        ours.write_certificate("a.test", &certificate).unwrap();
+        ours.write_certificate("b.test", &certificate).unwrap();
+        let path = ours.path_of("a.test");
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(7).any(|part| part == b"PRIVATE" || part == b"https:/"));
+        assert_eq!(ours.all().unwrap().certificates.len(), 2);
+        // Of another name, and by another node.
+        std::fs::copy(&path, ours.path_of("b.test")).unwrap();
+        assert_eq!(ours.all().unwrap().certificates.len(), 1);
+        assert!(sealed(2).all().unwrap().certificates.is_empty());
+        assert!(path.with_extension("json.damaged").exists());
+        // What stands there in the clear is read.
+        let plain = Files::new(dir.path(), &"le".parse().unwrap());
+        plain.write_certificate("a.test", &certificate).unwrap();
+        assert_eq!(ours.all().unwrap().certificates.len(), 1);
     }
 
     #[test]

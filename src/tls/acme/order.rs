@@ -7,15 +7,12 @@ use instant_acme::{
     Account, AuthorizationHandle, AuthorizationStatus, ChallengeType, Error, ExternalAccountKey, Identifier,
     NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
-use rustls::crypto::ring::sign::any_supported_type;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::sign::CertifiedKey;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::client::Client;
 use super::config::{AcmeConfig, ChallengeKind, ExternalAccount};
 use super::kept;
-use crate::tls::challenges::{Challenges, Pending};
+use crate::tls::challenges::{Challenge, Challenges};
 
 /// A certificate that was got, as PEM.
 pub(super) struct Ordered {
@@ -142,17 +139,23 @@ async fn go_through(
                     ))
                 })?;
                 let key = challenge.key_authorization();
-                let pending = match kind {
-                    ChallengeKind::Http => Pending::Http {
+                let asked = match kind {
+                    ChallengeKind::Http => Challenge::Http {
                         token: challenge.token.clone(),
-                        answer: key.as_str().into(),
+                        answer: key.as_str().to_owned(),
                     },
-                    ChallengeKind::TlsAlpn => Pending::Tls {
+                    ChallengeKind::TlsAlpn => Challenge::Tls {
                         host: host.to_owned(),
-                        key: Arc::new(certificate_of_challenge(host, key.digest().as_ref()).map_err(of_name)?),
+                        digest: key.digest().as_ref().to_vec(),
                     },
                 };
-                offered.push(challenges.offer(pending));
+                offered.push(challenges.offer(asked).map_err(of_name)?);
+                // The authority has been asked for nothing yet that could fail. All names would wait for those nodes.
+                let of_nodes = |text: String| Failure {
+                    text,
+                    of: Of::Authority,
+                };
+                challenges.in_place_elsewhere().await.map_err(of_nodes)?;
                 challenge.set_ready().await.map_err(Failure::of)?;
             }
             other => return Err(of_name(format!("the authority has its authorization as {other:?}"))),
@@ -182,20 +185,6 @@ fn request(host: &str) -> Result<(Vec<u8>, String), rcgen::Error> {
     let mut params = CertificateParams::new(vec![host.to_owned()])?;
     params.distinguished_name = DistinguishedName::new();
     Ok((params.serialize_request(&key)?.der().to_vec(), key.serialize_pem()))
-}
-
-/// What an authority is shown that asks by TLS (RFC 8737). `digest`: SHA-256 of the challenge's key authorization.
-fn certificate_of_challenge(host: &str, digest: &[u8]) -> Result<CertifiedKey, String> {
-    let made = || {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![host.to_owned()])?;
-        params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
-        Ok((params.self_signed(&key)?, key))
-    };
-    let (certificate, key) = made().map_err(|error: rcgen::Error| error.to_string())?;
-    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    let key = any_supported_type(&key).map_err(|error| error.to_string())?;
-    Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }
 
 /// What the authority says of the challenges of an order that came to nothing.

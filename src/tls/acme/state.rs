@@ -7,6 +7,7 @@ use super::config::AcmeConfig;
 use super::due::{Failures, renew_at};
 use super::kept::{self, Failed};
 use super::order::Of;
+use super::others::Others;
 use crate::model::{AcmeName, ServiceName};
 use crate::tls::pair::Pair;
 
@@ -52,6 +53,8 @@ pub(super) struct Authority {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) wanted: Wanted,
+    /// `wanted` is what a table has.
+    pub(super) is_told: bool,
     pub(super) authorities: BTreeMap<AcmeName, Authority>,
     /// By host, and whom it is from.
     pub(super) kept: BTreeMap<(String, AcmeName), Kept>,
@@ -66,6 +69,8 @@ pub(super) struct State {
     /// When a service had its last turn, in turns.
     pub(super) turns: HashMap<ServiceName, u64>,
     pub(super) n_turns: u64,
+    /// `None`: this node orders by itself.
+    pub(super) others: Option<Others>,
 }
 
 /// What to do next.
@@ -102,7 +107,7 @@ impl State {
         let mut later: Option<i64> = None;
         for (host, by) in &self.wanted.names {
             let Some(due) = self.due(host) else { continue };
-            if is_covered(host) {
+            if is_covered(host) || self.is_coming(host, &by.acme) {
                 continue;
             }
             if due > now {
@@ -122,7 +127,7 @@ impl State {
         Next::Order(host.clone(), by.acme.clone())
     }
 
-    fn kept_of(&self, host: &str, acme: &AcmeName) -> Option<&Kept> {
+    pub(super) fn kept_of(&self, host: &str, acme: &AcmeName) -> Option<&Kept> {
         self.kept.get(&(host.to_owned(), acme.clone()))
     }
 
@@ -167,6 +172,7 @@ impl State {
             *first = best.clone();
         }
         self.wanted = wanted;
+        self.is_told = true;
         let still: std::collections::HashSet<&ServiceName> = self.wanted.names.values().map(|by| &by.service).collect();
         self.turns.retain(|service, _| still.contains(service));
     }
@@ -297,15 +303,16 @@ const LIMIT_LEAST: i64 = 3600;
 const DAY: i64 = 24 * 3600;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::tls::acme::config::ChallengeKind;
 
-    fn acme(name: &str) -> AcmeName {
+    pub(in crate::tls::acme) fn acme(name: &str) -> AcmeName {
         name.parse().unwrap()
     }
 
-    fn state(names: &[(&str, &str)]) -> State {
+    /// A node that wants certificates for these names, of these services, from `le`.
+    pub(in crate::tls::acme) fn state(names: &[(&str, &str)]) -> State {
         let mut state = State::default();
         for name in ["le", "own"] {
             let config = AcmeConfig {

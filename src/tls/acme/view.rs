@@ -1,5 +1,6 @@
 //! How it stands with certificates that are ordered, for `status`, metrics and the log.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::due::Failures;
@@ -20,6 +21,8 @@ pub struct NameView {
     pub is_in_file: bool,
     /// What failed last, if nothing has gone well since.
     pub failure: Option<String>,
+    /// Which node orders it, where nodes show what one of them orders; `None` there: nobody does now.
+    pub ordered_by: Option<Arc<str>>,
 }
 
 /// What came of orders at an authority since the start.
@@ -35,16 +38,22 @@ impl State {
     pub(super) fn view(&self, is_covered: impl Fn(&str) -> bool) -> Vec<NameView> {
         let shown = self.shown();
         let name = |(host, by): (&String, &WantedBy)| {
-            let authority = self.authorities.get(&by.acme);
-            let failures = authority.and_then(|one| one.failed.names.get(host));
+            let failures = match self.others.as_ref().filter(|others| !others.is_our_turn) {
+                Some(others) => others.told_of(host, &by.acme),
+                None => self
+                    .authorities
+                    .get(&by.acme)
+                    .and_then(|one| one.failed.names.get(host)),
+            };
             NameView {
                 acme: by.acme.clone(),
                 host: host.clone(),
                 not_after: shown.get(host.as_str()).map(|kept| kept.pair.not_after),
-                next_at: self.due(host).filter(|due| *due > i64::MIN),
+                next_at: self.due_anywhere(host).filter(|due| *due > i64::MIN),
                 is_at_it: self.at.as_ref() == Some(host),
                 is_in_file: is_covered(host),
                 failure: failures.map(|failures| failures.last.clone()),
+                ordered_by: self.others.as_ref().and_then(|others| others.orderer_name.clone()),
             }
         };
         self.wanted.names.iter().map(name).collect()
@@ -70,13 +79,29 @@ impl State {
             let again = time(*not_before);
             format!("{what}: {last} (failed {n} times, tried again at {again})")
         };
-        for (acme, authority) in &self.authorities {
-            let failed = &authority.failed;
-            faults.extend(failed.authority.as_ref().map(|one| of(format!("acme.{acme}"), one)));
-            let is_wanted = |(host, _): &(&String, &Failures)| self.wanted.names.contains_key(*host);
-            let wanted = failed.names.iter().filter(is_wanted);
-            faults.extend(wanted.map(|(host, one)| of(format!("acme.{acme}: no certificate for {host}"), one)));
+        let no_certificate = |acme: &AcmeName, host: &String, failures: &Failures| {
+            of(format!("acme.{acme}: no certificate for {host}"), failures)
+        };
+        match self.others.as_ref().filter(|others| !others.is_our_turn) {
+            Some(others) => {
+                let authorities = others.told_of_authorities();
+                faults.extend(authorities.map(|(acme, one)| of(format!("acme.{acme}"), one)));
+                for (host, by) in &self.wanted.names {
+                    let told = others.told_of(host, &by.acme);
+                    faults.extend(told.map(|one| no_certificate(&by.acme, host, one)));
+                }
+            }
+            None => {
+                for (acme, authority) in &self.authorities {
+                    let failed = &authority.failed;
+                    faults.extend(failed.authority.as_ref().map(|one| of(format!("acme.{acme}"), one)));
+                    let is_wanted = |(host, _): &(&String, &Failures)| self.wanted.names.contains_key(*host);
+                    let wanted = failed.names.iter().filter(is_wanted);
+                    faults.extend(wanted.map(|(host, one)| no_certificate(acme, host, one)));
+                }
+            }
         }
+        faults.extend(self.faults_of_others());
         let n_more = faults.len().saturating_sub(FAULTS_MOST);
         faults.truncate(FAULTS_MOST);
         if n_more > 0 {

@@ -638,8 +638,8 @@ fn what_is_wrong_in_the_configuration_is_said_with_key_value_and_what_was_expect
             "acme.le.challenge = \"tls-alpn-01\": expected an entry point that lets in who shows no certificate",
         ),
         (
-            format!("{doors}[swarm]\nenabled = true\n[acme.le]\n{good}"),
-            "expected none where swarm.enabled = true: each node would order",
+            format!("{doors}[swarm]\nenabled = true\n[link]\nlisten = 'none'\n[acme.le]\n{good}"),
+            "expected none where link.listen = \"none\" in a swarm",
         ),
     ] {
         let (code, said) = check(&text);
@@ -648,6 +648,8 @@ fn what_is_wrong_in_the_configuration_is_said_with_key_value_and_what_was_expect
             "{expected}\nin {said}\nof {text}"
         );
     }
-    let (code, said) = check(&format!("{doors}[acme.le]\n{good}"));
-    assert_eq!(code, Some(0), "{said}");
+    for swarm in ["", "[swarm]\nenabled = true\n"] {
+        let (code, said) = check(&format!("{doors}{swarm}[acme.le]\n{good}"));
+        assert_eq!(code, Some(0), "{said}");
+    }
 }

@@ -1,7 +1,7 @@
 //! An authority (Debian's pebble, with its challtestsrv for names) and a node that orders from it.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
@@ -40,6 +40,10 @@ pub fn wait_long(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Certificates of a root of its own for 127.0.0.1: the root, the certificate and its key, as PEM.
 pub fn server_pair() -> (String, String, String) {
+    server_pair_at(Ipv4Addr::LOCALHOST)
+}
+
+fn server_pair_at(ip: Ipv4Addr) -> (String, String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -47,7 +51,7 @@ pub fn server_pair() -> (String, String, String) {
     let root = params.self_signed(&key).unwrap().pem();
     let issuer = Issuer::new(params, key);
     let key = KeyPair::generate().unwrap();
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let names = vec![ip.to_string(), "localhost".to_owned()];
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
     (root, certificate.pem(), key.serialize_pem())
 }
@@ -60,6 +64,9 @@ pub struct Wish {
     /// A key's identifier and the key in base64url.
     pub external: Option<(&'static str, &'static str)>,
     pub blocked: Vec<&'static str>,
+    /// Where it is, and where the names lead that it asks; `None`: 127.0.0.1.
+    pub at: Option<Ipv4Addr>,
+    pub names_lead_to: Option<Ipv4Addr>,
 }
 
 pub struct Pebble {
@@ -93,14 +100,17 @@ impl Pebble {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let (root, certificate, key) = server_pair();
+        let ip = wish.at.unwrap_or(Ipv4Addr::LOCALHOST);
+        let (root, certificate, key) = server_pair_at(ip);
         for (name, text) in [("ca.pem", root), ("cert.pem", certificate), ("key.pem", key)] {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
-        let [http, tls, directory, management, names, names_management] = ports.map(local);
+        let [http, tls, directory, management, names, names_management] =
+            ports.map(|port| SocketAddr::from((ip, port)));
+        let names_lead_to = wish.names_lead_to.unwrap_or(Ipv4Addr::LOCALHOST).to_string();
         let names_server = run("pebble-challtestsrv")
             .args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""])
-            .args(["-defaultIPv4", "127.0.0.1", "-dns01", &names.to_string()])
+            .args(["-defaultIPv4", &names_lead_to, "-dns01", &names.to_string()])
             .args(["-management", &names_management.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,5 +1,6 @@
 //! anynode on a real Docker Swarm of three engines: every node answers, whatever happens to the others.
 
+mod acme;
 mod cluster;
 mod deploy;
 mod inside;

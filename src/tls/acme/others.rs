@@ -1,0 +1,286 @@
+//! Where several nodes show the certificates that one of them orders: what each one of those who may order says that it has and what
+//! failed there, what is to be taken of it, and whose turn it is. No clock, no file and no connection. Not here: how nodes ask one
+//! another (`app`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::due::{Failures, renew_at};
+use super::kept;
+use super::state::{Kept, State};
+use crate::model::AcmeName;
+use crate::tls::pair::Pair;
+
+/// What a node that may order says of all names that its own table wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// By host.
+    pub names: BTreeMap<String, Listed>,
+    /// What failed at authorities, by what the configuration calls them.
+    #[serde(default)]
+    pub authorities: BTreeMap<String, Failures>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// What the configuration calls the authority.
+    pub acme: String,
+    /// The certificate that there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures: Option<Failures>,
+}
+
+/// Which certificate it is. Of two the greater is the newer, on whichever node one looks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// Seconds since 1970.
+    pub ordered_at: i64,
+    /// Of the certificate: SHA-256, in hexadecimal digits.
+    pub fingerprint: String,
+}
+
+/// What is known of other nodes.
+#[derive(Default)]
+pub(super) struct Others {
+    /// Who orders now, by id.
+    pub(super) orderer: Option<Arc<str>>,
+    /// The same for a person.
+    pub(super) orderer_name: Option<Arc<str>>,
+    pub(super) is_our_turn: bool,
+    /// What those who may order have said, by id.
+    pub(super) lists: BTreeMap<Arc<str>, Arc<List>>,
+    /// What was given and is of no use, by host and fingerprint.
+    pub(super) useless: BTreeSet<(String, String)>,
+    /// What is wrong with the way to them.
+    pub(super) faults: BTreeSet<String>,
+}
+
+impl Others {
+    /// What the one who orders says.
+    fn told(&self) -> Option<&List> {
+        self.lists.get(self.orderer.as_ref()?).map(|list| &**list)
+    }
+
+    /// What failed last where names are ordered, by the one who orders.
+    pub(super) fn told_of(&self, host: &str, acme: &AcmeName) -> Option<&Failures> {
+        let listed = self.told()?.names.get(host)?;
+        listed.failures.as_ref().filter(|_| listed.acme == acme.as_str())
+    }
+
+    pub(super) fn told_of_authorities(&self) -> impl Iterator<Item = (&String, &Failures)> {
+        self.told().into_iter().flat_map(|list| &list.authorities)
+    }
+}
+
+impl State {
+    /// Whether this node is to order now.
+    pub(super) fn is_our_turn(&self) -> bool {
+        self.others.as_ref().is_none_or(|others| others.is_our_turn)
+    }
+
+    /// Whether another node has a newer certificate than this one, so that it is taken and none ordered.
+    pub(super) fn is_coming(&self, host: &str, acme: &AcmeName) -> bool {
+        let mut lists = self.others.iter().flat_map(|others| others.lists.values());
+        lists.any(|list| self.is_newer_in(list, host, acme))
+    }
+
+    fn is_newer_in(&self, list: &List, host: &str, acme: &AcmeName) -> bool {
+        let Some((listed, others)) = list.names.get(host).zip(self.others.as_ref()) else {
+            return false;
+        };
+        let Some(version) = listed.version.as_ref().filter(|_| listed.acme == acme.as_str()) else {
+            return false;
+        };
+        let is_newer = match self.kept_of(host, acme).map(version_of) {
+            Some(ours) => ours.fingerprint != version.fingerprint && ours < *version,
+            None => true,
+        };
+        is_newer && !others.useless.contains(&(host.to_owned(), version.fingerprint.clone()))
+    }
+
+    /// What is to be taken of that node: hosts, and whom they are from.
+    pub(super) fn lacks(&self, node: &str) -> Vec<(String, AcmeName)> {
+        let Some(list) = self.others.as_ref().and_then(|others| others.lists.get(node)) else {
+            return Vec::new();
+        };
+        let wanted = self.wanted.names.iter();
+        let lacked = wanted.filter(|(host, by)| self.is_newer_in(list, host, &by.acme));
+        lacked.map(|(host, by)| (host.clone(), by.acme.clone())).collect()
+    }
+
+    /// All that this node's own table wants, and what there is of it.
+    pub(super) fn list(&self) -> List {
+        let name = |(host, by): (&String, &super::WantedBy)| {
+            let failed = self.authorities.get(&by.acme).map(|authority| &authority.failed);
+            let listed = Listed {
+                acme: by.acme.to_string(),
+                version: self.kept_of(host, &by.acme).map(version_of),
+                failures: failed.and_then(|failed| failed.names.get(host)).cloned(),
+            };
+            (host.clone(), listed)
+        };
+        let failed = |(acme, authority): (&AcmeName, &super::state::Authority)| {
+            Some((acme.to_string(), authority.failed.authority.clone()?))
+        };
+        List {
+            names: self.wanted.names.iter().take(NAMES_MOST).map(name).collect(),
+            authorities: self.authorities.iter().filter_map(failed).collect(),
+        }
+    }
+
+    /// The certificate of a host with its key, for a node that asks. Errors: this node's own table wants no such one, or there is none
+    /// yet, for a person.
+    pub(super) fn give(&self, host: &str, acme: &str) -> Result<kept::Certificate, String> {
+        let by = self.wanted.names.get(host).filter(|by| by.acme.as_str() == acme);
+        let by = by.ok_or_else(|| format!("no route that this manager knows asks acme.{acme} for {host}"))?;
+        let kept = self.kept_of(host, &by.acme);
+        Ok(kept
+            .ok_or_else(|| format!("there is no certificate for {host} yet"))?
+            .file
+            .clone())
+    }
+
+    /// What `node` gave. Errors: it is of no use, for a person; it is not asked for again.
+    pub(super) fn take_from(
+        &mut self,
+        node: &str,
+        (host, acme): (&str, &AcmeName),
+        mut file: kept::Certificate,
+        now: i64,
+    ) -> Result<(), String> {
+        match judge(host, &file, now) {
+            Ok(pair) => {
+                // Another node's clock may be ahead.
+                file.ordered_at = file.ordered_at.min(now);
+                let kept = Kept {
+                    acme: acme.clone(),
+                    file,
+                    pair: Arc::new(pair),
+                    is_written: false,
+                };
+                self.keep(host, kept);
+                Ok(())
+            }
+            Err(error) => {
+                self.is_useless(node, host);
+                Err(error)
+            }
+        }
+    }
+
+    /// What that node lists for the host is not asked for again.
+    fn is_useless(&mut self, node: &str, host: &str) {
+        let Some(others) = &mut self.others else { return };
+        let listed = others.lists.get(node).and_then(|list| list.names.get(host));
+        let Some(version) = listed.and_then(|listed| listed.version.clone()) else {
+            return;
+        };
+        if others.useless.len() >= USELESS_MOST {
+            others.useless.clear();
+        }
+        others.useless.insert((host.to_owned(), version.fingerprint));
+    }
+
+    /// Says whose turn it is. What failed where it was before is no reason to try again at once.
+    pub(super) fn set_turn(&mut self, orderer: Option<Arc<str>>, name: Option<Arc<str>>, is_ours: bool) {
+        let Some(others) = &mut self.others else { return };
+        let begins = is_ours && !others.is_our_turn;
+        (others.orderer, others.orderer_name, others.is_our_turn) = (orderer, name, is_ours);
+        if !begins {
+            return;
+        }
+        let lists: Vec<Arc<List>> = others.lists.values().cloned().collect();
+        for (host, listed) in lists.iter().flat_map(|list| &list.names) {
+            let Some((acme, failures)) = listed.acme.parse::<AcmeName>().ok().zip(listed.failures.as_ref()) else {
+                continue;
+            };
+            let has_come = self
+                .kept_of(host, &acme)
+                .is_some_and(|kept| kept.file.ordered_at >= failures.at);
+            let Some(authority) = self.authorities.get_mut(&acme).filter(|_| !has_come) else {
+                continue;
+            };
+            authority.failed.directory.clone_from(&authority.config.directory);
+            let known = authority.failed.names.entry(host.clone()).or_default();
+            if known.at < failures.at {
+                known.clone_from(failures);
+            }
+        }
+    }
+
+    /// When a name is to be ordered as far as is known here, whoever orders.
+    pub(super) fn due_anywhere(&self, host: &str) -> Option<i64> {
+        let Some(others) = self.others.as_ref().filter(|others| !others.is_our_turn) else {
+            return self.due(host);
+        };
+        let by = self.wanted.names.get(host)?;
+        let kept = self.kept_of(host, &by.acme);
+        let renewed = kept.map_or(i64::MIN, |kept| {
+            renew_at(kept.pair.not_before, kept.pair.not_after, kept.file.ordered_at)
+        });
+        let failed = others.told_of(host, &by.acme);
+        Some(renewed.max(failed.map_or(i64::MIN, |failures| failures.not_before)))
+    }
+
+    /// What is wrong with the way to who orders, and which names nobody orders.
+    pub(super) fn faults_of_others(&self) -> Vec<String> {
+        let Some(others) = &self.others else {
+            return Vec::new();
+        };
+        let mut faults: Vec<String> = others.faults.iter().cloned().collect();
+        let Some(told) = others.told().filter(|_| !others.is_our_turn) else {
+            return faults;
+        };
+        let who = others.orderer_name.as_deref().unwrap_or_default();
+        for (host, by) in &self.wanted.names {
+            let is_known = told
+                .names
+                .get(host)
+                .is_some_and(|listed| listed.acme == by.acme.as_str());
+            if !is_known {
+                let (acme, service) = (&by.acme, &by.service);
+                faults.push(format!(
+                    "acme.{acme}: no certificate for {host}: {who}, which orders them, has no route of service {service} that asks for it \
+                     (every node needs the same entrypoints and acme)"
+                ));
+            }
+        }
+        faults
+    }
+}
+
+/// Errors: it is not for that host, or not good any more, or no certificate with its key, for a person.
+fn judge(host: &str, file: &kept::Certificate, now: i64) -> Result<Pair, String> {
+    let pair = Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes()).map_err(|error| error.to_string())?;
+    if !pair.names.iter().any(|name| name == host) {
+        return Err(format!("it is for {} alone", pair.names.join(" ")));
+    }
+    match pair.not_after <= now {
+        true => Err("it is over".to_owned()),
+        false => Ok(pair),
+    }
+}
+
+fn version_of(kept: &Kept) -> Version {
+    Version {
+        ordered_at: kept.file.ordered_at,
+        fingerprint: fingerprint_of(&kept.pair),
+    }
+}
+
+fn fingerprint_of(pair: &Pair) -> String {
+    let certificate = pair.key.cert.first().map(|first| first.as_ref()).unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// So that a list has an end.
+const NAMES_MOST: usize = 20_000;
+const USELESS_MOST: usize = 1000;
+
+#[cfg(test)]
+mod tests;
