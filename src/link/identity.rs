@@ -570,11 +570,19 @@ pub fn secret(dir: &Path, purpose: &str) -> Result<[u8; 32], IdentityError> {
     Ok(secret)
 }
 
-/// The node's key as it is kept, or a new one.
+/// The node's key as it is kept, or a new one. Errors: there may be one, and it cannot be read: what it seals would be lost with it.
 fn key_in(dir: &Path) -> Result<KeyPair, IdentityError> {
-    let kept = std::fs::read_to_string(dir.join(KEY_FILE)).ok();
-    if let Some(key) = kept.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
-        return Ok(key);
+    let path = dir.join(KEY_FILE);
+    match std::fs::read(&path) {
+        Ok(pem) => {
+            let pem = String::from_utf8(pem).ok();
+            if let Some(key) = pem.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+                return Ok(key);
+            }
+            tracing::error!(path = %path.display(), "it is no key: a new one takes its place");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(IdentityError::File { path, error }),
     }
     let key = KeyPair::generate().map_err(IdentityError::Write)?;
     write_private(&dir.join(KEY_FILE), &key.serialize_pem())?;

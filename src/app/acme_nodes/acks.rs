@@ -26,6 +26,11 @@ struct Known {
     n_calls: u64,
     /// Nodes that were live and have never called while one waited for them.
     mute: BTreeSet<Arc<str>>,
+    /// Nodes that call, and had an order fail by not having its challenge in place in time: no other order fails by them before they have
+    /// one in place again.
+    passed_over: BTreeSet<Arc<str>>,
+    /// The number of the challenges that were waited for last.
+    asked: Option<u64>,
 }
 
 /// A run of the program on a node.
@@ -82,6 +87,9 @@ impl Acks {
         known.n_calls += 1;
         let call = known.n_calls;
         known.mute.remove(node);
+        if has.is_some() && has == known.asked {
+            known.passed_over.remove(node);
+        }
         known.nodes.retain(|_, runs| {
             runs.retain(|run| run.is_waiting || run.is_there(now));
             !runs.is_empty()
@@ -124,16 +132,26 @@ impl Acks {
             match there.iter().all(|run| run.has == Some(number)) {
                 _ if there.is_empty() => missing.silent.push(node.clone()),
                 true => {}
+                false if known.passed_over.contains(node) => missing.silent.push(node.clone()),
                 false => missing.late.push(node.clone()),
             }
         }
         missing
     }
 
-    /// Those of `live` that do not call at all, as was found when they were waited for.
+    /// Those of `live` that do not call at all, or do and put nothing in place, as was found when they were waited for.
     pub(super) fn mute(&self, live: &[Arc<str>]) -> Vec<Arc<str>> {
         let known = self.known();
-        live.iter().filter(|node| known.mute.contains(*node)).cloned().collect()
+        let is_mute = |node: &&Arc<str>| known.mute.contains(*node) || known.passed_over.contains(*node);
+        live.iter().filter(is_mute).cloned().collect()
+    }
+
+    fn pass_over(&self, late: &[Arc<str>], live: &[Arc<str>]) {
+        let mut known = self.known();
+        known.passed_over.retain(|node| live.contains(node));
+        known.passed_over.extend(late.iter().cloned());
+        drop(known);
+        self.changed();
     }
 
     fn set_mute(&self, silent: &[Arc<str>], live: &[Arc<str>]) {
@@ -257,6 +275,7 @@ async fn wait(
 ) -> Result<(), Vec<Arc<str>>> {
     let started = tokio::time::Instant::now();
     let mut changes = acks.changes();
+    acks.known().asked = Some(number);
     loop {
         changes.mark_unchanged();
         peers.mark_unchanged();
@@ -272,6 +291,7 @@ async fn wait(
             return Ok(());
         }
         if started.elapsed() >= patience.of_all {
+            acks.pass_over(&missing.late, &live);
             return Err(missing.late);
         }
         tokio::select! {
@@ -369,6 +389,14 @@ mod tests {
         let held = acks.hold(&node("a"), 1, Some(0), Instant::now());
         let late = wait(&acks, 1, live, peers.clone(), patience(50, 10)).await;
         assert_eq!(late, Err(vec![node("a")]));
+        // No other order fails by it, however often it calls, before it has one in place.
+        let again = acks.hold(&node("a"), 1, Some(0), Instant::now());
+        let passed = wait(&acks, 2, live, peers.clone(), patience(600_000, 10)).await;
+        assert_eq!((passed, acks.mute(&live())), (Ok(()), vec![node("a"), node("old")]));
+        drop(again);
+        let right = acks.hold(&node("a"), 1, Some(2), Instant::now());
+        assert_eq!(acks.mute(&live()), [node("old")]);
+        right.answered();
         // It says so while it is waited for.
         let begun = Instant::now();
         let says = async {

@@ -26,6 +26,7 @@ pub(super) struct Desk {
     notice: watch::Sender<Option<Notice>>,
     /// Takes that are being answered, by node. std mutex: for a moment each.
     takes: Mutex<BTreeMap<Arc<str>, Budget>>,
+    lists: Mutex<BTreeMap<Arc<str>, Budget>>,
     /// How long a call is held where nothing changes.
     hold: Duration,
 }
@@ -37,7 +38,7 @@ struct Notice {
     digest: u64,
 }
 
-/// Takes of a node within a while.
+/// What a node has asked for within a while.
 struct Budget {
     since: Instant,
     n: u32,
@@ -52,6 +53,7 @@ impl Desk {
             instance,
             notice: watch::Sender::new(None),
             takes: Mutex::default(),
+            lists: Mutex::default(),
             hold: HOLD,
         }
     }
@@ -114,6 +116,11 @@ impl Desk {
                 };
                 if is_time || has != Some(now) {
                     let is_new = has.is_none_or(|has| has.list != now.list);
+                    if is_new {
+                        // It is long where there are many names.
+                        let most = if has.is_some() { LISTS_MOST } else { LISTS_ANEW_MOST };
+                        spend(&self.lists, &node, most)?;
+                    }
                     let told = Told {
                         now,
                         challenges: own_now.challenges,
@@ -141,7 +148,7 @@ impl Desk {
         if take.names.len() > NAMES_MOST {
             return Err(format!("{} names, expected {NAMES_MOST} at most", take.names.len()));
         }
-        self.spend(node)?;
+        spend(&self.takes, node, TAKES_MOST)?;
         let gift = |host: &str, acme: &str| match is_host(host) {
             true => self.acme.give(host, acme),
             false => Err("no name that a certificate is ordered for".to_owned()),
@@ -154,20 +161,18 @@ impl Desk {
             certificates: gifts.collect(),
         })
     }
+}
 
-    fn spend(&self, node: &Arc<str>) -> Result<(), String> {
-        let mut takes = self.takes.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        takes.retain(|_, budget| now.duration_since(budget.since) < TAKES_WITHIN);
-        let budget = takes.entry(node.clone()).or_insert(Budget { since: now, n: 0 });
-        budget.n += 1;
-        match budget.n {
-            ..=TAKES_MOST => Ok(()),
-            _ => Err(format!(
-                "more than {TAKES_MOST} takes within {} s",
-                TAKES_WITHIN.as_secs()
-            )),
-        }
+/// Errors: the node has asked for too many within a while.
+fn spend(spent: &Mutex<BTreeMap<Arc<str>, Budget>>, node: &Arc<str>, most: u32) -> Result<(), String> {
+    let mut spent = spent.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    spent.retain(|_, budget| now.duration_since(budget.since) < ASKED_WITHIN);
+    let budget = spent.entry(node.clone()).or_insert(Budget { since: now, n: 0 });
+    budget.n += 1;
+    match budget.n <= most {
+        true => Ok(()),
+        false => Err(format!("more than {most} within {} s", ASKED_WITHIN.as_secs())),
     }
 }
 
@@ -183,7 +188,10 @@ const HOLD: Duration = Duration::from_secs(20);
 const PUBLISH_PAUSE: Duration = Duration::from_millis(50);
 /// So that a node has 16,000 certificates within ten seconds, and no node all of the manager's time.
 const TAKES_MOST: u32 = 1000;
-const TAKES_WITHIN: Duration = Duration::from_secs(10);
+/// Whole lists, to one that follows their changes; and to one that has none, as after a start.
+const LISTS_MOST: u32 = 250;
+const LISTS_ANEW_MOST: u32 = 30;
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -311,7 +319,7 @@ mod tests {
         assert!(desk.take(&"n".into(), json!({ "names": "all" })).is_err());
         // One that takes all the time is refused, and no other.
         let refused = (0..TAKES_MOST).filter(|_| take(Vec::new()).is_err()).count();
-        assert!(refused > 0 && take(Vec::new()).unwrap_err().contains("takes within"));
+        assert!(refused > 0 && take(Vec::new()).unwrap_err().contains("within 10 s"));
         assert!(desk.take(&"other".into(), json!({ "names": [] })).is_ok());
     }
 }

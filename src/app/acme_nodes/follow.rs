@@ -153,7 +153,9 @@ impl Follower<'_> {
                 .zip(given.map(|given| given.certificates).unwrap_or_default())
             {
                 match gift {
-                    Gift::Certificate(certificate) => self.acme.take_from(&self.manager, (host, acme), *certificate),
+                    Gift::Certificate(certificate) => {
+                        is_whole &= self.acme.take_from(&self.manager, (host, acme), *certificate);
+                    }
                     Gift::Refused(why) => {
                         is_whole = false;
                         tracing::debug!(manager = %self.manager, host, "no certificate: {why}");

@@ -195,7 +195,7 @@ impl AcmeNodes {
             for node in self.acks.mute(&live(&self.view)) {
                 let name = name_of(&self.view, &node);
                 faults.insert(format!(
-                    "acme: node {name} answers no challenges (another version of anynode, or no [acme] there): an authority that \
+                    "acme: node {name} answers no challenges (another version of anynode, no [acme] there, or what its log says): an authority that \
                      asks it gives no certificate"
                 ));
             }

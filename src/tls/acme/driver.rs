@@ -151,7 +151,7 @@ impl Acme {
             };
             tokio::select! {
                 never = working => match never {},
-                () = stopping => self.state().at = None,
+                () = stopping => self.is_at(None),
             }
         }
     }
@@ -170,9 +170,9 @@ impl Acme {
             };
             match next {
                 Next::Order(host, acme) => {
-                    self.state().at = Some(host.clone());
+                    self.is_at(Some(host.clone()));
                     self.order(&host, &acme, sessions).await;
-                    self.state().at = None;
+                    self.is_at(None);
                 }
                 Next::Wait(until) => {
                     let left = until.map_or(LOOK_EVERY, |until| until.saturating_sub(now_).clamp(1, LOOK_EVERY));
@@ -184,6 +184,12 @@ impl Acme {
                 }
             }
         }
+    }
+
+    /// Says what is being ordered, to other nodes too.
+    fn is_at(&self, host: Option<String>) {
+        self.state().at = host;
+        self.changes.send_modify(|n| *n += 1);
     }
 
     async fn read_what_was_not(&self) {

@@ -30,8 +30,14 @@ pub struct Listed {
     /// The certificate that there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
+    /// Of the authority that it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
+    /// It is being ordered there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_at_it: bool,
 }
 
 /// Which certificate it is. Of two the greater is the newer, on whichever node one looks.
@@ -82,10 +88,14 @@ impl State {
         self.others.as_ref().is_none_or(|others| others.is_our_turn)
     }
 
-    /// Whether another node has a newer certificate than this one, so that it is taken and none ordered.
+    /// Whether another node has a newer certificate than this one, or is ordering one, so that it is taken and none ordered.
     pub(super) fn is_coming(&self, host: &str, acme: &AcmeName) -> bool {
         let mut lists = self.others.iter().flat_map(|others| others.lists.values());
-        lists.any(|list| self.is_newer_in(list, host, acme))
+        let is_at_it = |list: &List| {
+            let listed = list.names.get(host);
+            listed.is_some_and(|listed| listed.is_at_it && listed.acme == acme.as_str())
+        };
+        lists.any(|list| is_at_it(list) || self.is_newer_in(list, host, acme))
     }
 
     fn is_newer_in(&self, list: &List, host: &str, acme: &AcmeName) -> bool {
@@ -95,6 +105,11 @@ impl State {
         let Some(version) = listed.version.as_ref().filter(|_| listed.acme == acme.as_str()) else {
             return false;
         };
+        // One of another authority by the same name, while the configuration changes from node to node, is not what is asked for.
+        let own = self.authorities.get(acme).map(|authority| &authority.config.directory);
+        if listed.directory.is_some() && listed.directory.as_ref() != own {
+            return false;
+        }
         let is_newer = match self.kept_of(host, acme).map(version_of) {
             Some(ours) => ours.fingerprint != version.fingerprint && ours < *version,
             None => true,
@@ -119,7 +134,9 @@ impl State {
             let listed = Listed {
                 acme: by.acme.to_string(),
                 version: self.kept_of(host, &by.acme).map(version_of),
+                directory: self.kept_of(host, &by.acme).map(|kept| kept.file.directory.clone()),
                 failures: failed.and_then(|failed| failed.names.get(host)).cloned(),
+                is_at_it: self.at.as_ref() == Some(host),
             };
             (host.clone(), listed)
         };
@@ -180,7 +197,7 @@ impl State {
             return;
         };
         if others.useless.len() >= USELESS_MOST {
-            others.useless.clear();
+            others.useless.pop_first();
         }
         others.useless.insert((host.to_owned(), version.fingerprint));
     }
@@ -190,11 +207,26 @@ impl State {
         let Some(others) = &mut self.others else { return };
         let begins = is_ours && !others.is_our_turn;
         (others.orderer, others.orderer_name, others.is_our_turn) = (orderer, name, is_ours);
-        if !begins {
-            return;
+        if begins {
+            let lists: Vec<Arc<List>> = others.lists.values().cloned().collect();
+            lists.iter().for_each(|list| self.learn(list));
         }
-        let lists: Vec<Arc<List>> = others.lists.values().cloned().collect();
-        for (host, listed) in lists.iter().flat_map(|list| &list.names) {
+    }
+
+    /// What failed where that list is from is no reason to try again at once here.
+    pub(super) fn learn(&mut self, list: &List) {
+        for (acme, failures) in &list.authorities {
+            let acme = acme.parse::<AcmeName>().ok();
+            let Some(authority) = acme.and_then(|acme| self.authorities.get_mut(&acme)) else {
+                continue;
+            };
+            authority.failed.directory.clone_from(&authority.config.directory);
+            let known = &mut authority.failed.authority;
+            if known.as_ref().is_none_or(|known| known.at < failures.at) {
+                *known = Some(failures.clone());
+            }
+        }
+        for (host, listed) in &list.names {
             let Some((acme, failures)) = listed.acme.parse::<AcmeName>().ok().zip(listed.failures.as_ref()) else {
                 continue;
             };

@@ -59,7 +59,12 @@ impl Acme {
         let Some(others) = state.others.as_mut() else { return };
         let is_news = match list {
             Some(list) => others.lists.insert(node.clone(), list.clone()) != Some(list),
-            None => others.lists.remove(node).is_some(),
+            None => {
+                let last = others.lists.remove(node);
+                // Whoever orders next, by its turn or by a change of who manages, goes on from there.
+                last.iter().for_each(|list| state.learn(list));
+                last.is_some()
+            }
         };
         drop(state);
         if is_news {
@@ -77,17 +82,19 @@ impl Acme {
         self.state().give(host, acme)
     }
 
-    /// Takes up what `node` gave. What is of no use is said, and not asked for again.
-    pub fn take_from(&self, node: &str, name: (&str, &AcmeName), given: Certificate) {
+    /// Takes up what `node` gave. What is of no use is said, and not asked for again. Whether it was taken.
+    pub fn take_from(&self, node: &str, name: (&str, &AcmeName), given: Certificate) -> bool {
         let (host, acme) = name;
         let mut state = self.state();
         let taken = state.take_from(node, name, given, now());
         self.show(&state);
         drop(state);
+        let is_taken = taken.is_ok();
         match taken {
             Ok(()) => tracing::info!(%acme, host, node, "certificate taken up"),
             Err(error) => tracing::warn!(%acme, host, node, "the certificate cannot be used: {error}"),
         }
         self.wake();
+        is_taken
     }
 }

@@ -63,6 +63,19 @@ fn what_another_has_is_taken_and_ordered_by_nobody_and_the_later_one_counts() {
     let newest = given(&["a.test"], NOW - 1);
     hear(&mut state, "m2", &list_of(&[("a.test", &newest)]));
     assert_eq!(state.lacks("m2").len(), 1);
+    // What another is at is not ordered twice.
+    let mut at_it = shared(&[("b.test", "b")]);
+    at_it.at = Some("b.test".to_owned());
+    hear(&mut state, "m3", &Arc::new(at_it.list()));
+    assert_eq!(state.next(NOW, uncovered), Next::Wait(None));
+    state.others.as_mut().unwrap().lists.remove("m3");
+    assert_eq!(state.next(NOW, uncovered), Next::Order("b.test".to_owned(), acme("le")));
+    // Of another authority by the same name it is another certificate.
+    let mut elsewhere = newest.clone();
+    elsewhere.directory = "https://staging.test/dir".to_owned();
+    hear(&mut state, "m2", &list_of(&[("a.test", &elsewhere)]));
+    assert!(state.lacks("m2").is_empty());
+    hear(&mut state, "m2", &list_of(&[("a.test", &newest)]));
     // Gone with what it had.
     state.others.as_mut().unwrap().lists.remove("m2");
     assert!(!state.is_coming("a.test", &acme("le")));
