@@ -300,9 +300,44 @@ pub(super) const UNWANTED_PORTS: std::ops::RangeInclusive<u16> = 1..=6;
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 pub(super) const BACKLOG: i32 = 4096;
 
-/// Whether this node has the address: only then can something be bound to it.
+/// Whether this node has the address: only then can something be bound to it, unless the kernel lets programs bind to any
+/// (`ip_nonlocal_bind`), and says by itself which it has.
 pub fn is_own_address(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified() || std::net::UdpSocket::bind((ip, 0)).is_ok()
+    let binds = |ip: IpAddr| std::net::UdpSocket::bind((ip, 0)).is_ok();
+    if ip.is_loopback() || ip.is_unspecified() {
+        return true;
+    }
+    let nobodys = match ip {
+        IpAddr::V4(_) => IpAddr::from([192, 0, 2, 1]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+    };
+    binds(ip) && (!binds(nobodys) || is_listed(ip))
+}
+
+/// Whether the kernel lists the address as one of this node.
+fn is_listed(ip: IpAddr) -> bool {
+    let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+    match ip {
+        IpAddr::V4(ip) => is_local_v4(&text("/proc/net/fib_trie"), ip),
+        IpAddr::V6(ip) => {
+            let hex: String = ip.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+            text("/proc/net/if_inet6").lines().any(|line| line.starts_with(&hex))
+        }
+    }
+}
+
+/// Whether the routes, as the kernel draws them, have the address as local.
+fn is_local_v4(fib_trie: &str, ip: std::net::Ipv4Addr) -> bool {
+    let leaf = format!("|-- {ip}");
+    let mut is_leaf = false;
+    for line in fib_trie.lines().map(str::trim) {
+        match line.starts_with("|-- ") {
+            true => is_leaf = line == leaf,
+            false if is_leaf && line == "/32 host LOCAL" => return true,
+            false => {}
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -310,6 +345,25 @@ mod tests {
     use super::*;
 
     const NOT_OURS: fn(u64) -> bool = |_| false;
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_lists_them() {
+        let trie = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     +-- 10.0.0.0/24 2 0 2\n        |-- 10.0.0.0\n           /24 link UNICAST\n        \
+                    |-- 10.0.0.5\n           /32 host LOCAL\n        |-- 10.0.0.255\n           /32 link BROADCAST\n";
+        for (ip, is_local) in [
+            ([10, 0, 0, 5], true),
+            ([10, 0, 0, 0], false),
+            ([10, 0, 0, 255], false),
+            ([10, 0, 0, 6], false),
+        ] {
+            assert_eq!(is_local_v4(trie, ip.into()), is_local, "{ip:?}");
+        }
+        assert!(is_local_v4(
+            &std::fs::read_to_string("/proc/net/fib_trie").unwrap(),
+            [127, 0, 0, 1].into()
+        ));
+        assert!(is_own_address([127, 0, 0, 1].into()) && !is_own_address([192, 0, 2, 7].into()));
+    }
 
     #[test]
     fn lines_of_proc_net_tcp_are_read() {

@@ -215,10 +215,13 @@ impl FileSource {
             tracing::error!(%error, "addresses of names are not taken up");
             return;
         }
+        let has_changed = !changed.is_empty();
         let changed = changed.into_iter().map(|(_, spec)| (spec.name.clone(), spec));
         self.applied.extend(changed);
         self.names.leave_out(left_out);
-        self.keep(None);
+        if has_changed {
+            self.keep(None);
+        }
     }
 
     /// The services as the table is to have them, with their places in `declared`; of those alone that `is_meant` picks. `left_out`:

@@ -489,7 +489,8 @@ impl ServiceDto {
         let mut declared = Declared::new(spec, endpoints.collect())?;
         let takes_target = declared.ports().any(|port| port == 0);
         let only_name = declared.only_name().cloned();
-        let ports_of_names: Vec<u16> = match declared.has_names() {
+        let has_names = declared.has_names();
+        let ports_of_names: Vec<u16> = match has_names {
             true => declared.ports().filter(|port| *port != 0).collect(),
             false => Vec::new(),
         };
@@ -552,6 +553,15 @@ impl ServiceDto {
         if let Some(name) = only_name.filter(|_| spec.scheme == Scheme::Https) {
             let by_name = || ServerName::try_from(name.host().to_owned()).ok();
             spec.endpoint_tls.server_name = spec.endpoint_tls.server_name.take().or_else(by_name);
+        }
+        // Whom an address is to be that a name server gave is not the name server's to say.
+        let is_nobody =
+            spec.endpoint_tls.server_name.is_none() && ServerName::try_from(spec.name.key().to_owned()).is_err();
+        if spec.scheme == Scheme::Https && has_names && spec.endpoint_tls.verify == Verify::Full && is_nobody {
+            return Err(format!(
+                "endpoint_tls.server_name: expected the name in the endpoints' certificates: the service's, {}, is none of a host",
+                spec.name
+            ));
         }
         Ok(declared)
     }

@@ -145,6 +145,11 @@ impl Book {
         known.map(row).collect()
     }
 
+    /// Whether any name is needed.
+    pub(super) fn has_any(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     /// And of those that may be.
     pub(super) fn all_addresses(&self) -> BTreeMap<EndpointName, Vec<IpAddr>> {
         let mut all = self.recalled.clone();
@@ -226,6 +231,7 @@ impl Book {
         };
         let mut news = News::default();
         let ttl = answer.ttl.clamp(TTL_LEAST, TTL_MOST);
+        let mut is_partial = false;
         let why = match entry.merge(answer) {
             Merged::Known { addresses, fails } => {
                 let n_cut = addresses.len().saturating_sub(ADDRESSES_MAX);
@@ -236,6 +242,7 @@ impl Book {
                 let addresses: Vec<IpAddr> = addresses.into_iter().take(ADDRESSES_MAX).collect();
                 news.has_changed = addresses != entry.addresses;
                 entry.addresses = addresses;
+                is_partial = true;
                 fails
             }
             Merged::Unknown { why } => Some(why),
@@ -255,7 +262,15 @@ impl Book {
                     n_unsaid,
                 });
                 entry.failing = Some(Failing { why, since });
-                entry.due = Some(now + again_after(entry.n_failures, jitter));
+                let again = again_after(entry.n_failures, jitter);
+                // What one family has said is good for as long as it says.
+                entry.due = Some(
+                    now + if is_partial {
+                        again.min(ttl.max(PARTIAL_LEAST))
+                    } else {
+                        again
+                    },
+                );
                 entry.n_failures = entry.n_failures.saturating_add(1);
                 entry.failures_total += 1;
             }
@@ -329,7 +344,8 @@ fn usable(addresses: impl IntoIterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
     let canonical = addresses.into_iter().map(|ip| ip.to_canonical());
     let can_be = |ip: &IpAddr| {
         let is_local = match ip {
-            IpAddr::V4(ip) => ip.is_broadcast(),
+            // Of one link alone, of no network, or of no use yet.
+            IpAddr::V4(ip) => ip.is_link_local() || ip.octets()[0] == 0 || ip.octets()[0] >= 240,
             // Without the interface that it is of.
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
@@ -337,6 +353,9 @@ fn usable(addresses: impl IntoIterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
     };
     canonical.filter(can_be).collect()
 }
+
+/// A name of which one family fails is asked for no more often than this.
+const PARTIAL_LEAST: Duration = Duration::from_secs(5);
 
 /// How long to wait after a failure that `n_before` others came before.
 fn again_after(n_before: u32, jitter: f64) -> Duration {

@@ -71,7 +71,14 @@ struct Server {
     addr: SocketAddr,
     /// Of this server alone, so that the order is ours. It keeps nothing: names are asked for when they are due.
     resolver: TokioResolver,
-    failed_until: std::sync::Mutex<Option<Instant>>,
+    /// std mutex: nothing awaits under it.
+    health: std::sync::Mutex<Health>,
+}
+
+#[derive(Default)]
+struct Health {
+    failed_until: Option<Instant>,
+    answered_at: Option<Instant>,
 }
 
 /// By what a file that changed is told from one that did not.
@@ -148,13 +155,25 @@ impl Resolver {
             state.looked_at = now;
             return state.known.clone();
         }
-        let text = read(&self.config.hosts).await.unwrap_or_default();
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let text = read(&self.config.hosts).await;
         let conf = read(&self.config.resolv_conf).await;
-        let known = Arc::new(Known::new(&self.config, conf, text));
+        // What cannot be read for now says what it said, and is read again with the next look.
+        let before = state.as_ref().map(|state| state.known.clone());
+        let unread = [
+            text.as_ref().is_err_and(|error| !is_missing(error)),
+            conf.as_ref().is_err_and(|error| !is_missing(error)),
+        ];
+        let known = match (&before, unread) {
+            (Some(before), [true, true]) => before.clone(),
+            (Some(before), [false, true]) => Arc::new(before.with_hosts(text.unwrap_or_default())),
+            (Some(before), [true, false]) => Arc::new(Known::new(&self.config, conf, before.hosts.to_string())),
+            (_, _) => Arc::new(Known::new(&self.config, conf, text.unwrap_or_default())),
+        };
         *state = Some(State {
             looked_at: now,
-            resolv_conf,
-            hosts,
+            resolv_conf: resolv_conf.filter(|_| !unread[1]),
+            hosts: hosts.filter(|_| !unread[0]),
             known: known.clone(),
         });
         known
@@ -165,6 +184,11 @@ impl Known {
     fn new(config: &NamesConfig, resolv_conf: io::Result<String>, hosts: String) -> Known {
         let path = config.resolv_conf.display();
         let system = match resolv_conf {
+            // One without a name server is no fault where others are given.
+            Ok(text) if !config.servers.is_empty() => {
+                let text = format!("{text}\nnameserver 127.0.0.1\n");
+                parse_resolv_conf(&text).map_err(|error| format!("{path}: {error}"))
+            }
             Ok(text) => parse_resolv_conf(&text).map_err(|error| format!("{path}: {error}")),
             Err(error) => Err(format!("{path}: {error}")),
         };
@@ -199,6 +223,16 @@ impl Known {
             no_servers,
             search,
             n_dots,
+            hosts: hosts.into(),
+        }
+    }
+
+    fn with_hosts(&self, hosts: String) -> Known {
+        Known {
+            servers: self.servers.clone(),
+            no_servers: self.no_servers.clone(),
+            search: self.search.clone(),
+            n_dots: self.n_dots,
             hosts: hosts.into(),
         }
     }
@@ -241,9 +275,10 @@ impl Known {
         let now = Instant::now();
         let (well, ill): (Vec<_>, Vec<_>) = self.servers.iter().partition(|server| !server.has_failed(now));
         for server in well.into_iter().chain(ill) {
+            let asked_at = Instant::now();
             match tokio::time::timeout(timeout, server.resolver.lookup(name.clone(), record)).await {
                 Ok(Ok(lookup)) => {
-                    server.set_failed(None);
+                    server.answered();
                     let answers = lookup.answers();
                     let meant = answers.iter().filter(|answer| answer.record_type() == record);
                     let addresses = meant.filter_map(|answer| answer.data.ip_addr()).collect();
@@ -252,17 +287,17 @@ impl Known {
                 }
                 Ok(Err(error)) => match judge(&error, server.addr) {
                     Judged::Final(failure) => {
-                        server.set_failed(None);
+                        server.answered();
                         return Err(failure);
                     }
                     Judged::AskAnother(of_server) => failure = of_server,
                     Judged::Ill(of_server) => {
-                        server.set_failed(Some(Instant::now() + FAILED_FOR));
+                        server.failed(asked_at);
                         failure = of_server;
                     }
                 },
                 Err(_) => {
-                    server.set_failed(Some(Instant::now() + FAILED_FOR));
+                    server.failed(asked_at);
                     failure = Failure::Silence;
                 }
             }
@@ -325,21 +360,31 @@ impl Server {
         Ok(Server {
             addr,
             resolver: builder.build()?,
-            failed_until: std::sync::Mutex::new(None),
+            health: std::sync::Mutex::default(),
         })
     }
 
     fn has_failed(&self, now: Instant) -> bool {
-        self.failed_until().is_some_and(|until| until > now)
+        self.health().failed_until.is_some_and(|until| until > now)
     }
 
-    fn set_failed(&self, until: Option<Instant>) {
-        *self.failed_until() = until;
+    fn answered(&self) {
+        *self.health() = Health {
+            failed_until: None,
+            answered_at: Some(Instant::now()),
+        };
     }
 
-    /// std mutex: nothing awaits under it.
-    fn failed_until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.failed_until.lock().unwrap_or_else(PoisonError::into_inner)
+    /// It was asked then, and said nothing. Where it has answered others meanwhile the zone is slow, and the server is well.
+    fn failed(&self, asked_at: Instant) {
+        let mut health = self.health();
+        if health.answered_at.is_none_or(|at| at < asked_at) {
+            health.failed_until = Some(Instant::now() + FAILED_FOR);
+        }
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -416,6 +461,10 @@ mod tests {
         let conf = "nameserver 10.0.0.1\nnameserver ::1\nnameserver 10.0.0.3\nnameserver 10.0.0.4\n";
         assert_eq!(servers(&usual, Ok(conf)).0, "10.0.0.1:53 [::1]:53 10.0.0.3:53");
         assert_eq!(servers(&said, Ok(conf)).0, "10.0.0.9:5353");
+        assert_eq!(
+            servers(&said, Ok("search a.test\n")),
+            ("10.0.0.9:5353".to_owned(), String::new())
+        );
         assert_eq!(servers(&said, Err(io::ErrorKind::NotFound.into())).0, "10.0.0.9:5353");
         let (none, why) = servers(&usual, Ok("search a.test\n"));
         assert!(none.is_empty() && why.starts_with("/etc/resolv.conf: "), "{none} {why}");

@@ -25,6 +25,10 @@ pub struct Names {
     known: Arc<NamesStatus>,
     resolver: Arc<Resolver>,
     asking: FuturesUnordered<BoxFuture<'static, (EndpointName, Answer)>>,
+    /// How long one look-up may take.
+    look_up_most: Duration,
+    /// When they are to be judged anew though nothing of them has changed.
+    judge_at: Instant,
 }
 
 /// What is known of names, for whoever shows it.
@@ -50,7 +54,12 @@ impl Names {
     pub fn new(config: NamesConfig, recalled: BTreeMap<EndpointName, Vec<IpAddr>>) -> Names {
         let known = Arc::new(NamesStatus::default());
         known.lock().recall(recalled);
+        let n_servers = u32::try_from(config.servers.len())
+            .unwrap_or(u32::MAX)
+            .max(SERVERS_LEAST);
         Names {
+            look_up_most: LOOK_UP_LEAST.max(config.timeout.saturating_mul(n_servers).saturating_mul(2)),
+            judge_at: Instant::now() + JUDGE_EVERY,
             known,
             resolver: Arc::new(Resolver::new(config)),
             asking: FuturesUnordered::new(),
@@ -88,15 +97,24 @@ impl Names {
         }
     }
 
-    /// Asks for whatever is due, until addresses of a name are others than before. Never ends while none are. What was begun goes on
-    /// with the next call, if this one is dropped.
+    /// Asks for whatever is due, until addresses of a name are others than before, or what may be an endpoint could be: an address of this
+    /// node is none, and those come and go. What was begun goes on with the next call, if this one is dropped.
     pub async fn changed(&mut self) {
         loop {
+            let now = Instant::now();
+            if now >= self.judge_at {
+                self.judge_at = now + JUDGE_EVERY;
+                if self.known.lock().has_any() {
+                    return;
+                }
+            }
+            let judge_at = self.judge_at;
+            let look_up_most = self.look_up_most;
             let begun = self.known.lock().begin(Instant::now(), self.asking.len());
             for name in begun {
                 let resolver = self.resolver.clone();
                 let asking = async move {
-                    let answer = tokio::time::timeout(LOOK_UP_MOST, resolver.look_up(&name)).await;
+                    let answer = tokio::time::timeout(look_up_most, resolver.look_up(&name)).await;
                     (name, answer.unwrap_or_else(|_| Answer::silence()))
                 };
                 self.asking.push(asking.boxed());
@@ -120,6 +138,7 @@ impl Names {
                     }
                 }
                 () = waiting => {}
+                () = tokio::time::sleep_until(judge_at.into()) => {}
             }
         }
     }
@@ -147,5 +166,7 @@ impl Names {
     }
 }
 
-/// More than three servers take for all search domains. Beyond, it may be a disk that does not give the system's files.
-const LOOK_UP_MOST: Duration = Duration::from_secs(60);
+/// More than three servers take for all search domains, with the usual timeout. Beyond, it may be a disk that does not give the system's files.
+const LOOK_UP_LEAST: Duration = Duration::from_secs(60);
+const SERVERS_LEAST: u32 = 3;
+const JUDGE_EVERY: Duration = Duration::from_secs(30);
