@@ -661,7 +661,7 @@ fn of_everything_else() {
     check(
         &rig,
         &[
-            ("GET", "/nodes/x", Value::Null, 404, "node x not found"),
+            ("GET", "/nodes/nobodys", Value::Null, 404, "node nobodys not found"),
             (
                 "DELETE",
                 &format!("/nodes/{id}"),
@@ -712,8 +712,14 @@ fn of_everything_else() {
                 400,
                 "invalid node version 'x'",
             ),
-            ("POST", "/nodes/x/update?version=1", manager, 404, "node x not found"),
-            ("GET", "/tasks/x", Value::Null, 404, "task x not found"),
+            (
+                "POST",
+                "/nodes/nobodys/update?version=1",
+                manager,
+                404,
+                "node nobodys not found",
+            ),
+            ("GET", "/tasks/nobodys", Value::Null, 404, "task nobodys not found"),
             (
                 "GET",
                 "/tasks?filters={\"service\":[\"x\"]}",
@@ -723,10 +729,10 @@ fn of_everything_else() {
             ),
             (
                 "GET",
-                "/tasks?filters={\"node\":[\"x\"]}",
+                "/tasks?filters={\"node\":[\"nobodys\"]}",
                 Value::Null,
                 404,
-                "node x not found",
+                "node nobodys not found",
             ),
             (
                 "GET",
@@ -742,8 +748,8 @@ fn of_everything_else() {
                 500,
                 "Invalid role filter: 'king'",
             ),
-            ("GET", "/configs/x", Value::Null, 404, "config x not found"),
-            ("GET", "/secrets/x", Value::Null, 404, "secret x not found"),
+            ("GET", "/configs/nobodys", Value::Null, 404, "config nobodys not found"),
+            ("GET", "/secrets/nobodys", Value::Null, 404, "secret nobodys not found"),
             (
                 "POST",
                 "/configs/create",
@@ -856,7 +862,13 @@ fn of_everything_else() {
                 400,
                 &format!("network {network} is in use by service {service_id}"),
             ),
-            ("DELETE", "/networks/x", Value::Null, 404, "network x not found"),
+            (
+                "DELETE",
+                "/networks/nobodys",
+                Value::Null,
+                404,
+                "network nobodys not found",
+            ),
             ("DELETE", "/networks/ingress", Value::Null, 400, "ingress"),
             (
                 "POST",
@@ -901,16 +913,28 @@ fn of_everything_else() {
                 "no Docker Engine",
             ),
             // What tasks have that are processes, and what only an engine could do.
-            ("GET", "/containers/c/json", Value::Null, 404, "No such container: c"),
+            (
+                "GET",
+                "/containers/nobodys/json",
+                Value::Null,
+                404,
+                "No such container: nobodys",
+            ),
             (
                 "POST",
-                "/containers/c/exec",
+                "/containers/nobodys/exec",
                 json!({ "Cmd": ["true"] }),
                 404,
-                "No such container: c",
+                "No such container: nobodys",
             ),
-            ("GET", "/exec/e/json", Value::Null, 404, "No such exec instance: e"),
-            ("GET", "/containers/c/stats", Value::Null, 501, "no Docker Engine"),
+            (
+                "GET",
+                "/exec/nobodys/json",
+                Value::Null,
+                404,
+                "No such exec instance: nobodys",
+            ),
+            ("GET", "/containers/nobodys/stats", Value::Null, 501, "no Docker Engine"),
             (
                 "GET",
                 "/containers/json?filters=%7B%22x%22:[%22y%22]%7D",
