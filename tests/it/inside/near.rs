@@ -33,7 +33,8 @@ fn all_goes_to_what_is_near_until_it_fails_or_has_too_much() {
         .unwrap();
     wait_until("a hundred in flight", || in_flight(&place) == 100);
     let [near, one, other] = shares(&place, 20);
-    assert!(near == 0 && one.abs_diff(other) <= 4, "{near}, {one}, {other}");
+    // Each worker gives in turn, by itself: which of them a connection comes to is for the kernel to say.
+    assert!(near == 0 && one.min(other) >= 4, "{near}, {one}, {other}");
     waiting.wait().unwrap();
     assert_eq!(shares(&place, 20), [20, 0, 0]);
     // What fails is not waited for: the first that comes is answered from afar.
@@ -41,10 +42,7 @@ fn all_goes_to_what_is_near_until_it_fails_or_has_too_much() {
     first.kill().unwrap();
     first.wait().unwrap();
     let [near, one, other] = shares(&place, 40);
-    assert!(
-        near == 0 && one + other == 40 && one.abs_diff(other) <= 8,
-        "{one}, {other}"
-    );
+    assert!(near == 0 && one + other == 40 && one.min(other) >= 8, "{one}, {other}");
 }
 
 /// How many of `n` requests each of the three answered, one after the other.
