@@ -106,14 +106,18 @@ impl FieldName {
 
     /// Whether programs may take that name for this one: in any case, and `_` for `-`, as gateways to CGI and WSGI have it.
     pub fn is_named(&self, name: &[u8]) -> bool {
-        let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        let ours = self.0.bytes().map(plain);
-        self.0.len() == name.len() && ours.eq(name.iter().copied().map(plain))
+        is_same_name(self.0.as_bytes(), name)
     }
 
     pub fn is_same(&self, other: &FieldName) -> bool {
         self.is_named(other.0.as_bytes())
     }
+}
+
+/// Whether programs may take one name of a field for the other: in any case, and `_` for `-`, as gateways to CGI and WSGI have it.
+pub fn is_same_name(one: &[u8], other: &[u8]) -> bool {
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    one.len() == other.len() && one.iter().map(plain).eq(other.iter().map(plain))
 }
 
 /// Those that the proxy itself writes, or that hold messages together.

@@ -12,6 +12,7 @@ use super::buffer::Buffer;
 use super::gzip::Gzip;
 use crate::model::compress::Compress;
 use crate::model::filters::Filters;
+use crate::proxy::ProxyConfig;
 use crate::proxy::core;
 use crate::proxy::http::{
     Body, BodyFault, Coding, HeaderSlots, Refusal, RequestMeta, ResponseMeta, Version, add_field, code_response,
@@ -118,6 +119,44 @@ pub(super) struct Response {
     coding: Coding,
     client_stays: bool,
     pub(super) at: Instant,
+}
+
+impl<'a, C: Client> Exchange<'a, C> {
+    /// One that has nothing done to its response. `from_client` and `to_upstream`: as their fields say.
+    #[inline]
+    pub(super) fn new(
+        (client, upstream): (&'a C, &'a mut Side<Leg>),
+        (request, request_body): (RequestMeta, Body),
+        (from_client, to_upstream): (&'a mut Buffer, &'a mut Buffer),
+        stats: &'a ServiceStats,
+        config: &ProxyConfig,
+    ) -> Exchange<'a, C> {
+        Exchange {
+            client,
+            upstream,
+            stats,
+            head_bytes_max: config.http_head_bytes_max,
+            fields_max: config.http_fields_max,
+            request,
+            from_client,
+            to_upstream,
+            request_body,
+            is_replayable: true,
+            is_cut_short: false,
+            sent_at: None,
+            response: None,
+            from_upstream: Buffer::default(),
+            to_client: Buffer::default(),
+            pipe: None,
+            n_interim: 0,
+            set_cookie: None,
+            filters: &[],
+            compress: None,
+            gzip: None,
+            has_begun: false,
+            watch: Watch::Reads,
+        }
+    }
 }
 
 impl<C: Client> Exchange<'_, C> {
@@ -324,11 +363,8 @@ impl<C: Client> Exchange<'_, C> {
                         .map_err(|_| Failure::ResponseBody),
                     Some(gzip) => {
                         let ended = response.body.end_of_input(Coding::Plain, &mut gzip.plain);
-                        ended.map_err(|_| Failure::ResponseBody).and_then(|()| {
-                            let done = gzip.finish(out).map_err(|_| Failure::ResponseBody);
-                            self.stats.add_compressed(gzip.totals());
-                            done
-                        })
+                        let ended = ended.map_err(|_| Failure::ResponseBody);
+                        ended.and_then(|()| finish(gzip, self.stats, out))
                     }
                 };
                 if self.to_client.is_empty() {
@@ -431,8 +467,7 @@ impl<C: Client> Exchange<'_, C> {
         if let Some(gzip) = self.gzip.as_mut().filter(|_| progress.consumed > 0) {
             gzip.take(out).map_err(|_| Failure::ResponseBody)?;
             if response.body.is_done() {
-                gzip.finish(out).map_err(|_| Failure::ResponseBody)?;
-                self.stats.add_compressed(gzip.totals());
+                finish(gzip, self.stats, out)?;
             }
         }
         self.from_upstream.consume(progress.consumed);
@@ -505,6 +540,13 @@ impl<C: Client> Drop for Exchange<'_, C> {
     fn drop(&mut self) {
         self.pipe.take().into_iter().for_each(core::put_pipe);
     }
+}
+
+/// Ends a compressed body, and counts it.
+fn finish(gzip: &mut Gzip, stats: &ServiceStats, out: &mut Vec<u8>) -> Result<(), Failure> {
+    let done = gzip.finish(out).map_err(|_| Failure::ResponseBody);
+    stats.add_compressed(gzip.totals());
+    done
 }
 
 /// A request's body goes on in the framing that it came in.

@@ -15,9 +15,9 @@ use super::server::Server;
 use super::through::{Asked, Outcome, run};
 use super::way::Way;
 use super::wish;
-use crate::model::ServiceName;
-use crate::model::filters::{FieldEdit, FieldValue};
+use crate::model::filters::{FieldEdit, FieldValue, is_same_name};
 use crate::model::guards::ForwardAuth;
+use crate::model::{Attachment, ServiceName};
 use crate::proxy::balancer::Wish;
 use crate::proxy::http::{Body, Framing, Method, RequestMeta, Version};
 use crate::proxy::side::Side;
@@ -72,25 +72,21 @@ impl<C: Client> Server<'_, C> {
         let own = guarded.spec();
         let called = auth.address.service();
         let named = |name: &str| table.service(&ServiceName::new(name).ok()?).cloned();
-        let shared = |service: &Service| -> Option<Option<Arc<str>>> {
+        let is_shared = |it: &&Attachment| own.attachments.iter().any(|own| own.network == it.network);
+        let reached = |service: Arc<Service>| {
             let theirs = &service.spec().attachments;
-            if theirs.is_empty() && own.attachments.is_empty() {
-                return Some(None);
-            }
-            let is_shared = |network: &Arc<str>| own.attachments.iter().any(|own| own.network == *network);
-            let mut networks = theirs.iter().map(|attachment| &attachment.network);
-            networks.find(|network| is_shared(network)).cloned().map(Some)
+            let network = theirs.iter().find(is_shared).map(|it| it.network.clone());
+            let are_none = theirs.is_empty() && own.attachments.is_empty();
+            (network.is_some() || are_none).then_some((service, network))
         };
-        let reached = |service: Arc<Service>| shared(&service).map(|network| (service, network));
         let own_name = own.name.as_str();
         let stacks = own_name.rmatch_indices('_').map(|(at, _)| &own_name[..at]);
         let beside = stacks.filter_map(|stack| named(&format!("{stack}_{called}")));
         let by_alias = || {
             table.services().find_map(|service| {
-                let mut theirs = service.spec().attachments.iter();
                 let is_called = |alias: &Arc<str>| alias.eq_ignore_ascii_case(called);
-                let is_own = |network: &Arc<str>| own.attachments.iter().any(|own| own.network == *network);
-                let met = theirs.find(|it| is_own(&it.network) && it.aliases.iter().any(is_called))?;
+                let mut theirs = service.spec().attachments.iter().filter(is_shared);
+                let met = theirs.find(|it| it.aliases.iter().any(is_called))?;
                 Some((service.clone(), Some(met.network.clone())))
             })
         };
@@ -150,31 +146,17 @@ impl<C: Client> Server<'_, C> {
             let mut stream = Side::Hears(stream);
             self.connection.hold(Some(endpoint.id()));
             let mut nothing = Buffer::default();
-            let mut exchange = Exchange {
-                client: &taker,
-                upstream: &mut stream,
-                stats,
-                head_bytes_max: self.shared.config.http_head_bytes_max,
-                fields_max: self.shared.config.http_fields_max,
+            let request = (request, Body::Done);
+            let sides = (&taker, &mut stream);
+            let mut exchange = Exchange::new(
+                sides,
                 request,
-                from_client: &mut nothing,
-                to_upstream: &mut question,
-                request_body: Body::Done,
-                is_replayable: true,
-                is_cut_short: false,
-                sent_at: None,
-                response: None,
-                from_upstream: Buffer::default(),
-                to_client: Buffer::default(),
-                pipe: None,
-                n_interim: 0,
-                set_cookie: None,
-                filters: &[],
-                compress: None,
-                gzip: None,
-                has_begun: false,
-                watch: Watch::HasSaid,
-            };
+                (&mut nothing, &mut question),
+                stats,
+                &self.shared.config,
+            );
+            // It is watched here.
+            exchange.watch = Watch::HasSaid;
             let outcome = tokio::select! {
                 biased;
                 outcome = run(self.connection, &mut exchange, service.spec()) => outcome,
@@ -251,7 +233,7 @@ fn question(auth: &ForwardAuth, head: &[u8]) -> Buffer {
     ]);
     for line in lines.take_while(|line| !line.is_empty()) {
         let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-        let is = |other: &&str| plain(name) == other.as_bytes();
+        let is = |other: &&str| is_same_name(name, other.as_bytes());
         let is_asked_for = || {
             let named = auth.request_fields.as_ref();
             named.is_none_or(|named| named.iter().any(|field| field.is_named(name)))
@@ -270,12 +252,6 @@ fn question(auth: &ForwardAuth, head: &[u8]) -> Buffer {
         b"\r\n\r\n",
     ]);
     out
-}
-
-/// As a gateway to CGI would take a name.
-fn plain(name: &[u8]) -> Vec<u8> {
-    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    name.iter().map(plain).collect()
 }
 
 /// What is of the request's own way and body, or of the endpoint's answer, or is said anew.
@@ -372,8 +348,8 @@ fn read(mut taken: &[u8], auth: &ForwardAuth) -> Option<Verdict> {
                 let head = head.strip_suffix(b"\r\n")?;
                 let lines = head.split_inclusive(|byte| *byte == b'\n').enumerate();
                 let is_kept = |line: &[u8]| {
-                    let name = plain(line.split(|byte| *byte == b':').next().unwrap_or_default());
-                    !OF_THE_ANSWER.iter().any(|other| name == other.as_bytes())
+                    let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+                    !OF_THE_ANSWER.iter().any(|other| is_same_name(name, other.as_bytes()))
                 };
                 let kept = lines.filter(|(i, line)| *i == 0 || is_kept(line));
                 return Some(Verdict::Answer(Answer {

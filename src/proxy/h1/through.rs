@@ -176,31 +176,12 @@ impl<C: Client> Server<'_, C> {
             let mut stream = Side::Hears(stream);
             let endpoint = lease.endpoint().clone();
             self.connection.hold(Some(endpoint.id()));
-            let mut exchange = Exchange {
-                client: self.client,
-                upstream: &mut stream,
-                stats,
-                head_bytes_max: self.shared.config.http_head_bytes_max,
-                fields_max: self.shared.config.http_fields_max,
-                request: meta,
-                from_client: &mut self.from_client,
-                to_upstream: &mut to_upstream,
-                request_body,
-                is_replayable: true,
-                is_cut_short: false,
-                sent_at: None,
-                response: None,
-                from_upstream: Buffer::default(),
-                to_client: Buffer::default(),
-                pipe: None,
-                n_interim: 0,
-                filters: &filters,
-                compress: compress.as_deref().map(|compress| (compress, takes_gzip)),
-                gzip: None,
-                set_cookie: wish::set_cookie(&service, &endpoint, wish.mark),
-                has_begun: false,
-                watch: Watch::Reads,
-            };
+            let sides = (self.client, &mut stream);
+            let buffers = (&mut self.from_client, &mut to_upstream);
+            let mut exchange = Exchange::new(sides, (meta, request_body), buffers, stats, &self.shared.config);
+            exchange.filters = &filters;
+            exchange.compress = compress.as_deref().map(|compress| (compress, takes_gzip));
+            exchange.set_cookie = wish::set_cookie(&service, &endpoint, wish.mark);
             let outcome = run(self.connection, &mut exchange, service.spec()).await;
             if let Some(response) = &exchange.response {
                 stats.add_request(response.meta.status);
