@@ -12,7 +12,7 @@ use crate::tls::{Authority, Node, ON, Over, local, mirror, write_pair};
 /// What one run of h2load says of its requests: how many there were, and how many of them were answered with 2xx.
 ///
 /// Panics: it says of any that it failed, or nothing.
-fn h2load_counts(out: &Output) -> (usize, usize) {
+pub fn h2load_counts(out: &Output) -> (usize, usize) {
     let said = String::from_utf8_lossy(&out.stdout);
     let number_before = |line: &str, word: &str| {
         let part = line.split([',', ':']).find(|part| part.trim().ends_with(word));

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -81,18 +81,18 @@ pub struct Pebble {
     /// The root of its directory's certificate, and its log.
     pub dir: tempfile::TempDir,
     wish: Wish,
-    command: Rc<dyn Fn(&str) -> Command>,
+    command: Arc<dyn Fn(&str) -> Command + Send + Sync>,
 }
 
 impl Pebble {
     /// `None`: there is none here, as is said.
     pub fn start(wish: Wish) -> Option<Pebble> {
         let ports = [0; 6].map(|_| free_port());
-        Pebble::start_as(wish, ports, Rc::new(|program| Command::new(program)))
+        Pebble::start_as(wish, ports, Arc::new(|program| Command::new(program)))
     }
 
     /// By commands that `run` makes. `ports`: the first two are those where it asks whether names are its client's, by HTTP and TLS.
-    pub fn start_as(wish: Wish, ports: [u16; 6], run: Rc<dyn Fn(&str) -> Command>) -> Option<Pebble> {
+    pub fn start_as(wish: Wish, ports: [u16; 6], run: Arc<dyn Fn(&str) -> Command + Send + Sync>) -> Option<Pebble> {
         for program in ["pebble", "pebble-challtestsrv"] {
             if Command::new(program).arg("-h").output().is_err() {
                 println!("skipped: there is no {program} here");

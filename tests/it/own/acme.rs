@@ -1,7 +1,7 @@
 //! A swarm by itself that orders certificates: routes are declared by labels, Traefik's among them, and anynode itself is updated.
 
 use std::process::Command;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::rig::{self, LONG, Tasks};
 use crate::acme::rig::{Pebble, Wish};
@@ -19,7 +19,7 @@ fn a_service_of_the_swarm_has_its_certificate_also_after_an_update_of_anynode() 
         command
     };
     let ports = [80, 443, 14000, 15000, 8053, 8055];
-    let Some(pebble) = Pebble::start_as(Wish::default(), ports, Rc::new(inside)) else {
+    let Some(pebble) = Pebble::start_as(Wish::default(), ports, Arc::new(inside)) else {
         return;
     };
     let acme = format!(

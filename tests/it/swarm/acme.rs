@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,8 @@ struct Rig {
     acme: String,
 }
 
-const DOORS: &str = "{ web = { listen = ':80', redirect = 'websecure' }, websecure = { listen = ':443', tls = true } }";
+pub(super) const DOORS: &str =
+    "{ web = { listen = ':80', redirect = 'websecure' }, websecure = { listen = ':443', tls = true } }";
 
 fn up(name: &'static str, managers: usize, life: u32, leads_to: usize) -> Option<Rig> {
     let swarm = rig::up(name, 3, managers)?;
@@ -39,7 +40,7 @@ fn up(name: &'static str, managers: usize, life: u32, leads_to: usize) -> Option
         names_lead_to: Some(swarm.ip(leads_to).parse().unwrap()),
         ..Wish::default()
     };
-    let pebble = Pebble::start_as(wish, [80, 443, 14000, 15000, 8053, 8055], Rc::new(run))?;
+    let pebble = Pebble::start_as(wish, [80, 443, 14000, 15000, 8053, 8055], Arc::new(run))?;
     let (directory, ca) = (pebble.directory(), pebble.dir.path().join("ca.pem"));
     let one = |name: &str, challenge: &str| {
         let ca = ca.display();

@@ -7,6 +7,7 @@ mod inside;
 mod posts;
 pub mod rig;
 mod source;
+mod traefik;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};

@@ -117,9 +117,10 @@ pub fn task_program() -> PathBuf {
     let anynode = Path::new(env!("CARGO_BIN_EXE_anynode"));
     let task = anynode.with_file_name("examples").join("task");
     let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/task.rs");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/task");
+    let is_older = |file: &str| changed(&task) < changed(&sources.join(file));
     // `cargo test --test it` builds no example. (`None` is older than any time.)
-    if changed(&task) < changed(&source) {
+    if is_older("main.rs") || is_older("grpc.rs") {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.args(["build", "--locked", "--example", "task"]);
         if !cfg!(debug_assertions) {

@@ -3,7 +3,7 @@
 //!
 //! `task serve` answers HTTP on `$HTTP` (0.0.0.0:80) with who it is (its hostname, `$SLOT`, `$NODE`) and who it thinks its
 //! client is (`?delay=MS`, `?bytes=N`), and on `$TCP` (0.0.0.0:9000) says its peer on a line and echoes; with `$PROXY` set
-//! it only echoes, so that a PROXY header comes back as it was. `$ON_TERM`: `graceful` ends as a good program does, `exit`
+//! it only echoes, so that a PROXY header comes back as it was. On port 50051 it answers gRPC (`grpc`), unless `$PORT` says where it listens. `$ON_TERM`: `graceful` ends as a good program does, `exit`
 //! at once, `ignore` never. `/health` answers 200, or what `/health?set=STATUS` said last. A POST with `?id=ID` is a line in
 //! a file of its own in the directory `$RECEIVED` before it is answered, so that lost and doubled ones show, also those of
 //! tasks that are gone.
@@ -12,6 +12,8 @@
 //! on `/`, `/file?path=PATH` is what a file of the task holds, with its mode, `/healthz` is `/health`, which answers 500 from the start with `--unhealthy`; and under the name `curl` it is the
 //! `curl -f URL` of a health check. `task cat` says what it hears, `task hostname` its host's name.
 //! With `$ASKS_ONCE` (`NAME:PORT`) it asks there, once and at once, and ends well if it was answered.
+
+mod grpc;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,7 +28,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -88,11 +90,12 @@ async fn serve() {
     let port = format!("0.0.0.0:{}", variable("PORT", "80"));
     let http = TcpListener::bind(variable("HTTP", &port)).await.unwrap();
     // Beside others on one host it has its one port.
-    let tcp = match std::env::var_os("PORT") {
-        Some(_) => "127.0.0.1:0".to_owned(),
-        None => variable("TCP", "0.0.0.0:9000"),
+    let (tcp, grpc) = match std::env::var_os("PORT") {
+        Some(_) => ("127.0.0.1:0".to_owned(), "127.0.0.1:0"),
+        None => (variable("TCP", "0.0.0.0:9000"), "0.0.0.0:50051"),
     };
     let tcp = TcpListener::bind(tcp).await.unwrap();
+    let grpc = TcpListener::bind(grpc).await.unwrap();
     if std::env::args().any(|arg| arg == "--unhealthy") {
         HEALTH.store(500, SeqCst);
     }
@@ -128,6 +131,25 @@ async fn serve() {
                     n_open.fetch_sub(1, SeqCst);
                 });
             }
+            accepted = grpc.accept() => {
+                let (stream, _) = accepted.unwrap();
+                let (hostname, mut ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
+                n_open.fetch_add(1, SeqCst);
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request| grpc::answer(request, hostname.clone()));
+                    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), answer);
+                    tokio::pin!(connection);
+                    tokio::select! {
+                        _ = &mut connection => {}
+                        _ = async { drop(ended.wait_for(|is| *is).await) } => {
+                            connection.as_mut().graceful_shutdown();
+                            let _ = connection.await;
+                        }
+                    }
+                    n_open.fetch_sub(1, SeqCst);
+                });
+            }
             _ = term.recv() => match on_term.as_str() {
                 "exit" => std::process::exit(0),
                 "ignore" => {}
@@ -136,7 +158,7 @@ async fn serve() {
         }
     }
     // Refuses new connections, and finishes what it has.
-    drop(http);
+    drop((http, grpc));
     ending.send_replace(true);
     while n_open.load(SeqCst) > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
