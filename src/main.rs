@@ -143,9 +143,14 @@ impl From<Up> for Flags {
 }
 
 fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    if matches!(command, Command::Up { stray: None, .. }) {
+        // Before anything is said of descriptors: whoever started this may have left some on purpose.
+        anynode::sys::copies::begin_again_where_slow();
+    }
     anynode::sys::process::pass_nothing_on_at_exec();
     anynode::sys::limits::use_small_pages();
-    let code = match Cli::parse().command {
+    let code = match command {
         Command::Up { stray: Some(file), .. } => {
             eprintln!("error: {file:?}: expected a flag before it: anynode up --services {file}");
             app::EXIT_CONFIG

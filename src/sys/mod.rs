@@ -4,6 +4,7 @@
 mod bpf;
 pub mod bridge_port;
 pub mod cgroup;
+pub mod copies;
 pub mod entrances;
 pub mod epoll;
 pub mod file;

@@ -556,6 +556,48 @@ fn up_follows_its_services_file_and_outlives_a_broken_one() {
 }
 
 #[test]
+fn a_c_library_that_would_copy_slowly_is_told_before_it_starts() {
+    let Ok(out) = Command::new("getconf").arg("GNU_LIBC_VERSION").output() else {
+        println!("skipped: there is no getconf here");
+        return;
+    };
+    let version = String::from_utf8_lossy(&out.stdout).into_owned();
+    let minor = version
+        .trim()
+        .strip_prefix("glibc 2.")
+        .map(|minor| minor.parse::<u32>().unwrap());
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let is_slow =
+        minor.is_some_and(|minor| minor < 40) && processor.contains("AuthenticAMD") && processor.contains(" erms");
+    let told = |tunables: Option<&str>| -> Vec<String> {
+        let home = Home::new();
+        let origin = web("a");
+        home.serve(&one_service(&home, "tcp", origin.addr));
+        let mut up = home.up();
+        up.env_remove("GLIBC_TUNABLES")
+            .envs(tunables.map(|said| ("GLIBC_TUNABLES", said)));
+        let node = home.start(&mut up);
+        let environment = std::fs::read_to_string(format!("/proc/{}/environ", node.pid())).unwrap();
+        let is_of_it = |line: &&str| line.starts_with("GLIBC_TUNABLES=") || line.starts_with("ANYNODE_BEGAN_AGAIN=");
+        environment.split('\0').filter(is_of_it).map(str::to_owned).collect()
+    };
+    let threshold = "GLIBC_TUNABLES=glibc.cpu.x86_rep_movsb_threshold=0x7fffffffffffffff";
+    let mut of_itself = told(None);
+    of_itself.sort();
+    let expected = if is_slow {
+        vec!["ANYNODE_BEGAN_AGAIN=1", threshold]
+    } else {
+        Vec::new()
+    };
+    assert_eq!(of_itself, expected, "{version}");
+    // Who has said something is left alone.
+    assert_eq!(
+        told(Some("glibc.malloc.check=0")),
+        ["GLIBC_TUNABLES=glibc.malloc.check=0"]
+    );
+}
+
+#[test]
 fn a_signal_drains_and_what_is_left_then_is_reset() {
     let home = Home::new();
     let echo = Origin::echo();

@@ -47,6 +47,9 @@ fn it_has_what_the_task_has() {
         lines[1] == lines[2] && lines[1].starts_with(&own.data_dir().display().to_string()),
         "{of_it}"
     );
+    // Nothing of how anynode was begun.
+    let of_anynode = "echo [$GLIBC_TUNABLES$ANYNODE_BEGAN_AGAIN]";
+    assert_eq!(words(&own, &[&web, "sh", "-c", of_anynode]), "[]");
     assert_eq!(
         words(&own, &[&web, "sh", "-c", "ls /proc/self/fd | wc -l"]),
         "4",
