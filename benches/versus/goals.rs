@@ -70,6 +70,22 @@ pub const GOALS: [Goal; 17] = [
     },
 ];
 
+/// As `GOALS`, where everybody has several workers.
+pub const GOALS_OF_SEVERAL: [Goal; 2] = [
+    Goal {
+        work: Work::Bulk,
+        against: HAPROXY,
+        goal: 0.95,
+        limit: 0.95 * TCP_ROOM,
+    },
+    Goal {
+        work: Work::Stream,
+        against: HAPROXY,
+        goal: 0.95,
+        limit: 0.95 * TCP_ROOM,
+    },
+];
+
 /// No more than whichever of them is better.
 const fn tls_goal(work: Work, against: Column) -> Goal {
     Goal {

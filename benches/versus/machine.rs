@@ -161,11 +161,20 @@ pub fn raise_open_files() -> u64 {
 
 /// A command that runs on one core and dies with the thread that starts it.
 pub fn pinned(core: Core, program: &Path) -> Command {
+    command(can_pin().then_some(core), program)
+}
+
+/// A command that dies with the thread that starts it.
+pub fn held(program: &Path) -> Command {
+    command(None, program)
+}
+
+fn command(core: Option<Core>, program: &Path) -> Command {
     let mut words = Vec::new();
     if has("setpriv") {
         words.extend(["setpriv", "--pdeathsig", "TERM"].map(String::from));
     }
-    if can_pin() {
+    if let Some(core) = core {
         words.extend(["taskset".to_owned(), "-c".to_owned(), (core as u32).to_string()]);
     }
     words.push(program.to_string_lossy().into_owned());

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 
-use goals::{GOALS, Goal, HAPROXY_LIMIT_BULK, KNOWN};
+use goals::{GOALS, GOALS_OF_SEVERAL, Goal, HAPROXY_LIMIT_BULK, KNOWN};
 use load::{Job, Kind, Seen};
 use machine::Container;
 use proxies::{Name, Origin, Program, Proxy, generate};
@@ -54,6 +54,9 @@ struct Args {
     /// beside itself
     #[arg(long)]
     within: bool,
+    /// Workers that everybody has; more than one of them run on all cores, that of the load among them. Bulk, unless --only says other work
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
     /// One short round, only to see that everything works; its figures mean nothing
     #[arg(long)]
     smoke: bool,
@@ -79,6 +82,9 @@ fn main() -> ExitCode {
 impl Args {
     fn run(mut self) -> anyhow::Result<ExitCode> {
         self.inside |= self.within;
+        if self.workers > 1 && self.only.is_empty() {
+            self.only = vec![Work::Bulk, Work::Stream];
+        }
         let mut notes = machine::enter_namespace()?;
         if !machine::can_pin() {
             notes.push("processes are not pinned to cores: that needs taskset and two cores".to_owned());
@@ -88,6 +94,12 @@ impl Args {
             notes.push("a smoke run: the figures mean nothing".to_owned());
         }
         let mut run = Run::new(&self, notes)?;
+        let is_judged = |goal: &Goal| self.only.is_empty() || self.only.contains(&goal.work);
+        anyhow::ensure!(
+            !self.gate || run.goals.iter().any(is_judged),
+            "--gate: there is no goal for --only with {} workers",
+            self.workers
+        );
         for round in 0..self.rounds.max(1) {
             for work in Work::ALL
                 .into_iter()
@@ -159,6 +171,7 @@ struct Run {
     n_idle: usize,
     n_changes: usize,
     n_descriptors: u64,
+    goals: &'static [Goal],
     origin: Origin,
     programs: Vec<Program>,
     /// Those that have their turns at timed work, in the order of `programs`.
@@ -193,6 +206,11 @@ impl Run {
         if args.inside {
             programs.push(Program::find(Name::AnynodeOpaque).map_err(anyhow::Error::msg)?);
         }
+        let n_workers = usize::from(args.workers);
+        programs.iter_mut().for_each(|program| program.n_workers = n_workers);
+        if n_workers > 1 {
+            notes.push(format!("{n_workers} workers each, on all cores"));
+        }
         machine::describe().iter().for_each(|line| println!("{line}"));
         programs
             .iter()
@@ -203,6 +221,7 @@ impl Run {
             n_idle,
             n_changes: if args.smoke { 5 } else { CHANGES },
             n_descriptors,
+            goals: if n_workers > 1 { &GOALS_OF_SEVERAL } else { &GOALS },
             origin: Origin::start(
                 args.inside.then(Container::make).transpose()?,
                 args.within.then(Container::make_caller).transpose()?,
@@ -451,8 +470,8 @@ impl Run {
 
     fn excesses(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for goal in GOALS {
-            let (work, against, limit) = (goal.work, goal.against, self.limit(&goal));
+        for goal in self.goals {
+            let (work, against, limit) = (goal.work, goal.against, self.limit(goal));
             if let Some(ratio) = spread(&self.ratios(work, ANYNODE, against))
                 && ratio.median > limit
             {
@@ -504,7 +523,8 @@ impl Run {
                 Some(r) => format!("{:.2} ({:.2} to {:.2})", r.median, r.min, r.max),
                 None => "-".to_owned(),
             };
-            let mut goals: Vec<String> = GOALS
+            let mut goals: Vec<String> = self
+                .goals
                 .iter()
                 .filter(|goal| goal.work == work)
                 .map(|goal| format!("≤ {} {}", goal.goal, goal.against.title()))

@@ -41,10 +41,12 @@ pub struct Program {
     pub version: String,
     /// The line that loads nginx's stream module.
     load_stream: String,
+    /// How many workers it has. One is held on a core of its own; several run where the machine puts them.
+    pub n_workers: usize,
 }
 
 impl Program {
-    /// Errors: why it cannot be had here.
+    /// With one worker. Errors: why it cannot be had here.
     pub fn find(name: Name) -> Result<Program, String> {
         let (path, version_flag) = match name {
             Name::HaProxy => (machine::find("haproxy").ok_or("no haproxy here")?, "-v"),
@@ -78,10 +80,18 @@ impl Program {
             // Some begin with their own name or path.
             version: version.rsplit("ersion: ").next().unwrap_or_default().trim().to_owned(),
             load_stream,
+            n_workers: 1,
         })
     }
 
-    /// Starts it with one worker before `endpoints`, and waits until it answers on both of its ports.
+    fn command(&self, program: &Path) -> Command {
+        match self.n_workers {
+            1 => machine::pinned(Core::Proxy, program),
+            _ => machine::held(program),
+        }
+    }
+
+    /// Starts it before `endpoints`, and waits until it answers on both of its ports.
     pub fn start(&self, origin: &Origin, n_connections: usize, n_descriptors: u64) -> anyhow::Result<Proxy> {
         let is_anynode = matches!(self.name, Name::Anynode | Name::AnynodeOpaque);
         let vip_network = next_vip_network();
@@ -226,6 +236,7 @@ impl Program {
         let text = fill(template, dir.path())?
             .replace("{{DIR}}", &dir.path().to_string_lossy())
             .replace("{{LOAD_STREAM}}", &self.load_stream)
+            .replace("{{WORKERS}}", &self.n_workers.to_string())
             .replace("{{MAXCONN}}", &n_connections.to_string())
             // nginx counts both sides, and its listeners.
             .replace("{{CONNECTIONS}}", &(2 * n_connections + 64).to_string())
@@ -234,24 +245,25 @@ impl Program {
         let mut command = match place.caller {
             // Those that know of no namespaces are beside the client.
             Some(caller) if matches!(self.name, Name::HaProxy | Name::Nginx) => {
-                let mut command = machine::pinned(Core::Proxy, Path::new("nsenter"));
+                let mut command = self.command(Path::new("nsenter"));
                 command
                     .arg(format!("--net={}", caller.path().display()))
                     .arg(&self.path);
                 command
             }
-            _ => machine::pinned(Core::Proxy, &self.path),
+            _ => self.command(&self.path),
         };
         match self.name {
             Name::HaProxy => command.args(["-db", "-f"]).arg(&config),
             Name::Nginx => command.arg("-p").arg(dir.path()).arg("-c").arg(&config),
             Name::Envoy => command
-                .args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"])
+                .args(["--disable-hot-restart", "-l", "error"])
+                .args(["--concurrency", &self.n_workers.to_string(), "-c"])
                 .arg(&config),
             Name::Traefik => command
                 .arg(format!("--configFile={}", dir.path().join("traefik.toml").display()))
                 // As many workers as the others have.
-                .env("GOMAXPROCS", "1"),
+                .env("GOMAXPROCS", self.n_workers.to_string()),
             Name::Anynode | Name::AnynodeOpaque => {
                 command.arg("up").arg("--services").arg(&config);
                 command.arg("--data-dir").arg(dir.path().join("data"));
@@ -261,7 +273,7 @@ impl Program {
                 }
                 command
                     .args(["--admin", "none", "--dns", "none"])
-                    .env("ANYNODE_WORKERS", "1")
+                    .env("ANYNODE_WORKERS", self.n_workers.to_string())
                     // Two at once would want the same VIPs, and try again and again.
                     .env("ANYNODE_VIP_NETWORK", place.vip_network)
             }
