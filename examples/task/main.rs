@@ -3,7 +3,7 @@
 //!
 //! `task serve` answers HTTP on `$HTTP` (0.0.0.0:80) with who it is (its hostname, `$SLOT`, `$NODE`) and who it thinks its
 //! client is (`?delay=MS`, `?bytes=N`), and on `$TCP` (0.0.0.0:9000) says its peer on a line and echoes; with `$PROXY` set
-//! it only echoes, so that a PROXY header comes back as it was. On port 50051 it answers gRPC (`grpc`), unless `$PORT` says where it listens. `$ON_TERM`: `graceful` ends as a good program does, `exit`
+//! it only echoes, so that a PROXY header comes back as it was. On port 50051 it answers gRPC (`grpc`), unless `$PORT` or `$TCP` says where it listens. `$ON_TERM`: `graceful` ends as a good program does, `exit`
 //! at once, `ignore` never. `/health` answers 200, or what `/health?set=STATUS` said last. A POST with `?id=ID` is a line in
 //! a file of its own in the directory `$RECEIVED` before it is answered, so that lost and doubled ones show, also those of
 //! tasks that are gone.
@@ -90,9 +90,12 @@ async fn serve() {
     let port = format!("0.0.0.0:{}", variable("PORT", "80"));
     let http = TcpListener::bind(variable("HTTP", &port)).await.unwrap();
     // Beside others on one host it has its one port.
-    let (tcp, grpc) = match std::env::var_os("PORT") {
-        Some(_) => ("127.0.0.1:0".to_owned(), "127.0.0.1:0"),
-        None => (variable("TCP", "0.0.0.0:9000"), "0.0.0.0:50051"),
+    // So is one that is told where to listen.
+    let is_alone = std::env::var_os("PORT").is_none();
+    let (tcp, grpc) = match is_alone {
+        false => ("127.0.0.1:0".to_owned(), "127.0.0.1:0"),
+        true if std::env::var_os("TCP").is_some() => (variable("TCP", ""), "127.0.0.1:0"),
+        true => ("0.0.0.0:9000".to_owned(), "0.0.0.0:50051"),
     };
     let tcp = TcpListener::bind(tcp).await.unwrap();
     let grpc = TcpListener::bind(grpc).await.unwrap();

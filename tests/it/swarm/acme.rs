@@ -63,32 +63,13 @@ impl Rig {
             .start_with(node, &[("ANYNODE_ENTRYPOINTS", doors), ("ANYNODE_ACME", &self.acme)]);
     }
 
-    /// Waits until all nodes are there: an authority that asks one that is not yet is told nothing. A node listens once it has a
-    /// service.
     fn wait_up(&self) {
-        self.swarm
-            .docker(1, &["network", "create", "--driver", "overlay", "app"]);
-        self.create("first.test", &[]);
-        self.swarm.wait_for("all nodes to be linked", LONG, || {
-            ALL.into_iter().all(|node| {
-                let url = format!("http://{}/", self.swarm.ip(node));
-                let is_open = self
-                    .swarm
-                    .client(&["curl", "-s", "-o", "/dev/null", "-m", "5", &url])
-                    .status
-                    .success();
-                let status = self.status(node);
-                let is_linked = |line: &&str| line.starts_with("node") && line.contains(" up active   up ");
-                is_open && status.lines().filter(is_linked).count() == ALL.len() - 1
-            })
-        });
+        wait_up(&self.swarm);
     }
 
     /// A service with a route of its own; `more`: further options.
     fn create(&self, host: &str, more: &[&str]) {
-        let (rule, name) = (format!("anynode.route=Host(`{host}`)"), host.replace('.', "-"));
-        let options = ["--network", "app", "--label", &rule, "--label", "anynode.port=80"];
-        self.swarm.create(&name, &[&options, more].concat());
+        create(&self.swarm, host, more);
     }
 
     fn curl(&self, node: usize, host: &str) -> Output {
@@ -124,7 +105,7 @@ impl Rig {
     }
 
     fn status(&self, node: usize) -> String {
-        String::from_utf8_lossy(&self.swarm.anynode(node, &["status"]).stdout).into_owned()
+        status(&self.swarm, node)
     }
 
     fn metric(&self, node: usize, series: &str) -> u64 {
@@ -143,6 +124,32 @@ impl Rig {
     fn n_orders(&self) -> usize {
         self.pebble.n_orders()
     }
+}
+
+fn create(swarm: &Swarm, host: &str, more: &[&str]) {
+    let (rule, name) = (format!("anynode.route=Host(`{host}`)"), host.replace('.', "-"));
+    let options = ["--network", "app", "--label", &rule, "--label", "anynode.port=80"];
+    swarm.create(&name, &[&options, more].concat());
+}
+
+fn status(swarm: &Swarm, node: usize) -> String {
+    String::from_utf8_lossy(&swarm.anynode(node, &["status"]).stdout).into_owned()
+}
+
+/// Waits until all nodes are there: an authority that asks one that is not yet is told nothing. A node listens once it has a
+/// service, which is made here, in the network `app`.
+pub(super) fn wait_up(swarm: &Swarm) {
+    swarm.docker(1, &["network", "create", "--driver", "overlay", "app"]);
+    create(swarm, "first.test", &[]);
+    swarm.wait_for("all nodes to be linked", LONG, || {
+        ALL.into_iter().all(|node| {
+            let url = format!("http://{}/", swarm.ip(node));
+            let ask = ["curl", "-s", "-o", "/dev/null", "-m", "5", &url];
+            let is_open = swarm.client(&ask).status.success();
+            let is_linked = |line: &&str| line.starts_with("node") && line.contains(" up active   up ");
+            is_open && status(swarm, node).lines().filter(is_linked).count() == ALL.len() - 1
+        })
+    });
 }
 
 /// All files below a directory.
