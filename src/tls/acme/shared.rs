@@ -62,7 +62,7 @@ impl Acme {
             None => {
                 let last = others.lists.remove(node);
                 // Whoever orders next, by its turn or by a change of who manages, goes on from there.
-                last.iter().for_each(|list| state.learn(list));
+                last.iter().for_each(|list| state.learn_of_gone(list, now()));
                 last.is_some()
             }
         };
