@@ -272,7 +272,9 @@ impl OwnSwarm {
             reads_traefik,
         };
         let tables = ClusterSource::new(table, status.clone(), faults.clone(), 0, NOT_TCP);
-        let mut tables = tables.reading_traefik(reads_traefik);
+        let mut tables = tables
+            .reading_traefik(reads_traefik)
+            .stopping_within(OUT_LONGEST + IN_FLIGHT_LONGEST);
         if lock.is_some() {
             tables = tables.of_what_may_be_old();
         }

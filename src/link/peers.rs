@@ -1,6 +1,7 @@
 //! The connecting side of control connections: one to every other node, kept up, so that each node knows how every other
 //! one is. Over those to managers comes the cluster, for a node that cannot read it itself: from all of them at once, so
-//! that the loss of one is not noticed; the newest counts.
+//! that the loss of one is not noticed; the newest counts. A node whose run of the program ends is gone over to its next run
+//! as soon as there is one, and is not lost in between.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -14,9 +15,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::LinkState;
 use super::identity::{Identity, Role, peer_of};
 use super::wire::{ANSWER_BYTES_MAX, Answer, Ask, Budget, CLUSTER_BYTES_MAX, Messages, NodeReport, to_hex};
+use super::{Later, LinkState};
 use crate::model::Cluster;
 
 /// A node to be connected to.
@@ -338,11 +339,21 @@ impl Shared {
 /// Keeps a connection to one node, for ever.
 async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Call>) {
     let mut backoff = BACKOFF_FIRST;
+    let mut next: Option<Begun> = None;
     loop {
         let started = Instant::now();
-        let error = match connect(&shared.state, &target).await {
-            Ok(stream) => match converse(&shared, &target, stream, &mut called).await {
+        let begun = match next.take() {
+            Some(begun) => Ok(begun),
+            None => connect(&shared.state, &target).await,
+        };
+        let error = match begun {
+            Ok(begun) => match converse(&shared, &target, begun, &mut called).await {
                 End::Anew => continue,
+                End::Next(begun) => {
+                    tracing::info!(node = %target.node, addr = %target.addr, "linked to its next run");
+                    next = Some(*begun);
+                    continue;
+                }
                 End::Failed(error) => error,
             },
             Err(error) => error,
@@ -360,7 +371,13 @@ async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Ca
     }
 }
 
-async fn connect(state: &LinkState, target: &Target) -> io::Result<TlsStream<TcpStream>> {
+/// A connection, and what its certificate says that the peer is.
+struct Begun {
+    role: Role,
+    messages: Messages<TlsStream<TcpStream>>,
+}
+
+async fn connect(state: &LinkState, target: &Target) -> io::Result<Begun> {
     let config = state.identity().and_then(|identity| identity.client_control());
     let config = config.ok_or_else(|| io::Error::other("this node has no certificate yet"))?;
     let connecting = async {
@@ -370,10 +387,54 @@ async fn connect(state: &LinkState, target: &Target) -> io::Result<TlsStream<Tcp
             .connect(Identity::server_name(&target.node)?, stream)
             .await
     };
-    match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
-        Ok(stream) => Ok(TlsStream::Client(stream?)),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no connection in time")),
+    let stream = match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
+        Ok(stream) => TlsStream::Client(stream?),
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no connection in time")),
+    };
+    let peer = peer_of(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
+    let most = match peer.role {
+        Role::Manager => CLUSTER_BYTES_MAX,
+        Role::Worker => ANSWER_BYTES_MAX,
+    };
+    Ok(Begun {
+        role: peer.role,
+        messages: Messages::new(stream, most),
+    })
+}
+
+/// A connection to whoever has taken the place of a run of the program that ends, once there is one. It is looked for less and less
+/// often: one that ends for good has nobody after it.
+async fn successor(state: Arc<LinkState>, target: Target, instance: u64) -> Begun {
+    let mut pause = NEXT_FIRST;
+    loop {
+        // All peers are told at the same moment.
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        let reached = async {
+            let mut begun = connect(&state, &target).await?;
+            match tokio::time::timeout(CONNECT_PATIENCE, who(&state, &mut begun)).await?? {
+                report if report.instance == instance => Err(io::Error::other("it is the same run")),
+                report if report.is_draining => Err(io::Error::other("it ends too")),
+                _ => Ok(begun),
+            }
+        };
+        match reached.await {
+            Ok(begun) => return begun,
+            Err(error) => tracing::debug!(node = %target.node, %error, "its next run is not reached"),
+        }
+        pause = (pause * 3).min(NEXT_LONGEST);
     }
+}
+
+/// Asks how the other end is.
+async fn who(state: &LinkState, begun: &mut Begun) -> io::Result<NodeReport> {
+    let report = state.report();
+    begun.messages.send(&Ask::Ping { n: 0, report }).await?;
+    for _ in 0..MESSAGES_BEFORE_PONG {
+        if let Answer::Pong { report, .. } = begun.messages.next().await? {
+            return Ok(report);
+        }
+    }
+    Err(io::Error::other("it says everything but how it is"))
 }
 
 /// How a conversation ends.
@@ -381,6 +442,8 @@ enum End {
     Failed(io::Error),
     /// The peer's certificate may have changed: nothing is wrong with it.
     Anew,
+    /// The peer's run of the program ends, and this is the connection to its next one.
+    Next(Box<Begun>),
 }
 
 impl From<io::Error> for End {
@@ -390,31 +453,19 @@ impl From<io::Error> for End {
 }
 
 /// Speaks over one connection until it ends.
-async fn converse(
-    shared: &Shared,
-    target: &Target,
-    stream: TlsStream<TcpStream>,
-    called: &mut mpsc::Receiver<Call>,
-) -> End {
-    let role = match peer_of(stream.get_ref().1.peer_certificates()) {
-        Ok(peer) => peer.role,
-        Err(error) => return End::Failed(io::Error::other(error)),
-    };
-    let most = match role {
-        Role::Manager => CLUSTER_BYTES_MAX,
-        Role::Worker => ANSWER_BYTES_MAX,
-    };
+async fn converse(shared: &Shared, target: &Target, begun: Begun, called: &mut mpsc::Receiver<Call>) -> End {
     let mut talk = Talk {
         shared,
         target,
-        role,
+        role: begun.role,
         since: Instant::now(),
         budget: Budget::default(),
-        messages: Messages::new(stream, most),
+        messages: begun.messages,
         pings: HashMap::new(),
         calls: HashMap::new(),
         subscribed: None,
         renewal_asked: None,
+        ends: None,
     };
     match talk.run(called).await {
         Ok(never) => match never {},
@@ -436,6 +487,8 @@ struct Talk<'a> {
     /// The cluster as this manager sent it, once we asked.
     subscribed: Option<Arc<Cluster>>,
     renewal_asked: Option<Instant>,
+    /// The peer's run of the program, once it has said that it is about to end.
+    ends: Option<u64>,
 }
 
 enum Never {}
@@ -446,8 +499,23 @@ impl Talk<'_> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut n = 0;
         let mut draining = self.shared.state.draining.subscribe();
+        let mut next: Option<Later<Begun>> = None;
         loop {
+            if let Some(instance) = self.ends
+                && next.is_none()
+            {
+                let (state, target) = (self.shared.state.clone(), self.target.clone());
+                next = Some(Box::pin(successor(state, target, instance)));
+            }
+            let next = async {
+                match &mut next {
+                    Some(next) => next.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                // What is open to the run that ends stays: each tunnel is a connection of its own.
+                begun = next => return Err(End::Next(Box::new(begun))),
                 _ = ticks.tick() => {
                     if self.messages.heard_at().elapsed() >= SILENCE_LONGEST {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into());
@@ -545,6 +613,9 @@ impl Talk<'_> {
             Answer::Pong { n, report } => {
                 let round_trip = self.pings.remove(&n).map(|sent| sent.elapsed());
                 self.pings.retain(|old, _| *old > n);
+                if report.is_draining {
+                    self.ends = Some(report.instance);
+                }
                 self.shared.answered(self.target, report, round_trip);
             }
             Answer::Change { change } => {
@@ -622,6 +693,11 @@ const SILENCE_LONGEST: Duration = Duration::from_millis(1200);
 const CONNECT_PATIENCE: Duration = Duration::from_millis(1000);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(1);
+/// Until the next run of a node that ends is looked for, and how seldom that becomes.
+const NEXT_FIRST: Duration = Duration::from_millis(100);
+const NEXT_LONGEST: Duration = Duration::from_secs(30);
+/// From one that was asked how it is.
+const MESSAGES_BEFORE_PONG: usize = 16;
 const BEHIND_CHECK: Duration = Duration::from_millis(500);
 const BEHIND_LONGEST: Duration = Duration::from_secs(10);
 const STEPS_LONGEST: Duration = Duration::from_millis(500);

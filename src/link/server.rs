@@ -29,6 +29,8 @@ pub async fn serve(state: Arc<LinkState>, listener: TcpListener, shutdown: impl 
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
+            // Before whoever comes: the listener may be another run's now, which others are told of at the same moment.
+            biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => accepted,
         };

@@ -9,6 +9,7 @@ mod certificates;
 mod replication;
 mod rig;
 mod strangers;
+mod succession;
 mod tunnels;
 
 use serde_json::json;

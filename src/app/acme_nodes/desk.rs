@@ -273,7 +273,7 @@ mod tests {
         desk.hold = Duration::from_secs(600);
         let comes = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            acme.take_from("m", ("a.test", &le()), certificate());
+            acme.take_from("m", vec![("a.test".to_owned(), le(), certificate())]);
             desk.notice();
         };
         let (told, ()) = tokio::join!(ask(&desk, Some(first.now)), comes);
@@ -298,7 +298,7 @@ mod tests {
     fn certificates_are_given_of_what_the_own_table_wants_a_few_at_a_time() {
         let (desk, acme) = desk();
         let given = certificate();
-        acme.take_from("m", ("a.test", &le()), given.clone());
+        acme.take_from("m", vec![("a.test".to_owned(), le(), given.clone())]);
         let name = |host: &str| Name {
             host: host.to_owned(),
             acme: "le".to_owned(),

@@ -148,20 +148,20 @@ impl Follower<'_> {
             let names = names.collect();
             let given = self.call::<Given>(wire::TAKE, &Take { names }, ANSWER_WITHIN).await;
             let mut is_whole = given.is_ok();
+            let mut taken = Vec::new();
             for ((host, acme), gift) in lacks
-                .iter()
+                .into_iter()
                 .zip(given.map(|given| given.certificates).unwrap_or_default())
             {
                 match gift {
-                    Gift::Certificate(certificate) => {
-                        is_whole &= self.acme.take_from(&self.manager, (host, acme), *certificate);
-                    }
+                    Gift::Certificate(certificate) => taken.push((host, acme, *certificate)),
                     Gift::Refused(why) => {
                         is_whole = false;
                         tracing::debug!(manager = %self.manager, host, "no certificate: {why}");
                     }
                 }
             }
+            is_whole &= self.acme.take_from(&self.manager, taken);
             if !is_whole {
                 tokio::time::sleep(TAKE_AGAIN).await;
             }

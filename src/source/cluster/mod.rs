@@ -91,6 +91,8 @@ pub struct ClusterSource {
     may_be_old: bool,
     /// Traefik's labels are read beside ours.
     reads_traefik: bool,
+    /// Between a task's leaving and its stop signal, at most.
+    stopped_within: Duration,
 }
 
 impl ClusterSource {
@@ -119,6 +121,7 @@ impl ClusterSource {
             is_settled: false,
             may_be_old: false,
             reads_traefik: false,
+            stopped_within: SWARM_WAITS,
         }
     }
 
@@ -131,6 +134,12 @@ impl ClusterSource {
     /// What is given may be old: a table that was made of it is not said to be current.
     pub fn of_what_may_be_old(mut self) -> ClusterSource {
         self.may_be_old = true;
+        self
+    }
+
+    /// How long it may take from a task's leaving the table to its stop signal: connections last as long, and the grace period.
+    pub fn stopping_within(mut self, longest: Duration) -> ClusterSource {
+        self.stopped_within = longest;
         self
     }
 
@@ -407,8 +416,8 @@ impl ClusterSource {
         let grace = service
             .stop_grace_ms
             .map_or(ServiceSpec::DEFAULT_STOP_GRACE, Duration::from_millis);
-        // Swarm waits before it sends the stop signal, and the grace period begins with that.
-        spec.stop_grace = grace.saturating_add(SWARM_WAITS);
+        // The grace period begins with the stop signal, and that is waited with.
+        spec.stop_grace = grace.saturating_add(self.stopped_within);
         spec.endpoints = self.endpoints_of(service, &mut faults);
         spec.set_weights(self.weights_of(&spec.endpoints, &mut faults));
         if let Some(sticky) = &mut spec.sticky {
@@ -592,7 +601,7 @@ fn is_route_of(object: Option<&ClusterObject>) -> Option<(&Option<IpAddr>, &Stri
 
 /// How long a table waits for the engine's word on this node's tasks before it counts as whole without.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
-/// Between a task's leaving and its stop signal.
+/// Between a task's leaving and its stop signal, in a Docker Swarm.
 const SWARM_WAITS: Duration = Duration::from_secs(2);
 
 /// What is wrong with a label's value that was not taken, and what holds instead.
@@ -762,6 +771,26 @@ mod tests {
                     .collect()
             })
         }
+    }
+
+    #[test]
+    fn what_is_open_to_a_task_lasts_until_its_stop_signal_and_the_whole_grace_period() {
+        let mut rig = Rig::new();
+        let ClusterObject::Service(mut web) = service("s", "web", 8080, &[]) else {
+            unreachable!("it is one");
+        };
+        web.stop_grace_ms = Some(3000);
+        rig.cluster.put(ClusterObject::Service(web));
+        let grace = |rig: &Rig| rig.source.table.load().service_by_key("web").unwrap().spec().stop_grace;
+        rig.follow();
+        assert_eq!(grace(&rig), Duration::from_secs(3 + 2));
+        let mut own = Rig {
+            cluster: rig.cluster.clone(),
+            ..Rig::new()
+        };
+        own.source = own.source.stopping_within(Duration::from_secs(10));
+        own.follow();
+        assert_eq!(grace(&own), Duration::from_secs(3 + 10));
     }
 
     #[test]

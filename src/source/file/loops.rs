@@ -1,7 +1,7 @@
 //! Services of a file whose endpoints are published ports of the file: a chain is well, one that leads back into itself is
 //! not. Pure, but for what the node's own addresses are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, hash_map};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -41,6 +41,9 @@ impl fmt::Display for Way {
 /// The first service that leads back to itself. `is_own`: whether an address is one of this node.
 pub(super) fn find(specs: &[&ServiceSpec], is_own: impl Fn(IpAddr) -> bool) -> Result<(), Loop> {
     let ways = Ways::new(specs, &[], is_own);
+    if !ways.has_loop() {
+        return Ok(());
+    }
     for (start, spec) in specs.iter().enumerate() {
         let back = ways.edges[start].iter().find(|(_, to)| ways.leads(to.service, start));
         if let Some((addr, to)) = back {
@@ -57,7 +60,7 @@ pub(super) fn find(specs: &[&ServiceSpec], is_own: impl Fn(IpAddr) -> bool) -> R
 pub(super) struct Ways<'a, F> {
     specs: &'a [&'a ServiceSpec],
     /// By the port that answers.
-    doors: HashMap<u16, Vec<Door>>,
+    doors: HashMap<u16, Doors>,
     /// For each service the services that answer at its endpoints.
     edges: Vec<Vec<(SocketAddr, Door)>>,
     is_own: F,
@@ -72,20 +75,56 @@ struct Door {
     service: usize,
 }
 
+/// Those of one port. Of two that answer at one address the first one declared is meant.
+#[derive(Default)]
+struct Doors {
+    n: usize,
+    /// At every address of the node. With each its place in the order.
+    everywhere: Option<(usize, Door)>,
+    at: HashMap<IpAddr, (usize, Door)>,
+    /// The first at an address of loopback.
+    on_loopback: Option<(usize, Door)>,
+}
+
+impl Doors {
+    fn add(&mut self, door: Door) {
+        let placed = (self.n, door);
+        self.n += 1;
+        let Some(ip) = door.ip else {
+            self.everywhere.get_or_insert(placed);
+            return;
+        };
+        if ip.is_loopback() {
+            self.on_loopback.get_or_insert(placed);
+        }
+        if let hash_map::Entry::Vacant(vacant) = self.at.entry(ip) {
+            vacant.insert(placed);
+        }
+    }
+
+    fn answering(&self, ip: IpAddr, is_own: impl Fn(IpAddr) -> bool) -> Option<Door> {
+        let everywhere = self.everywhere.filter(|_| is_own(ip));
+        let on_loopback = self.on_loopback.filter(|_| ip.is_unspecified());
+        let all = [everywhere, self.at.get(&ip).copied(), on_loopback];
+        let first = all.into_iter().flatten().min_by_key(|(place, _)| *place);
+        first.map(|(_, door)| door)
+    }
+}
+
 impl<'a, F: Fn(IpAddr) -> bool> Ways<'a, F> {
     /// The ways by the endpoints that `specs` have. `vips`: one for each of them, or none.
     pub(super) fn new(specs: &'a [&'a ServiceSpec], vips: &[Ipv4Addr], is_own: F) -> Ways<'a, F> {
-        let mut doors: HashMap<u16, Vec<Door>> = HashMap::new();
+        let mut doors: HashMap<u16, Doors> = HashMap::new();
         for (service, spec) in specs.iter().enumerate() {
             for &PublishedPort { bind, published, .. } in &spec.publish {
-                doors.entry(published).or_default().push(Door {
+                doors.entry(published).or_default().add(Door {
                     ip: bind,
                     is_vip: false,
                     service,
                 });
             }
             for port in vips.get(service).map(|_| spec.vip_ports()).unwrap_or_default() {
-                doors.entry(port).or_default().push(Door {
+                doors.entry(port).or_default().add(Door {
                     ip: Some(vips[service].into()),
                     is_vip: true,
                     service,
@@ -126,13 +165,9 @@ impl<'a, F: Fn(IpAddr) -> bool> Ways<'a, F> {
             0 => spec.vip_ports(),
             port => vec![port],
         };
-        let answers = |door: &&Door| match door.ip {
-            None => (self.is_own)(ip),
-            Some(bind) => bind == ip || ip.is_unspecified() && bind.is_loopback(),
-        };
         let edge = |port: u16| {
-            let door = self.doors.get(&port)?.iter().find(answers)?;
-            Some((SocketAddr::new(ip, port), *door))
+            let door = self.doors.get(&port)?.answering(ip, &self.is_own)?;
+            Some((SocketAddr::new(ip, port), door))
         };
         ports.into_iter().filter_map(edge).collect()
     }
@@ -145,14 +180,35 @@ impl<'a, F: Fn(IpAddr) -> bool> Ways<'a, F> {
         }
     }
 
+    /// Whether any service leads back to itself. Time: linear in services and ways.
+    fn has_loop(&self) -> bool {
+        let mut n_ways_to = vec![0_usize; self.edges.len()];
+        let ends = |from: usize| self.edges[from].iter().map(|(_, to)| to.service);
+        (0..self.edges.len()).flat_map(ends).for_each(|to| n_ways_to[to] += 1);
+        // To whom nothing leads is on no loop, and neither is who is led to by such alone.
+        let mut open: Vec<usize> = (0..self.edges.len()).filter(|at| n_ways_to[*at] == 0).collect();
+        let mut n_left = self.edges.len();
+        while let Some(at) = open.pop() {
+            n_left -= 1;
+            for to in ends(at) {
+                n_ways_to[to] -= 1;
+                if n_ways_to[to] == 0 {
+                    open.push(to);
+                }
+            }
+        }
+        n_left > 0
+    }
+
+    /// Time: linear in what `from` leads to.
     fn leads(&self, from: usize, to: usize) -> bool {
-        let mut seen = vec![false; self.edges.len()];
+        let mut seen = HashSet::new();
         let mut open = vec![from];
         while let Some(at) = open.pop() {
             if at == to {
                 return true;
             }
-            if !std::mem::replace(&mut seen[at], true) {
+            if seen.insert(at) {
                 open.extend(self.edges[at].iter().map(|(_, next)| next.service));
             }
         }
@@ -254,5 +310,40 @@ mod tests {
             refused("127.0.0.1:8081 is a published port of service b, whose endpoints lead back here")
         );
         assert_eq!(add(1, "127.0.0.1:8082"), Ok(()));
+    }
+
+    #[test]
+    fn of_several_that_answer_at_an_address_the_first_is_meant() {
+        let all = [
+            service("a", "8080:80", "127.0.0.1:9000"),
+            service("b", "127.0.0.1:8080:80", "127.0.0.1:9000"),
+            service("c", "127.0.0.2:8081:80", "127.0.0.1:9000"),
+            service("d", "8081:80", "127.0.0.1:9000"),
+            service("e", "127.0.0.2:8081:80", "127.0.0.1:9000"),
+            service("f", "192.0.2.1:8082:80", "127.0.0.1:9000"),
+        ];
+        let specs: Vec<ServiceSpec> = all
+            .iter()
+            .map(|text| {
+                let mut declared = crate::source::file::parse(&format!("services:\n{text}")).unwrap();
+                declared.remove(0).spec
+            })
+            .collect();
+        let specs: Vec<&ServiceSpec> = specs.iter().collect();
+        let ways = Ways::new(&specs, &[], |ip: IpAddr| ip.is_loopback() || ip.is_unspecified());
+        for (addr, expected) in [
+            ("127.0.0.1:8080", Some(0)),
+            ("0.0.0.0:8080", Some(0)),
+            ("192.0.2.1:8080", None),
+            ("127.0.0.2:8081", Some(2)),
+            ("127.0.0.3:8081", Some(3)),
+            ("0.0.0.0:8081", Some(2)),
+            ("192.0.2.1:8082", Some(5)),
+            ("0.0.0.0:8082", None),
+            ("127.0.0.1:8083", None),
+        ] {
+            let found = ways.edges_by(specs[0], addr.parse().unwrap());
+            assert_eq!(found.first().map(|(_, door)| door.service), expected, "{addr}");
+        }
     }
 }

@@ -89,6 +89,8 @@ struct Entry {
     /// `None`: it is being asked for.
     due: Option<Instant>,
     failing: Option<Failing>,
+    /// It was asked for in this run, and something came of that.
+    is_answered: bool,
     /// Since it was resolved.
     n_failures: u32,
     failures_total: u64,
@@ -130,6 +132,7 @@ impl Book {
                 left_out: Vec::new(),
                 due: Some(now),
                 failing: None,
+                is_answered: false,
                 n_failures: 0,
                 failures_total: 0,
                 said: Said::default(),
@@ -175,7 +178,7 @@ impl Book {
     /// Takes those whose turn it is; they are being asked for from then on. `n_asking`: how many are.
     pub(super) fn begin(&mut self, now: Instant, n_asking: usize) -> Vec<EndpointName> {
         let mut n_free = ASKING_MAX.saturating_sub(n_asking);
-        let mut n_free_failing = self.n_free_failing();
+        let mut free = self.free();
         let mut due: Vec<(Instant, &EndpointName, &mut Entry)> = Vec::new();
         for (name, entry) in &mut self.names {
             due.extend(entry.due.filter(|due| *due <= now).map(|at| (at, name, entry)));
@@ -186,11 +189,8 @@ impl Book {
             if n_free == 0 {
                 break;
             }
-            if entry.failing.is_some() {
-                if n_free_failing == 0 {
-                    continue;
-                }
-                n_free_failing -= 1;
+            if !free.take(entry) {
+                continue;
             }
             n_free -= 1;
             entry.due = None;
@@ -204,17 +204,22 @@ impl Book {
         if n_asking >= ASKING_MAX {
             return None;
         }
-        let may_failing = self.n_free_failing() > 0;
-        let may_be = self
-            .names
-            .values()
-            .filter(|entry| entry.failing.is_none() || may_failing);
+        let free = self.free();
+        let may_be = self.names.values().filter(|entry| free.has_for(entry));
         may_be.filter_map(|entry| entry.due).min()
     }
 
-    fn n_free_failing(&self) -> usize {
-        let is_asked = |entry: &&Entry| entry.due.is_none() && entry.failing.is_some();
-        ASKING_FAILING_MAX.saturating_sub(self.names.values().filter(is_asked).count())
+    fn free(&self) -> Free {
+        let mut free = Free {
+            failing: ASKING_FAILING_MAX,
+            doubtful: ASKING_DOUBTFUL_MAX,
+        };
+        let asked = self.names.values().filter(|entry| entry.due.is_none());
+        // All of them have their places.
+        asked.for_each(|entry| {
+            let _ = free.take(entry);
+        });
+        free
     }
 
     /// Takes what came of asking. `jitter`: from 0 to 1.
@@ -232,6 +237,7 @@ impl Book {
         let mut news = News::default();
         let ttl = answer.ttl.clamp(TTL_LEAST, TTL_MOST);
         let mut is_partial = false;
+        entry.is_answered = true;
         let why = match entry.merge(answer) {
             Merged::Known { addresses, fails } => {
                 let n_cut = addresses.len().saturating_sub(ADDRESSES_MAX);
@@ -289,6 +295,38 @@ impl Book {
             failures_total: entry.failures_total,
         };
         self.names.iter().map(state).collect()
+    }
+}
+
+/// Places for names of which it is not known that anybody answers.
+#[derive(Clone, Copy)]
+struct Free {
+    failing: usize,
+    /// And those that were never asked for, together.
+    doubtful: usize,
+}
+
+impl Free {
+    fn has_for(&self, entry: &Entry) -> bool {
+        match (&entry.failing, entry.is_answered) {
+            (Some(_), _) => self.failing > 0 && self.doubtful > 0,
+            (None, false) => self.doubtful > 0,
+            (None, true) => true,
+        }
+    }
+
+    /// Whether there is one for it, which it has then.
+    fn take(&mut self, entry: &Entry) -> bool {
+        if !self.has_for(entry) {
+            return false;
+        }
+        if entry.failing.is_some() {
+            self.failing -= 1;
+        }
+        if entry.failing.is_some() || !entry.is_answered {
+            self.doubtful -= 1;
+        }
+        true
     }
 }
 
@@ -369,6 +407,8 @@ pub(super) const ADDRESSES_MAX: usize = 64;
 const ASKING_MAX: usize = 16;
 /// Of them those that were not resolved when they were asked for last: who answers to nobody leaves room for the others.
 const ASKING_FAILING_MAX: usize = 8;
+/// And those that were never asked for, whoever is to answer: the rest is for names that were resolved.
+const ASKING_DOUBTFUL_MAX: usize = 12;
 /// What a TTL is taken for, at least and at most.
 const TTL_LEAST: Duration = Duration::from_secs(1);
 const TTL_MOST: Duration = Duration::from_secs(3600);
@@ -542,14 +582,14 @@ mod tests {
 
     #[test]
     fn names_are_asked_for_a_few_at_a_time_and_those_that_fail_leave_room() {
-        let names: Vec<String> = (0..40).map(|i| format!("n{i}.test")).collect();
+        let names: Vec<String> = (0..28).map(|i| format!("n{i}.test")).collect();
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
         let (mut book, now) = (Book::default(), Instant::now());
         book.want(wanted(&all), now);
         let first = book.begin(now, 0);
         assert_eq!(
-            (first.len(), book.begin(now, 16).len(), book.next_due(16)),
-            (16, 0, None)
+            (first.len(), book.begin(now, 12).len(), book.next_due(12)),
+            (12, 0, None)
         );
         for name in &first {
             book.note(name, answer("silence", "silence"), now, SystemTime::UNIX_EPOCH, 0.0);
@@ -565,13 +605,18 @@ mod tests {
         }
         let third = book.begin(later, 0);
         let n_failing = third.iter().filter(|name| first.contains(name)).count();
-        assert_eq!((third.len(), n_failing), (16, 8));
-        let next = book.next_due(8).unwrap();
+        assert_eq!((third.len(), n_failing), (12, 8));
+        let next = book.next_due(12).unwrap();
         assert!(
             next > later,
             "the other failing ones wait for a place, and nobody spins: {:?}",
             next - later
         );
+        // Nobody answers those twelve, and who was resolved before is asked for in time.
+        let again = book.begin(next, 12);
+        assert_eq!(again.len(), 4);
+        assert!(again.iter().all(|name| second.contains(name)), "{again:?}");
+        assert_eq!(book.next_due(16), None);
     }
 
     #[test]

@@ -160,6 +160,10 @@ impl Acme {
         loop {
             self.put_away().await;
             let now_ = now();
+            if self.state().look_again(now_) {
+                tracing::info!("certificates that were over by a clock that was ahead are looked at again");
+                self.changes.send_modify(|n| *n += 1);
+            }
             let is_our_turn = self.state().is_our_turn();
             let next = match is_our_turn {
                 true => self.state().next(now_, |host| self.certificates.covers(host, now_)),
@@ -188,7 +192,7 @@ impl Acme {
 
     /// Says what is being ordered, to other nodes too.
     fn is_at(&self, host: Option<String>) {
-        self.state().at = host;
+        self.state().at = host.map(|host| (host, now()));
         self.changes.send_modify(|n| *n += 1);
     }
 

@@ -38,6 +38,9 @@ pub struct Listed {
     /// It is being ordered there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_at_it: bool,
+    /// Since when, in seconds since 1970 by the clock there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_it_since: Option<i64>,
 }
 
 /// Which certificate it is. Of two the greater is the newer, on whichever node one looks.
@@ -59,8 +62,8 @@ pub(super) struct Others {
     pub(super) is_our_turn: bool,
     /// What those who may order have said, by id.
     pub(super) lists: BTreeMap<Arc<str>, Arc<List>>,
-    /// What was given and is of no use, by host and fingerprint.
-    pub(super) useless: BTreeSet<(String, String)>,
+    /// What was given and is of no use, by host and fingerprint; with the end of a certificate that is over by this node's clock.
+    pub(super) useless: BTreeMap<(String, String), Option<i64>>,
     /// What is wrong with the way to them.
     pub(super) faults: BTreeSet<String>,
 }
@@ -114,7 +117,10 @@ impl State {
             Some(ours) => ours.fingerprint != version.fingerprint && ours < *version,
             None => true,
         };
-        is_newer && !others.useless.contains(&(host.to_owned(), version.fingerprint.clone()))
+        is_newer
+            && !others
+                .useless
+                .contains_key(&(host.to_owned(), version.fingerprint.clone()))
     }
 
     /// What is to be taken of that node: hosts, and whom they are from.
@@ -136,7 +142,8 @@ impl State {
                 version: self.kept_of(host, &by.acme).map(version_of),
                 directory: self.kept_of(host, &by.acme).map(|kept| kept.file.directory.clone()),
                 failures: failed.and_then(|failed| failed.names.get(host)).cloned(),
-                is_at_it: self.at.as_ref() == Some(host),
+                is_at_it: self.is_at(host),
+                at_it_since: self.at.as_ref().filter(|_| self.is_at(host)).map(|(_, since)| *since),
             };
             (host.clone(), listed)
         };
@@ -179,18 +186,34 @@ impl State {
                     pair: Arc::new(pair),
                     is_written: false,
                 };
+                let ordered_at = kept.file.ordered_at;
                 self.keep(host, kept);
+                if let Some(authority) = self.authorities.get_mut(acme) {
+                    // It was done after all.
+                    let names = &mut authority.failed.names;
+                    names.retain(|name, failures| name != host || failures.at > ordered_at);
+                }
                 Ok(())
             }
-            Err(error) => {
-                self.is_useless(node, host);
-                Err(error)
+            Err(useless) => {
+                self.is_useless(node, host, useless.over_at);
+                Err(useless.why)
             }
         }
     }
 
+    /// Looks again at what was over by a clock that was ahead, and is not any more. Whether there is any.
+    pub(super) fn look_again(&mut self, now: i64) -> bool {
+        let Some(others) = &mut self.others else { return false };
+        let n_before = others.useless.len();
+        others
+            .useless
+            .retain(|_, over_at| over_at.is_none_or(|over_at| over_at <= now));
+        others.useless.len() < n_before
+    }
+
     /// What that node lists for the host is not asked for again.
-    fn is_useless(&mut self, node: &str, host: &str) {
+    fn is_useless(&mut self, node: &str, host: &str, over_at: Option<i64>) {
         let Some(others) = &mut self.others else { return };
         let listed = others.lists.get(node).and_then(|list| list.names.get(host));
         let Some(version) = listed.and_then(|listed| listed.version.clone()) else {
@@ -199,7 +222,7 @@ impl State {
         if others.useless.len() >= USELESS_MOST {
             others.useless.pop_first();
         }
-        others.useless.insert((host.to_owned(), version.fingerprint));
+        others.useless.insert((host.to_owned(), version.fingerprint), over_at);
     }
 
     /// Says whose turn it is. What failed where it was before is no reason to try again at once.
@@ -240,6 +263,30 @@ impl State {
             let known = authority.failed.names.entry(host.clone()).or_default();
             if known.at < failures.at {
                 known.clone_from(failures);
+            }
+        }
+    }
+
+    /// The same of who is gone. Nobody knows what became of the order that it was at: that counts as one that failed now.
+    pub(super) fn learn_of_gone(&mut self, list: &List, now: i64) {
+        self.learn(list);
+        for (host, listed) in list.names.iter().filter(|(_, listed)| listed.is_at_it) {
+            let Ok(acme) = listed.acme.parse::<AcmeName>() else {
+                continue;
+            };
+            let begun = listed.at_it_since.unwrap_or(now).min(now);
+            let has_come = self
+                .kept_of(host, &acme)
+                .is_some_and(|kept| kept.file.ordered_at >= begun);
+            let Some(authority) = self.authorities.get_mut(&acme).filter(|_| !has_come) else {
+                continue;
+            };
+            authority.failed.directory.clone_from(&authority.config.directory);
+            let known = authority.failed.names.entry(host.clone()).or_default();
+            // Once, however often who began it is lost sight of.
+            if !(known.is_of_unfinished() && known.at == begun) {
+                known.add_unfinished(now);
+                known.at = begun;
             }
         }
     }
@@ -285,14 +332,27 @@ impl State {
     }
 }
 
-/// Errors: it is not for that host, or not good any more, or no certificate with its key, for a person.
-fn judge(host: &str, file: &kept::Certificate, now: i64) -> Result<Pair, String> {
-    let pair = Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes()).map_err(|error| error.to_string())?;
+/// A certificate that cannot be shown.
+struct Useless {
+    /// For a person.
+    why: String,
+    /// Its end, where that is all that is wrong with it: whoever finds it over may have a clock that is ahead.
+    over_at: Option<i64>,
+}
+
+/// Errors: it is not for that host, or not good any more, or no certificate with its key.
+fn judge(host: &str, file: &kept::Certificate, now: i64) -> Result<Pair, Useless> {
+    let for_ever = |why: String| Useless { why, over_at: None };
+    let pair = Pair::from_pem(file.certificate.as_bytes(), file.key.as_bytes());
+    let pair = pair.map_err(|error| for_ever(error.to_string()))?;
     if !pair.names.iter().any(|name| name == host) {
-        return Err(format!("it is for {} alone", pair.names.join(" ")));
+        return Err(for_ever(format!("it is for {} alone", pair.names.join(" "))));
     }
     match pair.not_after <= now {
-        true => Err("it is over".to_owned()),
+        true => Err(Useless {
+            why: "it is over".to_owned(),
+            over_at: Some(pair.not_after),
+        }),
         false => Ok(pair),
     }
 }

@@ -62,7 +62,7 @@ impl Acme {
             None => {
                 let last = others.lists.remove(node);
                 // Whoever orders next, by its turn or by a change of who manages, goes on from there.
-                last.iter().for_each(|list| state.learn(list));
+                last.iter().for_each(|list| state.learn_of_gone(list, now()));
                 last.is_some()
             }
         };
@@ -82,19 +82,31 @@ impl Acme {
         self.state().give(host, acme)
     }
 
-    /// Takes up what `node` gave. What is of no use is said, and not asked for again. Whether it was taken.
-    pub fn take_from(&self, node: &str, name: (&str, &AcmeName), given: Certificate) -> bool {
-        let (host, acme) = name;
+    /// Takes up what `node` gave, by host and whom it is from, and shows it. What is of no use is said, and not asked for again. Whether
+    /// all were taken.
+    pub fn take_from(&self, node: &str, given: Vec<(String, AcmeName, Certificate)>) -> bool {
+        if given.is_empty() {
+            return true;
+        }
+        let now = now();
         let mut state = self.state();
-        let taken = state.take_from(node, name, given, now());
+        let take = |(host, acme, certificate): (String, AcmeName, Certificate)| {
+            let taken = state.take_from(node, (&host, &acme), certificate, now);
+            (host, acme, taken)
+        };
+        let taken: Vec<_> = given.into_iter().map(take).collect();
+        // Once for all: it costs as much as there are certificates.
         self.show(&state);
         drop(state);
-        let is_taken = taken.is_ok();
-        match taken {
-            Ok(()) => tracing::info!(%acme, host, node, "certificate taken up"),
-            Err(error) => tracing::warn!(%acme, host, node, "the certificate cannot be used: {error}"),
+        let mut is_whole = true;
+        for (host, acme, taken) in taken {
+            is_whole &= taken.is_ok();
+            match taken {
+                Ok(()) => tracing::info!(%acme, host, node, "certificate taken up"),
+                Err(error) => tracing::warn!(%acme, host, node, "the certificate cannot be used: {error}"),
+            }
         }
         self.wake();
-        is_taken
+        is_whole
     }
 }

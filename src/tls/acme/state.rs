@@ -60,8 +60,8 @@ pub(super) struct State {
     pub(super) kept: BTreeMap<(String, AcmeName), Kept>,
     /// Accounts that do not stand in a file yet.
     pub(super) accounts: BTreeMap<AcmeName, kept::Account>,
-    /// What is being ordered.
-    pub(super) at: Option<String>,
+    /// What is being ordered, and since when.
+    pub(super) at: Option<(String, i64)>,
     /// Authorities that have forgotten our account.
     pub(super) forgotten: BTreeSet<AcmeName>,
     /// Why nothing can be written, if nothing can.
@@ -125,6 +125,11 @@ impl State {
         self.n_turns += 1;
         self.turns.insert(by.service.clone(), self.n_turns);
         Next::Order(host.clone(), by.acme.clone())
+    }
+
+    /// Whether that is being ordered.
+    pub(super) fn is_at(&self, host: &str) -> bool {
+        self.at.as_ref().is_some_and(|(at, _)| at == host)
     }
 
     pub(super) fn kept_of(&self, host: &str, acme: &AcmeName) -> Option<&Kept> {

@@ -50,7 +50,7 @@ impl State {
                 host: host.clone(),
                 not_after: shown.get(host.as_str()).map(|kept| kept.pair.not_after),
                 next_at: self.due_anywhere(host).filter(|due| *due > i64::MIN),
-                is_at_it: self.at.as_ref() == Some(host),
+                is_at_it: self.is_at(host),
                 is_in_file: is_covered(host),
                 failure: failures.map(|failures| failures.last.clone()),
                 ordered_by: self.others.as_ref().and_then(|others| others.orderer_name.clone()),

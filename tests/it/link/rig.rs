@@ -83,6 +83,10 @@ pub struct Options {
     pub checks_address: bool,
     /// It begins with a certificate, good for so long.
     pub first_life: Option<Duration>,
+    /// It is to hand over to another run, by `Site::succeed`.
+    pub hands_over: bool,
+    /// Handed over by the run before.
+    pub listener: Option<std::net::TcpListener>,
 }
 
 impl Default for Options {
@@ -92,6 +96,8 @@ impl Default for Options {
             certificate_life: LONG_LIFE,
             checks_address: true,
             first_life: Some(LONG_LIFE),
+            hands_over: false,
+            listener: None,
         }
     }
 }
@@ -139,8 +145,10 @@ impl Site {
                 }
             }
         }
-        let listener = std::net::TcpListener::bind(options.addr).unwrap();
+        let bind = || std::net::TcpListener::bind(options.addr).unwrap();
+        let listener = options.listener.unwrap_or_else(bind);
         listener.set_nonblocking(true).unwrap();
+        let lent = options.hands_over.then(|| listener.try_clone().unwrap());
         let addr = listener.local_addr().unwrap();
         let cluster = watch::Sender::new(Arc::new(first));
         let settings = LinkSettings {
@@ -156,7 +164,10 @@ impl Site {
             state.is_source.store(true, Relaxed);
         }
         let log = Log::default();
-        state.set_handler(Arc::new(Serves { log: log.clone() }));
+        state.set_handler(Arc::new(Serves {
+            log: log.clone(),
+            instance: state.instance,
+        }));
         let peers = Arc::new(Peers::new(state.clone(), cluster.clone()));
         let targets = watch::Sender::new(Vec::new());
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -165,11 +176,22 @@ impl Site {
             .unwrap();
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
+        let (hand_over, handed_over) = oneshot::channel::<()>();
         let (for_serve, for_peers, targets_of) = (state.clone(), peers.clone(), targets.subscribe());
         let run = async move {
             let listener = TcpListener::from_std(listener).unwrap();
+            let accepting = async {
+                // An error is no word.
+                let handed_over = async {
+                    if handed_over.await.is_err() {
+                        std::future::pending().await
+                    }
+                };
+                serve(for_serve, listener, handed_over).await;
+                std::future::pending::<()>().await
+            };
             tokio::select! {
-                () = serve(for_serve, listener, std::future::pending()) => {}
+                () = accepting => {}
                 () = for_peers.run(targets_of, std::future::pending()) => {}
                 _ = stopped => {}
             }
@@ -189,9 +211,25 @@ impl Site {
             targets,
             log,
             handle,
+            lent,
+            hand_over: Some(hand_over),
             stop: Some(stop),
             thread: Some(thread),
         }
+    }
+
+    /// Starts another run of a node in the place of one that hands over, which goes on with what it has.
+    pub fn succeed(&self, before: &mut Node) -> Node {
+        let options = Options {
+            hands_over: true,
+            listener: Some(before.lent.take().expect("it hands over")),
+            ..Options::default()
+        };
+        let cluster = Cluster::clone(&before.cluster.borrow());
+        let next = self.start_with(&before.id, cluster, options);
+        before.hand_over.take().unwrap().send(()).unwrap();
+        before.state.drain();
+        next
     }
 
     /// A certificate of this site's authority for a peer that is played by hand.
@@ -228,6 +266,9 @@ pub struct Node {
     pub targets: watch::Sender<Vec<Target>>,
     pub log: Log,
     pub handle: tokio::runtime::Handle,
+    /// For the next run.
+    lent: Option<std::net::TcpListener>,
+    hand_over: Option<oneshot::Sender<()>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -366,6 +407,7 @@ impl Log {
 /// Tasks are played by the name that is asked for.
 struct Serves {
     log: Log,
+    instance: u64,
 }
 
 impl Handler for Serves {
@@ -386,8 +428,10 @@ impl Handler for Serves {
     }
 
     fn call(&self, caller: Peer, method: String, body: Value) -> Later<Result<Value, String>> {
+        let instance = self.instance;
         Box::pin(async move {
             match method.as_str() {
+                "who" => Ok(json!(instance)),
                 "echo" => Ok(json!({ "caller": &*caller.node, "role": caller.role.as_str(), "body": body })),
                 "never" => std::future::pending().await,
                 _ => Err(format!("no such call: {method}")),

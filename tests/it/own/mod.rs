@@ -10,6 +10,7 @@ mod declared;
 mod discovery;
 mod engine;
 mod exec;
+mod grpc;
 mod held;
 mod host;
 mod hour;

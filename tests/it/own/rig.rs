@@ -348,6 +348,11 @@ impl Own {
         self.before = self.anynode.replace(self.command(None).spawn().unwrap());
     }
 
+    /// Whether the one whose place was taken still has something to do.
+    pub fn is_before_there(&mut self) -> bool {
+        self.before.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
     pub fn wait_for_end_of_before(&mut self) {
         let mut before = self.before.take().unwrap();
         let started = Instant::now();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -63,6 +63,12 @@ impl Rig {
             .start_with(node, &[("ANYNODE_ENTRYPOINTS", doors), ("ANYNODE_ACME", &self.acme)]);
     }
 
+    /// An update of anynode: the one before is left to its clients.
+    fn succeed(&mut self, node: usize, doors: &str) -> Child {
+        self.swarm
+            .succeed_with(node, &[("ANYNODE_ENTRYPOINTS", doors), ("ANYNODE_ACME", &self.acme)])
+    }
+
     fn wait_up(&self) {
         wait_up(&self.swarm);
     }
@@ -73,23 +79,17 @@ impl Rig {
     }
 
     fn curl(&self, node: usize, host: &str) -> Output {
-        let (resolve, root) = (
-            format!("{host}:443:{}", self.swarm.ip(node)),
-            self.root.display().to_string(),
-        );
-        let url = format!("https://{host}/");
-        self.swarm.client(&[
-            "curl",
-            "-sS",
-            "--fail",
-            "-m",
-            "10",
-            "--resolve",
-            &resolve,
-            "--cacert",
-            &root,
-            &url,
-        ])
+        self.curl_command(node, host, "", 10).output().unwrap()
+    }
+
+    /// `within`: seconds.
+    fn curl_command(&self, node: usize, host: &str, query: &str, within: u32) -> Command {
+        let mut command = self.swarm.client_command("curl");
+        command.args(["-sS", "--fail", "-m", &within.to_string(), "--resolve"]);
+        command.arg(format!("{host}:443:{}", self.swarm.ip(node)));
+        command.arg("--cacert").arg(&self.root);
+        command.arg(format!("https://{host}/{query}"));
+        command
     }
 
     fn is_served(&self, node: usize, host: &str) -> bool {
@@ -113,6 +113,16 @@ impl Rig {
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let line = text.lines().find(|line| line.starts_with(series));
         line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// Requests that tasks of a service are at, for a node's clients.
+    fn n_in_flight(&self, node: usize, service: &str) -> u64 {
+        let status = self.swarm.status(node).unwrap_or_default();
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        let service = services.iter().find(|one| one["name"] == service);
+        let endpoints = service.and_then(|service| service["endpoints"].as_array());
+        let n = |endpoint: &serde_json::Value| endpoint["in_flight"].as_u64();
+        endpoints.into_iter().flatten().filter_map(n).sum()
     }
 
     fn kept(&self, node: usize, acme: &str, host: &str) -> PathBuf {
@@ -202,6 +212,30 @@ fn every_node_answers_the_authority_and_shows_what_the_manager_ordered_also_whil
         "{shown:?}"
     );
 
+    // The manager is updated while a client of its run before stays: whom the others ask is the next run.
+    let mut client = rig.curl_command(1, "a.test", "?delay=170000", 175);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    rig.swarm
+        .wait_for("the client's request", LONG, || rig.n_in_flight(1, "a-test") == 1);
+    let mut before = rig.succeed(1, DOORS);
+    rig.create("d.test", &[&on_all[..], &["--label", "anynode.acme=le"]].concat());
+    rig.swarm.wait_for("d.test at every node", LONG, || {
+        assert!(
+            before.try_wait().unwrap().is_none(),
+            "the run before has its client yet"
+        );
+        ALL.into_iter().all(|node| rig.is_served(node, "d.test"))
+    });
+    assert_eq!(rig.n_orders(), 3, "{}", rig.pebble.log());
+    assert_eq!(
+        rig.metric(1, "anynode_acme_orders_total{acme=\"le\",result=\"failed\"}"),
+        0
+    );
+    drop((client.kill(), client.wait()));
+    rig.swarm.wait_for("the end of the run before", LONG, || {
+        before.try_wait().unwrap().is_some()
+    });
+
     // What one node alone wants is not ordered, and it says why.
     rig.create("c.test", &on_all);
     rig.swarm.wait_for("a word on c.test", LONG, || {
@@ -253,7 +287,7 @@ fn every_node_answers_the_authority_and_shows_what_the_manager_ordered_also_whil
             .wait_for("a.test again", LONG, || rig.is_served(node, "a.test"));
     }
     assert_eq!(rig.shown(3, "a.test"), shown[0]);
-    assert_eq!(rig.n_orders(), 2, "{}", rig.pebble.log());
+    assert_eq!(rig.n_orders(), 3, "{}", rig.pebble.log());
 }
 
 #[test]

@@ -240,8 +240,16 @@ impl Swarm {
 
     /// A command in the network of the client outside the swarm.
     pub fn client(&self, args: &[&str]) -> Output {
-        let ns = format!("--net=/run/netns/an-{}-client", self.name);
-        Command::new("nsenter").arg(ns).args(args).output().unwrap()
+        self.client_command(args[0]).args(&args[1..]).output().unwrap()
+    }
+
+    /// A program in that network.
+    pub fn client_command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/an-{}-client", self.name))
+            .arg(program);
+        command
     }
 
     /// What the client gets from a port of a node; `Err` is why not.
@@ -346,6 +354,13 @@ impl Swarm {
             }
         };
         assert!(status.success(), "{status}\n{}", self.log(node));
+    }
+
+    /// The same; the one that ran before is left to its clients.
+    pub fn succeed_with(&mut self, node: usize, env: &[(&str, &str)]) -> Child {
+        let before = self.anynodes.remove(&node).unwrap();
+        self.start_with(node, env);
+        before
     }
 
     /// A command in the network of a node.

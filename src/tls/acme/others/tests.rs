@@ -65,7 +65,7 @@ fn what_another_has_is_taken_and_ordered_by_nobody_and_the_later_one_counts() {
     assert_eq!(state.lacks("m2").len(), 1);
     // What another is at is not ordered twice.
     let mut at_it = shared(&[("b.test", "b")]);
-    at_it.at = Some("b.test".to_owned());
+    at_it.at = Some(("b.test".to_owned(), NOW));
     hear(&mut state, "m3", &Arc::new(at_it.list()));
     assert_eq!(state.next(NOW, uncovered), Next::Wait(None));
     state.others.as_mut().unwrap().lists.remove("m3");
@@ -97,12 +97,65 @@ fn what_is_of_no_use_is_refused_and_asked_for_once() {
     assert!(state.lacks("m").is_empty() && !state.is_coming("a.test", &le));
     state.others.as_mut().unwrap().useless.clear();
     assert!(state.take_from("m", ("a.test", &le), mixed, NOW).is_err());
-    let over = i64::MAX;
+    assert!(!state.look_again(0), "no clock mends it");
+    state.others.as_mut().unwrap().useless.clear();
+    // The clock is ahead, and is put right.
+    let ahead = i64::MAX - 1;
     assert_eq!(
-        state.take_from("m", ("a.test", &le), listed, over).unwrap_err(),
+        state
+            .take_from("m", ("a.test", &le), listed.clone(), ahead)
+            .unwrap_err(),
         "it is over"
     );
-    assert!(state.kept.is_empty());
+    assert!(state.kept.is_empty() && state.lacks("m").is_empty());
+    assert!(!state.look_again(ahead) && state.lacks("m").is_empty());
+    assert!(state.look_again(NOW) && !state.look_again(NOW));
+    assert_eq!(state.lacks("m").len(), 1);
+    state.take_from("m", ("a.test", &le), listed, NOW).unwrap();
+    assert!(state.lacks("m").is_empty());
+}
+
+#[test]
+fn an_order_that_who_is_gone_was_at_has_failed_unless_it_came_after_all() {
+    let le = acme("le");
+    let at_it = |since: i64| {
+        let mut before = shared(&[("a.test", "a"), ("b.test", "b")]);
+        before.at = Some(("a.test".to_owned(), since));
+        before.list()
+    };
+    let uncovered = |_: &str| false;
+    let mut state = shared(&[("a.test", "a"), ("b.test", "b")]);
+    state.learn_of_gone(&at_it(NOW - 10), NOW);
+    assert_eq!(state.due("a.test"), Some(NOW + 60));
+    assert_eq!(state.next(NOW, uncovered), Next::Order("b.test".to_owned(), le.clone()));
+    // The very same order counts once, another one again, and one of an earlier version by when it is found out.
+    state.learn_of_gone(&at_it(NOW - 10), NOW + 20);
+    assert_eq!(state.due("a.test"), Some(NOW + 60));
+    state.learn_of_gone(&at_it(NOW + 70), NOW + 80);
+    assert_eq!(state.due("a.test"), Some(NOW + 80 + 180));
+    let mut unsaid = at_it(0);
+    unsaid.names.get_mut("a.test").unwrap().at_it_since = None;
+    state.learn_of_gone(&unsaid, NOW + 300);
+    assert_eq!(state.due("a.test"), Some(NOW + 300 + 540));
+    // What had failed there before is not forgotten by that.
+    let mut before = shared(&[("a.test", "a")]);
+    let no = ("no".to_owned(), super::super::order::Of::Name);
+    before.failed(("a.test", &le), no, (NOW - 100, None, 0.0));
+    before.at = Some(("a.test".to_owned(), NOW - 30));
+    let mut next = shared(&[("a.test", "a")]);
+    next.learn_of_gone(&before.list(), NOW);
+    assert_eq!(next.due("a.test"), Some(NOW + 180));
+    // It was done, and comes when who did it is back.
+    let done = given(&["a.test"], NOW - 5);
+    next.take_from("m", ("a.test", &le), done.clone(), NOW).unwrap();
+    assert_eq!(next.authorities[&le].failed.names.get("a.test"), None::<&Failures>);
+    next.learn_of_gone(&before.list(), NOW);
+    assert_eq!(next.authorities[&le].failed.names.get("a.test"), None::<&Failures>);
+    // An earlier one that there is says nothing of a renewal.
+    let mut renews = shared(&[("a.test", "a")]);
+    renews.take_from("m", ("a.test", &le), done, NOW).unwrap();
+    renews.learn_of_gone(&at_it(NOW + 5), NOW + 5);
+    assert_eq!(renews.authorities[&le].failed.names["a.test"].n, 1);
 }
 
 #[test]
