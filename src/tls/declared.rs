@@ -42,13 +42,15 @@ const EXPECTED: &str =
 
 impl Declared {
     pub fn from_pem(pem: &[u8]) -> Result<Declared, DeclaredError> {
-        let lines = pem.split(|byte| matches!(byte, b'\n' | b'\r'));
-        if let Some(label) = lines.filter_map(begun).find(|label| !SECTIONS.contains(label)) {
-            let is_shown = |byte: &&u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || **byte == b' ';
-            let label = label.iter().take_while(is_shown).take(LABEL_SHOWN);
-            return Err(DeclaredError::Section {
-                label: label.map(|byte| char::from(*byte)).collect(),
-            });
+        for line in pem.split(|byte| matches!(byte, b'\n' | b'\r')) {
+            let Some(rest) = line.strip_prefix(b"-----BEGIN ") else {
+                continue;
+            };
+            let label = label(rest).ok_or(DeclaredError::Broken)?;
+            if !SECTIONS.contains(&label) {
+                let label = label.to_owned();
+                return Err(DeclaredError::Section { label });
+            }
         }
         let (mut certificates, mut keys) = (Vec::new(), Vec::new());
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(pem) {
@@ -108,25 +110,28 @@ impl Declared {
     }
 }
 
-/// The label of the section of PEM that begins with this line; what follows it may be a key whose lines have become one.
-fn begun(line: &[u8]) -> Option<&[u8]> {
-    line.strip_prefix(b"-----BEGIN ")?.split(|byte| *byte == b'-').next()
+/// The label of a section of PEM, by what follows `-----BEGIN `. `None`: it is none; it may be a key whose lines have become one.
+fn label(rest: &[u8]) -> Option<&str> {
+    let label = std::str::from_utf8(rest.trim_ascii_end().strip_suffix(b"-----")?).ok()?;
+    let is_of_label = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ';
+    (label.len() <= LABEL_LEN_MAX && label.bytes().all(is_of_label)).then_some(label)
 }
 
 /// Those that are read, and those that say nothing that a key does not say itself.
-const SECTIONS: [&[u8]; 6] = [
-    b"CERTIFICATE",
-    b"PRIVATE KEY",
-    b"RSA PRIVATE KEY",
-    b"EC PRIVATE KEY",
-    b"EC PARAMETERS",
-    b"DH PARAMETERS",
+const SECTIONS: [&str; 6] = [
+    "CERTIFICATE",
+    "PRIVATE KEY",
+    "RSA PRIVATE KEY",
+    "EC PRIVATE KEY",
+    "EC PARAMETERS",
+    "DH PARAMETERS",
 ];
 
 /// How the first line of every kind of key ends.
 const KEY: &[u8] = b"PRIVATE KEY-----";
 
-const LABEL_SHOWN: usize = 32;
+/// In bytes.
+const LABEL_LEN_MAX: usize = 32;
 
 const NO_KEY: &str = "its key is not there: expected a secret with the same label that holds it";
 const NO_CHAIN: &str = "its certificate is not there: expected a secret or config with the same label that holds it";
@@ -263,7 +268,7 @@ mod tests {
                 "the certificate cannot be read: ",
             ),
             (a.1.replace('\n', ""), "the PEM is broken"),
-            (a.1.replace("PRIVATE KEY-----\n", "KEY "), "there is a section \"KEY \""),
+            (a.1.replace("PRIVATE KEY-----\n", "KEY "), "the PEM is broken"),
         ] {
             let fault = fault(&pem);
             assert!(fault.starts_with(expected), "{fault}\nexpected {expected}");

@@ -1,4 +1,5 @@
-"""Requests by TLS, each on a connection of its own and others on one that is kept, until its input ends; then it says what came of them.
+"""Requests by TLS, each on a connection of its own and others on one that is kept, until its input ends. It says when they have begun, and
+at the end what came of them.
 
     load.py CA HOST PORT
 """
@@ -61,6 +62,9 @@ def load(what, keeps):
 threads = [threading.Thread(target=load, args=args) for args in [("new", 0), ("new", 0), ("kept", 1)]]
 for thread in threads:
     thread.start()
+while not (said["new"] and said["kept"] or said["failed"]):
+    time.sleep(0.01)
+print("begun", flush=True)
 sys.stdin.read()
 stopping.set()
 for thread in threads:

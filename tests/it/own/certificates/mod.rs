@@ -55,7 +55,6 @@ fn a_secret_with_certificate_and_key_is_shown_renewed_and_withdrawn_while_others
 
     // Another for the same host, which lasts longer, and the end of the one before.
     let load = stage.load("site.test");
-    std::thread::sleep(Duration::from_millis(500));
     let second = stage.authority.issue(&["site.test"], 90);
     stage.create("secret", "site-2.pem", &bundle(&second));
     stage.shows_soon("site.test", Some(&second.0));
@@ -79,10 +78,10 @@ fn a_secret_with_certificate_and_key_is_shown_renewed_and_withdrawn_while_others
     let load = stage.load("site.test");
     stage.own.update();
     stage.shows_soon("site.test", Some(&second.0));
+    std::thread::sleep(Duration::from_secs(1));
     let said = load.end(&stage.own);
     assert_eq!(said["away"], 0, "{said}");
     let load = stage.load("site.test");
-    std::thread::sleep(Duration::from_millis(500));
     stage.own.stop();
     stage.own.start();
     stage.own.wait_for("an answer", LONG, || stage.is_served("site.test"));

@@ -1,7 +1,7 @@
 //! A swarm by itself whose TLS has no certificate of a file, and clients that ask it.
 
-use std::io::Write;
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -171,12 +171,20 @@ impl Stage {
         let mut command = self.own.inside("python3");
         command.arg(script).arg(self.own.dir().join("ca.pem"));
         command.args([host, "443"]);
-        Load(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        let mut begun = String::new();
+        said.read_line(&mut begun).unwrap();
+        assert_eq!(begun, "begun\n");
+        Load { child, said }
     }
 }
 
 /// Clients that ask until they are told to end.
-pub struct Load(Child);
+pub struct Load {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
 
 impl Load {
     /// Has it end, and answers what it says; nothing has failed.
@@ -188,9 +196,11 @@ impl Load {
 
     /// The same where some were cut off.
     pub fn cut_off(mut self) -> Value {
-        drop(self.0.stdin.take());
-        let out = self.0.wait_with_output().unwrap();
-        let said: Value = serde_json::from_slice(&out.stdout).unwrap();
+        drop(self.child.stdin.take());
+        let mut said = String::new();
+        self.said.read_to_string(&mut said).unwrap();
+        self.child.wait().unwrap();
+        let said: Value = serde_json::from_str(&said).unwrap();
         let asked = |what: &str| said[what].as_u64().unwrap();
         assert!(asked("new") > 20 && asked("kept") > 20, "{said}");
         said
