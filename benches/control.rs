@@ -267,6 +267,7 @@ impl Whole {
                     status: Arc::default(),
                     ports: Arc::default(),
                     networks: Arc::new(NoNetworks),
+                    tls: None,
                 };
                 let api = ApiSocket::open(&api, api.parent().unwrap(), None).unwrap();
                 let swarm = OwnSwarm::assemble(for_thread, words, None, Arc::new(api), plane);

@@ -24,7 +24,7 @@ pub(super) struct TlsView {
 struct OrderedView {
     acme: String,
     name: String,
-    /// `ordering`, `failed` (the last order), `good`, `waiting`, or `file`: one from a file is shown, and none is ordered.
+    /// `ordering`, `failed` (the last order), `good`, `waiting`, or `file`: one from a file, or a declared one, is shown, and none is ordered.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
@@ -63,6 +63,7 @@ impl OrderedView {
 
 #[derive(Serialize)]
 struct CertificateView {
+    /// Or what declares it: `secret:NAME`, `config:NAME`.
     file: String,
     /// The hosts that it is for. None: it was never usable.
     names: Vec<String>,
@@ -77,7 +78,7 @@ impl TlsView {
     pub(super) fn of(tls: &Terminators) -> TlsView {
         let now = now();
         let certificate = |shown: Shown| CertificateView {
-            file: shown.certificate.display().to_string(),
+            file: shown.from,
             names: shown.pair.as_ref().map(|pair| pair.names.clone()).unwrap_or_default(),
             expires_at: shown.pair.as_ref().map(|pair| rfc3339(pair.not_after)),
             expires_seconds: shown.pair.as_ref().map(|pair| pair.not_after - now),
@@ -130,19 +131,17 @@ pub(super) fn write_metrics(tls: &Terminators, out: &mut DescriptorEncoder<'_>) 
     );
     for shown in &certificates {
         if let Some(pair) = &shown.pair {
-            let file = shown.certificate.display().to_string();
-            family.sample(&[("file", &file)], u64::try_from(pair.not_after).unwrap_or(0));
+            family.sample(&[("file", &shown.from)], u64::try_from(pair.not_after).unwrap_or(0));
         }
     }
     let mut family = Family::new(
         out,
         MetricType::Gauge,
         "anynode_tls_certificate_faulty",
-        "Whether the files cannot be used as they are.",
+        "Whether it cannot be used as it is.",
     );
     for shown in &certificates {
-        let file = shown.certificate.display().to_string();
-        family.sample(&[("file", &file)], u64::from(shown.fault.is_some()));
+        family.sample(&[("file", &shown.from)], u64::from(shown.fault.is_some()));
     }
     write_orders(tls.acme(), out);
 }

@@ -129,6 +129,10 @@ pub trait Outside: Send + Sync {
     /// A certificate authority that nobody else has. Errors: why there is none.
     fn new_authority(&self) -> Result<SwarmAuthority, String>;
 
+    /// What is wrong with what a secret or config holds that is declared as a certificate: what was found and what was expected, and
+    /// nothing of what it holds. `is_secret`: it may be a key.
+    fn certificate_fault(&self, data: &[u8], is_secret: bool) -> Option<String>;
+
     /// Who holds a TCP port of this host, if it is not anynode.
     fn port_holder(&self, port: u16) -> Option<String>;
 

@@ -298,10 +298,13 @@ impl Config {
             process_users,
             generic,
         });
-        let (entry_points, tls) = super::entry_points::read(s);
+        let services = path(text(s, "services"));
+        // Services come from one source.
+        let own = own.filter(|_| !is_swarm && services.is_none());
+        let (entry_points, tls) = super::entry_points::read(s, own.is_some());
         let authorities = authorities(s);
         let config = Config {
-            services: path(text(s, "services")),
+            services,
             data_dir: path(text(s, "data_dir")).unwrap_or_else(default_data_dir),
             log: s.value(
                 "log",
@@ -321,14 +324,9 @@ impl Config {
             entry_points,
             tls,
             authorities,
-            own: None,
+            own,
             swarm: is_swarm.then_some(swarm),
             unknown_variables: s.strangers().to_vec(),
-        };
-        // Services come from one source.
-        let config = Config {
-            own: own.filter(|_| config.swarm.is_none() && config.services.is_none()),
-            ..config
         };
         let is_unlinked = config.swarm.as_ref().is_some_and(|swarm| swarm.link.is_none());
         if is_unlinked && !config.tls.acme.is_empty() {

@@ -24,8 +24,8 @@ const KEYS: [&str; 7] = [
 ];
 const CERTIFICATES: &str = "tls.certificates";
 
-/// Reads them. What is wrong is noted.
-pub(super) fn read(settings: &mut Settings) -> (Vec<EntryPointSpec>, TlsConfig) {
+/// Reads them. `are_declared`: certificates may be, while the node runs. What is wrong is noted.
+pub(super) fn read(settings: &mut Settings, are_declared: bool) -> (Vec<EntryPointSpec>, TlsConfig) {
     let expected = "tables by name, such as { web = { listen = \"0.0.0.0:80\" } }, or [entrypoints.web] in a file";
     let declared = settings.value(KEY, expected, Table::new(), |value| value.as_table().cloned());
     let min_version = settings.value(
@@ -60,7 +60,8 @@ pub(super) fn read(settings: &mut Settings) -> (Vec<EntryPointSpec>, TlsConfig) 
     redirect(settings, &declared, &mut specs);
     let acme = super::acme_config::read(settings, &specs, &policies);
     let certificates = certificates(settings);
-    if let (Some(policy), true) = (policies.first(), certificates.is_empty() && acme.is_empty()) {
+    let has_none = certificates.is_empty() && acme.is_empty() && !are_declared;
+    if let (Some(policy), true) = (policies.first(), has_none) {
         let name = &policy.entry_point;
         settings.conflict(
             CERTIFICATES,
@@ -72,6 +73,7 @@ pub(super) fn read(settings: &mut Settings) -> (Vec<EntryPointSpec>, TlsConfig) 
     });
     let tls = TlsConfig {
         certificates,
+        are_declared,
         ticket_key_file,
         policies,
         acme,

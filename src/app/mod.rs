@@ -9,6 +9,7 @@ mod attached;
 mod check;
 mod config;
 mod datadir;
+mod declared_certificates;
 mod demo;
 mod doors;
 mod entry_points;

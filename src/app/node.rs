@@ -171,6 +171,7 @@ impl Node {
                     status: status.clone(),
                     ports: proxy.ports().clone(),
                     networks: Arc::new(networks.clone()),
+                    tls: tls.clone(),
                 };
                 let unlock_key = inherited.release().await?;
                 Some(OwnSwarm::new(own, &config.data_dir, plane, unlock_key).await?)

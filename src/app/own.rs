@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::api_socket::{ApiSocket, ApiSocketError};
 use super::attached::{AttachedContainers, Reaches};
 use super::config::{EngineChoice, OwnConfig};
+use super::declared_certificates::{self, DeclaredCertificates};
 use super::lock::{self, OwnLock};
 use super::volumes::NodeVolumes;
 use crate::agent::containers::{Containers, EngineError};
@@ -39,6 +40,7 @@ use crate::store::{CommitError, Embedded, Late, OpenError, Snapshot, Store, Stor
 use crate::streams::{Exec, LogQuery, LogStream};
 use crate::sys::inet_diag::Holders;
 use crate::sys::rtnetlink::RtNetlink;
+use crate::tls::Terminators;
 
 /// Why a node cannot be a swarm by itself.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,7 @@ pub struct OwnSwarm {
     lock: Option<Arc<OwnLock>>,
     /// Of the last cluster. `None`: nothing is kept.
     keeper: Option<ClusterKeeper>,
+    certificates: DeclaredCertificates,
     status: Arc<SourceStatus>,
     agent: Arc<Agent>,
     reporter: Reporter,
@@ -129,6 +132,8 @@ pub struct Plane {
     pub status: Arc<SourceStatus>,
     pub ports: Arc<Ports>,
     pub networks: Arc<dyn TaskNetworks>,
+    /// `None`: no entry point ends TLS.
+    pub tls: Option<Arc<Terminators>>,
 }
 
 impl OwnSwarm {
@@ -244,6 +249,7 @@ impl OwnSwarm {
             status,
             ports,
             networks,
+            tls,
         } = plane;
         let listener = api.listener()?;
         let (reports, received) = mpsc::unbounded_channel();
@@ -275,8 +281,14 @@ impl OwnSwarm {
         let mut tables = tables
             .reading_traefik(reads_traefik)
             .stopping_within(OUT_LONGEST + IN_FLIGHT_LONGEST);
-        if lock.is_some() {
-            tables = tables.of_what_may_be_old();
+        let mut certificates = DeclaredCertificates::new(store.clone(), tls);
+        match lock.is_some() {
+            true => {
+                tables = tables.of_what_may_be_old();
+                certificates.wait();
+            }
+            // They are there before anybody is served.
+            false => certificates.look(),
         }
         Ok(OwnSwarm {
             shared_ports: beside.entry_points.iter().map(|one| one.port).collect(),
@@ -286,6 +298,7 @@ impl OwnSwarm {
             store_health: None,
             lock,
             keeper: None,
+            certificates,
             status,
             agent,
             reporter,
@@ -333,6 +346,7 @@ impl OwnSwarm {
             }
         };
         if is_open {
+            parts.spawn(self.certificates.follow(stopped()));
             let assignments = watch::Sender::new(Arc::new(assignments(&self.store.snapshot())));
             let native = NativeSource::default();
             parts.spawn(native.run(self.store.clone(), self.clusters.clone(), stopped()));
@@ -591,6 +605,10 @@ impl Outside for Beside {
             })
         });
         made.map_err(|error| error.to_string())
+    }
+
+    fn certificate_fault(&self, data: &[u8], is_secret: bool) -> Option<String> {
+        declared_certificates::held(data, is_secret).err()
     }
 
     fn port_holder(&self, port: u16) -> Option<String> {

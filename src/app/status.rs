@@ -330,7 +330,7 @@ fn describe_orders(tls: &Value, out: &mut String) {
     for name in tls["ordered"].as_array().into_iter().flatten() {
         let (host, acme, state) = (text(&name["name"]), text(&name["acme"]), text(&name["state"]));
         let what = match (&*state, name["expires_at"].as_str()) {
-            ("file", _) => "from a file".to_owned(),
+            ("file", _) => "from a file, or declared".to_owned(),
             (_, Some(until)) => format!("until {until}, next order {}", text(&name["next_order_at"])),
             ("failed", None) => format!("none yet, next order {}", text(&name["next_order_at"])),
             _ => "none yet".to_owned(),

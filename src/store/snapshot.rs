@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
-use super::CommitError;
-use super::THIS_REVISION;
+use super::{CommitError, THIS_REVISION};
 use crate::model::swarm::{
     AttachedContainer, Id, Key, Kind, Network, Node, Object, Payload, Service, Swarm, Task, UnlockKey, Write,
 };
@@ -153,13 +153,14 @@ impl Snapshot {
         (service.name() == name).then_some(service)
     }
 
+    /// Whether no secret and no config was written since `before`, of the same store. A change may be taken for one that says nothing.
+    pub fn has_payloads_of(&self, before: &Snapshot) -> bool {
+        self.secrets.ptr_eq(&before.secrets) && self.configs.ptr_eq(&before.configs)
+    }
+
     /// Tasks that differ from `before`: those of now, and the ids of those that are gone. Costs what differs.
     pub fn tasks_since<'a>(&'a self, before: &'a Snapshot) -> impl Iterator<Item = (&'a Id, Option<&'a Arc<Task>>)> {
-        use imbl::ordmap::DiffItem;
-        before.tasks.diff(&self.tasks).map(|item| match item {
-            DiffItem::Add(id, stored) | DiffItem::Update { new: (id, stored), .. } => (id, Some(&stored.object)),
-            DiffItem::Remove(id, _) => (id, None),
-        })
+        since(&self.tasks, &before.tasks)
     }
 
     /// Services that differ from `before`, likewise.
@@ -167,11 +168,7 @@ impl Snapshot {
         &'a self,
         before: &'a Snapshot,
     ) -> impl Iterator<Item = (&'a Id, Option<&'a Arc<Service>>)> {
-        use imbl::ordmap::DiffItem;
-        before.services.diff(&self.services).map(|item| match item {
-            DiffItem::Add(id, stored) | DiffItem::Update { new: (id, stored), .. } => (id, Some(&stored.object)),
-            DiffItem::Remove(id, _) => (id, None),
-        })
+        since(&self.services, &before.services)
     }
 
     /// Containers that differ from `before`, likewise.
@@ -179,11 +176,7 @@ impl Snapshot {
         &'a self,
         before: &'a Snapshot,
     ) -> impl Iterator<Item = (&'a Id, Option<&'a Arc<AttachedContainer>>)> {
-        use imbl::ordmap::DiffItem;
-        before.containers.diff(&self.containers).map(|item| match item {
-            DiffItem::Add(id, stored) | DiffItem::Update { new: (id, stored), .. } => (id, Some(&stored.object)),
-            DiffItem::Remove(id, _) => (id, None),
-        })
+        since(&self.containers, &before.containers)
     }
 
     pub fn object(&self, key: &Key) -> Option<Object> {
@@ -350,6 +343,13 @@ impl Snapshot {
             Kind::Container => drop(self.containers.remove(id)),
         }
     }
+}
+
+fn since<'a, T>(now: &'a Objects<T>, before: &'a Objects<T>) -> impl Iterator<Item = (&'a Id, Option<&'a Arc<T>>)> {
+    before.diff(now).map(|item| match item {
+        DiffItem::Add(id, stored) | DiffItem::Update { new: (id, stored), .. } => (id, Some(&stored.object)),
+        DiffItem::Remove(id, _) => (id, None),
+    })
 }
 
 /// With `THIS_REVISION` filled in.

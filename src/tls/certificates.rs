@@ -1,5 +1,5 @@
-//! The certificates of a node, from files, read again when those change, and those that were ordered. What cannot be used leaves what
-//! was used before in its place.
+//! The certificates of a node: from files, read again when those change, those that are declared, and those that were ordered. What cannot
+//! be used of a file leaves what was used before in its place. Not here: what is declared (`declared`).
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +14,7 @@ use rustls::sign::CertifiedKey;
 use super::challenges::{ACME_TLS, Challenges};
 use super::names::ByName;
 use super::pair::Pair;
+use super::shown::{self, BY_KEY, BY_LABEL, Shown};
 
 /// Where a certificate and its key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +25,12 @@ pub struct PairFiles {
     pub key: PathBuf,
 }
 
-/// One certificate, as it is shown.
-#[derive(Debug, Clone)]
-pub struct Shown {
-    pub certificate: PathBuf,
-    /// `None`: none could be used by now.
-    pub pair: Option<Arc<Pair>>,
-    /// What is wrong with the files as they are.
-    pub fault: Option<String>,
+/// Those that are declared.
+#[derive(Debug, Default)]
+struct AllDeclared {
+    shown: Vec<Shown>,
+    /// Why it is not known which there are.
+    waits: Option<String>,
 }
 
 /// All of them, by name.
@@ -41,7 +40,9 @@ pub struct Certificates {
     /// std mutex: held while files are read, by who looks at them; by who shows them for a moment.
     all: Mutex<Vec<Shown>>,
     files: Vec<PairFiles>,
-    /// By host. std mutex: for a moment each.
+    /// std mutex: for a moment each.
+    declared: Mutex<AllDeclared>,
+    /// By host. std mutex: while what is shown is put in order.
     ordered: Mutex<BTreeMap<String, Arc<Pair>>>,
     /// std mutex: of who looks, one at a time.
     looked: Mutex<Vec<Option<Look>>>,
@@ -81,7 +82,8 @@ impl Certificates {
     /// Reads all files. What is wrong with any is kept, to be shown.
     pub fn new(files: Vec<PairFiles>) -> Certificates {
         let shown = |files: &PairFiles| Shown {
-            certificate: files.certificate.clone(),
+            from: files.certificate.display().to_string(),
+            said_by: BY_KEY,
             pair: None,
             fault: None,
         };
@@ -90,35 +92,29 @@ impl Certificates {
             all: Mutex::new(files.iter().map(shown).collect()),
             looked: Mutex::new(vec![None; files.len()]),
             files,
+            declared: Mutex::default(),
             ordered: Mutex::default(),
         };
         certificates.look();
         certificates
     }
 
-    /// All of them, in the order of the configuration.
+    /// All of them: those of files, in the order of the configuration, then those that are declared.
     pub fn all(&self) -> Vec<Shown> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.extend(self.declared().shown.iter().cloned());
+        all
     }
 
-    /// What is wrong with any of them: with its files, or that it is good no more, or not yet.
+    /// What is wrong with any of them: with what it is from, or that it is good no more, or not yet.
     pub fn faults(&self) -> Vec<String> {
         let now = now();
-        let of_time = |shown: &Shown| {
-            let pair = shown.pair.as_ref()?;
-            let (file, what) = (
-                shown.certificate.display(),
-                match now {
-                    _ if now >= pair.not_after => "has expired",
-                    _ if now < pair.not_before => "is not good yet",
-                    _ => return None,
-                },
-            );
-            Some(format!("tls.certificates: {file} {what}"))
-        };
-        let all = self.all();
-        all.iter()
-            .flat_map(|shown| shown.fault.clone().into_iter().chain(of_time(shown)))
+        let waits = self.declared().waits.clone();
+        self.all()
+            .into_iter()
+            .flat_map(|shown| [shown.fault_of_time(now), shown.fault])
+            .flatten()
+            .chain(waits)
             .collect()
     }
 
@@ -176,9 +172,23 @@ impl Certificates {
         self.put_in_order(ordered);
     }
 
-    /// Whether a file's certificate is for that host, and good at `now`, in seconds since 1970.
+    /// Shows these beside those of files, in the place of those that were declared before.
+    pub(super) fn set_declared(&self, shown: Vec<Shown>) {
+        let ordered = self.ordered();
+        let next = AllDeclared { shown, waits: None };
+        shown::say_changes(&self.declared().shown, &next.shown);
+        *self.declared() = next;
+        self.put_in_order(ordered);
+    }
+
+    /// Says why it is not known yet which are declared.
+    pub fn declared_wait(&self, why: &str) {
+        self.declared().waits = Some(format!("{BY_LABEL}: {why}"));
+    }
+
+    /// Whether a certificate that was not ordered is for that host, and good at `now`, in seconds since 1970.
     pub(super) fn covers(&self, host: &str, now: i64) -> bool {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.all();
         let mut pairs = all.iter().filter_map(|shown| shown.pair.as_ref());
         pairs.any(|pair| pair.is_for(host) && (pair.not_before..pair.not_after).contains(&now))
     }
@@ -186,6 +196,10 @@ impl Certificates {
     /// Whether nothing can be shown.
     pub(super) fn is_empty(&self) -> bool {
         self.by_name.load().is_empty()
+    }
+
+    fn declared(&self) -> MutexGuard<'_, AllDeclared> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ordered(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pair>>> {
@@ -231,36 +245,6 @@ fn read(files: &PairFiles) -> Result<Pair, Fault> {
         false => fault("cert", &files.certificate, &error, false),
     })
 }
-
-/// A log line a day for each that expires soon, and when it is taken up.
-#[derive(Debug, Default)]
-pub(super) struct Warned(std::collections::HashMap<(PathBuf, i64), i64>);
-
-impl Warned {
-    /// `now`: seconds since 1970.
-    pub(super) fn warn(&mut self, certificates: &Certificates, now: i64) {
-        self.0.retain(|_, at| now - *at < DAY);
-        for shown in certificates.all() {
-            let Some(pair) = shown.pair.filter(|pair| pair.not_after - now < SOON) else {
-                continue;
-            };
-            let before = self.0.entry((shown.certificate.clone(), pair.not_after));
-            if let std::collections::hash_map::Entry::Vacant(place) = before {
-                place.insert(now);
-                let certificate = shown.certificate.display();
-                match pair.not_after - now {
-                    ..=0 => tracing::error!(%certificate, names = pair.names.join(" "), "has expired"),
-                    left => {
-                        tracing::warn!(%certificate, names = pair.names.join(" "), days = left / DAY, "expires soon")
-                    }
-                }
-            }
-        }
-    }
-}
-
-const DAY: i64 = 24 * 3600;
-const SOON: i64 = 14 * DAY;
 
 /// Shows an entry point's clients what is there.
 #[derive(Debug)]

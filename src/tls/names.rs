@@ -19,7 +19,7 @@ pub(super) struct ByName {
 }
 
 impl ByName {
-    /// `pairs`: of files; `ordered`: by host.
+    /// `pairs`: of files, and declared; `ordered`: by host.
     pub(super) fn new(pairs: &[Arc<Pair>], ordered: &BTreeMap<String, Arc<Pair>>) -> ByName {
         let mut by_name = ByName {
             first: pairs.first().or_else(|| ordered.values().next()).cloned(),
@@ -54,19 +54,28 @@ impl ByName {
         is_strict: bool,
         now: i64,
     ) -> Option<&Arc<Pair>> {
-        let of_host = host.and_then(|host| {
+        let is_good = |pair: &&Arc<Pair>| (pair.not_before..pair.not_after).contains(&now);
+        let of_host = |host: &str| {
             let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
             let below = host.split_once('.').and_then(|(_, rest)| self.below.get(rest));
             let of_files = self.exact.get(&host).into_iter().chain(below).flatten();
             let pairs = of_files.chain(self.ordered.get(&host));
             let takes = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(schemes).is_some();
-            let is_good = |pair: &&Arc<Pair>| (pair.not_before..pair.not_after).contains(&now);
             let good = pairs.clone().find(|pair| takes(pair) && is_good(pair));
             // Where none is taken the first one fails for a reason that the client can tell.
             good.or_else(|| pairs.clone().find(takes))
                 .or_else(|| pairs.clone().next())
-        });
-        of_host.or_else(|| self.first.as_ref().filter(|_| !is_strict))
+        };
+        let first = || {
+            let first = self.first.as_ref().filter(|_| !is_strict)?;
+            // One that is over may have been followed by another, which stands elsewhere.
+            let next = || of_host(first.names.first()?).filter(is_good);
+            match is_good(&first) {
+                true => Some(first),
+                false => next().or(Some(first)),
+            }
+        };
+        host.and_then(of_host).or_else(first)
     }
 }
 
@@ -100,6 +109,21 @@ mod tests {
         };
         assert!(Arc::ptr_eq(&first(&[&early, &expired, &good]), &good));
         assert!(Arc::ptr_eq(&first(&[&expired]), &expired), "better than none");
+        // Strangers have the first one, while that is good.
+        let stranger = |pairs: &[&Arc<Pair>]| {
+            let pairs: Vec<_> = pairs.iter().map(|pair| Arc::clone(pair)).collect();
+            ByName::new(&pairs, &BTreeMap::new())
+                .find(None, &schemes, false, NOW)
+                .cloned()
+                .unwrap()
+        };
+        let later = pair(0, NOW + 2);
+        assert!(Arc::ptr_eq(&stranger(&[&good, &later]), &good));
+        assert!(Arc::ptr_eq(&stranger(&[&expired, &good]), &good));
+        assert!(
+            Arc::ptr_eq(&stranger(&[&expired, &early]), &expired),
+            "better than none"
+        );
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustls::SignatureAlgorithm;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
-use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
+use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::extensions::GeneralName;
 
 /// A certificate that can be shown to clients.
@@ -48,32 +49,9 @@ impl PairError {
 impl Pair {
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Pair, PairError> {
         let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(certificates).collect();
-        let chain = chain.map_err(|_| PairError::NoCertificate)?;
-        let first = chain.first().ok_or(PairError::NoCertificate)?;
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(first).map_err(|error| PairError::Certificate(error.to_string()))?;
-        let names = names(&parsed);
-        if names.is_empty() {
-            return Err(PairError::NoName);
-        }
-        let (not_before, not_after) = (
-            parsed.validity().not_before.timestamp(),
-            parsed.validity().not_after.timestamp(),
-        );
+        let chain = Chain::new(chain.map_err(|_| PairError::NoCertificate)?)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| PairError::NoKey)?;
-        let key = any_supported_type(&key).map_err(|_| PairError::KeyKind)?;
-        let key = CertifiedKey::new(chain, key);
-        match key.keys_match() {
-            Ok(()) => {}
-            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => return Err(PairError::Mismatch),
-            Err(error) => return Err(PairError::Certificate(error.to_string())),
-        }
-        Ok(Pair {
-            key: Arc::new(key),
-            names,
-            not_before,
-            not_after,
-        })
+        chain.with(&Key::new(&key)?)
     }
 
     /// Whether it is for that host, in lower case.
@@ -86,6 +64,83 @@ impl Pair {
     /// Its signatures cost a tenth of RSA's.
     pub(super) fn is_cheap(&self) -> bool {
         self.key.key.algorithm() != SignatureAlgorithm::RSA
+    }
+}
+
+/// A certificate with those of its authorities, without its key.
+#[derive(Debug, Clone)]
+pub(super) struct Chain {
+    certificates: Vec<CertificateDer<'static>>,
+    names: Vec<String>,
+    not_before: i64,
+    not_after: i64,
+    public_key: PublicKey,
+}
+
+/// A key that can sign.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    signs: Arc<dyn SigningKey>,
+    public_key: PublicKey,
+}
+
+/// What a certificate and its key have in common (SubjectPublicKeyInfo in DER).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct PublicKey(Box<[u8]>);
+
+impl Chain {
+    pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Chain, PairError> {
+        let first = certificates.first().ok_or(PairError::NoCertificate)?;
+        let unreadable = |error: &dyn std::fmt::Display| PairError::Certificate(error.to_string());
+        let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|error| unreadable(&error))?;
+        let names = names(&parsed);
+        if names.is_empty() {
+            return Err(PairError::NoName);
+        }
+        let (not_before, not_after) = (
+            parsed.validity().not_before.timestamp(),
+            parsed.validity().not_after.timestamp(),
+        );
+        let shown = ParsedCertificate::try_from(first).map_err(|error| unreadable(&error))?;
+        Ok(Chain {
+            public_key: PublicKey(shown.subject_public_key_info().as_ref().into()),
+            certificates,
+            names,
+            not_before,
+            not_after,
+        })
+    }
+
+    pub(super) fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Errors: the key is another's.
+    pub(super) fn with(&self, key: &Key) -> Result<Pair, PairError> {
+        match key.public_key == self.public_key {
+            true => Ok(Pair {
+                key: Arc::new(CertifiedKey::new(self.certificates.clone(), key.signs.clone())),
+                names: self.names.clone(),
+                not_before: self.not_before,
+                not_after: self.not_after,
+            }),
+            false => Err(PairError::Mismatch),
+        }
+    }
+}
+
+impl Key {
+    pub(super) fn new(key: &PrivateKeyDer<'_>) -> Result<Key, PairError> {
+        let signs = any_supported_type(key).map_err(|_| PairError::KeyKind)?;
+        let public_key = signs.public_key().ok_or(PairError::KeyKind)?;
+        Ok(Key {
+            public_key: PublicKey(public_key.as_ref().into()),
+            signs,
+        })
+    }
+
+    pub(super) fn public_key(&self) -> &PublicKey {
+        &self.public_key
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Policy {
 pub struct TlsConfig {
     /// The first one is shown to whoever names no host, or one that none is for.
     pub certificates: Vec<PairFiles>,
+    /// Others may be declared while the node runs.
+    pub are_declared: bool,
     /// The same on all nodes, so that each takes the tickets of the others.
     pub ticket_key_file: Option<PathBuf>,
     pub policies: Vec<Policy>,

@@ -17,9 +17,11 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite};
 
 use super::acme::Acme;
-use super::certificates::{Certificates, Resolver, Sign, Warned, now};
+use super::certificates::{Certificates, Resolver, Sign, now};
 use super::challenges::{ACME_TLS, Challenges};
+use super::expiry::Warned;
 use super::policy::{ClientAuth, MinVersion, Policy, TlsConfig};
+use super::shown::Shown;
 use super::tickets::{Secret, Tickets};
 use crate::model::EntryPointName;
 
@@ -43,6 +45,7 @@ pub struct Terminators {
     challenges: Arc<Challenges>,
     acme: Arc<Acme>,
     by_name: BTreeMap<EntryPointName, Arc<Terminator>>,
+    are_declared: bool,
 }
 
 /// Ends TLS at one entry point.
@@ -134,6 +137,7 @@ impl Terminators {
             challenges,
             acme,
             by_name,
+            are_declared: config.are_declared,
         })
     }
 
@@ -152,6 +156,13 @@ impl Terminators {
         self.by_name.get(entry_point)
     }
 
+    /// Shows these beside those of files, in the place of those that were declared before.
+    pub fn declare(&self, shown: Vec<Shown>) {
+        self.certificates.set_declared(shown);
+        // What none is for any more is to be ordered.
+        self.acme.wake();
+    }
+
     pub fn certificates(&self) -> &Certificates {
         &self.certificates
     }
@@ -163,17 +174,25 @@ impl Terminators {
 
     /// All that is wrong.
     pub fn faults(&self) -> Vec<String> {
-        let of_files = self.certificates.faults().into_iter();
-        let fault = |name, fault: Option<String>| Some(format!("entry point {name}: {}", fault?));
-        let of_entry_points = self.by_name.iter().filter_map(|(name, one)| fault(name, one.fault()));
-        let of_orders = self.acme.faults();
-        of_files.chain(of_entry_points).chain(of_orders).collect()
+        self.faults_with(Terminator::fault)
     }
 
     /// All that is wrong with the configuration's files, whatever runs.
     pub fn config_faults(&self) -> Vec<String> {
         let of_orders = self.acme.config_faults();
-        self.faults().into_iter().chain(of_orders).collect()
+        let faults = match self.are_declared {
+            true => self.faults_with(Terminator::client_fault),
+            false => self.faults(),
+        };
+        faults.into_iter().chain(of_orders).collect()
+    }
+
+    fn faults_with(&self, fault: impl Fn(&Terminator) -> Option<String>) -> Vec<String> {
+        let of_certificates = self.certificates.faults().into_iter();
+        let named = |name, fault: Option<String>| Some(format!("entry point {name}: {}", fault?));
+        let of_entry_points = self.by_name.iter().filter_map(|(name, one)| named(name, fault(one)));
+        let of_orders = self.acme.faults();
+        of_certificates.chain(of_entry_points).chain(of_orders).collect()
     }
 
     /// Looks at all files, and takes up what has changed.

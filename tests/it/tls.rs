@@ -854,7 +854,15 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
     let pair = "[tls]\ncertificates = [{ cert = 'DIR/a.pem', key = 'DIR/a.key' }]\n";
     for (config, expected) in [
         (
-            secure.to_owned(),
+            format!("services = 's.yml'\n{secure}"),
+            "tls.certificates = []: expected a certificate at least",
+        ),
+        (
+            format!("api = {{ socket = 'none' }}\n{secure}"),
+            "tls.certificates = []: expected a certificate at least",
+        ),
+        (
+            format!("swarm = {{ enabled = true }}\n{secure}"),
             "tls.certificates = []: expected a certificate at least",
         ),
         (
@@ -935,6 +943,15 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
             "ANYNODE_TLS_CERTIFICATES",
             format!("[{{ cert = '{at}/a.pem', key = '{at}/a.key' }}]"),
         )
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{out:?}");
+    // A swarm by itself may be told of certificates while it runs.
+    std::fs::write(dir.path().join("anynode.toml"), secure).unwrap();
+    let mut run = anynode(&["check"]);
+    let out = run
+        .arg("--config")
+        .arg(dir.path().join("anynode.toml"))
         .output()
         .unwrap();
     assert!(out.status.success(), "{out:?}");

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::api::backend::{Backend, new_id};
 use crate::api::wire::{self, Answer, ApiError, Asked, Filters, Json};
 use crate::api::{find, view};
+use crate::model::labels::payload::{self, CERTIFICATE};
 use crate::model::swarm::{Key, Kind, Meta, Object, Payload, Service, Time, Write};
 use crate::store::{Snapshot, THIS_REVISION};
 
@@ -175,6 +176,30 @@ fn decoded(text: &str, of: Of, name: &str) -> Result<Vec<u8>, ApiError> {
         .map_err(|error| ApiError::bad(format!("Data of {} \"{name}\": {error}: expected base64", of.word())))
 }
 
+/// Errors: an option of ours that means nothing and was not there `before`, or what it holds is not what a label says.
+fn check_labels(
+    backend: &Backend,
+    of: Of,
+    next: &Payload,
+    before: Option<&BTreeMap<String, String>>,
+) -> Result<(), ApiError> {
+    let mut unknown = payload::unknown(&next.labels);
+    let was_there = |fault: &String| before.is_some_and(|before| payload::unknown(before).any(|one| one == *fault));
+    if let Some(fault) = unknown.find(|fault| !was_there(fault)) {
+        return Err(ApiError::bad(fault));
+    }
+    if !payload::is_certificate(&next.labels).map_err(ApiError::bad)? {
+        return Ok(());
+    }
+    match backend.outside.certificate_fault(&next.data, of.kind == Kind::Secret) {
+        None => Ok(()),
+        Some(fault) => {
+            let (word, name) = (of.word(), &next.name);
+            Err(ApiError::bad(format!("label {CERTIFICATE}: {word} {name:?}: {fault}")))
+        }
+    }
+}
+
 async fn create(backend: &Arc<Backend>, asked: Asked, of: Of) -> Result<Answer, ApiError> {
     find::swarm(&backend.store.snapshot())?;
     let spec: Spec = asked.json().await?;
@@ -195,25 +220,25 @@ async fn create(backend: &Arc<Backend>, asked: Asked, of: Of) -> Result<Answer, 
             of.word()
         )));
     }
-    let data: Arc<[u8]> = data.into();
     let labels: BTreeMap<String, String> = spec.labels.unwrap_or_default().into_iter().collect();
     let templating = spec
         .templating
         .map(|driver| driver.name)
         .filter(|name| !name.is_empty());
     let id = new_id();
+    let payload = Payload {
+        id: id.clone(),
+        meta: Meta::new(THIS_REVISION, Time::now()),
+        name: spec.name,
+        labels,
+        data: data.into(),
+        templating,
+    };
+    check_labels(backend, of, &payload, None)?;
     backend
         .update(|snapshot| {
             find::swarm(snapshot)?;
-            let payload = Payload {
-                id: id.clone(),
-                meta: Meta::new(THIS_REVISION, Time::now()),
-                name: spec.name.clone(),
-                labels: labels.clone(),
-                data: data.clone(),
-                templating: templating.clone(),
-            };
-            Ok::<_, ApiError>((vec![Write::Put(of.object(payload))], ()))
+            Ok::<_, ApiError>((vec![Write::Put(of.object(payload.clone()))], ()))
         })
         .await?;
     Ok(wire::json(StatusCode::CREATED, &json!({ "ID": id })))
@@ -262,6 +287,7 @@ async fn update(backend: &Arc<Backend>, asked: Asked, of: Of, id: &str) -> Resul
             }
             let mut next = Payload::clone(&payload);
             next.labels = labels.clone();
+            check_labels(backend, of, &next, Some(&payload.labels))?;
             next.meta.version = THIS_REVISION;
             next.meta.updated_at = Time::now();
             Ok((vec![Write::Put(of.object(next))], ()))

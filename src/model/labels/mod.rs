@@ -4,6 +4,7 @@
 
 mod filters;
 mod names;
+pub mod payload;
 mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use names::{BASIC_AUTH, DOCKER_SOCKET, KNOWN, MODE, PORT, ROUTE, ROUTES, STICKY, WEIGHT, beside, is_ours, shown};
 
 use self::names::{HASH, SCHEME, hint, is_field, may_ask_of_requests, named_route};
+use self::payload::CERTIFICATE;
 use self::reader::Reader;
 use super::guards::Users;
 use super::{AtOdds, InvalidValue, Mode, OneMode, RoutePart, RouteSpec, ServiceName, ServiceSpec, Weight, traefik};
@@ -222,6 +224,12 @@ pub fn apply(labels: &BTreeMap<String, String>, spec: &mut ServiceSpec) -> Label
             reader.faults.push(format!(
                 "label {label}={value}: expected on nodes (docker node update --label-add {label}=2 NODE): \
                  of a service it would say the same of all tasks"
+            ));
+        } else if label == CERTIFICATE {
+            // Its value may be anything, a key too.
+            reader.faults.push(format!(
+                "label {label}: no such option of a service: expected on secrets and configs (docker secret create --label \
+                 {label}=true NAME FILE)"
             ));
         } else if is_ours(label) && !KNOWN.contains(&label.as_str()) && named_route(label).is_none() && !is_field(label)
         {

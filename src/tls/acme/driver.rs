@@ -124,7 +124,7 @@ impl Acme {
     }
 
     /// Something has changed, for who orders and for who is told of it.
-    pub(super) fn wake(&self) {
+    pub(in crate::tls) fn wake(&self) {
         self.is_wanted_anew.notify_one();
         self.changes.send_modify(|n| *n += 1);
     }

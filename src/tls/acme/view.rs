@@ -17,7 +17,7 @@ pub struct NameView {
     /// When it is ordered, or was to be, in seconds since 1970. `None`: at once.
     pub next_at: Option<i64>,
     pub is_at_it: bool,
-    /// A certificate from a file is for it, so that none is ordered.
+    /// A certificate from a file, or a declared one, is for it, so that none is ordered.
     pub is_in_file: bool,
     /// What failed last, if nothing has gone well since.
     pub failure: Option<String>,
@@ -34,7 +34,7 @@ pub struct Orders {
 }
 
 impl State {
-    /// All names that are wanted, by host. `is_covered`: a file's certificate is for that host.
+    /// All names that are wanted, by host. `is_covered`: a certificate that was not ordered is for that host.
     pub(super) fn view(&self, is_covered: impl Fn(&str) -> bool) -> Vec<NameView> {
         let shown = self.shown();
         let name = |(host, by): (&String, &WantedBy)| {

@@ -20,6 +20,7 @@ use anynode::model::swarm::{Container, Generic, Id, Object, SwarmAuthority, Task
 use anynode::model::volume::{TaskMount, VolumeChange};
 use anynode::store::{CommitError, Embedded, Snapshot, Store, update};
 use anynode::streams::{Exec, LogLine, LogQuery, LogStream};
+use anynode::tls::Declared;
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::Value;
@@ -178,6 +179,14 @@ impl Outside for Around {
     fn ports_not_served(&self) -> BTreeMap<u16, String> {
         let held = self.held.lock().unwrap();
         held.iter().map(|port| (*port, "nginx has it".to_owned())).collect()
+    }
+
+    fn certificate_fault(&self, data: &[u8], is_secret: bool) -> Option<String> {
+        let held = match is_secret {
+            true => Declared::from_pem(data),
+            false => Declared::from_config(data),
+        };
+        held.err().map(|error| error.to_string())
     }
 
     fn port_holder(&self, port: u16) -> Option<String> {

@@ -34,7 +34,7 @@ fn unlock_fails(own: &Own, key: &str) -> String {
     String::from_utf8_lossy(&out.stderr).trim_end().to_owned()
 }
 
-fn unlocks(own: &Own, key: &str) {
+pub(super) fn unlocks(own: &Own, key: &str) {
     let out = unlock(own, key);
     assert!(out.status.success(), "{out:?}\n{}", own.log_tail());
 }
@@ -44,7 +44,7 @@ fn state(own: &Own) -> String {
 }
 
 /// The key that a command has printed.
-fn key_in(said: &str) -> String {
+pub(super) fn key_in(said: &str) -> String {
     let word = said.split_whitespace().find(|word| word.starts_with("SWMKEY-1-"));
     word.unwrap_or_else(|| panic!("no key in {said:?}")).to_owned()
 }

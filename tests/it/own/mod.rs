@@ -4,6 +4,7 @@ mod acme;
 mod api;
 mod attached;
 mod balance;
+mod certificates;
 mod clients;
 mod compose;
 mod declared;

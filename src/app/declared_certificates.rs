@@ -1,0 +1,128 @@
+//! Certificates that secrets and configs of this swarm hold, by their label: told to the node's TLS as they come and go. Not here: which
+//! chain goes with which key (`tls`), and what is refused when it is declared (`api`).
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::model::labels::payload::{self, CERTIFICATE};
+use crate::model::swarm::Id;
+use crate::store::{Snapshot, Store};
+use crate::tls::{Declared, Terminators};
+
+/// Follows them in a store.
+pub(super) struct DeclaredCertificates {
+    store: Arc<dyn Store>,
+    /// `None`: no entry point ends TLS.
+    tls: Option<Arc<Terminators>>,
+    /// What was told last was of this.
+    seen: Option<Arc<Snapshot>>,
+    read: BTreeMap<Id, Read>,
+}
+
+/// One that the label is on.
+struct Read {
+    /// `secret:NAME` or `config:NAME`.
+    name: String,
+    /// What one holds never changes. `Err`: what is wrong with it, as of one that is older than the label.
+    held: Result<Declared, String>,
+}
+
+impl DeclaredCertificates {
+    pub(super) fn new(store: Arc<dyn Store>, tls: Option<Arc<Terminators>>) -> DeclaredCertificates {
+        DeclaredCertificates {
+            store,
+            tls,
+            seen: None,
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// Says that the store is not open yet.
+    pub(super) fn wait(&self) {
+        if let Some(tls) = &self.tls {
+            tls.certificates().declared_wait(WAITS);
+        }
+    }
+
+    /// Tells what there is now. Costs nothing where no secret and no config has changed.
+    pub(super) fn look(&mut self) {
+        let snapshot = self.store.snapshot();
+        let is_seen = self.seen.as_ref().is_some_and(|seen| snapshot.has_payloads_of(seen));
+        if !is_seen {
+            self.take(&snapshot);
+        }
+        self.seen = Some(snapshot);
+    }
+
+    fn take(&mut self, snapshot: &Snapshot) {
+        let secrets = snapshot.secrets().map(|secret| (true, secret));
+        let all = secrets.chain(snapshot.configs().map(|config| (false, config)));
+        let (mut now, mut n_new) = (BTreeMap::new(), 0);
+        for (is_secret, payload) in all {
+            let held = match payload::is_certificate(&payload.labels) {
+                Ok(false) => continue,
+                Ok(true) => match self.read.remove(&payload.id) {
+                    Some(Read { held: Ok(held), .. }) => Ok(held),
+                    _ => {
+                        n_new += 1;
+                        held(&payload.data, is_secret)
+                    }
+                },
+                Err(fault) => Err(fault),
+            };
+            let kind = if is_secret { "secret" } else { "config" };
+            let name = format!("{kind}:{}", payload.name);
+            now.insert(payload.id.clone(), Read { name, held });
+        }
+        self.read = now;
+        match &self.tls {
+            Some(tls) => {
+                // The first by name is shown to strangers.
+                let mut all: Vec<&Read> = self.read.values().collect();
+                all.sort_by_key(|one| one.name.split_once(':').map(|(kind, name)| (name, kind)));
+                let all = all.into_iter();
+                let all = all.map(|one| (&*one.name, one.held.as_ref().map_err(String::as_str)));
+                tls.declare(Declared::shown(all));
+            }
+            None if n_new > 0 => {
+                let names: Vec<&str> = self.read.values().map(|one| &*one.name).collect();
+                tracing::warn!(
+                    "label {CERTIFICATE}: no entry point ends TLS, so that nothing is shown of {}",
+                    names.join(", ")
+                );
+            }
+            None => {}
+        }
+    }
+
+    /// Tells each change, until `shutdown`. The store is open.
+    pub(super) async fn follow(mut self, shutdown: impl Future<Output = ()>) {
+        let mut changed = self.store.changed();
+        let follow = async {
+            loop {
+                changed.mark_unchanged();
+                self.look();
+                if changed.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = shutdown => {}
+        }
+    }
+}
+
+/// Reads what a secret or config holds. Errors: what is wrong with it, and nothing of what it holds.
+pub(super) fn held(data: &[u8], is_secret: bool) -> Result<Declared, String> {
+    let held = match is_secret {
+        true => Declared::from_pem(data),
+        false => Declared::from_config(data),
+    };
+    held.map_err(|error| error.to_string())
+}
+
+/// As `anynode status` has it.
+const WAITS: &str = "the swarm is locked: certificates of secrets and configs are shown after \"docker swarm unlock\"";
