@@ -153,7 +153,7 @@ impl Snapshot {
         (service.name() == name).then_some(service)
     }
 
-    /// Whether no secret and no config was written since `before`, of the same store. A change may be taken for one that says nothing.
+    /// Whether no secret and no config was written since `before`, of the same store. `false` may be wrong, `true` never is.
     pub fn has_payloads_of(&self, before: &Snapshot) -> bool {
         self.secrets.ptr_eq(&before.secrets) && self.configs.ptr_eq(&before.configs)
     }
