@@ -26,6 +26,8 @@ struct Read {
     name: String,
     /// What one holds never changes. `Err`: what is wrong with it, as of one that is older than the label.
     held: Result<Declared, String>,
+    /// What is wrong with the label.
+    label: Option<String>,
 }
 
 impl DeclaredCertificates {
@@ -60,22 +62,31 @@ impl DeclaredCertificates {
         let all = secrets.chain(snapshot.configs().map(|config| (false, config)));
         let (mut now, mut n_new) = (BTreeMap::new(), 0);
         for (is_secret, payload) in all {
-            let held = match payload::is_certificate(&payload.labels) {
+            let label = match payload::is_certificate(&payload.labels) {
                 Ok(false) => continue,
-                Ok(true) => match self.read.remove(&payload.id) {
-                    Some(Read { held: Ok(held), .. }) => Ok(held),
-                    _ => {
-                        n_new += 1;
-                        held(&payload.data, is_secret)
-                    }
-                },
-                Err(fault) => Err(fault),
+                Ok(true) => None,
+                Err(fault) => Some(fault),
             };
-            let kind = if is_secret { "secret" } else { "config" };
-            let name = format!("{kind}:{}", payload.name);
-            now.insert(payload.id.clone(), Read { name, held });
+            let before = self.read.remove(&payload.id).filter(|before| before.label == label);
+            let read = before.unwrap_or_else(|| {
+                n_new += 1;
+                let kind = if is_secret { "secret" } else { "config" };
+                let held = match &label {
+                    None => held(&payload.data, is_secret),
+                    Some(fault) => Err(fault.clone()),
+                };
+                Read {
+                    name: format!("{kind}:{}", payload.name),
+                    held,
+                    label,
+                }
+            });
+            now.insert(payload.id.clone(), read);
         }
-        self.read = now;
+        let n_gone = std::mem::replace(&mut self.read, now).len();
+        if n_new + n_gone == 0 && self.seen.is_some() {
+            return;
+        }
         match &self.tls {
             Some(tls) => {
                 // The first by name is shown to strangers.

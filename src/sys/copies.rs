@@ -23,6 +23,7 @@ pub fn begin_again_where_slow() {
     }
     if std::env::var_os(BEGAN_AGAIN).is_some() {
         // SAFETY: nobody else reads the environment, since there is no other thread.
+        #[allow(clippy::disallowed_methods, reason = "as that says")]
         unsafe {
             std::env::remove_var(BEGAN_AGAIN);
             if std::env::var_os(TUNABLES).is_some_and(|told| told == NEVER) {

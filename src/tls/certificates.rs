@@ -174,10 +174,9 @@ impl Certificates {
 
     /// Shows these beside those of files, in the place of those that were declared before.
     pub(super) fn set_declared(&self, shown: Vec<Shown>) {
+        shown::say_changes(&self.declared().shown, &shown);
         let ordered = self.ordered();
-        let next = AllDeclared { shown, waits: None };
-        shown::say_changes(&self.declared().shown, &next.shown);
-        *self.declared() = next;
+        *self.declared() = AllDeclared { shown, waits: None };
         self.put_in_order(ordered);
     }
 
@@ -186,11 +185,21 @@ impl Certificates {
         self.declared().waits = Some(format!("{BY_LABEL}: {why}"));
     }
 
-    /// Whether a certificate that was not ordered is for that host, and good at `now`, in seconds since 1970.
+    /// Whether a certificate that was not ordered is for that host, and good at `now`, in seconds since 1970. While it is not known which there are,
+    /// there may be one for whatever host none was ever ordered for.
     pub(super) fn covers(&self, host: &str, now: i64) -> bool {
-        let all = self.all();
-        let mut pairs = all.iter().filter_map(|shown| shown.pair.as_ref());
-        pairs.any(|pair| pair.is_for(host) && (pair.not_before..pair.not_after).contains(&now))
+        let covers = |all: &[Shown]| {
+            let mut pairs = all.iter().filter_map(|shown| shown.pair.as_ref());
+            pairs.any(|pair| pair.is_for(host) && (pair.not_before..pair.not_after).contains(&now))
+        };
+        if covers(&self.all.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return true;
+        }
+        let (is_declared, is_known) = {
+            let declared = self.declared();
+            (covers(&declared.shown), declared.waits.is_none())
+        };
+        is_declared || (!is_known && !self.ordered().contains_key(host))
     }
 
     /// Whether nothing can be shown.

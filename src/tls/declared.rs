@@ -29,6 +29,8 @@ pub enum DeclaredError {
     KeyInConfig,
     #[error("the key is not the first certificate's: expected the one that is, or {EXPECTED}")]
     Mismatch,
+    #[error("certificate {n} is no authority's: expected {EXPECTED}")]
+    NoAuthority { n: usize },
     #[error("there is no certificate and no private key: expected {EXPECTED}")]
     Nothing,
     #[error(transparent)]
@@ -42,15 +44,21 @@ const EXPECTED: &str =
 
 impl Declared {
     pub fn from_pem(pem: &[u8]) -> Result<Declared, DeclaredError> {
+        let mut n_begun = 0;
         for line in pem.split(|byte| matches!(byte, b'\n' | b'\r')) {
-            let Some(rest) = line.strip_prefix(b"-----BEGIN ") else {
+            let Some(rest) = line.strip_prefix(BEGIN) else {
                 continue;
             };
+            n_begun += 1;
             let label = label(rest).ok_or(DeclaredError::Broken)?;
             if !SECTIONS.contains(&label) {
                 let label = label.to_owned();
                 return Err(DeclaredError::Section { label });
             }
+        }
+        // A section that begins within a line, as where two files were joined without a line's end, would be passed over.
+        if pem.windows(BEGIN.len()).filter(|part| *part == BEGIN).count() != n_begun {
+            return Err(DeclaredError::Broken);
         }
         let (mut certificates, mut keys) = (Vec::new(), Vec::new());
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(pem) {
@@ -70,6 +78,9 @@ impl Declared {
             true => None,
             false => Some(Chain::new(certificates)?),
         };
+        if let Some(n) = chain.as_ref().map(Chain::no_authority).transpose()?.flatten() {
+            return Err(DeclaredError::NoAuthority { n });
+        }
         match (&chain, &key) {
             (Some(chain), Some(key)) if chain.public_key() != key.public_key() => Err(DeclaredError::Mismatch),
             _ => Ok(Declared { chain, key }),
@@ -126,6 +137,8 @@ const SECTIONS: [&str; 6] = [
     "EC PARAMETERS",
     "DH PARAMETERS",
 ];
+
+const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// How the first line of every kind of key ends.
 const KEY: &[u8] = b"PRIVATE KEY-----";

@@ -15,14 +15,15 @@ pub(super) struct ByName {
     below: HashMap<String, Vec<Arc<Pair>>>,
     /// Those that were ordered, each for that host alone, whoever else its authority has it for.
     ordered: HashMap<String, Arc<Pair>>,
-    first: Option<Arc<Pair>>,
+    /// For whoever names none of these hosts, in this order.
+    all: Vec<Arc<Pair>>,
 }
 
 impl ByName {
     /// `pairs`: of files, and declared; `ordered`: by host.
     pub(super) fn new(pairs: &[Arc<Pair>], ordered: &BTreeMap<String, Arc<Pair>>) -> ByName {
         let mut by_name = ByName {
-            first: pairs.first().or_else(|| ordered.values().next()).cloned(),
+            all: pairs.iter().chain(ordered.values()).cloned().collect(),
             ordered: ordered.clone().into_iter().collect(),
             ..ByName::default()
         };
@@ -42,7 +43,7 @@ impl ByName {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_none()
+        self.all.is_empty()
     }
 
     /// The one for a host, of those whose signatures the client takes: one that is good now, be it for the very name, by a star, or
@@ -67,9 +68,13 @@ impl ByName {
                 .or_else(|| pairs.clone().next())
         };
         let first = || {
-            let first = self.first.as_ref().filter(|_| !is_strict)?;
-            // One that is over may have been followed by another, which stands elsewhere.
-            let next = || of_host(first.names.first()?).filter(is_good);
+            let first = self.all.first().filter(|_| !is_strict)?;
+            // One that is over may have been followed by another, which stands elsewhere; otherwise any is better.
+            let next = || {
+                let names = first.names.iter();
+                let mut of_names = names.filter_map(|name| of_host(name).filter(is_good));
+                of_names.next().or_else(|| self.all.iter().find(is_good))
+            };
             match is_good(&first) {
                 true => Some(first),
                 false => next().or(Some(first)),

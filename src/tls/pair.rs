@@ -115,6 +115,24 @@ impl Chain {
         &self.public_key
     }
 
+    /// Which certificate after the first, counted from 1, is no authority's. Errors: one cannot be read.
+    pub(super) fn no_authority(&self) -> Result<Option<usize>, PairError> {
+        let mut found = None;
+        for (i, certificate) in self.certificates.iter().enumerate() {
+            let (rest, parsed) = x509_parser::parse_x509_certificate(certificate)
+                .map_err(|error| PairError::Certificate(format!("certificate {}: {error}", i + 1)))?;
+            if !rest.is_empty() {
+                return Err(PairError::Certificate(format!("certificate {}: something follows it", i + 1)));
+            }
+            // Those of the first version say nothing of it.
+            let is_authority = parsed.is_ca() || parsed.version() == X509Version::V1;
+            if i > 0 && !is_authority && found.is_none() {
+                found = Some(i + 1);
+            }
+        }
+        Ok(found)
+    }
+
     /// Errors: the key is another's.
     pub(super) fn with(&self, key: &Key) -> Result<Pair, PairError> {
         match key.public_key == self.public_key {

@@ -1,5 +1,6 @@
 //! One certificate of a node as people are told of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::pair::Pair;
@@ -56,11 +57,13 @@ impl Shown {
 
 /// Logs what is new of declared ones, and what is gone.
 pub(super) fn say_changes(before: &[Shown], now: &[Shown]) {
-    let is_in = |one: &Shown, others: &[Shown]| others.iter().any(|other| one.is_as(other));
-    for gone in before.iter().filter(|one| one.pair.is_some() && !is_in(one, now)) {
+    let by_name = |all| -> HashMap<&str, &Shown> { <[Shown]>::iter(all).map(|one| (&*one.from, one)).collect() };
+    let (was, is) = (by_name(before), by_name(now));
+    let is_in = |one: &Shown, others: &HashMap<&str, &Shown>| others.get(&*one.from).is_some_and(|other| one.is_as(other));
+    for gone in before.iter().filter(|one| one.pair.is_some() && !is_in(one, &is)) {
         tracing::info!(certificate = gone.from, "shown no more");
     }
-    for new in now.iter().filter(|one| !is_in(one, before)) {
+    for new in now.iter().filter(|one| !is_in(one, &was)) {
         match (&new.pair, &new.fault) {
             (Some(pair), _) => tracing::info!(certificate = new.from, names = pair.names.join(" "), "taken up"),
             (None, Some(fault)) => tracing::warn!("{fault}"),

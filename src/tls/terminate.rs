@@ -158,9 +158,8 @@ impl Terminators {
 
     /// Shows these beside those of files, in the place of those that were declared before.
     pub fn declare(&self, shown: Vec<Shown>) {
+        // What none is for any more is ordered when that is looked at next: one that goes may be followed by another at once.
         self.certificates.set_declared(shown);
-        // What none is for any more is to be ordered.
-        self.acme.wake();
     }
 
     pub fn certificates(&self) -> &Certificates {

@@ -191,6 +191,12 @@ fn check_labels(
     if !payload::is_certificate(&next.labels).map_err(ApiError::bad)? {
         return Ok(());
     }
+    if next.templating.is_some() {
+        let (word, name) = (of.word(), &next.name);
+        return Err(ApiError::bad(format!(
+            "label {CERTIFICATE}: {word} {name:?}: it is a template, which is filled in for a task alone: expected one without a template driver"
+        )));
+    }
     match backend.outside.certificate_fault(&next.data, of.kind == Kind::Secret) {
         None => Ok(()),
         Some(fault) => {

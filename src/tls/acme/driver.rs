@@ -151,7 +151,7 @@ impl Acme {
             };
             tokio::select! {
                 never = working => match never {},
-                () = stopping => self.is_at(None),
+                () = stopping => self.cut_off(),
             }
         }
     }
