@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::extensions::GeneralName;
+use x509_parser::x509::X509Version;
 
 /// A certificate that can be shown to clients.
 #[derive(Debug)]
@@ -122,7 +123,10 @@ impl Chain {
             let (rest, parsed) = x509_parser::parse_x509_certificate(certificate)
                 .map_err(|error| PairError::Certificate(format!("certificate {}: {error}", i + 1)))?;
             if !rest.is_empty() {
-                return Err(PairError::Certificate(format!("certificate {}: something follows it", i + 1)));
+                return Err(PairError::Certificate(format!(
+                    "certificate {}: something follows it",
+                    i + 1
+                )));
             }
             // Those of the first version say nothing of it.
             let is_authority = parsed.is_ca() || parsed.version() == X509Version::V1;

@@ -59,7 +59,8 @@ impl Shown {
 pub(super) fn say_changes(before: &[Shown], now: &[Shown]) {
     let by_name = |all| -> HashMap<&str, &Shown> { <[Shown]>::iter(all).map(|one| (&*one.from, one)).collect() };
     let (was, is) = (by_name(before), by_name(now));
-    let is_in = |one: &Shown, others: &HashMap<&str, &Shown>| others.get(&*one.from).is_some_and(|other| one.is_as(other));
+    let is_in =
+        |one: &Shown, others: &HashMap<&str, &Shown>| others.get(&*one.from).is_some_and(|other| one.is_as(other));
     for gone in before.iter().filter(|one| one.pair.is_some() && !is_in(one, &is)) {
         tracing::info!(certificate = gone.from, "shown no more");
     }

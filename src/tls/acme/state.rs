@@ -228,6 +228,15 @@ impl State {
         }
     }
 
+    /// What is under way is so no more, and has come to no end.
+    pub(super) fn cut_off(&mut self, now: i64) {
+        let Some((host, _)) = self.at.take() else { return };
+        let acme = self.wanted.names.get(&host).map(|by| by.acme.clone());
+        if let Some(authority) = acme.and_then(|acme| self.authorities.get_mut(&acme)) {
+            authority.failed.names.entry(host).or_default().add_unfinished(now);
+        }
+    }
+
     /// What is to be remembered of failures. `unfinished`: an order that is begun now counts as one, for whom this is read by after it
     /// came to no end.
     pub(super) fn to_remember(&self, acme: &AcmeName, unfinished: Option<(&str, i64)>) -> Option<Failed> {
