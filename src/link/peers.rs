@@ -340,6 +340,8 @@ impl Shared {
 async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Call>) {
     let mut backoff = BACKOFF_FIRST;
     let mut next: Option<Begun> = None;
+    // Of a node whose runs come and go there is a look less and less often.
+    let mut pause = NEXT_FIRST;
     loop {
         let started = Instant::now();
         let begun = match next.take() {
@@ -347,11 +349,15 @@ async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::Receiver<Ca
             None => connect(&shared.state, &target).await,
         };
         let error = match begun {
-            Ok(begun) => match converse(&shared, &target, begun, &mut called).await {
+            Ok(begun) => match converse(&shared, &target, (begun, pause), &mut called).await {
                 End::Anew => continue,
                 End::Next(begun) => {
                     tracing::info!(node = %target.node, addr = %target.addr, "linked to its next run");
                     next = Some(*begun);
+                    pause = match started.elapsed() > NEXT_LONGEST {
+                        true => NEXT_FIRST,
+                        false => (pause * 3).min(NEXT_LONGEST),
+                    };
                     continue;
                 }
                 End::Failed(error) => error,
@@ -404,16 +410,20 @@ async fn connect(state: &LinkState, target: &Target) -> io::Result<Begun> {
 
 /// A connection to whoever has taken the place of a run of the program that ends, once there is one. It is looked for less and less
 /// often: one that ends for good has nobody after it.
-async fn successor(state: Arc<LinkState>, target: Target, instance: u64) -> Begun {
-    let mut pause = NEXT_FIRST;
+async fn successor(state: Arc<LinkState>, target: Target, ends: Ends, mut pause: Duration) -> Begun {
+    let until = Instant::now() + SOURCE_PATIENCE;
     loop {
         // All peers are told at the same moment.
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         let reached = async {
             let mut begun = connect(&state, &target).await?;
             match tokio::time::timeout(CONNECT_PATIENCE, who(&state, &mut begun)).await?? {
-                report if report.instance == instance => Err(io::Error::other("it is the same run")),
+                report if report.instance == ends.instance => Err(io::Error::other("it is the same run")),
                 report if report.is_draining => Err(io::Error::other("it ends too")),
+                // The one that ends still does.
+                report if ends.is_source && !report.is_source && Instant::now() < until => {
+                    Err(io::Error::other("it does not give the cluster yet"))
+                }
                 _ => Ok(begun),
             }
         };
@@ -453,7 +463,12 @@ impl From<io::Error> for End {
 }
 
 /// Speaks over one connection until it ends.
-async fn converse(shared: &Shared, target: &Target, begun: Begun, called: &mut mpsc::Receiver<Call>) -> End {
+async fn converse(
+    shared: &Shared,
+    target: &Target,
+    (begun, pause): (Begun, Duration),
+    called: &mut mpsc::Receiver<Call>,
+) -> End {
     let mut talk = Talk {
         shared,
         target,
@@ -466,6 +481,7 @@ async fn converse(shared: &Shared, target: &Target, begun: Begun, called: &mut m
         subscribed: None,
         renewal_asked: None,
         ends: None,
+        pause,
     };
     match talk.run(called).await {
         Ok(never) => match never {},
@@ -488,7 +504,17 @@ struct Talk<'a> {
     subscribed: Option<Arc<Cluster>>,
     renewal_asked: Option<Instant>,
     /// The peer's run of the program, once it has said that it is about to end.
-    ends: Option<u64>,
+    ends: Option<Ends>,
+    /// Before that run's successor is looked for.
+    pause: Duration,
+}
+
+/// A run of the program that is about to end.
+#[derive(Clone, Copy)]
+struct Ends {
+    instance: u64,
+    /// It gave the cluster until then.
+    is_source: bool,
 }
 
 enum Never {}
@@ -501,11 +527,11 @@ impl Talk<'_> {
         let mut draining = self.shared.state.draining.subscribe();
         let mut next: Option<Later<Begun>> = None;
         loop {
-            if let Some(instance) = self.ends
+            if let Some(ends) = self.ends
                 && next.is_none()
             {
                 let (state, target) = (self.shared.state.clone(), self.target.clone());
-                next = Some(Box::pin(successor(state, target, instance)));
+                next = Some(Box::pin(successor(state, target, ends, self.pause)));
             }
             let next = async {
                 match &mut next {
@@ -614,7 +640,10 @@ impl Talk<'_> {
                 let round_trip = self.pings.remove(&n).map(|sent| sent.elapsed());
                 self.pings.retain(|old, _| *old > n);
                 if report.is_draining {
-                    self.ends = Some(report.instance);
+                    self.ends = Some(Ends {
+                        instance: report.instance,
+                        is_source: report.is_source,
+                    });
                 }
                 self.shared.answered(self.target, report, round_trip);
             }
@@ -696,6 +725,8 @@ const BACKOFF_LONGEST: Duration = Duration::from_secs(1);
 /// Until the next run of a node that ends is looked for, and how seldom that becomes.
 const NEXT_FIRST: Duration = Duration::from_millis(100);
 const NEXT_LONGEST: Duration = Duration::from_secs(30);
+/// How long a next run has until it gives the cluster as the one before does.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(5);
 /// From one that was asked how it is.
 const MESSAGES_BEFORE_PONG: usize = 16;
 const BEHIND_CHECK: Duration = Duration::from_millis(500);

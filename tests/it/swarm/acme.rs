@@ -159,6 +159,7 @@ pub(super) fn wait_up(swarm: &Swarm) {
             is_open && status(swarm, node).lines().filter(is_linked).count() == ALL.len() - 1
         })
     });
+}
 
 /// The nodes, in the order in which managers have their turn.
 fn by_id(swarm: &Swarm) -> [usize; 3] {
