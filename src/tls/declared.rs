@@ -228,11 +228,17 @@ mod tests {
         }
     }
 
+    fn authority() -> String {
+        let mut params = rcgen::CertificateParams::new(vec!["ca.test".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+    }
+
     #[test]
     fn the_key_of_a_bundle_may_stand_before_its_chain_and_beside_parameters() {
-        let (a, authority) = (pem(&["a.test"]), pem(&["ca.test"]));
+        let (a, authority) = (pem(&["a.test"]), authority());
         let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
-        let text = format!("Bag Attributes\r\n{parameters}{}{}{}", a.1, a.0, authority.0);
+        let text = format!("Bag Attributes\r\n{parameters}{}{}{}", a.1, a.0, authority);
         let declared = Declared::from_pem(text.replace('\n', "\r\n").as_bytes()).unwrap();
         let pair = declared.chain.unwrap().with(&declared.key.unwrap()).unwrap();
         assert_eq!(pair.names, ["a.test"]);
@@ -252,9 +258,23 @@ mod tests {
             ),
             // The first one is the certificate.
             (
-                format!("{}{}{}", a.0, b.0, b.1),
+                format!("{}{}{}", a.0, authority(), b.1),
                 "the key is not the first certificate's",
             ),
+            (
+                format!("{}{}{}", a.0, b.0, a.1),
+                "certificate 2 is no authority's: expected a certificate in PEM",
+            ),
+            (
+                format!(
+                    "{}-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n{}",
+                    a.0, a.1
+                ),
+                "the certificate cannot be read: certificate 2: ",
+            ),
+            // Files that were joined, of which one ends without a line's end.
+            (format!("{}{}{}", a.0.trim_end(), authority(), a.1), "the PEM is broken"),
+            (format!("{}{}", a.0.trim_end(), a.1), "the PEM is broken"),
             (
                 format!("{}{}{}", a.0, a.1, b.1),
                 "there are 2 private keys: expected one at most",
