@@ -20,6 +20,7 @@ use std::convert::Infallible;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -89,13 +90,12 @@ async fn serve() {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let port = format!("0.0.0.0:{}", variable("PORT", "80"));
     let http = TcpListener::bind(variable("HTTP", &port)).await.unwrap();
-    // Beside others on one host it has its one port.
-    // So is one that is told where to listen.
-    let is_alone = std::env::var_os("PORT").is_none();
-    let (tcp, grpc) = match is_alone {
-        false => ("127.0.0.1:0".to_owned(), "127.0.0.1:0"),
-        true if std::env::var_os("TCP").is_some() => (variable("TCP", ""), "127.0.0.1:0"),
-        true => ("0.0.0.0:9000".to_owned(), "0.0.0.0:50051"),
+    let is_told = |name: &str| std::env::var_os(name).is_some();
+    // Beside others on one host it has its one port, and one that is told where to listen has no others.
+    let (tcp, grpc) = match (is_told("PORT"), is_told("TCP")) {
+        (true, _) => ("127.0.0.1:0".to_owned(), "127.0.0.1:0"),
+        (false, true) => (variable("TCP", ""), "127.0.0.1:0"),
+        (false, false) => ("0.0.0.0:9000".to_owned(), "0.0.0.0:50051"),
     };
     let tcp = TcpListener::bind(tcp).await.unwrap();
     let grpc = TcpListener::bind(grpc).await.unwrap();
@@ -118,38 +118,24 @@ async fn serve() {
         tokio::select! {
             accepted = http.accept() => {
                 let (stream, peer) = accepted.unwrap();
-                let (hostname, mut ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
+                let (hostname, ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
                 n_open.fetch_add(1, SeqCst);
                 tokio::spawn(async move {
                     let answer = service_fn(move |request| answer(request, peer, hostname.clone()));
                     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                    tokio::pin!(connection);
-                    tokio::select! {
-                        _ = &mut connection => {}
-                        _ = async { drop(ended.wait_for(|is| *is).await) } => {
-                            connection.as_mut().graceful_shutdown();
-                            let _ = connection.await;
-                        }
-                    }
+                    finish(connection, |connection| connection.graceful_shutdown(), ended).await;
                     n_open.fetch_sub(1, SeqCst);
                 });
             }
             accepted = grpc.accept() => {
                 let (stream, _) = accepted.unwrap();
-                let (hostname, mut ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
+                let (hostname, ended, n_open) = (hostname.clone(), ending.subscribe(), n_open.clone());
                 n_open.fetch_add(1, SeqCst);
                 tokio::spawn(async move {
                     let answer = service_fn(move |request| grpc::answer(request, hostname.clone()));
                     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), answer);
-                    tokio::pin!(connection);
-                    tokio::select! {
-                        _ = &mut connection => {}
-                        _ = async { drop(ended.wait_for(|is| *is).await) } => {
-                            connection.as_mut().graceful_shutdown();
-                            let _ = connection.await;
-                        }
-                    }
+                    finish(connection, |connection| connection.graceful_shutdown(), ended).await;
                     n_open.fetch_sub(1, SeqCst);
                 });
             }
@@ -165,6 +151,18 @@ async fn serve() {
     ending.send_replace(true);
     while n_open.load(SeqCst) > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Serves a connection to its end, which is brought about gracefully once the task is to end.
+async fn finish<C: Future>(connection: C, end: impl FnOnce(Pin<&mut C>), mut ended: watch::Receiver<bool>) {
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = &mut connection => {}
+        _ = async { drop(ended.wait_for(|is| *is).await) } => {
+            end(connection.as_mut());
+            connection.await;
+        }
     }
 }
 

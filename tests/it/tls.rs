@@ -838,15 +838,15 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
     write_pair(dir.path(), "b", &authority.issue(&["b.test"], 90));
     write_pair(dir.path(), "old", &authority.issue(&["b.test"], -1));
     std::fs::write(dir.path().join("short"), "short").unwrap();
+    let command = |config: &str| {
+        std::fs::write(dir.path().join("anynode.toml"), config).unwrap();
+        let mut run = anynode(&["check"]);
+        run.arg("--config").arg(dir.path().join("anynode.toml"));
+        run
+    };
     let check = |config: &str| {
         let at = dir.path().display().to_string();
-        std::fs::write(dir.path().join("anynode.toml"), config.replace("DIR", &at)).unwrap();
-        let mut run = anynode(&["check"]);
-        let out = run
-            .arg("--config")
-            .arg(dir.path().join("anynode.toml"))
-            .output()
-            .unwrap();
+        let out = command(&config.replace("DIR", &at)).output().unwrap();
         assert_eq!(out.status.code(), Some(64), "{config}: {out:?}");
         String::from_utf8_lossy(&out.stderr).into_owned()
     };
@@ -930,11 +930,7 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
         assert!(said.contains(expected), "{expected}\nin\n{said}");
     }
     let at = dir.path().display().to_string();
-    let mut run = anynode(&["check"]);
-    std::fs::write(dir.path().join("anynode.toml"), "").unwrap();
-    let out = run
-        .arg("--config")
-        .arg(dir.path().join("anynode.toml"))
+    let out = command("")
         .env(
             "ANYNODE_ENTRYPOINTS",
             "{ web = { listen = ':80', redirect = 's' }, s = { listen = ':443', tls = true } }",
@@ -947,12 +943,6 @@ fn what_is_wrong_with_the_configuration_is_said_by_key() {
         .unwrap();
     assert!(out.status.success(), "{out:?}");
     // A swarm by itself may be told of certificates while it runs.
-    std::fs::write(dir.path().join("anynode.toml"), secure).unwrap();
-    let mut run = anynode(&["check"]);
-    let out = run
-        .arg("--config")
-        .arg(dir.path().join("anynode.toml"))
-        .output()
-        .unwrap();
+    let out = command(secure).output().unwrap();
     assert!(out.status.success(), "{out:?}");
 }

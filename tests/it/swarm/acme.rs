@@ -26,20 +26,7 @@ pub(super) const DOORS: &str =
 
 fn up(name: &'static str, managers: usize, life: u32, leads_to: impl Fn(&Swarm) -> usize) -> Option<Rig> {
     let swarm = rig::up(name, 3, managers)?;
-    let at = swarm.client_ip();
-    let netns = format!("--net=/run/netns/an-{name}-client");
-    let run = move |program: &str| {
-        let mut command = Command::new("nsenter");
-        command.arg(&netns).arg(program);
-        command
-    };
-    let wish = Wish {
-        life,
-        at: Some(at.parse().unwrap()),
-        names_lead_to: Some(swarm.ip(leads_to(&swarm)).parse().unwrap()),
-        ..Wish::default()
-    };
-    let pebble = Pebble::start_as(wish, [80, 443, 14000, 15000, 8053, 8055], Arc::new(run))?;
+    let pebble = pebble(&swarm, life, leads_to(&swarm), [14000, 15000, 8053, 8055])?;
     let (directory, ca) = (pebble.directory(), pebble.dir.path().join("ca.pem"));
     let one = |name: &str, challenge: &str| {
         let ca = ca.display();
@@ -133,6 +120,26 @@ impl Rig {
     fn n_orders(&self) -> usize {
         self.pebble.n_orders()
     }
+}
+
+/// An authority beside the client. `life`: of its certificates, in seconds; `leads_to`: the node that all names lead to; `ports`: of its directory, its
+/// management, its names and their management.
+pub(super) fn pebble(swarm: &Swarm, life: u32, leads_to: usize, ports: [u16; 4]) -> Option<Pebble> {
+    let netns = format!("--net={}", swarm.client_netns());
+    let run = move |program: &str| {
+        let mut command = Command::new("nsenter");
+        command.arg(&netns).arg(program);
+        command
+    };
+    let wish = Wish {
+        life,
+        at: Some(swarm.client_ip().parse().unwrap()),
+        names_lead_to: Some(swarm.ip(leads_to).parse().unwrap()),
+        ..Wish::default()
+    };
+    let [directory, management, names, names_management] = ports;
+    let ports = [80, 443, directory, management, names, names_management];
+    Pebble::start_as(wish, ports, Arc::new(run))
 }
 
 fn create(swarm: &Swarm, host: &str, more: &[&str]) {

@@ -238,6 +238,11 @@ impl Swarm {
             .collect()
     }
 
+    /// The network namespace of the client outside the swarm.
+    pub fn client_netns(&self) -> String {
+        format!("/run/netns/an-{}-client", self.name)
+    }
+
     /// A command in the network of the client outside the swarm.
     pub fn client(&self, args: &[&str]) -> Output {
         self.client_command(args[0]).args(&args[1..]).output().unwrap()
@@ -274,7 +279,7 @@ impl Swarm {
     /// Load from the client on a port of all `nodes`, until it is waited for.
     pub fn load(&self, nodes: &[usize], port: u16, args: &[&str]) -> Load {
         let addrs: Vec<String> = nodes.iter().map(|node| format!("{}:{port}", self.ip(*node))).collect();
-        let ns = format!("--net=/run/netns/an-{}-client", self.name);
+        let ns = format!("--net={}", self.client_netns());
         let child = Command::new("nsenter")
             .arg(ns)
             .arg(task_program())

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tonic_prost::ProstCodec;
 
 use super::rig::{self, Swarm};
 use super::{ALL, acme};
-use crate::acme::rig::{Pebble, Wish};
+use crate::acme::rig::Pebble;
 use crate::changes::h2load_counts;
 
 const LONG: Duration = Duration::from_secs(180);
@@ -27,7 +26,6 @@ struct Stage {
     swarm: Swarm,
     /// Of `letsencrypt` and of `brief`, whose certificates last for 90 s.
     pebbles: [Pebble; 2],
-    netns: String,
     /// Roots of both.
     roots: PathBuf,
 }
@@ -41,30 +39,11 @@ fn without_traefik() -> String {
 
 fn stage(name: &'static str) -> Option<Stage> {
     let mut swarm = rig::up(name, 3, 1)?;
-    let netns = format!("/run/netns/an-{name}-client");
-    let at = swarm.client_ip();
-    let pebble = |life, leads_to, ports: [u16; 4]| {
-        let netns = format!("--net={netns}");
-        let run = move |program: &str| {
-            let mut command = Command::new("nsenter");
-            command.arg(&netns).arg(program);
-            command
-        };
-        let wish = Wish {
-            life,
-            at: Some(at.parse().unwrap()),
-            names_lead_to: Some(swarm.ip(leads_to).parse().unwrap()),
-            ..Wish::default()
-        };
-        let [directory, management, names, names_management] = ports;
-        let ports = [80, 443, directory, management, names, names_management];
-        Pebble::start_as(wish, ports, Arc::new(run))
-    };
     let days = 90 * 24 * 3600;
     // Neither asks the node that orders.
     let pebbles = [
-        pebble(days, 2, [14000, 15000, 8053, 8055])?,
-        pebble(90, 3, [14001, 15001, 8054, 8056])?,
+        acme::pebble(&swarm, days, 2, [14000, 15000, 8053, 8055])?,
+        acme::pebble(&swarm, 90, 3, [14001, 15001, 8054, 8056])?,
     ];
     let resolver = |name: &str, challenge: &str, pebble: &Pebble| {
         let (directory, ca) = (pebble.directory(), pebble.dir.path().join("ca.pem"));
@@ -95,19 +74,14 @@ fn stage(name: &'static str) -> Option<Stage> {
         1,
         &["stack", "deploy", "--resolve-image", "never", "-c", &stack, "front"],
     );
-    Some(Stage {
-        swarm,
-        pebbles,
-        netns,
-        roots,
-    })
+    Some(Stage { swarm, pebbles, roots })
 }
 
 impl Stage {
     /// A program in the client's network, with HOME in a directory of the test.
     fn program(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns)).arg(program);
+        command.arg(format!("--net={}", self.swarm.client_netns())).arg(program);
         command.env("HOME", self.swarm.dir()).stdin(Stdio::null());
         command
     }
@@ -173,7 +147,7 @@ impl Stage {
     fn within<T: Send, F: Future<Output = T>>(&self, act: impl FnOnce() -> F + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                let netns = File::open(&self.netns).unwrap();
+                let netns = File::open(self.swarm.client_netns()).unwrap();
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.unwrap().block_on(act())

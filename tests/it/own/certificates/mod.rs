@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::stage::{LABEL, bundle, stage};
+use self::stage::{LABEL, SOON, bundle, stage};
 use super::lock::{key_in, unlocks};
 use super::rig::LONG;
 
@@ -116,10 +116,13 @@ fn each_chain_goes_with_its_key_whatever_they_are_called_and_whichever_comes_fir
              label that holds it"
         )
     };
+    // Who follows the store is told after docker is answered.
     let says = |what: &str| {
-        let (ready, status) = (stage.ready(), stage.status());
-        assert!(ready.contains(what), "{what}\n{ready}");
-        assert!(status.contains(&format!("! {what}")), "{what}\n{status}");
+        let (in_ready, in_status) = (format!("{what} in /readyz"), format!("{what} in status"));
+        stage.own.wait_for(&in_ready, SOON, || stage.ready().contains(what));
+        stage
+            .own
+            .wait_for(&in_status, SOON, || stage.status().contains(&format!("! {what}")));
         assert!(stage.own.log().contains(what), "{what}");
     };
     stage.create("config", "site.pem", &a.0);

@@ -10,7 +10,7 @@ use crate::own::rig::{self, LONG, Own, Tasks};
 use crate::tls::Authority;
 
 pub const LABEL: &str = "anynode.certificate=true";
-const SOON: Duration = Duration::from_secs(1);
+pub const SOON: Duration = Duration::from_secs(1);
 
 /// A swarm with an entry point that ends TLS, no certificate, and a service that has all requests.
 pub struct Stage {
