@@ -151,3 +151,52 @@ async fn a_node_whose_every_run_says_that_it_ends_is_not_changed_for_another() {
         "{state:?}"
     );
 }
+
+#[tokio::test]
+async fn a_node_that_ended_before_another_look_is_not_lost_where_its_next_run_answers() {
+    let site = Site::new();
+    let (mut before, w1) = pair(&site).await;
+    before.links_to(&[&w1]);
+    let up_since = w1.peers.table()["m1"].since;
+    let tunnel = w1.dial(&before, "echo").await.unwrap();
+    let next = site.succeed(&mut before);
+    until("the word that it ends", || tunnel.is_leaving()).await;
+    before.kill();
+    let instance = |w1: &Node| w1.peers.table()["m1"].report.as_ref().map(|report| report.instance);
+    until("the link to the next run", || {
+        instance(&w1) == Some(next.state.instance)
+    })
+    .await;
+    let state = w1.peers.table()["m1"].clone();
+    assert!(state.is_up && state.since == up_since, "{state:?}");
+}
+
+#[tokio::test]
+async fn a_node_is_silent_only_when_none_of_its_runs_answers() {
+    let site = Site::new();
+    let (mut before, w1) = pair(&site).await;
+    let mut tunnel = w1.dial(&before, "echo").await.unwrap();
+    let next = site.succeed(&mut before);
+    let state = |w1: &Node| w1.peers.table()["m1"].clone();
+    until("the link to the next run", || {
+        state(&w1)
+            .report
+            .is_some_and(|report| report.instance == next.state.instance)
+    })
+    .await;
+    let frozen = next.freeze();
+    // It is lost, and not reached again either.
+    until("a connection in vain", || {
+        state(&w1).error.is_some_and(|error| error == "no connection in time")
+    })
+    .await;
+    assert!(!state(&w1).is_silent, "{:?}", state(&w1));
+    tunnel.write_all(b"still there").await.unwrap();
+    let mut text = [0; 11];
+    ends("an echo", tunnel.read_exact(&mut text)).await.unwrap();
+    assert_eq!(&text, b"still there");
+    before.kill();
+    until("silence", || w1.is_silent("m1")).await;
+    drop(frozen);
+    until("its next word", || w1.is_up("m1")).await;
+}
