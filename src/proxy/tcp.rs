@@ -34,12 +34,9 @@ pub(super) struct Accepted {
     pub(super) network: Option<Arc<str>>,
 }
 
-/// From accept to a connected endpoint, or the reason to close with. Boxed: most of a connection's life needs none of
+/// From accept to a relay with a connected endpoint; `None`: it is over. Boxed: most of a connection's life needs none of
 /// this state, and a task is as large as the largest state that it may be in.
-type Beginning = Pin<Box<dyn Future<Output = (Connection, TcpStream, Begun)> + Send>>;
-
-/// An endpoint, and what it is told before the client's first byte; or the reason to close with.
-type Begun = Result<(Upstream, Vec<u8>), CloseReason>;
+type Beginning = Pin<Box<dyn Future<Output = Option<(TcpRelay, Lease)>> + Send>>;
 
 fn begin(accepted: Box<Accepted>) -> Beginning {
     Box::pin(async move {
@@ -55,12 +52,29 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
             socket: &client,
             announced,
         };
-        let result = connect(&mut connection, whom, target, &table, network.as_ref()).await;
-        let result = result.map(|upstream| {
-            let early = early(&connection, whom, &upstream.stream);
-            (upstream, early)
-        });
-        (connection, client, result)
+        let Upstream { stream, lease, .. } =
+            match connect(&mut connection, whom, target, &table, network.as_ref()).await {
+                Ok(upstream) => upstream,
+                Err(reason) => {
+                    socket::reset_on_close(&client);
+                    connection.close(reason);
+                    return None;
+                }
+            };
+        let early = early(&connection, whom, &stream);
+        connection.hold(Some(lease.endpoint().id()));
+        let is_parkable = stream.tcp().is_some();
+        let is_judged = connection.service().spec().passive == Passive::Strict;
+        let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
+        if announced.is_some() && is_judged {
+            // Here, where the room for it is: few have a use for that.
+            relay_announced(relay, lease, announced).await;
+            return None;
+        }
+        if is_parkable {
+            relay.let_park();
+        }
+        Some((relay, lease))
     })
 }
 
@@ -69,29 +83,18 @@ pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
 
 /// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
-    let announced = accepted.announced;
-    let (mut relay, lease) = match begin(accepted).await {
-        (connection, client, Ok((Upstream { stream, lease, .. }, early))) => {
-            connection.hold(Some(lease.endpoint().id()));
-            let is_parkable = stream.tcp().is_some();
-            let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
-            if is_parkable {
-                relay.let_park();
-            }
-            (relay, lease)
-        }
-        (connection, client, Err(reason)) => {
-            socket::reset_on_close(&client);
-            return connection.close(reason);
-        }
+    // Not borrowed from before they are moved, or they would be held twice.
+    let Some((relay, lease)) = begin(accepted).await else {
+        return;
     };
-    if announced.is_some() && relay.connection().service().spec().passive == Passive::Strict {
-        // The socket's other end is a proxy, which is not who asks; where it is parked, nothing else is known of it.
-        let reason = relay::run(&mut relay).await;
-        judge(&relay, announced, &lease, reason);
-        return relay.into_connection().close(reason);
-    }
     go_on(relay, lease).await;
+}
+
+/// Relays until the close. The socket's other end is a proxy, which is not who asks; where it is parked, nothing else is known of it.
+async fn relay_announced(mut relay: TcpRelay, lease: Lease, announced: Option<SocketAddr>) {
+    let reason = relay::run(&mut relay).await;
+    judge(&relay, announced, &lease, reason);
+    relay.into_connection().close(reason);
 }
 
 /// Serves a client whose TLS was ended here, from its beginning to its close. It keeps its session's keys, and is not parked.

@@ -382,11 +382,13 @@ impl<C: Client> Exchange<'_, C> {
     fn forward_head(&mut self) -> Result<Option<Ended>, Failure> {
         let mut slots = HeaderSlots::with_most(self.fields_max);
         let rest = self.from_upstream.rest();
-        let head = match parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots) {
+        // By reference: it is large.
+        let parsed = parse_response(rest, 0, self.head_bytes_max, &self.request, &mut slots);
+        let head = match &parsed {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(None),
             Err(Refusal::Version) => return self.forward_lowered_head(),
-            Err(refusal) => return Err(Failure::ResponseHead(refusal)),
+            Err(refusal) => return Err(Failure::ResponseHead(*refusal)),
         };
         let meta = head.meta;
         let out = self.to_client.tail();

@@ -33,77 +33,82 @@ pub(in crate::proxy) struct Preface<C> {
 }
 
 /// Serves one client from accept to close; or, if it speaks HTTP/2, until that shows.
-pub(in crate::proxy) async fn serve<C: Client>(
+///
+/// A block, since an `async fn` would keep its arguments twice: a task of this size is there for each connection.
+#[expect(clippy::manual_async_fn, reason = "smaller")]
+pub(in crate::proxy) fn serve<C: Client>(
     mut connection: Connection,
     client: C,
     peer: SocketAddr,
     entry: Entry,
     target: u16,
     shared: Arc<Shared>,
-) -> Option<Box<Preface<C>>> {
-    let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
-    let admitted = match connection.try_admit() {
-        true => Ok(()),
-        false => {
-            let party = connection.party();
-            Box::pin(async {
-                connection
-                    .admit(&mut Patience::new(client.watched(), party, &has_request))
-                    .await
-            })
-            .await
-        }
-    };
-    let reason = match admitted {
-        Ok(()) => {
-            let trusted = is_trusted(peer, &entry, &shared);
-            let mut server = Server {
-                route: match entry {
-                    Entry::Front(_) => None,
-                    Entry::Listener(_) | Entry::Inside(_) => Some((connection.service().clone(), target)),
-                },
-                revision: shared.table.peek().revision(),
-                entry,
-                peer: describe(&client, peer, trusted),
-                from: peer,
-                asks_for_others: trusted,
-                connection: &connection,
-                client: &client,
-                shared: &shared,
-                instead: None,
-                filters: None,
-                from_client: Buffer::default(),
-                wire: Spoken::Nothing,
-            };
-            let reason = loop {
-                match server.next_request().await {
-                    Ok(()) => {}
-                    Err(reason) => break reason,
-                }
-            };
-            if server.wire == Spoken::Http2 {
-                let (entry, early) = (server.entry, server.from_client.into_rest());
-                return Some(Box::new(Preface {
-                    connection,
-                    client,
-                    entry,
-                    early,
-                }));
+) -> impl Future<Output = Option<Box<Preface<C>>>> {
+    async move {
+        let has_request = || ended::has_whole_request(&client, shared.config.http_head_bytes_max);
+        let admitted = match connection.try_admit() {
+            true => Ok(()),
+            false => {
+                let party = connection.party();
+                Box::pin(async {
+                    connection
+                        .admit(&mut Patience::new(client.watched(), party, &has_request))
+                        .await
+                })
+                .await
             }
-            reason
+        };
+        let reason = match admitted {
+            Ok(()) => {
+                let trusted = is_trusted(peer, &entry, &shared);
+                let mut server = Server {
+                    route: match entry {
+                        Entry::Front(_) => None,
+                        Entry::Listener(_) | Entry::Inside(_) => Some((connection.service().clone(), target)),
+                    },
+                    revision: shared.table.peek().revision(),
+                    entry,
+                    peer: describe(&client, peer, trusted),
+                    from: peer,
+                    asks_for_others: trusted,
+                    connection: &connection,
+                    client: &client,
+                    shared: &shared,
+                    instead: None,
+                    filters: None,
+                    from_client: Buffer::default(),
+                    wire: Spoken::Nothing,
+                };
+                let reason = loop {
+                    match server.next_request().await {
+                        Ok(()) => {}
+                        Err(reason) => break reason,
+                    }
+                };
+                if server.wire == Spoken::Http2 {
+                    let (entry, early) = (server.entry, server.from_client.into_rest());
+                    return Some(Box::new(Preface {
+                        connection,
+                        client,
+                        entry,
+                        early,
+                    }));
+                }
+                reason
+            }
+            Err(reason) => {
+                client.reset_on_close();
+                reason
+            }
+        };
+        if client.tcp().is_none() && reason == CloseReason::ResponseEnd {
+            // A reader that is slow gets TLS's goodbye too, or would have what it got for cut off.
+            let end = poll_fn(|cx| client.poll_end(cx, true));
+            let _ = Box::pin(tokio::time::timeout(SEND_AT_MOST, end)).await;
         }
-        Err(reason) => {
-            client.reset_on_close();
-            reason
-        }
-    };
-    if client.tcp().is_none() && reason == CloseReason::ResponseEnd {
-        // A reader that is slow gets TLS's goodbye too, or would have what it got for cut off.
-        let end = poll_fn(|cx| client.poll_end(cx, true));
-        let _ = Box::pin(tokio::time::timeout(SEND_AT_MOST, end)).await;
+        connection.close(reason);
+        None
     }
-    connection.close(reason);
-    None
 }
 
 /// Who sends requests: the same for all of one connection.
@@ -260,15 +265,17 @@ impl<C: Client> Server<'_, C> {
     fn begin(&mut self, seen: usize) -> Result<Option<Begun>, Refusal> {
         let mut slots = HeaderSlots::with_most(self.shared.config.http_fields_max);
         let max = self.shared.config.http_head_bytes_max;
-        let head = match parse_request(self.from_client.rest(), seen, max, &mut slots) {
+        // By reference: it is large.
+        let parsed = parse_request(self.from_client.rest(), seen, max, &mut slots);
+        let head = match &parsed {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(None),
             Err(Refusal::Version) => return self.begin_lowered(),
-            Err(refusal) => return Err(refusal),
+            Err(refusal) => return Err(*refusal),
         };
         let meta = head.meta;
         let found = match self.entry {
-            Entry::Front(listen) => Some(self.find_route(listen, &head)?),
+            Entry::Front(listen) => Some(self.find_route(listen, head)?),
             Entry::Listener(_) | Entry::Inside(_) => None,
         };
         let mut to_upstream = Buffer::default();

@@ -73,7 +73,6 @@ pub fn parse_request<'h, 'b>(
         fields,
         found,
     )
-    .map(Some)
 }
 
 /// After `Refusal::Version`: whether the head at the front of `buf` is of a later HTTP/1.x and now says 1.1, so that it may be
@@ -330,6 +329,7 @@ impl<'b> RequestHead<'_, 'b> {
         out.extend_from_slice(b"\r\n");
     }
 
+    /// Never `Ok(None)`: it is the whole of what `parse_request` gives, which would be copied to be wrapped.
     #[expect(clippy::too_many_arguments, reason = "the parts of one head, joined in one place")]
     fn assemble<'h>(
         head: &'b [u8],
@@ -340,7 +340,7 @@ impl<'b> RequestHead<'_, 'b> {
         target: Target<'b>,
         fields: &'h [Header<'b>],
         found: Found,
-    ) -> Result<RequestHead<'h, 'b>, Refusal> {
+    ) -> Result<Option<RequestHead<'h, 'b>>, Refusal> {
         let host_field = match found.host {
             Some(index) => Some(valid_authority(fields.get(index).map_or(b"", |field| field.value))?),
             None if version == Version::Http11 => return Err(Refusal::HostMissing),
@@ -396,7 +396,7 @@ impl<'b> RequestHead<'_, 'b> {
         {
             drop |= 1 << index;
         }
-        Ok(RequestHead {
+        Ok(Some(RequestHead {
             meta,
             method_name,
             path: target.path,
@@ -406,7 +406,7 @@ impl<'b> RequestHead<'_, 'b> {
             found,
             drop,
             writes_host,
-        })
+        }))
     }
 }
 

@@ -76,8 +76,6 @@ pub struct NameState {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     names: BTreeMap<EndpointName, Entry>,
-    /// Those that are needed no more while they are being asked for: each has its place until then.
-    unneeded: BTreeMap<EndpointName, Entry>,
     recalled: BTreeMap<EndpointName, Vec<IpAddr>>,
 }
 
@@ -124,12 +122,8 @@ impl Book {
     }
 
     pub(super) fn want(&mut self, wanted: BTreeMap<EndpointName, Vec<ServiceName>>, now: Instant) {
-        let unneeded = self.names.extract_if(.., |name, _| !wanted.contains_key(name));
-        self.unneeded.extend(unneeded.filter(|(_, entry)| entry.due.is_none()));
+        self.names.retain(|name, _| wanted.contains_key(name));
         for (name, services) in wanted {
-            if let Some(entry) = self.unneeded.remove(&name) {
-                self.names.insert(name.clone(), entry);
-            }
             let recalled = || self.recalled.get(&name).cloned().unwrap_or_default();
             let entry = self.names.entry(name.clone()).or_insert_with(|| Entry {
                 services: Vec::new(),
@@ -220,8 +214,7 @@ impl Book {
             failing: ASKING_FAILING_MAX,
             doubtful: ASKING_DOUBTFUL_MAX,
         };
-        let all = self.names.values().chain(self.unneeded.values());
-        let asked = all.filter(|entry| entry.due.is_none());
+        let asked = self.names.values().filter(|entry| entry.due.is_none());
         // All of them have their places.
         asked.for_each(|entry| {
             let _ = free.take(entry);
@@ -239,7 +232,6 @@ impl Book {
         jitter: f64,
     ) -> News {
         let Some(entry) = self.names.get_mut(name) else {
-            self.unneeded.remove(name);
             return News::default();
         };
         let mut news = News::default();
@@ -625,37 +617,6 @@ mod tests {
         assert_eq!(again.len(), 4);
         assert!(again.iter().all(|name| second.contains(name)), "{again:?}");
         assert_eq!(book.next_due(16), None);
-    }
-
-    #[test]
-    fn a_name_that_is_needed_no_more_keeps_its_place_until_its_answer() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        let (old, new): (Vec<String>, Vec<String>) =
-            (0..40).map(|n| (format!("old-{n}.test"), format!("n{n}.test"))).unzip();
-        let all = |names: &[String]| wanted(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        book.want(all(&old), now);
-        let first = book.begin(now, 0);
-        assert_eq!(first.len(), 12);
-        book.want(all(&new), now);
-        assert_eq!(
-            (book.begin(now, 12), book.next_due(12)),
-            (vec![], None),
-            "the rest is for names that were resolved"
-        );
-        assert!(book.states().iter().all(|state| !first.contains(&state.name)));
-        book.note(
-            &first[0],
-            answer("silence", "silence"),
-            now,
-            SystemTime::UNIX_EPOCH,
-            0.0,
-        );
-        assert_eq!(book.begin(now, 11).len(), 1);
-        // One that is needed again meanwhile is not asked for twice, and its answer counts.
-        book.want(wanted(&[&first[1].to_string()]), now);
-        assert_eq!(book.begin(now, 12), []);
-        book.note(&first[1], answer("10.0.0.1", "-"), now, SystemTime::UNIX_EPOCH, 0.0);
-        assert_eq!(book.addresses(), [(first[1].clone(), ips("10.0.0.1"))].into());
     }
 
     #[test]
