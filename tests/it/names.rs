@@ -524,3 +524,32 @@ fn the_hosts_file_and_the_search_domains_of_the_system_hold() {
     std::fs::write(&hosts, "127.0.0.4 box\n").unwrap();
     wait_who(home.door(), "34");
 }
+
+#[test]
+fn names_that_are_needed_no_more_hold_up_nobody() {
+    let (home, dns, port) = (Home::new(), NameServer::start(), free_port());
+    let _origin = origin_at("127.0.0.2", port);
+    let dead: Vec<String> = (0..20).map(|n| format!("dead-{n}.test")).collect();
+    dead.iter()
+        .for_each(|name| dns.says(&format!("{name}."), Said::Nothing));
+    dns.gives("db.test.", "127.0.0.2", 3600);
+    let endpoints: Vec<String> = dead.iter().map(|name| format!("\"{name}:{port}\"")).collect();
+    home.serve(&services(&home, &endpoints.join(", ")));
+    // Longer than this test waits for anything.
+    let _node = home.start(dns.up(&home).env("ANYNODE_DNS_UPSTREAM_TIMEOUT", "60s"));
+    let n_asked = || {
+        dead.iter()
+            .filter(|name| dns.n_asked(&format!("{name}."), RecordType::A) > 0)
+            .count()
+    };
+    wait_until("as many to be asked for as may be", || n_asked() == 12);
+    home.serve(&services(&home, &format!("\"db.test:{port}\"")));
+    wait_who(home.door(), "2");
+    assert_eq!(n_asked(), 12);
+    // Nor are they taken for asked where they are needed again.
+    dead.iter()
+        .for_each(|name| dns.gives(&format!("{name}."), "127.0.0.2", 3600));
+    home.serve(&services(&home, &endpoints.join(", ")));
+    wait_until("all of them to be asked for", || n_asked() == 20);
+    wait_who(home.door(), "2");
+}

@@ -16,6 +16,9 @@ pub(super) async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::
     let mut earlier = Earlier::default();
     // Of a node whose runs come and go there is a look less and less often.
     let mut pause = NEXT_FIRST;
+    let mut looked_at: Option<Instant> = None;
+    // Since it was talked to last, a try has shown that it does not answer.
+    let mut has_timed_out = false;
     loop {
         let started = Instant::now();
         let begun = match next.take() {
@@ -27,11 +30,17 @@ pub(super) async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::
                 End::Anew => continue,
                 End::Next { begun, left } => {
                     earlier.add(&shared.state, *left);
+                    has_timed_out = false;
                     next = Some(*begun);
                     None
                 }
                 End::Failed(error) => {
-                    next = next_of_ended(&shared, &target, &error).await;
+                    has_timed_out = false;
+                    // One whose runs end as they begin is not reached for without a pause.
+                    if looked_at.is_none_or(|at| at.elapsed() > BACKOFF_LONGEST) {
+                        next = next_of_ended(&shared, &target, &error).await;
+                        looked_at = Some(Instant::now());
+                    }
                     Some(error)
                 }
             },
@@ -46,8 +55,8 @@ pub(super) async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::
             continue;
         }
         let Some(error) = error else { continue };
-        let is_silent = error.kind() == io::ErrorKind::TimedOut && !earlier.answers();
-        shared.lost(&target, &error, is_silent);
+        has_timed_out |= error.kind() == io::ErrorKind::TimedOut;
+        shared.lost(&target, &error, has_timed_out && !earlier.answers());
         while let Ok(call) = called.try_recv() {
             // An error means that nobody waits any more.
             let _ = call.answer.send(Err(format!("not linked: {error}")));

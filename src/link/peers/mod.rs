@@ -187,6 +187,29 @@ impl Peers {
     }
 }
 
+/// In how many turns of pings in a row nothing came of the other end. Turns are counted, and not time: where this node itself was
+/// held up, what has come meanwhile is yet to be read.
+#[derive(Default)]
+struct Unheard {
+    /// At the turn before.
+    heard_at: Option<Instant>,
+    n: u32,
+}
+
+impl Unheard {
+    /// To be called at each turn with when something came last.
+    fn count(&mut self, heard_at: Instant) -> u32 {
+        self.n = match self.heard_at.replace(heard_at) {
+            Some(before) if before == heard_at => self.n + 1,
+            _ => 0,
+        };
+        self.n
+    }
+}
+
+/// In so many turns it does not answer: 1.2 s.
+const UNHEARD_MAX: u32 = 3;
+
 /// A task that does not outlive who keeps it.
 struct Kept(tokio::task::JoinHandle<()>);
 
@@ -352,7 +375,6 @@ impl Shared {
 }
 
 const PING_EVERY: Duration = Duration::from_millis(400);
-const SILENCE_LONGEST: Duration = Duration::from_millis(1200);
 /// How seldom the next run of a node that ends is looked for.
 const NEXT_LONGEST: Duration = Duration::from_secs(30);
 const BEHIND_CHECK: Duration = Duration::from_millis(500);

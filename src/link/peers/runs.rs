@@ -3,12 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{Kept, NEXT_LONGEST, PING_EVERY, SILENCE_LONGEST, Target};
+use super::{Kept, NEXT_LONGEST, PING_EVERY, Target, UNHEARD_MAX, Unheard};
 use crate::link::LinkState;
 use crate::link::identity::{Identity, Role, peer_of};
 use crate::link::wire::{ANSWER_BYTES_MAX, Answer, Ask, Budget, CLUSTER_BYTES_MAX, Messages, NodeReport};
@@ -81,9 +82,10 @@ pub(super) async fn successor(state: Arc<LinkState>, target: Target, ends: Ends,
     }
 }
 
-/// The same after one that has ended, at once or not at all.
+/// The same after one that has ended: at once, or not at all.
 pub(super) async fn successor_now(state: &LinkState, target: &Target, ended: Ends) -> io::Result<Begun> {
-    look(state, target, ended.instance, false).await
+    // Until then its tasks get connections in vain, where there is none.
+    tokio::time::timeout(AT_ONCE, look(state, target, ended.instance, false)).await?
 }
 
 /// Errors: nobody answers, or not as the next run.
@@ -109,65 +111,89 @@ async fn who(state: &LinkState, begun: &mut Begun) -> io::Result<NodeReport> {
     Err(io::Error::other("it says everything but how it is"))
 }
 
-/// Runs that were left for the next one. What is open to them stays, so each is asked how it is until it ends: while
+/// Runs that were left for the next one. What is open to them stays, so each is asked how it is until its connection ends: while
 /// one of them answers, the node is not silent.
 #[derive(Default)]
 pub(super) struct Earlier {
-    runs: Vec<Kept>,
+    runs: Vec<Left>,
+}
+
+struct Left {
+    task: Kept,
+    /// In how many turns nothing came of it.
+    n_unheard: Arc<AtomicU32>,
+}
+
+impl Left {
+    fn has_ended(&self) -> bool {
+        self.task.0.is_finished()
+    }
 }
 
 impl Earlier {
     pub(super) fn add(&mut self, state: &Arc<LinkState>, messages: Conversation) {
-        self.runs.retain(|run| !run.0.is_finished());
+        self.runs.retain(|run| !run.has_ended());
         if self.runs.len() >= EARLIER_MAX {
             self.runs.remove(0);
         }
-        let state = state.clone();
+        let (state, n_unheard) = (state.clone(), Arc::new(AtomicU32::new(0)));
+        let counted = n_unheard.clone();
         let run = async move {
-            if let Err(error) = stay_with(&state, messages).await {
+            if let Err(error) = stay_with(&state, messages, &counted).await {
                 tracing::debug!(%error, "an earlier run has ended");
             }
         };
-        self.runs.push(Kept(tokio::spawn(run)));
+        let task = Kept(tokio::spawn(run));
+        self.runs.push(Left { task, n_unheard });
     }
 
-    /// Whether any of them does.
+    /// Whether any of them does. One that has been silent for almost as long as the next run does not: they are on one machine, and
+    /// neither is asked at the other's moments.
     pub(super) fn answers(&self) -> bool {
-        self.runs.iter().any(|run| !run.0.is_finished())
+        let answers = |run: &Left| !run.has_ended() && run.n_unheard.load(Relaxed) + 1 < UNHEARD_MAX;
+        self.runs.iter().any(answers)
     }
 }
 
-/// Asks a run how it is, and tells it how this node is, until it ends, as an error.
-async fn stay_with(state: &LinkState, mut messages: Conversation) -> io::Result<()> {
+/// Asks a run how it is, and tells it how this node is, until its connection ends, as an error. One that is silent may answer again.
+async fn stay_with(state: &LinkState, mut messages: Conversation, n_unheard: &AtomicU32) -> io::Result<()> {
     let mut ticks = tokio::time::interval(PING_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut draining = state.draining.subscribe();
-    let mut budget = Budget::default();
-    for n in 0.. {
-        let is_due = async {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                Ok(()) = draining.changed() => {}
-            }
-        };
+    let (mut budget, mut unheard, mut n) = (Budget::default(), Unheard::default(), 0);
+    loop {
         tokio::select! {
-            () = is_due => {
-                if messages.heard_at().elapsed() >= SILENCE_LONGEST {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+            _ = ticks.tick() => {
+                let n_turns = unheard.count(messages.heard_at());
+                n_unheard.store(n_turns, Relaxed);
+                if n_turns >= UNHEARD_MAX {
+                    // It has enough to answer.
+                    continue;
                 }
-                messages.send(&Ask::Ping { n, report: state.report() }).await?;
             }
+            // Told at once, and not with the next ping.
+            Ok(()) = draining.changed() => {}
             // What it says of the cluster counts no more.
             said = messages.next::<Answer>() => {
                 said?;
+                n_unheard.store(0, Relaxed);
                 budget.spend(1)?;
+                continue;
             }
         }
+        n += 1;
+        messages
+            .send(&Ask::Ping {
+                n,
+                report: state.report(),
+            })
+            .await?;
     }
-    Ok(())
 }
 
 const CONNECT_PATIENCE: Duration = Duration::from_millis(1000);
+/// For the look for the next run of one that has ended.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// How long a next run has until it gives the cluster as the one before does.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(5);
 /// From one that was asked how it is.

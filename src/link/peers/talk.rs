@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::runs::{Begun, Conversation, Ends, successor};
-use super::{Call, PING_EVERY, SILENCE_LONGEST, Shared, Target};
+use super::{Call, PING_EVERY, Shared, Target, UNHEARD_MAX, Unheard};
 use crate::link::Later;
 use crate::link::identity::Role;
 use crate::link::wire::{Answer, Ask, Budget, to_hex};
@@ -89,6 +89,7 @@ impl Talk<'_> {
         let mut ticks = tokio::time::interval(PING_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut n = 0;
+        let mut unheard = Unheard::default();
         let mut draining = self.shared.state.draining.subscribe();
         let mut next: Option<Later<Begun>> = None;
         loop {
@@ -108,7 +109,7 @@ impl Talk<'_> {
                 // What is open to the run that ends stays: each tunnel is a connection of its own.
                 begun = next => return Ok(begun),
                 _ = ticks.tick() => {
-                    if self.messages.heard_at().elapsed() >= SILENCE_LONGEST {
+                    if unheard.count(self.messages.heard_at()) >= UNHEARD_MAX {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into());
                     }
                     n += 1;
@@ -158,6 +159,10 @@ impl Talk<'_> {
             let report = table.get(&self.target.node).and_then(|peer| peer.report.as_ref());
             report.map_or(self.target.is_manager, |report| report.is_source)
         };
+        if !says_so || self.role != Role::Manager {
+            // What an earlier run of it said counts no more.
+            self.shared.follow().from.remove(&self.target.node);
+        }
         if !says_so || self.subscribed.is_some() {
             return Ok(());
         }

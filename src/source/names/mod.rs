@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
@@ -24,7 +24,9 @@ use crate::model::{EndpointName, ServiceName};
 pub struct Names {
     known: Arc<NamesStatus>,
     resolver: Arc<Resolver>,
-    asking: FuturesUnordered<BoxFuture<'static, (EndpointName, Answer)>>,
+    asking: FuturesUnordered<Abortable<BoxFuture<'static, (EndpointName, Answer)>>>,
+    /// To end each of them.
+    asked: BTreeMap<EndpointName, AbortHandle>,
     /// How long one look-up may take.
     look_up_most: Duration,
     /// When they are to be judged anew though nothing of them has changed.
@@ -63,6 +65,7 @@ impl Names {
             known,
             resolver: Arc::new(Resolver::new(config)),
             asking: FuturesUnordered::new(),
+            asked: BTreeMap::new(),
         }
     }
 
@@ -72,6 +75,14 @@ impl Names {
 
     /// Says which names are needed, and by which services. Others are forgotten; new ones are asked for once `changed` is awaited.
     pub fn want(&mut self, wanted: BTreeMap<EndpointName, Vec<ServiceName>>) {
+        // Who needs no answer any more takes no place among those that are asked for.
+        self.asked.retain(|name, asking| {
+            let is_wanted = wanted.contains_key(name);
+            if !is_wanted {
+                asking.abort();
+            }
+            is_wanted
+        });
         self.known.lock().want(wanted, Instant::now());
     }
 
@@ -112,12 +123,14 @@ impl Names {
             let look_up_most = self.look_up_most;
             let begun = self.known.lock().begin(Instant::now(), self.asking.len());
             for name in begun {
-                let resolver = self.resolver.clone();
+                let (resolver, name_asked) = (self.resolver.clone(), name.clone());
                 let asking = async move {
                     let answer = tokio::time::timeout(look_up_most, resolver.look_up(&name)).await;
                     (name, answer.unwrap_or_else(|_| Answer::silence()))
                 };
-                self.asking.push(asking.boxed());
+                let (handle, registration) = AbortHandle::new_pair();
+                self.asked.insert(name_asked, handle);
+                self.asking.push(Abortable::new(asking.boxed(), registration));
             }
             let next_due = self.known.lock().next_due(self.asking.len());
             let waiting = async {
@@ -127,11 +140,11 @@ impl Names {
                 }
             };
             tokio::select! {
-                Some((name, answer)) = self.asking.next(), if !self.asking.is_empty() => {
-                    let mut has_changed = self.note(&name, answer);
+                Some(answered) = self.asking.next(), if !self.asking.is_empty() => {
+                    let mut has_changed = self.note(answered);
                     // Those who have come too are one change.
-                    while let Some(Some((name, answer))) = self.asking.next().now_or_never() {
-                        has_changed |= self.note(&name, answer);
+                    while let Some(Some(answered)) = self.asking.next().now_or_never() {
+                        has_changed |= self.note(answered);
                     }
                     if has_changed {
                         return;
@@ -143,12 +156,14 @@ impl Names {
         }
     }
 
-    fn note(&mut self, name: &EndpointName, answer: Answer) -> bool {
+    fn note(&mut self, answered: Result<(EndpointName, Answer), Aborted>) -> bool {
+        let Ok((name, answer)) = answered else { return false };
+        self.asked.remove(&name);
         let jitter = fastrand::f64();
         let news = self
             .known
             .lock()
-            .note(name, answer, Instant::now(), SystemTime::now(), jitter);
+            .note(&name, answer, Instant::now(), SystemTime::now(), jitter);
         match news.say {
             Some(Say::Fails { why, n_unsaid: 0 }) => {
                 tracing::warn!(%name, "the name of endpoints is not resolved, what was known of it stays: {why}");
