@@ -60,31 +60,36 @@ where
 }
 
 /// The same, but also returns when nothing has passed for a while and the relay may be parked (`let_park`): `None` then.
-pub(super) async fn run_until_quiet<C, S, U>(relay: &mut Relay<C, S, U>) -> Option<CloseReason>
+///
+/// A block, since an `async fn` would keep its argument twice.
+#[expect(clippy::manual_async_fn, reason = "smaller")]
+pub(super) fn run_until_quiet<C, S, U>(relay: &mut Relay<C, S, U>) -> impl Future<Output = Option<CloseReason>>
 where
     C: Relayed,
     S: Wire,
     U: Wire,
 {
-    let reason = match poll_fn(|cx| relay.poll(cx)).await {
-        Ending::Done(reason) => reason,
-        Ending::Cut(reason) => {
-            relay.client.reset_on_close();
-            relay.upstream.reset_on_close();
-            reason
-        }
-        Ending::Discard => {
-            // The upstream has said everything and wants no more. Closing now, with the client still sending, would
-            // reset the connection and could destroy what the client has yet to read.
-            relay.client.hear(&mut Context::from_waker(Waker::noop()));
-            if let Some(client) = relay.client.wire() {
-                Box::pin(discard_a_while(client)).await;
+    async move {
+        let reason = match poll_fn(|cx| relay.poll(cx)).await {
+            Ending::Done(reason) => reason,
+            Ending::Cut(reason) => {
+                relay.client.reset_on_close();
+                relay.upstream.reset_on_close();
+                reason
             }
-            CloseReason::UpstreamFin
-        }
-        Ending::Quiet => return None,
-    };
-    Some(reason)
+            Ending::Discard => {
+                // The upstream has said everything and wants no more. Closing now, with the client still sending, would
+                // reset the connection and could destroy what the client has yet to read.
+                relay.client.hear(&mut Context::from_waker(Waker::noop()));
+                if let Some(client) = relay.client.wire() {
+                    Box::pin(discard_a_while(client)).await;
+                }
+                CloseReason::UpstreamFin
+            }
+            Ending::Quiet => return None,
+        };
+        Some(reason)
+    }
 }
 
 /// How a relay ended.

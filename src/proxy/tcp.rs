@@ -84,10 +84,17 @@ pub(super) type TcpRelay = Relay<Connection, TcpStream, Leg>;
 /// Serves one client from its beginning to its close, or until it is parked.
 pub(super) async fn serve(accepted: Box<Accepted>) {
     // Not borrowed from before they are moved, or they would be held twice.
-    let Some((relay, lease)) = begin(accepted).await else {
+    let Some((mut relay, mut lease)) = begin(accepted).await else {
         return;
     };
-    go_on(relay, lease).await;
+    // As `go_on`, whose future in this one would be larger than both.
+    loop {
+        let reason = relay::run_until_quiet(&mut relay).await;
+        match rest(relay, lease, reason) {
+            Some(back) => (relay, lease) = back,
+            None => return,
+        }
+    }
 }
 
 /// Relays until the close. The socket's other end is a proxy, which is not who asks; where it is parked, nothing else is known of it.
@@ -144,18 +151,25 @@ fn early(connection: &Connection, client: Whom<'_>, upstream: &Leg) -> Vec<u8> {
 pub(super) fn go_on(mut relay: TcpRelay, mut lease: Lease) -> impl Future<Output = ()> {
     async move {
         loop {
-            if let Some(reason) = relay::run_until_quiet(&mut relay).await {
-                if relay.connection().service().spec().passive == Passive::Strict {
-                    judge(&relay, relay.client_addr(), &lease, reason);
-                }
-                return relay.into_connection().close(reason);
-            }
-            match park::park(relay, lease) {
-                Ok(()) => return,
-                Err(back) => (relay, lease) = back,
+            let reason = relay::run_until_quiet(&mut relay).await;
+            match rest(relay, lease, reason) {
+                Some(back) => (relay, lease) = back,
+                None => return,
             }
         }
     }
+}
+
+/// Closes a relay for this reason, or parks it. Gives back what could not be parked.
+fn rest(relay: TcpRelay, lease: Lease, reason: Option<CloseReason>) -> Option<(TcpRelay, Lease)> {
+    let Some(reason) = reason else {
+        return park::park(relay, lease).err();
+    };
+    if relay.connection().service().spec().passive == Passive::Strict {
+        judge(&relay, relay.client_addr(), &lease, reason);
+    }
+    relay.into_connection().close(reason);
+    None
 }
 
 /// Where it is asked for: an endpoint that ends a connection without a word is as bad as one that takes none.

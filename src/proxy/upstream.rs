@@ -457,7 +457,17 @@ async fn attempt(
     behalf: Behalf<'_>,
     timeout: Duration,
 ) -> Option<io::Result<Leg>> {
-    let mut reaching = pin!(reach(spec, endpoint, target, behalf, timeout));
+    // A block, which borrows: each `async fn` on the way would copy all of it.
+    let reach = async {
+        match spec.scheme {
+            Scheme::Https if spec.mode == Mode::Http => {
+                // Boxed, since few have a use for it.
+                Box::pin(reach_secured(spec, endpoint, target, behalf, timeout)).await
+            }
+            Scheme::Http | Scheme::H2c | Scheme::Https => get_to(spec, endpoint, target, &behalf, timeout).await,
+        }
+    };
+    let mut reaching = pin!(reach);
     // Most answer at once.
     if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(reaching.as_mut().poll(cx))).await {
         return Some(result);
@@ -479,22 +489,17 @@ async fn attempt(
 
 /// One attempt at an endpoint, on this node or another: the connection, and TLS where that is what it speaks. It is begun on this node
 /// wherever the endpoint is, as the requests are that go through it.
-async fn reach(
+async fn reach_secured(
     spec: &ServiceSpec,
     endpoint: &Arc<Endpoint>,
     target: u16,
     behalf: Behalf<'_>,
     timeout: Duration,
 ) -> io::Result<Leg> {
-    match spec.scheme {
-        Scheme::Https if spec.mode == Mode::Http => {
-            let due = Instant::now() + timeout;
-            let towards = secured::towards(spec, endpoint)?;
-            let leg = get_to(spec, endpoint, target, behalf, timeout).await?;
-            Box::pin(secured::begin(leg, &towards, spec, endpoint, behalf.offer, due)).await
-        }
-        Scheme::Http | Scheme::H2c | Scheme::Https => get_to(spec, endpoint, target, behalf, timeout).await,
-    }
+    let due = Instant::now() + timeout;
+    let towards = secured::towards(spec, endpoint)?;
+    let leg = get_to(spec, endpoint, target, &behalf, timeout).await?;
+    secured::begin(leg, &towards, spec, endpoint, behalf.offer, due).await
 }
 
 /// One attempt at a connection to an endpoint, on this node or another.
@@ -502,7 +507,7 @@ async fn get_to(
     spec: &ServiceSpec,
     endpoint: &Endpoint,
     target: u16,
-    behalf: Behalf<'_>,
+    behalf: &Behalf<'_>,
     timeout: Duration,
 ) -> io::Result<Leg> {
     let Some(task) = endpoint.task().filter(|task| task.is_remote) else {
