@@ -14,6 +14,8 @@ use super::{Framing, Method, Refusal, RequestMeta, Version};
 ///
 /// `seen` and `bytes_max` as in `parse_request`. A refusal is answered with 502. Interim responses (1xx) are heads of
 /// their own: `ResponseMeta::is_interim` says that another one follows; the caller bounds their number.
+// As `parse_request`.
+#[inline(always)]
 pub fn parse_response<'h, 'b>(
     buf: &'b [u8],
     seen: usize,
