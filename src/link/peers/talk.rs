@@ -160,8 +160,9 @@ impl Talk<'_> {
             report.map_or(self.target.is_manager, |report| report.is_source)
         };
         if !says_so || self.role != Role::Manager {
-            // What an earlier run of it said counts no more.
+            // What an earlier run of it said counts no more. Once it gives the cluster, it is asked anew.
             self.shared.follow().from.remove(&self.target.node);
+            self.subscribed = None;
         }
         if !says_so || self.subscribed.is_some() {
             return Ok(());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use anynode::link::Role;
 use serde_json::{Value, json};
@@ -174,6 +175,12 @@ async fn a_node_whose_every_run_says_that_it_ends_is_not_changed_for_another() {
 
 #[tokio::test]
 async fn a_node_that_ended_before_another_look_is_not_lost_where_its_next_run_answers() {
+    // The look at once takes half a second at most, which a machine that is busy may not have.
+    while !is_kept_over_its_end().await {}
+}
+
+/// `false`: this test was too slow to see it.
+async fn is_kept_over_its_end() -> bool {
     let site = Site::new();
     let (w1, listener, own) = by_hand(&site).await;
     let mut first = raw_accept(&listener, CONTROL, &own).await.unwrap();
@@ -186,6 +193,7 @@ async fn a_node_that_ended_before_another_look_is_not_lost_where_its_next_run_an
     let ping = hear_type(&mut first, "ping").await.unwrap();
     tell(&mut first, &ending(1, &ping)).await.unwrap();
     drop(first);
+    let ended_at = Instant::now();
     // A look that was begun before is given up.
     let second = loop {
         if let Some(second) = answer_as(&listener, &own, 2).await {
@@ -200,6 +208,9 @@ async fn a_node_that_ended_before_another_look_is_not_lost_where_its_next_run_an
     })
     .await;
     let state = w1.peers.table()["m1"].clone();
+    if state.since != up_since && ended_at.elapsed() >= Duration::from_millis(500) {
+        return false;
+    }
     assert!(state.is_up && state.since == up_since, "{state:?}");
     // Another look at once is not made so soon: where runs end as they begin, that would be without end.
     drop(second);
@@ -211,17 +222,21 @@ async fn a_node_that_ended_before_another_look_is_not_lost_where_its_next_run_an
         }
     };
     until("the link", || w1.is_up("m1")).await;
+    true
 }
 
 #[tokio::test]
-async fn a_node_that_ends_for_good_is_lost() {
+async fn a_node_that_ends_for_good_is_lost_and_refuses() {
     let site = Site::new();
-    let (mut before, w1) = pair(&site).await;
-    before.links_to(&[&w1]);
-    let tunnel = w1.dial(&before, "echo").await.unwrap();
-    before.state.drain();
+    let mut m1 = site.start("m1", cluster(1, &ALL));
+    let w1 = site.start("w1", cluster(1, &ALL));
+    w1.links_to(&[&m1]);
+    m1.links_to(&[&w1]);
+    until("the link", || w1.is_up("m1")).await;
+    let tunnel = w1.dial(&m1, "echo").await.unwrap();
+    m1.state.drain();
     until("the word that it ends", || tunnel.is_leaving()).await;
-    before.kill();
+    m1.kill();
     until("the loss", || !w1.is_up("m1")).await;
     assert!(!w1.is_silent("m1"));
 }
