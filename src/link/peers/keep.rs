@@ -25,36 +25,41 @@ pub(super) async fn keep(shared: Arc<Shared>, target: Target, mut called: mpsc::
             Some(begun) => Ok(begun),
             None => connect(&shared.state, &target).await,
         };
-        let error = match begun {
+        let followed = match begun {
             Ok(begun) => match converse(&shared, &target, (begun, pause), &mut called).await {
                 End::Anew => continue,
                 End::Next { begun, left } => {
                     earlier.add(&shared.state, *left);
                     has_timed_out = false;
-                    next = Some(*begun);
-                    None
+                    Ok(*begun)
                 }
                 End::Failed(error) => {
                     has_timed_out = false;
                     // One whose runs end as they begin is not reached for without a pause.
-                    if looked_at.is_none_or(|at| at.elapsed() > BACKOFF_LONGEST) {
-                        next = next_of_ended(&shared, &target, &error).await;
-                        looked_at = Some(Instant::now());
+                    match looked_at.is_none_or(|at| at.elapsed() > BACKOFF_LONGEST) {
+                        true => {
+                            let begun = next_of_ended(&shared, &target, &error).await;
+                            looked_at = Some(Instant::now());
+                            begun.ok_or(error)
+                        }
+                        false => Err(error),
                     }
-                    Some(error)
                 }
             },
-            Err(error) => Some(error),
+            Err(error) => Err(error),
         };
-        if next.is_some() {
-            tracing::info!(node = %target.node, addr = %target.addr, "linked to its next run");
-            pause = match started.elapsed() > NEXT_LONGEST {
-                true => NEXT_FIRST,
-                false => (pause * 3).min(NEXT_LONGEST),
-            };
-            continue;
-        }
-        let Some(error) = error else { continue };
+        let error = match followed {
+            Ok(begun) => {
+                tracing::info!(node = %target.node, addr = %target.addr, "linked to its next run");
+                pause = match started.elapsed() > NEXT_LONGEST {
+                    true => NEXT_FIRST,
+                    false => (pause * 3).min(NEXT_LONGEST),
+                };
+                next = Some(begun);
+                continue;
+            }
+            Err(error) => error,
+        };
         has_timed_out |= error.kind() == io::ErrorKind::TimedOut;
         shared.lost(&target, &error, has_timed_out && !earlier.answers());
         while let Ok(call) = called.try_recv() {

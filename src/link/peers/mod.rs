@@ -279,10 +279,7 @@ impl Shared {
         let table = self.table();
         let report = table.get(&target.node)?.report.as_ref()?;
         let is_leaving = self.state.leaving.contains(&target.node, report.instance);
-        is_leaving.then_some(Ends {
-            instance: report.instance,
-            is_source: report.is_source,
-        })
+        is_leaving.then(|| Ends::of(report))
     }
 
     /// `is_silent`: none of its runs answers.

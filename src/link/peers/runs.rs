@@ -56,12 +56,12 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// `None`: it does not say that it ends.
-    pub(super) fn of(report: &NodeReport) -> Option<Ends> {
-        report.is_draining.then_some(Ends {
+    /// Of the run that has given this report.
+    pub(super) fn of(report: &NodeReport) -> Ends {
+        Ends {
             instance: report.instance,
             is_source: report.is_source,
-        })
+        }
     }
 }
 

@@ -210,7 +210,9 @@ impl Talk<'_> {
             Answer::Pong { n, report } => {
                 let round_trip = self.pings.remove(&n).map(|sent| sent.elapsed());
                 self.pings.retain(|old, _| *old > n);
-                self.ends = Ends::of(&report).or(self.ends);
+                if report.is_draining {
+                    self.ends = Some(Ends::of(&report));
+                }
                 self.shared.answered(self.target, report, round_trip);
             }
             Answer::Change { change } => {
