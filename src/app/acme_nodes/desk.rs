@@ -219,11 +219,11 @@ mod tests {
             authorities: None,
             external: None,
         };
-        let tls = Terminators::new(TlsConfig {
+        let config = TlsConfig {
             acme: vec![config],
             ..TlsConfig::default()
-        });
-        let tls = tls.unwrap();
+        };
+        let tls = Terminators::new(config, None).unwrap();
         let acme = tls.acme().clone();
         acme.share();
         let by = WantedBy {
