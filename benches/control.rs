@@ -268,6 +268,7 @@ impl Whole {
                     ports: Arc::default(),
                     networks: Arc::new(NoNetworks),
                     tls: None,
+                    doors: Arc::default(),
                 };
                 let api = ApiSocket::open(&api, api.parent().unwrap(), None).unwrap();
                 let swarm = OwnSwarm::assemble(for_thread, words, None, Arc::new(api), plane);

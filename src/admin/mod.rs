@@ -56,7 +56,7 @@ pub struct AdminState {
     pub store: Option<Arc<StoreHealth>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
-    /// Where this node cannot be asked yet.
+    /// What this node cannot do yet.
     pub doors: Arc<ClosedDoors>,
     /// `None`: no entry point ends TLS.
     pub tls: Option<Arc<Terminators>>,
@@ -65,12 +65,13 @@ pub struct AdminState {
     pub verify: Verify,
 }
 
-/// Addresses that cannot be listened at yet, by the key that says them: why.
+/// What this node cannot do yet, by the key or label that asks for it: why. An address that cannot be listened at, certificates that no entry
+/// point shows.
 #[derive(Debug, Default)]
 pub struct ClosedDoors(Mutex<BTreeMap<String, String>>);
 
 impl ClosedDoors {
-    /// Notes why the door of `key` is closed, or with `None` that it is open. Returns whether that is news.
+    /// Notes why what `key` asks for cannot be done, or with `None` that it is. Returns whether that is news.
     pub fn set(&self, key: &str, why: Option<String>) -> bool {
         let mut doors = self.lock();
         let known = match &why {
@@ -80,7 +81,7 @@ impl ClosedDoors {
         known != why
     }
 
-    /// Each door that is closed, and why.
+    /// Each key of what cannot be done, and why.
     pub fn snapshot(&self) -> BTreeMap<String, String> {
         self.lock().clone()
     }

@@ -50,7 +50,7 @@ pub(super) struct StatusView {
     task_network_faults: BTreeMap<String, String>,
     /// How VIPs are answered on this node: unused, answered, bound, or why they are not.
     vips: String,
-    /// Addresses of this node's own that cannot be listened at, by key.
+    /// What this node cannot do yet, by the key or label that asks for it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     closed: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -454,7 +454,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .into_iter()
             .map(|(key, why)| format!("{key}: {why}")),
     );
-    lines.extend(state.tls.iter().flat_map(|tls| tls.faults()));
+    lines.extend(state.tls.iter().flat_map(|tls| bounded(tls.faults())));
     let table = state.table.load();
     lines.extend(trust_faults(state, &table));
     lines.extend(state.names.iter().flat_map(|known| names::complaints(known)));
@@ -467,6 +467,19 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));
     lines
 }
+
+/// The first of many.
+fn bounded(mut faults: Vec<String>) -> Vec<String> {
+    let n_more = faults.len().saturating_sub(LIKE_LINES_MAX);
+    if n_more > 0 {
+        faults.truncate(LIKE_LINES_MAX);
+        faults.push(format!("tls: {n_more} more: \"anynode status\" shows all"));
+    }
+    faults
+}
+
+/// Of `/readyz`: of one kind.
+const LIKE_LINES_MAX: usize = 32;
 
 /// Why endpoints of services are not believed, as far as that is this node's own affair.
 fn trust_faults(state: &AdminState, table: &RoutingTable) -> Vec<String> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
+use crate::admin::ClosedDoors;
 use crate::model::labels::payload::{self, CERTIFICATE};
 use crate::model::swarm::Id;
 use crate::store::{Snapshot, Store};
@@ -15,6 +16,8 @@ pub(super) struct DeclaredCertificates {
     store: Arc<dyn Store>,
     /// `None`: no entry point ends TLS.
     tls: Option<Arc<Terminators>>,
+    /// Where it is said that nobody shows them.
+    doors: Arc<ClosedDoors>,
     /// What was told last was of this.
     seen: Option<Arc<Snapshot>>,
     read: BTreeMap<Id, Read>,
@@ -31,10 +34,15 @@ struct Read {
 }
 
 impl DeclaredCertificates {
-    pub(super) fn new(store: Arc<dyn Store>, tls: Option<Arc<Terminators>>) -> DeclaredCertificates {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        tls: Option<Arc<Terminators>>,
+        doors: Arc<ClosedDoors>,
+    ) -> DeclaredCertificates {
         DeclaredCertificates {
             store,
             tls,
+            doors,
             seen: None,
             read: BTreeMap::new(),
         }
@@ -96,14 +104,29 @@ impl DeclaredCertificates {
                 let all = all.map(|one| (&*one.name, one.held.as_ref().map_err(String::as_str)));
                 tls.declare(Declared::shown(all));
             }
-            None if n_new > 0 => {
-                let names: Vec<&str> = self.read.values().map(|one| &*one.name).collect();
-                tracing::warn!(
-                    "label {CERTIFICATE}: no entry point ends TLS, so that nothing is shown of {}",
-                    names.join(", ")
-                );
-            }
-            None => {}
+            None => self.say_unshown(),
+        }
+    }
+
+    /// Says in `anynode status`, `/readyz` and the log that no entry point ends TLS, while there are any.
+    fn say_unshown(&self) {
+        let mut names: Vec<&str> = self.read.values().map(|one| &*one.name).collect();
+        names.sort_unstable();
+        let n_more = names.len().saturating_sub(NAMED_MAX);
+        names.truncate(NAMED_MAX);
+        let more = match n_more {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let why = (!names.is_empty()).then(|| {
+            let names = names.join(", ");
+            format!("no entry point ends TLS (entrypoints.NAME.tls), so that nothing is shown of {names}{more}")
+        });
+        let key = format!("label {CERTIFICATE}");
+        if self.doors.set(&key, why.clone())
+            && let Some(why) = why
+        {
+            tracing::warn!("{key}: {why}");
         }
     }
 
@@ -134,6 +157,9 @@ pub(super) fn held(data: &[u8], is_secret: bool) -> Result<Declared, String> {
     };
     held.map_err(|error| error.to_string())
 }
+
+/// Of those that nobody shows.
+const NAMED_MAX: usize = 8;
 
 /// As `anynode status` has it.
 const WAITS: &str = "the swarm is locked: certificates of secrets and configs are shown after \"docker swarm unlock\"";

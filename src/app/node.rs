@@ -176,6 +176,7 @@ impl Node {
                     ports: proxy.ports().clone(),
                     networks: Arc::new(networks.clone()),
                     tls: tls.clone(),
+                    doors: doors.clone(),
                 };
                 let unlock_key = inherited.release().await?;
                 Some(OwnSwarm::new(own, &config.data_dir, plane, unlock_key).await?)

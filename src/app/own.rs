@@ -21,6 +21,7 @@ use super::config::{EngineChoice, OwnConfig};
 use super::declared_certificates::{self, DeclaredCertificates};
 use super::lock::{self, OwnLock};
 use super::volumes::NodeVolumes;
+use crate::admin::ClosedDoors;
 use crate::agent::containers::{Containers, EngineError};
 use crate::agent::process::{ProcessSettings, Processes, UserRange};
 use crate::agent::{self, Agent, Assignment, Assignments, Barrier, Later, Reports, Runtime, TaskNetworks};
@@ -134,6 +135,8 @@ pub struct Plane {
     pub networks: Arc<dyn TaskNetworks>,
     /// `None`: no entry point ends TLS.
     pub tls: Option<Arc<Terminators>>,
+    /// Where it is said what this node cannot do yet.
+    pub doors: Arc<ClosedDoors>,
 }
 
 impl OwnSwarm {
@@ -250,6 +253,7 @@ impl OwnSwarm {
             ports,
             networks,
             tls,
+            doors,
         } = plane;
         let listener = api.listener()?;
         let (reports, received) = mpsc::unbounded_channel();
@@ -281,7 +285,7 @@ impl OwnSwarm {
         let mut tables = tables
             .reading_traefik(reads_traefik)
             .stopping_within(OUT_LONGEST + IN_FLIGHT_LONGEST);
-        let mut certificates = DeclaredCertificates::new(store.clone(), tls);
+        let mut certificates = DeclaredCertificates::new(store.clone(), tls, doors);
         match lock.is_some() {
             true => {
                 tables = tables.of_what_may_be_old();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::stage::{LABEL, SOON, bundle, stage};
+use self::stage::{LABEL, SOON, bundle, stage, stage_with};
 use super::lock::{key_in, unlocks};
 use super::rig::LONG;
 
@@ -250,6 +250,36 @@ fn what_is_no_certificate_or_key_is_refused_when_it_is_declared_and_no_key_is_ev
     let key_lines = [&a.1, &b.1].map(|key| key.lines().nth(1).unwrap().to_owned());
     let log = stage.own.log();
     key_lines.iter().for_each(|line| assert!(!log.contains(line.as_str())));
+}
+
+#[test]
+fn where_no_entry_point_ends_tls_it_is_said_that_nobody_shows_them() {
+    let Some((stage, _)) = stage_with("certplain", &[], "{ web = { listen = ':80' } }") else {
+        return;
+    };
+    let says = |names: &str| {
+        let what = format!(
+            "label anynode.certificate: no entry point ends TLS (entrypoints.NAME.tls), so that nothing is shown of {names}\n"
+        );
+        let is_said = || stage.ready().contains(&what) && stage.status().contains(&format!("! {what}"));
+        stage.own.wait_for(&what, SOON, is_said);
+        assert!(stage.own.log().contains(what.trim_end()), "{what}");
+    };
+    let site = bundle(&stage.authority.issue(&["site.test"], 90));
+    stage.create("secret", "site.pem", &site);
+    says("secret:site.pem");
+    for n in 0..9 {
+        stage.create("secret", &format!("site-{n}.pem"), &site);
+    }
+    let first: Vec<String> = (0..8).map(|n| format!("secret:site-{n}.pem")).collect();
+    says(&format!("{} and 2 more", first.join(", ")));
+    for n in 0..9 {
+        stage.remove("secret", &format!("site-{n}.pem"));
+    }
+    stage.remove("secret", "site.pem");
+    stage
+        .own
+        .wait_for("nothing to be wrong", SOON, || stage.ready() == "serving\n");
 }
 
 #[test]

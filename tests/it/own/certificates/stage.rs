@@ -19,15 +19,18 @@ pub struct Stage {
 }
 
 pub fn stage(name: &str, init: &[&str]) -> Option<(Stage, String)> {
+    let entry_points = "{ web = { listen = ':80' }, websecure = { listen = ':443', tls = true } }";
+    stage_with(name, init, entry_points)
+}
+
+/// With these entry points.
+pub fn stage_with(name: &str, init: &[&str], entry_points: &'static str) -> Option<(Stage, String)> {
     if Command::new("openssl").arg("version").output().is_err() {
         println!("skipped: this needs openssl");
         return None;
     }
     let mut own = rig::up(name, Tasks::Processes)?;
-    own.env.push((
-        "ANYNODE_ENTRYPOINTS",
-        "{ web = { listen = ':80' }, websecure = { listen = ':443', tls = true } }",
-    ));
+    own.env.push(("ANYNODE_ENTRYPOINTS", entry_points));
     own.start();
     let said = own.docker(&[&["swarm", "init"], init].concat());
     let authority = Authority::new("tests");
