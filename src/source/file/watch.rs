@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 
 use crate::sys;
 
@@ -29,6 +30,12 @@ pub(super) struct Watcher {
     events: Option<AsyncFd<Inotify>>,
     /// Somebody is writing: the file says nothing until it is closed.
     is_being_written: bool,
+    /// When it is to be read. Kept here, so that a wait that is given up loses nothing.
+    due: Option<Instant>,
+    /// How often it was found open since it was said to be closed.
+    n_open: u32,
+    /// When the next slow look is, however much goes on meanwhile.
+    look_at: Option<Instant>,
     /// It has looked the same for a while since: whoever has it open does not write.
     is_overdue: bool,
     /// What the file looked like when it was last read.
@@ -55,6 +62,9 @@ impl Watcher {
             target: None,
             events: None,
             is_being_written: false,
+            due: None,
+            n_open: 0,
+            look_at: None,
             is_overdue: false,
             read: None,
             looked: None,
@@ -70,37 +80,57 @@ impl Watcher {
         reading
     }
 
-    /// Waits until the file says something else. Cancelled between an event and its reading, the slow look finds it.
+    /// Waits until the file says something else. May be cancelled.
     pub(super) async fn changed(&mut self) -> Reading {
         loop {
             if self.events.is_none() {
                 self.watch();
                 // Whatever happened before the watch stood.
-                if signature(&self.path) != self.read
-                    && let Some(reading) = self.read_settled().await
-                {
-                    return reading;
+                if signature(&self.path) != self.read {
+                    self.is_due();
                 }
             }
-            let is_due = match &self.events {
-                Some(events) => tokio::select! {
-                    ready = events.readable() => {
-                        if let Ok(mut ready) = ready {
-                            ready.clear_ready();
-                        }
-                        self.noticed() && !self.is_being_written
-                    }
-                    () = tokio::time::sleep(LOOK_EVERY) => self.look(),
-                },
-                None => {
-                    tokio::time::sleep(RETRY_EVERY).await;
-                    self.look()
-                }
-            };
-            if is_due && let Some(reading) = self.read_settled().await {
+            if self.due.is_some_and(|due| due <= Instant::now())
+                && let Some(reading) = self.read_settled().await
+            {
                 return reading;
             }
+            let every = if self.events.is_some() { LOOK_EVERY } else { RETRY_EVERY };
+            let look_at = *self.look_at.get_or_insert_with(|| Instant::now() + every);
+            let (events, due) = (self.events.as_ref(), self.due);
+            let noticed = async {
+                match events {
+                    Some(events) => events.readable().await.map(|mut ready| ready.clear_ready()),
+                    None => std::future::pending().await,
+                }
+            };
+            let is_due = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = noticed => {
+                    if self.noticed() && !self.is_being_written {
+                        self.is_due();
+                    }
+                }
+                () = is_due => {}
+                () = sleep_until(look_at) => {
+                    self.look_at = None;
+                    if self.look() {
+                        self.is_due();
+                    }
+                }
+            }
         }
+    }
+
+    /// To be read at once.
+    fn is_due(&mut self) {
+        self.due = Some(Instant::now());
+        self.n_open = 0;
     }
 
     /// Takes all events that wait in the kernel, whether or not the runtime knows of them. Whether the file may say
@@ -183,11 +213,19 @@ impl Watcher {
             // Whoever wrote while this was read has either closed the file since, and that was announced before it
             // could be seen, or has it open still.
             let is_due_again = self.noticed();
-            if self.is_being_written || (is_open_for_writing && !self.is_overdue) {
+            if self.is_being_written {
+                self.due = None;
+                return None;
+            }
+            if is_open_for_writing && !self.is_overdue {
+                // The kernel says that a file is closed a moment before it is. Whoever has it open after that will close it.
+                self.due = (self.n_open < OPEN_LOOKS).then(|| Instant::now() + OPEN_FIRST * (1 << self.n_open));
+                self.n_open += 1;
                 return None;
             }
             if !is_due_again {
                 self.is_overdue = false;
+                self.due = None;
                 return self.say(before, reading);
             }
             tokio::task::yield_now().await;
@@ -263,4 +301,82 @@ fn signature(path: &Path) -> Option<Signature> {
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// After it was said to be closed and is open still; twice as long from one look to the next.
+const OPEN_FIRST: Duration = Duration::from_millis(1);
+/// Half a second in all.
+const OPEN_LOOKS: u32 = 9;
 const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn says(watcher: &mut Watcher, text: &str, within: Duration) {
+        let reading = tokio::time::timeout(within, watcher.changed()).await;
+        assert_eq!(reading, Ok(Reading::Text(text.to_owned())));
+    }
+
+    /// Before any slow look could have seen it: that takes two.
+    const BY_EVENT: Duration = Duration::from_millis(2500);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_written_in_place_is_read_once_it_is_closed_and_not_at_a_slow_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("services.yml");
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        watcher.read_now();
+        for n in 0..300 {
+            let (path, text) = (path.clone(), n.to_string());
+            let written = text.clone();
+            let writer = tokio::task::spawn_blocking(move || std::fs::write(path, written).unwrap());
+            says(&mut watcher, &text, BY_EVENT).await;
+            writer.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_up_waiting_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("services.yml");
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        watcher.read_now();
+        for n in 0..50 {
+            std::fs::write(&path, n.to_string()).unwrap();
+            // Polled once, and dropped.
+            let first = tokio::select! {
+                biased;
+                reading = watcher.changed() => Some(reading),
+                () = std::future::ready(()) => None,
+            };
+            match first {
+                Some(reading) => assert_eq!(reading, Reading::Text(n.to_string())),
+                None => says(&mut watcher, &n.to_string(), BY_EVENT).await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_beside_the_file_puts_no_slow_look_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("services.yml");
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        watcher.read_now();
+        // It stays open, so that only a slow look says what is in it.
+        let mut writer = File::options().write(true).open(&path).unwrap();
+        io::Write::write_all(&mut writer, b"open").unwrap();
+        let noise = dir.path().join("other");
+        let churn = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                std::fs::write(&noise, "").unwrap();
+            }
+        };
+        tokio::select! {
+            () = says(&mut watcher, "open", 5 * LOOK_EVERY) => {}
+            () = churn => {}
+        }
+    }
+}
