@@ -461,7 +461,10 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     let lost = table.services().filter(|service| service.is_lost());
     lines.extend(lost.map(|service| {
         let n = service.endpoints().len();
-        format!("service {}: none of its {n} endpoints takes traffic", service.name())
+        format!(
+            "service {}: none of its {n} endpoints is well, so all are tried",
+            service.name()
+        )
     }));
     let failed = state.ports.failed().into_iter();
     lines.extend(failed.map(|(listen, error)| format!("port {listen}: {error}")));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use toml::Value;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -16,6 +16,7 @@ use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::agent::process::UserRange;
 use crate::link::Token;
+use crate::model::filters::network;
 use crate::model::swarm::Generic;
 use crate::model::{CaName, EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
@@ -217,7 +218,18 @@ impl Config {
             http_fields_max: integer(s, "http.fields_max", 1, crate::proxy::http::FIELDS_MOST),
             http_pool_idle: duration(s, "http.pool_idle"),
             http_pool_per_endpoint: integer(s, "http.pool_per_endpoint", 0, 1 << 20),
-            trusted_proxies: list::<IpNet>(s, "trusted_proxies", "networks such as [\"10.0.0.0/8\"]"),
+            trusted_proxies: s.value(
+                "trusted_proxies",
+                "networks such as [\"10.0.0.0/8\"]",
+                Vec::new(),
+                |value| {
+                    let mut items = value.as_array()?.iter();
+                    items.try_fold(Vec::new(), |mut all, item| {
+                        all.push(network(item.as_str()?).ok()?);
+                        Some(all)
+                    })
+                },
+            ),
             vips: s.value("vips", "\"auto\", \"bind\" or \"off\"", VipMode::default(), |value| {
                 value.as_str()?.parse().ok()
             }),

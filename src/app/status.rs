@@ -32,7 +32,7 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
                 }
             },
             Err(error) => {
-                eprintln!("error: no node answers at {admin}: {error:#}");
+                eprintln!("error: no node answers at {admin} (another address: --admin, or admin.listen): {error:#}");
                 return Ok(EXIT_UNAVAILABLE);
             }
         };
@@ -151,7 +151,7 @@ fn describe(status: &Value) -> String {
         out.push_str(&format!("! network of {task}: {}\n", text(fault)));
     }
     if let Some(why) = status["vips"].as_str()
-        && !["unused", "answered", "bound"].contains(&why)
+        && !["unused", "answered", "bound", "vips = \"off\""].contains(&why)
     {
         out.push_str(&format!("! VIPs are not answered on this node: {why}\n"));
     }

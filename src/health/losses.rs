@@ -43,7 +43,7 @@ struct Losses {
 
 #[derive(Default)]
 struct Loss {
-    /// It has endpoints, and none takes traffic.
+    /// It has endpoints, and none is well.
     is_lost: bool,
     said: Said,
 }
@@ -73,14 +73,15 @@ impl Losses {
                 service.stats().losses.fetch_add(1, Relaxed);
             }
             if let Some(n_unsaid) = loss.said.out(now) {
+                let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
                 let n = service.endpoints().len();
-                tracing::error!(service = %name, n_unsaid, "the last endpoint is lost: none of {n} takes traffic");
+                tracing::error!(service = %name, n_unsaid, "the last endpoint is lost: none of {n} is well, so all are tried");
             }
         } else if was_lost {
             service.stats().recoveries.fetch_add(1, Relaxed);
             // Scaled to nothing, it has none to lose.
             if loss.said.back(now) && !service.endpoints().is_empty() {
-                tracing::info!(service = %name, "an endpoint takes traffic again");
+                tracing::info!(service = %name, "an endpoint is well again");
             }
         }
     }

@@ -306,6 +306,7 @@ impl Endpoint {
         match why {
             Some(why) => {
                 if let Some(n_unsaid) = fault.said.out(now) {
+                    let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
                     tracing::warn!(%service, %endpoint, n_unsaid, "TLS with it fails: {why}");
                 }
             }
@@ -446,6 +447,7 @@ impl Endpoint {
         self.service.stats.ejections.fetch_add(1, Ordering::Relaxed);
         self.service.health_changed();
         if let Some(n_unsaid) = n_unsaid {
+            let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
             let (service, endpoint) = (self.service.name(), self.label());
             tracing::warn!(%service, endpoint, n_unsaid, "endpoint rests, for {length:?} at first: {why}");
         }

@@ -189,11 +189,11 @@ fn of_certificate(error: &CertificateError, verify: Verify) -> (EndpointHandshak
             "its certificate is for another host (endpoint_tls.server_name)".to_owned(),
         ),
         CertificateError::NotValidForNameContext { expected, presented } => {
+            // As the library's debugging shows them.
             let of = |name: &String| {
-                let quoted = name
-                    .strip_prefix("DnsName(\"")
-                    .and_then(|name| name.strip_suffix("\")"));
-                quoted.unwrap_or(name).to_owned()
+                let within = |begin, end| name.strip_prefix(begin).and_then(|name| name.strip_suffix(end));
+                let plain = within("DnsName(\"", "\")").or_else(|| within("IpAddress(", ")"));
+                plain.unwrap_or(name).to_owned()
             };
             let mut names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(of).collect();
             if presented.is_empty() {

@@ -372,7 +372,12 @@ impl Terminator {
 fn shared_secret(path: &Path) -> Result<Secret, String> {
     let wrong = |what: String| format!("tls.ticket_key_file = {:?}: {what}", path.display().to_string());
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let secret = bytes.trim_ascii();
+    // What is around text does not count; of random bytes all do.
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    let secret = match bytes.iter().all(is_text) {
+        true => bytes.trim_ascii(),
+        false => &bytes,
+    };
     match secret.len() < SECRET_LEN_MIN {
         true => Err(wrong(format!(
             "expected at least {SECRET_LEN_MIN} random bytes or characters"
@@ -382,3 +387,28 @@ fn shared_secret(path: &Path) -> Result<Secret, String> {
 }
 
 const SECRET_LEN_MIN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_32_random_bytes_make_a_key_and_spaces_around_text_count_for_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            shared_secret(file.path())
+        };
+        for byte in 0..=255 {
+            let mut bytes = [0x81; 32];
+            (bytes[0], bytes[31]) = (byte, byte);
+            assert!(read(&bytes).is_ok(), "{byte:#x}");
+        }
+        assert!(read(b"0123456789abcdef0123456789abcdef\n").is_ok());
+        let short = read(b" 0123456789abcdef0123456789abcde\n").err().unwrap();
+        assert!(
+            short.contains("expected at least 32 random bytes or characters"),
+            "{short}"
+        );
+    }
+}

@@ -687,7 +687,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
     };
     assert!(shows("0/3 ready, 3 untried"));
     assert_eq!(home.readyz(), (200, "serving\n".to_owned()));
-    let lost = "the last endpoint is lost: none of 3 takes traffic";
+    let lost = "the last endpoint is lost: none of 3 is well, so all are tried";
     wait_until("the loss to be said", || {
         curl(home.door());
         node.stderr().contains(lost)
@@ -695,7 +695,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
     let (code, text) = home.readyz();
     assert_eq!(code, 200);
     assert!(
-        text.contains("service my-web: none of its 3 endpoints takes traffic"),
+        text.contains("service my-web: none of its 3 endpoints is well, so all are tried"),
         "{text}"
     );
     assert!(shows("0/3 ready") && !shows("untried"));
@@ -716,7 +716,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
     wait_until("it to be back", || {
         curl(home.door());
         let said = node.stderr();
-        said.contains("an endpoint takes traffic again") && said.contains("endpoint is back")
+        said.contains("an endpoint is well again") && said.contains("endpoint is back")
     });
     assert!(shows("1/3 ready"));
     assert_eq!(home.readyz(), (200, "serving\n".to_owned()));

@@ -364,9 +364,16 @@ fn failures_have_a_status_and_a_reason() {
         let _ = read_request(&mut stream);
         let _ = stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n");
     });
+    let closing = Origin::start(drop);
     let refusing: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
     let node = Node::start();
     for (name, endpoints, status, text) in [
+        (
+            "closing",
+            vec![closing.addr],
+            "502",
+            "the endpoint closed the connection without a response, and no other took the request",
+        ),
         ("none", vec![], "503", "service none: no endpoint"),
         ("refusing", vec![refusing], "502", "no endpoint accepted a connection"),
         ("silent", vec![silent.addr], "504", "did not answer in time"),

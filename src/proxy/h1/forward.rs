@@ -32,7 +32,7 @@ pub(super) enum Verdict {
     /// The client gets this answer.
     Answer(Answer),
     /// Nobody could be asked, or what was answered is none: why.
-    Unknown(&'static str),
+    Unknown(std::borrow::Cow<'static, str>),
 }
 
 /// An answer that was taken whole.
@@ -53,13 +53,13 @@ impl<C: Client> Server<'_, C> {
         meta: &RequestMeta,
     ) -> Result<Verdict, CloseReason> {
         let Some((service, network)) = self.who_is_asked(auth, guarded) else {
-            return Ok(Verdict::Unknown(NOBODY));
+            return Ok(Verdict::Unknown(nobody(auth).into()));
         };
         let question = question(auth, head);
         let verdict = self
             .ask_endpoints(&service, network.as_ref(), auth, question, meta)
             .await;
-        if let Ok(Verdict::Unknown(why)) = verdict {
+        if let Ok(Verdict::Unknown(why)) = &verdict {
             tracing::debug!(service = %guarded.name(), asked = %service.name(), "{why}");
         }
         verdict
@@ -115,7 +115,7 @@ impl<C: Client> Server<'_, C> {
             local_answer: None,
         };
         if Way::of(service.spec(), question.rest()).is_err() {
-            return Ok(Verdict::Unknown(NO_WAY));
+            return Ok(Verdict::Unknown(NO_WAY.into()));
         }
         let due = tokio::time::Instant::now() + ANSWERS_WITHIN;
         let stats = service.stats();
@@ -129,10 +129,11 @@ impl<C: Client> Server<'_, C> {
             let body = Body::of_request(meta.framing);
             let acquiring = self.acquire(service, port, asked, question.rest(), &mut tries, body, network);
             let Ok(acquired) = tokio::time::timeout_at(due, Box::pin(acquiring)).await else {
-                return Ok(Verdict::Unknown(TOO_LATE));
+                return Ok(Verdict::Unknown(TOO_LATE.into()));
             };
             let Ok(upstream) = acquired? else {
-                return Ok(Verdict::Unknown(NO_ENDPOINT));
+                let called = auth.address.service();
+                return Ok(Verdict::Unknown(format!("{NO_ENDPOINT}: {called}").into()));
             };
             let Upstream {
                 stream,
@@ -196,19 +197,23 @@ impl<C: Client> Server<'_, C> {
                 Outcome::TooLate => {
                     stream.wire().into_iter().for_each(Leg::distrust);
                     stream.reset_on_close();
-                    return Ok(Verdict::Unknown(TOO_LATE));
+                    return Ok(Verdict::Unknown(TOO_LATE.into()));
                 }
                 Outcome::Ended(_) | Outcome::Lost => {
                     stream.reset_on_close();
-                    return Ok(Verdict::Unknown(NO_ANSWER));
+                    return Ok(Verdict::Unknown(NO_ANSWER.into()));
                 }
             }
         }
-        Ok(Verdict::Unknown(NO_ANSWER))
+        Ok(Verdict::Unknown(NO_ANSWER.into()))
     }
 }
 
-const NOBODY: &str = "there is no service here by the name of the one that says whether requests may pass";
+fn nobody(auth: &ForwardAuth) -> String {
+    let called = auth.address.service();
+    format!("there is no service {called} here, which is to say whether requests may pass")
+}
+
 const NO_WAY: &str = "the service that says whether requests may pass cannot be asked by the HTTP that it speaks";
 const NO_ENDPOINT: &str = "no endpoint is there of the service that says whether requests may pass";
 const NO_ANSWER: &str = "the service that says whether requests may pass gives no answer that can be taken";
@@ -329,7 +334,7 @@ impl Taker {
 
     fn verdict(self, auth: &ForwardAuth) -> Verdict {
         let taken = self.taken.into_inner().unwrap_or_else(PoisonError::into_inner);
-        read(&taken, auth).unwrap_or(Verdict::Unknown(NO_ANSWER))
+        read(&taken, auth).unwrap_or_else(|| Verdict::Unknown(NO_ANSWER.into()))
     }
 }
 

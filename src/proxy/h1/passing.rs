@@ -1,6 +1,7 @@
 //! What is asked of a request on the way to an endpoint: it is answered in the place of one, or goes on. Not here: which filters those are
 //! (`whose`), and how heads are changed (`http`).
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::routing::{ClientKey, CloseReason, GuardState, RequestRefusal, Service
 struct Denied {
     refusal: RequestRefusal,
     status: u16,
-    what: &'static str,
+    what: Cow<'static, str>,
     /// A field of the answer; none if it is empty.
     field: String,
     /// What the client is answered in the place of all that.
@@ -141,7 +142,7 @@ impl<C: Client> Server<'_, C> {
                     tell(head, edits);
                     continue;
                 }
-                forward::Verdict::Answer(answer) => (RequestRefusal::ForwardAuth, "", Some(answer)),
+                forward::Verdict::Answer(answer) => (RequestRefusal::ForwardAuth, "".into(), Some(answer)),
                 forward::Verdict::Unknown(why) => (RequestRefusal::AuthUnavailable, why, None),
             };
             return Ok(Err(Denied {
@@ -165,7 +166,7 @@ impl<C: Client> Server<'_, C> {
             return Ok(Err(Denied {
                 refusal: RequestRefusal::Rate,
                 status: 429,
-                what: "too many requests from that address",
+                what: "too many requests from that address".into(),
                 field: retry_after(wait),
                 answer: None,
             }));
@@ -175,7 +176,7 @@ impl<C: Client> Server<'_, C> {
             return Ok(Err(Denied {
                 refusal: RequestRefusal::InFlight,
                 status: 429,
-                what: "too many requests are under way",
+                what: "too many requests are under way".into(),
                 field: String::new(),
                 answer: None,
             }));
@@ -212,10 +213,10 @@ impl<C: Client> Server<'_, C> {
         head: &[u8],
         client: IpAddr,
     ) -> Result<Result<Vec<FieldEdit>, Denied>, CloseReason> {
-        let ask = |refusal, what| Denied {
+        let ask = |refusal, what: &'static str| Denied {
             refusal,
             status: 401,
-            what,
+            what: what.into(),
             field: format!("WWW-Authenticate: Basic realm=\"{}\"", auth.realm.as_str()),
             answer: None,
         };
@@ -243,14 +244,14 @@ impl<C: Client> Server<'_, C> {
             Verdict::TooMany(wait) => Denied {
                 refusal: RequestRefusal::PasswordGuesses,
                 status: 429,
-                what: "too many wrong passwords from that address",
+                what: "too many wrong passwords from that address".into(),
                 field: retry_after(wait),
                 answer: None,
             },
             Verdict::Busy => Denied {
                 refusal: RequestRefusal::PasswordBusy,
                 status: 503,
-                what: "too many passwords are to be tried",
+                what: "too many passwords are to be tried".into(),
                 field: "Retry-After: 1".to_owned(),
                 answer: None,
             },
@@ -263,7 +264,7 @@ fn too_long() -> Denied {
     Denied {
         refusal: RequestRefusal::BodyTooLong,
         status: BodyFault::TooLong.status(),
-        what: BodyFault::TooLong.text(),
+        what: BodyFault::TooLong.text().into(),
         field: String::new(),
         answer: None,
     }

@@ -160,6 +160,12 @@ impl<C: Client> Server<'_, C> {
                             "service {}: no endpoint speaks HTTP/1.1, which an Upgrade, or a Host that is no authority, needs",
                             service.name()
                         ),
+                        false if n_retries > 0 && reason == CloseReason::ConnectFailed => {
+                            format!(
+                                "service {}: {NO_RESPONSE}, and no other took the request",
+                                service.name()
+                            )
+                        }
                         false => reason_text(reason, &service),
                     };
                     return self
@@ -329,9 +335,7 @@ impl<C: Client> Server<'_, C> {
                             (502, format!("the endpoint's response is refused: {refusal}"))
                         }
                         Failure::Lost => (504, "the endpoint's node does not answer".to_owned()),
-                        Failure::NoResponse => {
-                            (502, "the endpoint closed the connection without a response".to_owned())
-                        }
+                        Failure::NoResponse => (502, NO_RESPONSE.to_owned()),
                         _ => (502, "the endpoint's response was cut off, or is malformed".to_owned()),
                     };
                     return self.fail(&service, status, text, &meta, is_request_read).await;
@@ -342,10 +346,15 @@ impl<C: Client> Server<'_, C> {
 
     /// Body bytes that came with the head go out with it, in one call. Errors: it is broken, which is found again, and answered, where
     /// the exchange meets it.
+    #[inline(always)]
     pub(super) fn append_early_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), BodyFault> {
-        if body.is_done() || self.from_client.is_empty() {
-            return Ok(());
+        match body.is_done() || self.from_client.is_empty() {
+            true => Ok(()),
+            false => self.append_body(body, to_upstream),
         }
+    }
+
+    fn append_body(&mut self, body: &mut Body, to_upstream: &mut Buffer) -> Result<(), BodyFault> {
         let coding = match body {
             Body::Chunked(_) => Coding::Chunked,
             _ => Coding::Plain,
@@ -582,6 +591,8 @@ fn reason_text(reason: CloseReason, service: &Service) -> String {
     };
     format!("service {}: {what}", service.name())
 }
+
+const NO_RESPONSE: &str = "the endpoint closed the connection without a response";
 
 /// Times that one request is sent again, where nothing is said of that.
 const RETRIES_MAX: u32 = 2;

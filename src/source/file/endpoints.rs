@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -141,6 +141,13 @@ impl FromStr for Written {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Written, InvalidValue> {
+        let in_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        if let Some(ip) = in_brackets.filter(|ip| ip.parse::<Ipv6Addr>().is_ok()) {
+            return ip.parse().map(Written::Address);
+        }
+        if is_ambiguous(text) {
+            return Err(InvalidValue::new(text, BRACKETS));
+        }
         if let Ok(endpoint) = text.parse() {
             return Ok(Written::Address(endpoint));
         }
@@ -159,6 +166,16 @@ impl FromStr for Written {
         named().ok_or_else(|| InvalidValue::new(text, EXPECTED))
     }
 }
+
+/// Whether it may be an address with a port, or one that ends like that.
+fn is_ambiguous(text: &str) -> bool {
+    let Some((front, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    front.parse::<Ipv6Addr>().is_ok() && text.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok()
+}
+
+const BRACKETS: &str = "brackets around an IPv6 address, such as [::1]:9001, or [::1] for the target port";
 
 const EXPECTED: &str = "an address or the name of a host, with a port from 1 to 65535, such as 127.0.0.1:9001, [::1]:9001 or \
                         db.internal:5432, or without one for the target port; a name has labels of 1 to 63 letters, digits and inner \
@@ -245,6 +262,26 @@ mod tests {
         let endpoints = spec.endpoints.iter().enumerate();
         let shown = endpoints.map(|(i, endpoint)| format!("{endpoint}*{}", spec.weight_of(i).get()));
         shown.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn an_ipv6_address_that_may_end_in_a_port_is_asked_for_brackets() {
+        let read = |text: &str| text.parse::<Written>().map(|written| written.to_string());
+        for (text, shown) in [
+            ("[::1]:9001", "[::1]:9001"),
+            ("[::1]", "::1"),
+            ("[fd00::1:9001]", "fd00::1:9001"),
+            ("fd00::1", "fd00::1"),
+            ("::1", "::1"),
+            ("fd00:1:2:3:4:5:6:9001", "fd00:1:2:3:4:5:6:9001"),
+        ] {
+            assert_eq!(read(text).unwrap(), shown);
+        }
+        for text in ["::1:9001", "fd00::1:80", "fd00::1:2:3"] {
+            let said = read(text).unwrap_err().to_string();
+            assert!(said.contains("brackets around an IPv6 address"), "{said}");
+        }
+        assert!(read("[::]").is_err() && read("[127.0.0.1]").is_err());
     }
 
     const NO_ADDRESS: &[IpAddr] = &[];

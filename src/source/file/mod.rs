@@ -134,9 +134,7 @@ impl FileSource {
         let reason = match reading {
             Reading::Text(text) => match self.apply(&text, true) {
                 Ok(()) => {
-                    if !self.status.is_current() {
-                        tracing::info!(path = %self.path.display(), services = self.applied.len(), "services file applied");
-                    }
+                    tracing::info!(path = %self.path.display(), services = self.applied.len(), "services file applied");
                     self.status.applied();
                     self.keep(Some(text));
                     return;
@@ -147,7 +145,11 @@ impl FileSource {
         };
         let reason = format!("{}: {reason}", self.path.display());
         if self.status.rejected(reason.clone()) {
-            tracing::error!("services file not applied, the last good table stays: {reason}");
+            let what_is_served = match self.status.is_known() {
+                true => "the last good one goes on",
+                false => "nothing is served yet",
+            };
+            tracing::error!("services file not applied, {what_is_served}: {reason}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The text of a services file to what it declares. Pure. Not here: where the text comes from (`watch`), and conflicts
 //! between services (`routing`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for ServicesDto {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ServicesDto, A::Error> {
                 let mut services = Vec::new();
-                let mut names = std::collections::HashSet::new();
+                let mut names = HashSet::new();
                 while let Some(Text(name)) = map.next_key::<Text<Name>>()? {
                     if !names.insert(name.0.clone()) {
                         return Err(de::Error::custom(format_args!("service {} is declared twice", name.0)));
@@ -138,6 +138,9 @@ impl<'de> Deserialize<'de> for ServicesDto {
                     let declared =
                         declared.map_err(|error| de::Error::custom(format_args!("service {}: {error}", name.0)))?;
                     services.push(declared);
+                }
+                if let Some(missing) = find_unasked(&services) {
+                    return Err(de::Error::custom(missing));
                 }
                 if services.is_empty() {
                     return Err(de::Error::custom(
@@ -149,6 +152,26 @@ impl<'de> Deserialize<'de> for ServicesDto {
         }
         deserializer.deserialize_map(Services)
     }
+}
+
+/// A service whose requests another one is to be asked about that is not there, in words. One of the same stack may be called by what is left of
+/// its name without the stack's.
+fn find_unasked(services: &[Declared]) -> Option<String> {
+    let names: HashSet<&str> = services.iter().map(|it| it.spec.name.key()).collect();
+    services.iter().find_map(|it| {
+        let spec = &it.spec;
+        let forward = spec.filters.as_ref()?.guards.as_ref()?.forward.as_ref()?;
+        let called = forward.address.service().to_ascii_lowercase();
+        let own = spec.name.key();
+        let mut beside = own
+            .rmatch_indices('_')
+            .map(|(at, _)| format!("{}_{called}", &own[..at]));
+        let is_there = names.contains(&*called) || beside.any(|name| names.contains(&*name));
+        (!is_there).then(|| {
+            let key = format!("service {}: forward_auth.address", spec.name);
+            format!("{key}: there is no service {called:?}: expected one of this file")
+        })
+    })
 }
 
 #[derive(Deserialize)]
@@ -436,6 +459,28 @@ impl ServiceDto {
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);
         }
+        if self.allow.as_ref().is_some_and(Vec::is_empty) {
+            return Err("allow: expected one network at least; without the key everybody is let in".to_owned());
+        }
+        let of_requests = [
+            ("allow", self.allow.is_some()),
+            ("https_only", self.https_only == Some(true)),
+            ("redirect_regex", self.redirect_regex.is_some()),
+            ("basic_auth", self.basic_auth.is_some()),
+            ("forward_auth", self.forward_auth.is_some()),
+            ("rate", self.rate.is_some()),
+            ("in_flight", self.in_flight.is_some()),
+            ("in_flight_per_client", self.in_flight_per_client.is_some()),
+            ("max_body", self.max_body.is_some()),
+            ("retries", self.retries.is_some()),
+            ("strip_prefix", self.strip_prefix.is_some()),
+            ("replace_path", self.replace_path.is_some()),
+            ("add_prefix", self.add_prefix.is_some()),
+            ("request_headers", self.request_headers.is_some()),
+            ("response_headers", self.response_headers.is_some()),
+            ("compress", self.compress.is_some()),
+        ];
+        let of_requests: Vec<&str> = of_requests.iter().filter(|key| key.1).map(|key| key.0).collect();
         let guards = Guards {
             auth: self.basic_auth.map(BasicAuthDto::into_auth).transpose()?,
             forward: self.forward_auth.map(ForwardAuthDto::into_auth),
@@ -461,11 +506,10 @@ impl ServiceDto {
             compress: self.compress.map(CompressDto::into_compress),
         };
         if !filters.is_empty() && spec.mode != Mode::Http {
-            return Err(
-                "allow, https_only, redirect_regex, basic_auth, forward_auth, rate, in_flight, in_flight_per_client, max_body, retries, strip_prefix, replace_path, add_prefix, request_headers, response_headers, compress: \
-                        expected mode: http: in tcp mode there are no requests"
-                    .to_owned(),
-            );
+            return Err(format!(
+                "{}: expected mode: http: in tcp mode there are no requests",
+                of_requests.join(", ")
+            ));
         }
         spec.filters = (!filters.is_empty()).then(|| Arc::new(filters));
         set(&mut spec.slow_start, self.slow_start.map(|text| text.0.0));

@@ -265,3 +265,31 @@ fn a_change_of_one_service_touches_no_other() {
     running.wait("b", || !Arc::ptr_eq(&b, &service("b")));
     assert!(Arc::ptr_eq(&a, &service("a")));
 }
+
+#[test]
+fn what_a_newcomer_writes_is_answered_with_what_is_to_be_written() {
+    for (rest, expected) in [
+        ("timeouts.connect: 5s", "expected timeouts: { connect: ... }"),
+        ("entrypoints: web", "expected a list, such as [websecure]"),
+        (
+            "mode: http, allow: 10.0.0.0/8",
+            "expected a list, such as [\"10.0.0.0/8\"]",
+        ),
+        ("mode: http, strip_prefix: /api", "expected a list, such as [\"/api\"]"),
+        ("mode: http, compress: true", "expected {} for the defaults"),
+        ("mode: http, allow: []", "allow: expected one network at least"),
+        ("mode: http, add_prefix: /v1/../x", "without ?, %, . and .. in it"),
+        (
+            "retries: 1, compress: {}",
+            "retries, compress: expected mode: http: in tcp mode there are no requests",
+        ),
+        (
+            "route: HostSNI(`127.0.0.1`)",
+            "the name of a host instead of \"127.0.0.1\": TLS names no addresses",
+        ),
+    ] {
+        let text = format!("services:\n  web: {{ publish: [\"8080:80\"], endpoints: [], {rest} }}\n");
+        let said = super::parse(&text).unwrap_err().to_string();
+        assert!(said.contains(expected), "{rest}: {said}");
+    }
+}

@@ -59,6 +59,16 @@ fn other(message: &str) -> String {
         return format!("{name} is there twice: expected it once");
     }
     if let Some(rest) = message.strip_prefix("unknown field ") {
+        // Written as documents name it.
+        let name = rest
+            .strip_prefix('`')
+            .and_then(|rest| rest.split('`').next())
+            .unwrap_or_default();
+        if let Some((outer, inner)) = name.split_once('.')
+            && rest.split([' ', ',', '`']).any(|known| known == outer)
+        {
+            return format!("no such key: `{name}`: expected {outer}: {{ {inner}: ... }}");
+        }
         return format!("no such key: {}", rest.replacen(", expected", ": expected", 1));
     }
     if let Some(name) = message.strip_prefix("missing field ") {
@@ -81,6 +91,8 @@ fn keys_expected(key: &str, last: &str) -> &'static str {
         "endpoint_tls" => "keys with values, such as { ca: internal, server_name: web.internal }",
         "limits" => "keys with values, such as { queue: 100 }",
         "timeouts" => "keys with values, such as { connect: 1s }",
+        "compress" => "{} for the defaults, or keys with values, such as { min_size: 1KiB }",
+        "sticky" => "keys with values, such as { key: 16 random characters }",
         _ if key.matches('.').count() == 1 => "the service's keys, such as endpoints: [\"127.0.0.1:9001\"]",
         _ => "keys with values",
     }
@@ -90,6 +102,10 @@ fn list_expected(last: &str) -> &'static str {
     match last {
         "publish" => "a list, such as [\"8080:80\"]",
         "expose" => "a list, such as [8000]",
+        "entrypoints" => "a list, such as [websecure]",
+        "allow" => "a list, such as [\"10.0.0.0/8\"]",
+        "strip_prefix" => "a list, such as [\"/api\"]",
+        "routes" => "a list, such as [{ rule: \"Host(`a.example`)\" }]",
         "endpoints" => "a list, such as [\"127.0.0.1:9001\"]",
         _ => "a list",
     }
