@@ -73,7 +73,7 @@ fn tls_faults(config: &Config) -> Vec<String> {
     let of_authorities = Trust::new(config.authorities.clone()).faults();
     let of_entry_points = match config.tls.policies.is_empty() {
         true => Vec::new(),
-        false => match Terminators::new(config.tls.clone(), None) {
+        false => match Terminators::new(config.tls.clone()) {
             Ok(tls) => tls.config_faults(),
             Err(fault) => vec![fault],
         },

@@ -15,7 +15,6 @@ use tracing_subscriber::filter::LevelFilter;
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::agent::process::UserRange;
-use crate::link::Token;
 use crate::model::filters::network;
 use crate::model::swarm::Generic;
 use crate::model::{CaName, EntryPointSpec, parse_duration};
@@ -100,16 +99,6 @@ pub struct SwarmConfig {
     pub certificate_life: Duration,
     /// Joining nodes must come from the address that the swarm knows them by.
     pub link_checks_address: bool,
-}
-
-impl SwarmConfig {
-    /// What session tickets are sealed by: all nodes with the same token have the same. `None`: there is no token, or one that could be
-    /// found by trying, with a ticket to try it on.
-    pub(super) fn key_of_tickets(&self) -> Option<[u8; 32]> {
-        self.link?;
-        let token = Token::read(&self.token_file).ok()?;
-        token.weakness().is_none().then(|| token.key_for("session tickets"))
-    }
 }
 
 /// What the command line may say; it wins over everything else.

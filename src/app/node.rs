@@ -125,11 +125,7 @@ impl Node {
         let takeover = config.swarm.as_ref().and_then(|swarm| swarm.start_takeover());
         let tls = match config.tls.policies.is_empty() {
             true => None,
-            false => {
-                let of_cluster = config.swarm.as_ref().and_then(|swarm| swarm.key_of_tickets());
-                let terminators = Terminators::new(config.tls.clone(), of_cluster);
-                Some(Arc::new(terminators.map_err(NodeError::Tls)?))
-            }
+            false => Some(Arc::new(Terminators::new(config.tls.clone()).map_err(NodeError::Tls)?)),
         };
         let mut acme_nodes = None;
         if let Some(tls) = &tls {

@@ -123,11 +123,6 @@ impl Token {
         mac
     }
 
-    /// A key for what all nodes of the cluster are to know, and nobody else; the same for all who have this token.
-    pub fn key_for(&self, purpose: &str) -> [u8; 32] {
-        self.proof(KEY, &[], &[purpose]).finalize().into_bytes().into()
-    }
-
     fn proves(&self, side: &str, session: &[u8], what: &[&str]) -> String {
         to_hex(&self.proof(side, session, what).finalize().into_bytes())
     }
@@ -138,7 +133,6 @@ impl Token {
     }
 }
 
-const KEY: &str = "anynode key 1";
 const SERVER: &str = "anynode join 2: the manager";
 const CLIENT: &str = "anynode join 2: the node that joins";
 
@@ -348,18 +342,6 @@ mod tests {
             let weakness = Token(text.to_owned()).weakness();
             assert_eq!(weakness.is_some(), is_weak, "{text}: {weakness:?}");
         }
-    }
-
-    #[test]
-    fn a_key_is_the_same_for_all_who_have_the_token_and_another_for_anything_else() {
-        let of = |token: &str, purpose: &str| Token(token.to_owned()).key_for(purpose);
-        assert_eq!(of("a token", "tickets"), of("a token", "tickets"));
-        let others = [
-            of("a token", "tickets"),
-            of("a token", "ticket"),
-            of("another", "tickets"),
-        ];
-        assert!(others[0] != others[1] && others[0] != others[2]);
     }
 
     #[test]

@@ -114,15 +114,13 @@ impl std::fmt::Debug for Terminator {
 }
 
 impl Terminators {
-    /// Reads all files. What cannot be used is said, and made up for when it can. `of_cluster`: what the nodes of a cluster know, for
-    /// tickets that any of them takes, where no file says another.
+    /// Reads all files. What cannot be used is said, and made up for when it can.
     ///
     /// Errors: the key of `ticket_key_file` cannot be read or is short, or the system has no randomness.
-    pub fn new(config: TlsConfig, of_cluster: Option<[u8; 32]>) -> Result<Terminators, String> {
-        let secret = match (&config.ticket_key_file, of_cluster) {
-            (Some(path), _) => shared_secret(path)?,
-            (None, Some(key)) => Secret::shared(&key),
-            (None, None) => Secret::random().map_err(|_| "the system has no randomness".to_owned())?,
+    pub fn new(config: TlsConfig) -> Result<Terminators, String> {
+        let secret = match &config.ticket_key_file {
+            Some(path) => shared_secret(path)?,
+            None => Secret::random().map_err(|_| "the system has no randomness".to_owned())?,
         };
         let certificates = Arc::new(Certificates::new(config.certificates));
         let challenges: Arc<Challenges> = Arc::default();

@@ -219,11 +219,11 @@ mod tests {
             authorities: None,
             external: None,
         };
-        let config = TlsConfig {
+        let tls = Terminators::new(TlsConfig {
             acme: vec![config],
             ..TlsConfig::default()
-        };
-        let tls = Terminators::new(config, None).unwrap();
+        });
+        let tls = tls.unwrap();
         let acme = tls.acme().clone();
         acme.share();
         let by = WantedBy {

@@ -265,7 +265,6 @@ fn use_it(stage: &Stage) {
         let said = stage.openssl(node, "nobody.test", "hello there");
         assert!(!said.contains("\nhello there"), "{said}");
     }
-    resume(stage);
     call(stage);
     if is_here("chromium") && is_here("certutil") {
         browse(stage);
@@ -277,30 +276,6 @@ fn use_it(stage: &Stage) {
 fn is_here(program: &str) -> bool {
     let found = Command::new("which").arg(program).output();
     found.is_ok_and(|out| out.status.success())
-}
-
-/// A session that was begun at one node goes on at every other, though nobody has set a key for that.
-fn resume(stage: &Stage) {
-    let session = stage.swarm.dir().join("session");
-    let ask = |node: usize, option: &str| {
-        let script = "printf 'GET / HTTP/1.1\\r\\nHost: shop.test\\r\\nConnection: close\\r\\n\\r\\n' | openssl s_client -connect $0:443 \
-                      -servername shop.test -ign_eof $1 $2 2>&1";
-        let mut sh = stage.program("sh");
-        sh.args(["-c", script, &stage.swarm.ip(node), option]).arg(&session);
-        String::from_utf8_lossy(&sh.output().unwrap().stdout).into_owned()
-    };
-    let first = ask(ALL[0], "-sess_out");
-    assert!(
-        first.contains("New, TLSv1") && first.contains("HTTP/1.1 200"),
-        "{first}"
-    );
-    for node in ALL {
-        let next = ask(node, "-sess_in");
-        assert!(
-            next.contains("Reused, TLSv1") && next.contains("HTTP/1.1 200"),
-            "{node}: {next}"
-        );
-    }
 }
 
 /// tonic at every node: both kinds of calls, by all tasks.
