@@ -224,9 +224,6 @@ fn host_pattern(text: &str) -> Result<Pattern, String> {
 fn sni(text: &str) -> Result<Matcher, String> {
     match text {
         "*" => Ok(Matcher::AnySni),
-        name if name.parse::<IpAddr>().is_ok() => Err(format!(
-            "the name of a host instead of {name:?}: TLS names no addresses (for all: *)"
-        )),
         name => host_name(name, "HostSNIRegexp; for all: *").map(Matcher::HostSni),
     }
 }

@@ -115,6 +115,8 @@ impl<C: Client> Server<'_, C> {
         let retries_max = passed.retries.unwrap_or(RETRIES_MAX);
         let mut tries = Tries::default();
         let mut n_retries = 0;
+        // The endpoint that was asked last has ended its connection without a word.
+        let mut has_closed = false;
         // On a connection that was kept too long: no word on the endpoint, and not one of its tries.
         let mut is_anew = false;
         loop {
@@ -160,7 +162,11 @@ impl<C: Client> Server<'_, C> {
                             "service {}: no endpoint speaks HTTP/1.1, which an Upgrade, or a Host that is no authority, needs",
                             service.name()
                         ),
-                        false if n_retries > 0 && reason == CloseReason::ConnectFailed => {
+                        false
+                            if has_closed
+                                && reason == CloseReason::ConnectFailed
+                                && service.spec().scheme != Scheme::Https =>
+                        {
                             format!(
                                 "service {}: {NO_RESPONSE}, and no other took the request",
                                 service.name()
@@ -294,6 +300,7 @@ impl<C: Client> Server<'_, C> {
                     }
                     let was_kept = is_reused && !stream.wire().is_some_and(Leg::is_one_of_many);
                     drop((stream, lease));
+                    has_closed = matches!(failure, Failure::NoResponse) && !is_unprocessed;
                     match failure {
                         // It has answered, and may take it on another connection.
                         Failure::NoResponse

@@ -20,6 +20,8 @@ pub struct Declared {
     pub spec: ServiceSpec,
     /// All endpoints as they stand in the file; empty where all are addresses.
     written: Vec<(Written, Weight)>,
+    /// What in it a new file is not to have, and what was expected.
+    pub(super) objection: Option<String>,
 }
 
 impl Declared {
@@ -44,6 +46,7 @@ impl Declared {
         Ok(Declared {
             spec,
             written: if has_names { written } else { Vec::new() },
+            objection: None,
         })
     }
 
@@ -145,9 +148,6 @@ impl FromStr for Written {
         if let Some(ip) = in_brackets.filter(|ip| ip.parse::<Ipv6Addr>().is_ok()) {
             return ip.parse().map(Written::Address);
         }
-        if is_ambiguous(text) {
-            return Err(InvalidValue::new(text, BRACKETS));
-        }
         if let Ok(endpoint) = text.parse() {
             return Ok(Written::Address(endpoint));
         }
@@ -167,12 +167,12 @@ impl FromStr for Written {
     }
 }
 
-/// Whether it may be an address with a port, or one that ends like that.
-fn is_ambiguous(text: &str) -> bool {
-    let Some((front, port)) = text.rsplit_once(':') else {
-        return false;
-    };
-    front.parse::<Ipv6Addr>().is_ok() && text.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok()
+/// Where it may be an address with a port, or one that ends like that: it is read as the latter.
+fn ambiguity(text: &str) -> Option<String> {
+    let (front, port) = text.rsplit_once(':')?;
+    let is_ip = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    let is_ambiguous = is_ip(front) && is_ip(text) && port.parse::<u16>().is_ok();
+    is_ambiguous.then(|| format!("endpoints: {}", InvalidValue::new(text, BRACKETS)))
 }
 
 const BRACKETS: &str = "brackets around an IPv6 address, such as [::1]:9001, or [::1] for the target port";
@@ -182,14 +182,29 @@ const EXPECTED: &str = "an address or the name of a host, with a port from 1 to 
                         '-', 253 characters at most, and no number at its end";
 
 /// An endpoint alone, or with the network namespace that its address is of and how much it gets.
-pub(super) struct EndpointDto(pub(super) Written, pub(super) Weight);
+pub(super) struct EndpointDto {
+    pub(super) written: Written,
+    pub(super) weight: Weight,
+    pub(super) objection: Option<String>,
+}
+
+/// As it stands, and what a new file is not to have in it.
+struct Address(Written, Option<String>);
+
+impl FromStr for Address {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Address, InvalidValue> {
+        Ok(Address(text.parse()?, ambiguity(text)))
+    }
+}
 
 impl<'de> Deserialize<'de> for EndpointDto {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EndpointDto, D::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Whole {
-            address: Text<Written>,
+            address: Text<Address>,
             netns: Option<Text<Namespace>>,
             weight: Option<Text<Weight>>,
         }
@@ -202,13 +217,18 @@ impl<'de> Deserialize<'de> for EndpointDto {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointDto, E> {
-                let endpoint = text.parse().map_err(E::custom)?;
-                Ok(EndpointDto(endpoint, Weight::default()))
+                let Address(written, objection) = text.parse().map_err(E::custom)?;
+                Ok(EndpointDto {
+                    written,
+                    weight: Weight::default(),
+                    objection,
+                })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointDto, A::Error> {
                 let endpoint = Whole::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let written = match (endpoint.address.0, endpoint.netns) {
+                let Address(written, objection) = endpoint.address.0;
+                let written = match (written, endpoint.netns) {
                     (Written::Address(spec), netns) => Written::Address(EndpointSpec {
                         netns: netns.map(|netns| netns.0.0),
                         ..spec
@@ -221,10 +241,11 @@ impl<'de> Deserialize<'de> for EndpointDto {
                         )));
                     }
                 };
-                Ok(EndpointDto(
+                Ok(EndpointDto {
                     written,
-                    endpoint.weight.map_or_else(Weight::default, |weight| weight.0),
-                ))
+                    weight: endpoint.weight.map_or_else(Weight::default, |weight| weight.0),
+                    objection,
+                })
             }
         }
         deserializer.deserialize_any(Endpoint)
@@ -278,9 +299,14 @@ mod tests {
             assert_eq!(read(text).unwrap(), shown);
         }
         for text in ["::1:9001", "fd00::1:80", "fd00::1:2:3"] {
-            let said = read(text).unwrap_err().to_string();
-            assert!(said.contains("brackets around an IPv6 address"), "{said}");
+            for endpoint in [format!("\"{text}\""), format!("{{ address: \"{text}\" }}")] {
+                let web = declared(&format!("endpoints: [{endpoint}]"));
+                assert_eq!(shown(&web.spec), format!("{text}*1"), "as it was read before");
+                let said = web.objection.unwrap();
+                assert!(said.contains("brackets around an IPv6 address"), "{said}");
+            }
         }
+        assert_eq!(declared("endpoints: [\"[::1]:9001\", \"fd00::1\"]").objection, None);
         assert!(read("[::]").is_err() && read("[127.0.0.1]").is_err());
     }
 

@@ -156,6 +156,9 @@ impl FileSource {
     /// Makes the table say what `text` says. `is_whole`: all routes are to be served. Errors: nothing is changed.
     fn apply(&mut self, text: &str, is_whole: bool) -> Result<(), Rejection> {
         let declared = parse(text)?;
+        if let Some(objection) = parse::objection(&declared).filter(|_| is_whole) {
+            return Err(objection.into());
+        }
         let mut vips = self.vips.clone();
         let names: HashSet<&ServiceName> = declared.iter().map(|it| &it.spec.name).collect();
         let mut assigned = Vec::with_capacity(declared.len());
@@ -321,7 +324,11 @@ pub fn check(
     vip_network: Ipv4Net,
     entry_points: Vec<EntryPointSpec>,
 ) -> Result<Vec<Arc<ServiceSpec>>, Rejection> {
-    let specs: Vec<Arc<ServiceSpec>> = parse(text)?.into_iter().map(|it| Arc::new(it.spec)).collect();
+    let declared = parse(text)?;
+    if let Some(objection) = parse::objection(&declared) {
+        return Err(objection.into());
+    }
+    let specs: Vec<Arc<ServiceSpec>> = declared.into_iter().map(|it| Arc::new(it.spec)).collect();
     loops::find(&specs.iter().map(|spec| &**spec).collect::<Vec<_>>(), is_own_address)?;
     let mut vips = VipPool::new(vip_network);
     let mut changes = Vec::with_capacity(specs.len());

@@ -139,9 +139,6 @@ impl<'de> Deserialize<'de> for ServicesDto {
                         declared.map_err(|error| de::Error::custom(format_args!("service {}: {error}", name.0)))?;
                     services.push(declared);
                 }
-                if let Some(missing) = find_unasked(&services) {
-                    return Err(de::Error::custom(missing));
-                }
                 if services.is_empty() {
                     return Err(de::Error::custom(
                         "no service is declared: expected at least one, so that a half-written file stops nothing",
@@ -152,6 +149,20 @@ impl<'de> Deserialize<'de> for ServicesDto {
         }
         deserializer.deserialize_map(Services)
     }
+}
+
+/// Why a new file is not taken, though one that was taken before goes on: what it says could be read in two ways, or cannot be kept.
+pub(super) fn objection(services: &[Declared]) -> Option<ParseError> {
+    let of_one = services.iter().find_map(|it| {
+        let expected = it.objection.as_ref()?;
+        Some(format!("service {}: {expected}", it.spec.name))
+    });
+    let message = of_one.or_else(|| find_unasked(services))?;
+    Some(ParseError {
+        line: None,
+        key: String::new(),
+        message,
+    })
 }
 
 /// A service whose requests another one is to be asked about that is not there, in words. One of the same stack may be called by what is left of
@@ -459,9 +470,6 @@ impl ServiceDto {
         if let Some(sticky) = &mut spec.sticky {
             sticky.settle_name(&spec.name);
         }
-        if self.allow.as_ref().is_some_and(Vec::is_empty) {
-            return Err("allow: expected one network at least; without the key everybody is let in".to_owned());
-        }
         let of_requests = [
             ("allow", self.allow.is_some()),
             ("https_only", self.https_only == Some(true)),
@@ -529,8 +537,13 @@ impl ServiceDto {
         set(&mut spec.client_address, self.client_address.map(|text| text.0));
         set(&mut spec.abort_on_client_close, self.abort_on_client_close);
         let endpoints = self.endpoints.into_iter();
-        let endpoints = endpoints.map(|EndpointDto(written, weight)| (written, weight));
+        let mut objection = None;
+        let endpoints = endpoints.map(|endpoint| {
+            objection = objection.take().or(endpoint.objection);
+            (endpoint.written, endpoint.weight)
+        });
         let mut declared = Declared::new(spec, endpoints.collect())?;
+        declared.objection = objection;
         let takes_target = declared.ports().any(|port| port == 0);
         let only_name = declared.only_name().cloned();
         let has_names = declared.has_names();

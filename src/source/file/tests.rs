@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::FileSource;
+use super::keep::{Keeper, Kept};
 use crate::routing::TableHandle;
 use crate::source::names::NamesConfig;
 use crate::source::{SourceHealth, SourceStatus};
@@ -277,19 +278,46 @@ fn what_a_newcomer_writes_is_answered_with_what_is_to_be_written() {
         ),
         ("mode: http, strip_prefix: /api", "expected a list, such as [\"/api\"]"),
         ("mode: http, compress: true", "expected {} for the defaults"),
-        ("mode: http, allow: []", "allow: expected one network at least"),
-        ("mode: http, add_prefix: /v1/../x", "without ?, %, . and .. in it"),
         (
             "retries: 1, compress: {}",
             "retries, compress: expected mode: http: in tcp mode there are no requests",
-        ),
-        (
-            "route: HostSNI(`127.0.0.1`)",
-            "the name of a host instead of \"127.0.0.1\": TLS names no addresses",
         ),
     ] {
         let text = format!("services:\n  web: {{ publish: [\"8080:80\"], endpoints: [], {rest} }}\n");
         let said = super::parse(&text).unwrap_err().to_string();
         assert!(said.contains(expected), "{rest}: {said}");
+    }
+}
+
+#[test]
+fn a_file_that_an_earlier_version_took_goes_on_where_a_new_one_would_be_refused() {
+    for (rest, expected) in [
+        (
+            "mode: http, forward_auth: { address: \"http://nobody/\" }",
+            "there is no service \"nobody\"",
+        ),
+        ("endpoints: [\"fd00::1:80\"]", "brackets around an IPv6 address"),
+    ] {
+        let endpoints = if rest.contains("endpoints") {
+            ""
+        } else {
+            "endpoints: [], "
+        };
+        let text = format!("services:\n  web: {{ publish: [\"127.0.0.1:18080:80\"], {endpoints}{rest} }}\n");
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let (mut keeper, kept) = Keeper::open(&dir.path().join("data"));
+        keeper.keep(Kept {
+            services: Some(text.clone()),
+            ..kept
+        });
+        keeper.write_now();
+        drop(keeper);
+        std::fs::write(dir.path().join("services.yml"), text).unwrap();
+        let running = Running::start(dir);
+        assert_eq!(running.names(), "web");
+        let SourceHealth::Stale { reason } = running.status.health() else {
+            panic!("it is taken: {rest}");
+        };
+        assert!(reason.contains(expected), "{reason}");
     }
 }

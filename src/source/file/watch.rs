@@ -85,8 +85,8 @@ impl Watcher {
         loop {
             if self.events.is_none() {
                 self.watch();
-                // Whatever happened before the watch stood.
-                if signature(&self.path) != self.read {
+                // Whatever happened before the watch stood. Where it was found open, it is looked at again as it is.
+                if self.due.is_none() && self.n_open == 0 && signature(&self.path) != self.read {
                     self.is_due();
                 }
             }
@@ -96,7 +96,10 @@ impl Watcher {
                 return reading;
             }
             let every = if self.events.is_some() { LOOK_EVERY } else { RETRY_EVERY };
-            let look_at = *self.look_at.get_or_insert_with(|| Instant::now() + every);
+            let soonest = Instant::now() + every;
+            // Where the watch was lost meanwhile, it is tried for more often.
+            let look_at = self.look_at.map_or(soonest, |at| at.min(soonest));
+            self.look_at = Some(look_at);
             let (events, due) = (self.events.as_ref(), self.due);
             let noticed = async {
                 match events {
@@ -182,6 +185,8 @@ impl Watcher {
         }
         if mask.contains(EventMask::MODIFY) {
             self.is_being_written = true;
+            // Whoever still writes to it is not yet slow to close it.
+            (self.looked, self.look_at) = (None, None);
             return false;
         }
         if mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO | EventMask::MOVED_FROM | EventMask::DELETE) {
@@ -234,6 +239,7 @@ impl Watcher {
 
     fn say(&mut self, signature: Option<Signature>, reading: Reading) -> Option<Reading> {
         self.read = signature;
+        self.n_open = 0;
         if self.last.as_ref() == Some(&reading) {
             return None;
         }

@@ -65,7 +65,7 @@ fn other(message: &str) -> String {
             .and_then(|rest| rest.split('`').next())
             .unwrap_or_default();
         if let Some((outer, inner)) = name.split_once('.')
-            && rest.split([' ', ',', '`']).any(|known| known == outer)
+            && NESTED.contains(&outer)
         {
             return format!("no such key: `{name}`: expected {outer}: {{ {inner}: ... }}");
         }
@@ -82,6 +82,19 @@ fn other(message: &str) -> String {
     }
     message.to_owned()
 }
+
+/// Keys of a service that have others in them.
+const NESTED: [&str; 9] = [
+    "health",
+    "limits",
+    "timeouts",
+    "endpoint_tls",
+    "sticky",
+    "redirect_regex",
+    "basic_auth",
+    "forward_auth",
+    "compress",
+];
 
 fn keys_expected(key: &str, last: &str) -> &'static str {
     match last {
