@@ -90,6 +90,24 @@ pub(super) enum NoPick {
 /// Source for `least-request`: power of two random choices (Mitzenmacher 2001).
 pub(super) fn pick(service: &Service, wish: Wish, tried: &[EndpointId], now: Instant) -> Result<Lease, NoPick> {
     let picks = service.picks(now);
+    // What it mostly comes to.
+    let is_any = wish.key.is_none() && wish.mark.is_none() && tried.is_empty();
+    if is_any
+        && service.spec().balance == Balance::RoundRobin
+        && !picks.is_panic()
+        && !picks.has_others()
+        && let Some(i) = picks.next()
+    {
+        let endpoint = &service.endpoints()[i];
+        if endpoint.begin(service.spec().limits.endpoint_connections) {
+            return Ok(Lease::of(endpoint.clone()));
+        }
+    }
+    pick_among(service, &picks, wish, tried)
+}
+
+#[inline(never)]
+fn pick_among(service: &Service, picks: &Picks, wish: Wish, tried: &[EndpointId]) -> Result<Lease, NoPick> {
     if picks.is_empty() {
         return Err(NoPick::None);
     }
@@ -125,12 +143,12 @@ pub(super) fn pick(service: &Service, wish: Wish, tried: &[EndpointId], now: Ins
         return Ok(lease);
     }
     if picks.has_others()
-        && let Some(lease) = near_or_idle(service, &picks).and_then(&mut lease)
+        && let Some(lease) = near_or_idle(service, picks).and_then(&mut lease)
     {
         return Ok(lease);
     }
     if service.spec().balance == Balance::LeastRequest
-        && let Some(lease) = less_loaded_of_two(service, &picks).and_then(&mut lease)
+        && let Some(lease) = less_loaded_of_two(service, picks).and_then(&mut lease)
     {
         return Ok(lease);
     }

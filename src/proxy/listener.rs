@@ -40,7 +40,7 @@ pub(super) async fn serve_port(
     }
     let acceptor = PortAcceptor {
         listen,
-        route: None,
+        route: Known::default(),
         shared: shared.clone(),
     };
     accept_loop(&listener, &listen, &shared, acceptor, stop).await;
@@ -101,19 +101,20 @@ async fn accept_now(listener: &TcpListener) -> Option<io::Result<(TcpStream, Soc
 
 struct PortAcceptor {
     listen: Listen,
-    /// What the port is for, as of a revision of the table.
-    route: Option<RouteOf>,
+    route: Known,
     shared: Arc<Shared>,
 }
 
-struct RouteOf {
-    revision: u64,
+/// What a port is for, as of a revision of the table.
+#[derive(Default)]
+struct Known {
+    /// `None`: not looked up yet.
+    revision: Option<u64>,
     /// `None` once the port left the table.
     door: Option<Door>,
 }
 
 /// What a connection is for, when it is accepted.
-#[derive(Clone)]
 struct Door {
     service: Arc<Service>,
     target: u16,
@@ -123,7 +124,6 @@ struct Door {
 }
 
 /// What an entry point asks of connections before HTTP.
-#[derive(Clone)]
 struct Before {
     spec: Arc<EntryPointSpec>,
     tls: Option<Arc<Terminator>>,
@@ -164,8 +164,12 @@ impl Door {
 
 impl Acceptor for PortAcceptor {
     fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let door = self.door();
-        serve(&self.shared, door, stream, peer);
+        serve(
+            &self.shared,
+            self.route.look_up(&self.shared, self.listen),
+            stream,
+            peer,
+        );
     }
 }
 
@@ -187,12 +191,12 @@ impl Acceptor for VipAcceptor {
         // None for who has found the listener itself.
         let route = table.route(&listen).filter(|route| route.kind == ListenKind::Vip);
         let door = route.and_then(|route| Door::of(&self.shared, &table, listen, route));
-        serve(&self.shared, door, stream, peer);
+        serve(&self.shared, door.as_ref(), stream, peer);
     }
 }
 
 /// Gives a connection to a task of its own; resets it where there is no service.
-fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: SocketAddr) {
+fn serve(shared: &Arc<Shared>, door: Option<&Door>, stream: TcpStream, peer: SocketAddr) {
     let Some(Door {
         service,
         target,
@@ -204,20 +208,31 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
         socket::reset_on_close(&stream);
         return;
     };
-    let trusted = before.as_ref().and_then(|before| before.spec.trusted_proxies.clone());
-    let asks = before.map(|before| Asks {
-        is_announced: before.spec.is_announced(peer.ip()),
-        tls: before.tls,
-        has_streams: before.has_streams,
-    });
+    let mut trusted = &shared.config.trusted_proxies[..];
+    let mut asks = None;
+    if let Some(before) = before {
+        trusted = before.spec.trusted_proxies.as_deref().unwrap_or(trusted);
+        asks = Some(Asks {
+            is_announced: before.spec.is_announced(peer.ip()),
+            tls: before.tls.clone(),
+            has_streams: before.has_streams,
+        });
+    }
     let party = match &asks {
         // It stands for many, until it has said for whom.
         Some(Asks { is_announced: true, .. }) => Party::ALONE,
-        _ => Party::client(peer.ip(), trusted.as_deref().unwrap_or(&shared.config.trusted_proxies)),
+        _ => Party::client(peer.ip(), trusted),
     };
-    let connection = Connection::open(service, party, Instant::now());
+    let connection = Connection::open(service.clone(), party, Instant::now());
     if let Some(asks) = asks.filter(Asks::are_any) {
-        tokio::spawn(entrance::serve(connection, stream, peer, entry, shared.clone(), asks));
+        tokio::spawn(entrance::serve(
+            connection,
+            stream,
+            peer,
+            entry.clone(),
+            shared.clone(),
+            asks,
+        ));
         return;
     }
     match connection.service().spec().mode {
@@ -225,30 +240,31 @@ fn serve(shared: &Arc<Shared>, door: Option<Door>, stream: TcpStream, peer: Sock
             connection,
             client: stream,
             announced: None,
-            target,
+            target: *target,
             table: shared.table.clone(),
             network: None,
         }))),
-        Mode::Http => tokio::spawn(speaks::serve(connection, stream, peer, entry, target, shared.clone())),
+        Mode::Http => tokio::spawn(speaks::serve(
+            connection,
+            stream,
+            peer,
+            entry.clone(),
+            *target,
+            shared.clone(),
+        )),
     };
 }
 
-impl PortAcceptor {
+impl Known {
     /// What is behind this listener now. Looked up once per revision.
-    fn door(&mut self) -> Option<Door> {
-        let table = self.shared.table.peek();
-        match &self.route {
-            Some(known) if known.revision == table.revision() => known.door.clone(),
-            _ => {
-                let route = table.route(&self.listen);
-                let door = route.and_then(|route| Door::of(&self.shared, &table, self.listen, route));
-                self.route = Some(RouteOf {
-                    revision: table.revision(),
-                    door: door.clone(),
-                });
-                door
-            }
+    fn look_up(&mut self, shared: &Shared, listen: Listen) -> Option<&Door> {
+        let table = shared.table.peek();
+        if self.revision != Some(table.revision()) {
+            let route = table.route(&listen);
+            self.door = route.and_then(|route| Door::of(shared, &table, listen, route));
+            self.revision = Some(table.revision());
         }
+        self.door.as_ref()
     }
 }
 

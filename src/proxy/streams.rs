@@ -177,14 +177,15 @@ pub(super) fn serve_opened(
         client.reset_on_close();
         return connection.close(reason);
     }
-    let table = shared.table.clone();
-    tokio::spawn(tcp::serve_opened(
+    let accepted = Accepted {
         connection,
         client,
         announced,
-        stream.routed.route.target,
-        table,
-    ));
+        target: stream.routed.route.target,
+        table: shared.table.clone(),
+        network: None,
+    };
+    tokio::spawn(tcp::serve_opened(Box::new(accepted)));
 }
 
 /// Has the connection be the service's. Errors: nobody is let through there, or it is gone, or has no such route any more: a handshake

@@ -17,15 +17,14 @@ use super::rounds::Rounds;
 use super::sealed::Sealed;
 use super::secured::Offer;
 use super::upstream::{self, Behalf, Tries, Upstream, Whom};
-use super::wire::{Leg, Watched, Wire};
+use super::wire::{Client, Leg, Watched, Wire};
 use crate::model::{Balance, Passive};
 use crate::routing::{Asker, CloseReason, TableHandle};
-use crate::sys::socket;
 
 /// A connection that was accepted and waits for its task's first turn. Many may: this is what each of them costs.
-pub(super) struct Accepted {
+pub(super) struct Accepted<S = TcpStream> {
     pub(super) connection: Connection,
-    pub(super) client: TcpStream,
+    pub(super) client: S,
     /// The client's address, where a proxy in front has said it.
     pub(super) announced: Option<SocketAddr>,
     pub(super) target: u16,
@@ -34,11 +33,28 @@ pub(super) struct Accepted {
     pub(super) network: Option<Arc<str>>,
 }
 
+/// A client with a socket of its own; what passes on it may be sealed.
+trait OwnSocket: Client {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl OwnSocket for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl OwnSocket for Sealed {
+    fn socket(&self) -> &TcpStream {
+        Sealed::socket(self)
+    }
+}
+
 /// From accept to a relay with a connected endpoint; `None`: it is over. Boxed: most of a connection's life needs none of
 /// this state, and a task is as large as the largest state that it may be in.
-type Beginning = Pin<Box<dyn Future<Output = Option<(TcpRelay, Lease)>> + Send>>;
+type Beginning<S> = Pin<Box<dyn Future<Output = Option<(Relay<Connection, S, Leg>, Lease)>> + Send>>;
 
-fn begin(accepted: Box<Accepted>) -> Beginning {
+fn begin<S: OwnSocket + 'static>(accepted: Box<Accepted<S>>) -> Beginning<S> {
     Box::pin(async move {
         let Accepted {
             mut connection,
@@ -49,26 +65,31 @@ fn begin(accepted: Box<Accepted>) -> Beginning {
             network,
         } = *accepted;
         let whom = Whom {
-            socket: &client,
+            socket: client.socket(),
             announced,
         };
-        let Upstream { stream, lease, .. } =
-            match connect(&mut connection, whom, target, &table, network.as_ref()).await {
-                Ok(upstream) => upstream,
-                Err(reason) => {
-                    socket::reset_on_close(&client);
-                    connection.close(reason);
-                    return None;
-                }
-            };
+        let connected = connect(&mut connection, &client, announced, target, &table, network.as_ref()).await;
+        let Upstream { stream, lease, .. } = match connected {
+            Ok(upstream) => upstream,
+            Err(reason) => {
+                client.reset_on_close();
+                connection.close(reason);
+                return None;
+            }
+        };
         let early = early(&connection, whom, &stream);
         connection.hold(Some(lease.endpoint().id()));
-        let is_parkable = stream.tcp().is_some();
         let is_judged = connection.service().spec().passive == Passive::Strict;
+        let asker = match is_judged && (announced.is_some() || client.tcp().is_none()) {
+            true => whom.peer(),
+            false => None,
+        };
+        // One whose TLS was ended here keeps its session's keys.
+        let is_parkable = client.tcp().is_some() && stream.tcp().is_some();
         let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
-        if announced.is_some() && is_judged {
+        if asker.is_some() {
             // Here, where the room for it is: few have a use for that.
-            relay_announced(relay, lease, announced).await;
+            relay_judged(relay, lease, asker).await;
             return None;
         }
         if is_parkable {
@@ -97,41 +118,19 @@ pub(super) async fn serve(accepted: Box<Accepted>) {
     }
 }
 
-/// Relays until the close. The socket's other end is a proxy, which is not who asks; where it is parked, nothing else is known of it.
-async fn relay_announced(mut relay: TcpRelay, lease: Lease, announced: Option<SocketAddr>) {
+/// Relays until the close, for a client whom its socket does not tell: the other end is a proxy, which is not who asks, or it is sealed.
+async fn relay_judged<S: Wire>(mut relay: Relay<Connection, S, Leg>, lease: Lease, asker: Option<SocketAddr>) {
     let reason = relay::run(&mut relay).await;
-    judge(&relay, announced, &lease, reason);
+    judge(&relay, asker, &lease, reason);
     relay.into_connection().close(reason);
 }
 
-/// Serves a client whose TLS was ended here, from its beginning to its close. It keeps its session's keys, and is not parked.
-pub(super) async fn serve_opened(
-    mut connection: Connection,
-    client: Sealed,
-    announced: Option<SocketAddr>,
-    target: u16,
-    table: Arc<TableHandle>,
-) {
-    let whom = Whom {
-        socket: client.socket(),
-        announced,
+/// Serves a client whose TLS was ended here, from its beginning to its close. It is not parked.
+pub(super) async fn serve_opened(accepted: Box<Accepted<Sealed>>) {
+    let Some((mut relay, _lease)) = begin(accepted).await else {
+        return;
     };
-    let begun = Box::pin(connect(&mut connection, whom, target, &table, None)).await;
-    let Upstream { stream, lease, .. } = match begun {
-        Ok(upstream) => upstream,
-        Err(reason) => {
-            client.reset_on_close();
-            return connection.close(reason);
-        }
-    };
-    drop(table);
-    connection.hold(Some(lease.endpoint().id()));
-    let (asker, early) = (whom.peer(), early(&connection, whom, &stream));
-    let mut relay = Relay::new(connection, client, stream, [early, Vec::new()]);
     let reason = relay::run(&mut relay).await;
-    if relay.connection().service().spec().passive == Passive::Strict {
-        judge(&relay, asker, &lease, reason);
-    }
     relay.into_connection().close(reason);
 }
 
@@ -161,6 +160,7 @@ pub(super) fn go_on(mut relay: TcpRelay, mut lease: Lease) -> impl Future<Output
 }
 
 /// Closes a relay for this reason, or parks it. Gives back what could not be parked.
+#[inline(always)]
 fn rest(relay: TcpRelay, lease: Lease, reason: Option<CloseReason>) -> Option<(TcpRelay, Lease)> {
     let Some(reason) = reason else {
         return park::park(relay, lease).err();
@@ -188,13 +188,18 @@ fn judge<S: Wire>(relay: &Relay<Connection, S, Leg>, client: Option<SocketAddr>,
     }
 }
 
-async fn connect(
+async fn connect<S: OwnSocket>(
     connection: &mut Connection,
-    client: Whom<'_>,
+    client: &S,
+    announced: Option<SocketAddr>,
     target: u16,
     table: &TableHandle,
     network: Option<&Arc<str>>,
 ) -> Result<Upstream, CloseReason> {
+    let client = Whom {
+        socket: client.socket(),
+        announced,
+    };
     let rounds = Rounds::of_client(client.socket, table)?;
     let is_hashed = connection.service().spec().balance == Balance::Hash;
     let peer = is_hashed.then(|| client.peer()).flatten();

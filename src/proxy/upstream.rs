@@ -424,6 +424,9 @@ async fn wait_first<'a>(
 
 /// The service as of a newer table, if there is one.
 pub(super) fn newer(table: &TableHandle, service: &Arc<Service>) -> Option<Arc<Service>> {
+    if service.is_latest() {
+        return None;
+    }
     table
         .peek()
         .service(service.name())
@@ -457,14 +460,18 @@ async fn attempt(
     behalf: Behalf<'_>,
     timeout: Duration,
 ) -> Option<io::Result<Leg>> {
-    // A block, which borrows: each `async fn` on the way would copy all of it.
+    // A block, which borrows: each `async fn` on the way would copy all of it. One call of `get_to`, which then is part of it.
     let reach = async {
-        match spec.scheme {
-            Scheme::Https if spec.mode == Mode::Http => {
-                // Boxed, since few have a use for it.
-                Box::pin(reach_secured(spec, endpoint, target, behalf, timeout)).await
-            }
-            Scheme::Http | Scheme::H2c | Scheme::Https => get_to(spec, endpoint, target, &behalf, timeout).await,
+        let is_secured = spec.scheme == Scheme::Https && spec.mode == Mode::Http;
+        let towards = match is_secured {
+            true => Some((secured::towards(spec, endpoint)?, Instant::now() + timeout)),
+            false => None,
+        };
+        let leg = get_to(spec, endpoint, target, &behalf, timeout).await?;
+        match towards {
+            None => Ok(leg),
+            // Begun on this node wherever the endpoint is, as the requests are that go through it. Boxed, since few have a use for it.
+            Some((towards, due)) => Box::pin(secured::begin(leg, &towards, spec, endpoint, behalf.offer, due)).await,
         }
     };
     let mut reaching = pin!(reach);
@@ -485,21 +492,6 @@ async fn attempt(
     }
     inside::forget(endpoint.id());
     None
-}
-
-/// One attempt at an endpoint, on this node or another: the connection, and TLS where that is what it speaks. It is begun on this node
-/// wherever the endpoint is, as the requests are that go through it.
-async fn reach_secured(
-    spec: &ServiceSpec,
-    endpoint: &Arc<Endpoint>,
-    target: u16,
-    behalf: Behalf<'_>,
-    timeout: Duration,
-) -> io::Result<Leg> {
-    let due = Instant::now() + timeout;
-    let towards = secured::towards(spec, endpoint)?;
-    let leg = get_to(spec, endpoint, target, &behalf, timeout).await?;
-    secured::begin(leg, &towards, spec, endpoint, behalf.offer, due).await
 }
 
 /// One attempt at a connection to an endpoint, on this node or another.

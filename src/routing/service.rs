@@ -21,6 +21,8 @@ pub struct Service {
     spec: Arc<ServiceSpec>,
     vip: Option<Ipv4Addr>,
     state: Arc<ServiceState>,
+    /// Counts the versions that were built of it.
+    version: u64,
     endpoints: Box<[Arc<Endpoint>]>,
     /// Of each endpoint, where cookies keep clients at theirs.
     marks: Box<[Mark]>,
@@ -84,6 +86,7 @@ impl Service {
         Service {
             spec,
             vip,
+            version: state.next_version(),
             state,
             endpoints: endpoints.into(),
             marks,
@@ -115,6 +118,11 @@ impl Service {
 
     pub fn stats(&self) -> &ServiceStats {
         &self.state.stats
+    }
+
+    /// Whether no other version of it was built since: then no table has a newer one. Cheaper than to ask the table.
+    pub fn is_latest(&self) -> bool {
+        self.version == self.state.version()
     }
 
     /// In table order.
@@ -162,7 +170,7 @@ impl Service {
         endpoint.left_unanswered(asker, now, can_do_without);
     }
 
-    /// Whether it has endpoints, and is known to have none that takes traffic.
+    /// Whether it has endpoints, and is known to have none that is well.
     pub fn is_lost(&self) -> bool {
         !self.endpoints.is_empty() && self.endpoints.iter().all(|endpoint| endpoint.is_out())
     }

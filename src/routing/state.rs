@@ -32,6 +32,8 @@ pub struct ServiceState {
     /// Who looks out for an endpoint on behalf of those who wait.
     pub lookouts: Lookouts,
     health_epoch: AtomicU64,
+    /// How many versions of the service were built by now.
+    versions: AtomicU64,
     news: Arc<HealthNews>,
     /// It is among the news.
     is_news: AtomicBool,
@@ -52,6 +54,7 @@ impl ServiceState {
             guards: GuardStates::default(),
             lookouts: Lookouts::default(),
             health_epoch: AtomicU64::new(0),
+            versions: AtomicU64::new(0),
             news,
             is_news: AtomicBool::new(false),
             resting: Mutex::new(()),
@@ -70,6 +73,16 @@ impl ServiceState {
     /// The same, unless nothing came yet.
     pub fn last_hops_so_far(&self) -> Option<&ServiceStats> {
         self.last_hops.get().map(|stats| &**stats)
+    }
+
+    /// The number of a version of the service that is being built.
+    pub(super) fn next_version(&self) -> u64 {
+        self.versions.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The number of the version that was built last.
+    pub(super) fn version(&self) -> u64 {
+        self.versions.load(Ordering::Acquire)
     }
 
     pub(super) fn epoch(&self) -> u64 {

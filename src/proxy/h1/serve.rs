@@ -193,6 +193,7 @@ pub(in crate::proxy) async fn serve_one(
     connection.close(reason);
 }
 
+#[inline(always)]
 fn describe(client: &impl Client, peer: SocketAddr, trusted: bool) -> Peer {
     let ip = peer.ip().to_canonical();
     // Without it the connection is gone already.

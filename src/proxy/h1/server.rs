@@ -76,6 +76,7 @@ pub(super) struct Begun {
 }
 
 /// Whether it is a proxy that is believed who its clients are.
+#[inline(always)]
 pub(super) fn is_trusted(peer: SocketAddr, entry: &Entry, shared: &Shared) -> bool {
     let ip = peer.ip().to_canonical();
     let is_among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&ip));

@@ -28,7 +28,7 @@ pub(super) enum Way {
 
 impl Way {
     /// `head`: of the request, as it is sent. Errors: it cannot be sent that way.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(spec: &ServiceSpec, head: &[u8]) -> Result<Way, Refusal> {
         match spec.scheme {
             Scheme::Http => Ok(Way::Http),

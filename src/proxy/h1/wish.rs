@@ -1,12 +1,17 @@
 //! What a request says of the endpoint that it is to have, read from the head that is sent there: fields that are not sent on
 //! say nothing. And what it is told of that one.
 
-use crate::model::SameSite;
+use crate::model::{SameSite, Sticky};
 use crate::routing::{Endpoint, Mark, Service};
 
 /// The field by which a client is told where it is: none where its cookie says so already.
+#[inline(always)]
 pub(super) fn set_cookie(service: &Service, endpoint: &Endpoint, said: Option<Mark>) -> Option<Box<str>> {
     let sticky = service.spec().sticky.as_ref()?;
+    cookie_of(sticky, service, endpoint, said)
+}
+
+fn cookie_of(sticky: &Sticky, service: &Service, endpoint: &Endpoint, said: Option<Mark>) -> Option<Box<str>> {
     let mark = service.mark_of(endpoint).filter(|mark| said != Some(*mark))?;
     let secure = if sticky.secure { "; Secure" } else { "" };
     let http_only = if sticky.http_only { "; HttpOnly" } else { "" };
