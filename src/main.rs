@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anynode::app::{self, DemoArgs, Flags};
+use anynode::app::{self, DemoArgs, Flags, WhyArgs};
 use clap::{Args, Parser, Subcommand};
 
 /// Connections are many small objects that live long: its size classes waste less on them than glibc's headers do.
@@ -69,6 +69,38 @@ enum Command {
     },
     /// Compares the tables of all nodes of a swarm, and opens every published port of every node from every node
     Verify {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// The node's admin server
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Says why a client's connection or request goes where it goes
+    Why {
+        /// What the client dials
+        #[arg(value_name = "HOST:PORT")]
+        ask: String,
+        /// The Host of its request; HOST otherwise
+        #[arg(long, value_name = "NAME")]
+        host: Option<String>,
+        /// The path of its request, with its query
+        #[arg(long)]
+        path: Option<String>,
+        #[arg(long)]
+        method: Option<String>,
+        /// The name that its TLS begins with
+        #[arg(long, value_name = "NAME")]
+        sni: Option<String>,
+        /// The client's address
+        #[arg(long, value_name = "ADDR")]
+        from: Option<String>,
+        /// The node that is dialed; the one that is asked otherwise
+        #[arg(long)]
+        node: Option<String>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -185,6 +217,35 @@ fn main() -> ExitCode {
                 ..Flags::default()
             };
             app::verify(flags, json)
+        }
+        Command::Why {
+            ask,
+            host,
+            path,
+            method,
+            sni,
+            from,
+            node,
+            json,
+            admin,
+            config,
+        } => {
+            let flags = Flags {
+                admin,
+                config,
+                ..Flags::default()
+            };
+            let args = WhyArgs {
+                ask,
+                host,
+                path,
+                method,
+                sni,
+                from,
+                node,
+                is_json: json,
+            };
+            app::why(flags, &args)
         }
         Command::Check { file, up } => {
             let flags = Flags::from(up);

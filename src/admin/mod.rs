@@ -1,18 +1,24 @@
 //! What an operator sees of a node: metrics, liveness and readiness, the table, its status. It reads what the other rooms
 //! count and changes nothing. One HTTP server, on loopback unless told otherwise.
 
+mod detail;
 mod family;
+mod files;
+mod guest;
+mod live;
 mod metrics;
+mod moment;
 mod names;
 mod server;
 mod tls;
 mod views;
+pub mod why;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -25,11 +31,13 @@ use crate::source::SourceStatus;
 use crate::source::cluster::Faults;
 use crate::source::names::NamesStatus;
 use crate::source::swarm::{EngineInfo, SwarmStatus};
-use crate::store::StoreHealth;
+use crate::store::{Store, StoreHealth};
 use crate::takeover::Takeover;
 use crate::tasknet::TaskNets;
 use crate::tls::{Terminators, Trust};
 
+pub use self::guest::{AdminSettings, read_token};
+pub use self::live::{Live, follow};
 pub use self::server::serve;
 
 /// Everything that is looked at.
@@ -54,6 +62,8 @@ pub struct AdminState {
     pub faults: Option<Arc<Faults>>,
     /// `None`: this node has no store.
     pub store: Option<Arc<StoreHealth>>,
+    /// What is declared, where this node is a swarm by itself. Not held: an update gives the store to the next instance.
+    pub declared: Option<Weak<dyn Store>>,
     /// `None`: no node of a swarm.
     pub swarm: Option<Arc<SwarmView>>,
     /// What this node cannot do yet.
@@ -61,6 +71,9 @@ pub struct AdminState {
     /// `None`: no entry point ends TLS.
     pub tls: Option<Arc<Terminators>>,
     pub trust: Arc<Trust>,
+    pub settings: AdminSettings,
+    /// What the page shows.
+    pub live: Arc<Live>,
     /// Looks at all nodes of the cluster, or at this one where there is none.
     pub verify: Verify,
 }
@@ -101,6 +114,8 @@ pub struct SwarmView {
     pub link: Arc<LinkState>,
     pub peers: Arc<Peers>,
     pub info: watch::Receiver<EngineInfo>,
+    /// What other nodes are told that show the page.
+    pub live: Arc<Live>,
 }
 
 /// Where a node is in its life.

@@ -5,15 +5,22 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 
-use super::{AdminState, Phase, metrics, views};
+use super::guest::{self, Asked, Ends, Refusal};
+use super::moment::unix_ms;
+use super::{AdminState, Phase, detail, files, live, metrics, views, why};
 use crate::places::{Crowd, Places, Table};
+use crate::sys::socket::{Liveness, set_stream_options};
 
 /// Accepts until `handed_over`, whoever has how many connections: when there are too many, whoever has most loses its silent
 /// oldest one. Serves until `shutdown`; then what is open is dropped.
@@ -23,6 +30,11 @@ pub async fn serve(
     handed_over: impl Future<Output = ()>,
     shutdown: impl Future<Output = ()>,
 ) {
+    if let Ok(here) = listener.local_addr() {
+        let state = state.clone();
+        // A file may be long in coming, and health is asked for meanwhile.
+        tokio::spawn(async move { guest::look(&state, here).await });
+    }
     let places = Places::new(Table::Admin, CONNECTIONS_MAX);
     tokio::pin!(handed_over, shutdown);
     let mut open = tokio::task::JoinSet::new();
@@ -38,8 +50,9 @@ pub async fn serve(
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             () = &mut handed_over, if listener.is_some() => {
-                // Whoever waits to be accepted is the other process's.
+                // Whoever waits to be accepted is the other process's, and so is what there is to see.
                 listener = None;
+                state.live.end();
                 continue;
             }
             Some(_) = open.join_next() => continue,
@@ -53,6 +66,18 @@ pub async fn serve(
                 continue;
             }
         };
+        let here = match stream.local_addr() {
+            Ok(here) => here,
+            Err(error) => {
+                tracing::debug!(%error, "admin: gone before it was looked at");
+                continue;
+            }
+        };
+        let ends = Ends { client: peer, here };
+        // Who is gone, or never reads, is found out also while nobody else wants the place.
+        if let Err(error) = set_stream_options(&SockRef::from(&stream), &Liveness::default()) {
+            tracing::debug!(%error, "admin: options of a connection");
+        }
         let state = state.clone();
         let place = Arc::new(places.take(peer.ip().to_canonical()));
         let is_crowded = place.is_in_anothers();
@@ -67,7 +92,7 @@ pub async fn serve(
                         // One answer a turn, though a client asks for many at once: the next is that of another.
                         tokio::task::yield_now().await;
                     }
-                    Ok::<_, Infallible>(answer(&state, &request).await)
+                    Ok::<_, Infallible>(answer(&state, ends, request).await)
                 }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -92,34 +117,135 @@ fn is_short(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/healthz")
 }
 
-async fn answer(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n".to_owned());
-        let allowed = header::HeaderValue::from_static("GET, HEAD");
-        response.headers_mut().insert(header::ALLOW, allowed);
+async fn answer(state: &Arc<AdminState>, ends: Ends, request: Request<Incoming>) -> Response<Body> {
+    let (request, body) = request.into_parts();
+    let mut response = match guest::admit(state, ends, Asked::of(request.uri.path()), &request).await {
+        Ok(()) => show(state, ends, &request, body).await,
+        Err(refusal) => refuse(refusal),
+    };
+    harden(response.headers_mut());
+    response
+}
+
+async fn show(state: &Arc<AdminState>, ends: Ends, request: &Parts, body: Incoming) -> Response<Body> {
+    let path = request.uri.path();
+    let methods: &[Method] = match path {
+        "/login" => &[Method::POST],
+        _ => &[Method::GET, Method::HEAD],
+    };
+    if !methods.contains(&request.method) {
+        let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{path}: expected {allowed}\n"));
+        if let Ok(allowed) = header::HeaderValue::from_str(&allowed) {
+            response.headers_mut().insert(header::ALLOW, allowed);
+        }
         return response;
     }
-    match request.uri().path() {
+    match path {
         "/livez" => live(state).await,
         "/healthz" => healthy(state).await,
         "/readyz" => ready(state),
-        "/metrics" => scrape(state, request),
+        "/metrics" => scrape(state, request.uri.query()),
+        "/login" => login(state, body).await,
+        "/v1/stream" => stream(state, ends),
         "/v1/table" => json(&views::table(&state.table, Instant::now())),
         "/v1/status" => json(&views::status(state, Instant::now())),
-        "/" => text(
-            StatusCode::OK,
-            "/metrics /livez /healthz /readyz /v1/table /v1/status /v1/verify\n".to_owned(),
-        ),
+        "/v1/why" => why(state, request.uri.query().unwrap_or_default()).await,
         "/v1/verify" => json(&(state.verify)().await),
-        path => text(
-            StatusCode::NOT_FOUND,
-            format!("no {path}: there is /metrics /livez /healthz /readyz /v1/table /v1/status /v1/verify\n"),
-        ),
+        "/" if !files::wants_page(&request.headers) => text(StatusCode::OK, format!("{PATHS}\n")),
+        path => match (files::at(path), path.strip_prefix("/v1/services/")) {
+            (Some(file), _) => page(file, &request.headers),
+            (None, Some(name)) => match detail::service(state, name) {
+                Some(service) => json(&service),
+                None => text(StatusCode::NOT_FOUND, format!("no service {name:?}\n")),
+            },
+            (None, None) => text(StatusCode::NOT_FOUND, format!("no {path}: there is {PATHS}\n")),
+        },
     }
 }
 
+/// What a program may ask for.
+const PATHS: &str = "/metrics /livez /healthz /readyz /v1/table /v1/status /v1/verify /v1/why /v1/services/NAME /v1/stream, and / for browsers";
+
+/// A file of the page. It is asked for again each time, since an update of anynode brings others.
+fn page(file: &files::File, headers: &HeaderMap) -> Response<Body> {
+    let mut response = match files::is_known(file, headers) {
+        true => respond(StatusCode::NOT_MODIFIED, file.kind, Bytes::new()),
+        false => respond(StatusCode::OK, file.kind, file.body.clone()),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, file.etag.clone());
+    headers.insert(header::VARY, header::HeaderValue::from_static("accept"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// Begins a session for who sends the token.
+async fn login(state: &AdminState, body: Incoming) -> Response<Body> {
+    let read = tokio::time::timeout(HEAD_TIMEOUT, Limited::new(body, LOGIN_BYTES_MAX).collect()).await;
+    let Ok(Ok(read)) = read else {
+        return text(StatusCode::BAD_REQUEST, "expected the token as the body\n".to_owned());
+    };
+    let said = String::from_utf8_lossy(&read.to_bytes()).into_owned();
+    match guest::login(state, &said).await {
+        Ok((session, until)) => json(&serde_json::json!({ "session": session, "expires_ms": unix_ms(until) })),
+        Err(refusal) => refuse(refusal),
+    }
+}
+
+/// Why a client goes where it goes.
+async fn why(state: &AdminState, query: &str) -> Response<Body> {
+    let (asked, node) = match why::Question::parse(query) {
+        Ok(asked) => asked,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    match why::ask(state, &asked, node.as_deref()).await {
+        Ok(answer) => json(&answer),
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+/// All that the page shows, and what changes of it.
+fn stream(state: &AdminState, ends: Ends) -> Response<Body> {
+    let party = ends.client.ip().to_canonical();
+    let mut response = Response::new(StreamBody::new(live::stream(state, party)).boxed_unsync());
+    let kind = header::HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn refuse(refusal: Refusal) -> Response<Body> {
+    let mut response = text(refusal.status, format!("{}\n", refusal.text));
+    if refusal.status == StatusCode::UNAUTHORIZED {
+        let scheme = header::HeaderValue::from_static("Bearer realm=\"anynode\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
+    response
+}
+
+/// What a browser is told with every answer: to run nothing but our own files, to show them within no other page, to give
+/// what it reads to nobody, and to keep nothing.
+fn harden(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CSP),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, header::HeaderValue::from_static(value));
+    }
+    let unless_said = header::HeaderValue::from_static("no-store");
+    headers.entry(header::CACHE_CONTROL).or_insert(unless_said);
+}
+
+const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                   form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+const LOGIN_BYTES_MAX: usize = 4096;
+
 /// Alive while every worker comes to its work; that this is answered shows that the thread of all else does.
-async fn live(state: &AdminState) -> Response<Full<Bytes>> {
+async fn live(state: &AdminState) -> Response<Body> {
     let stuck = state.workers.stuck(STUCK_AFTER).await;
     match stuck.is_empty() {
         true => text(StatusCode::OK, "ok\n".to_owned()),
@@ -136,7 +262,7 @@ async fn live(state: &AdminState) -> Response<Full<Bytes>> {
 
 /// For whoever replaces a node that does not do its work: it lives, and has something to serve. That the source is away,
 /// or that it drains, is no reason.
-async fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
+async fn healthy(state: &AdminState) -> Response<Body> {
     let live = live(state).await;
     match live.status().is_success() && !state.source.is_known() {
         true => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", views::unknown(state))),
@@ -146,7 +272,7 @@ async fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
 
 /// Ready while it serves, and has something to serve. What is wrong with the source or a port is said, and takes no node out
 /// of rotation: it serves everything else as well as its neighbours do.
-fn ready(state: &AdminState) -> Response<Full<Bytes>> {
+fn ready(state: &AdminState) -> Response<Body> {
     let phase = views::phase(state);
     let status = match phase {
         Phase::Serving => StatusCode::OK,
@@ -160,26 +286,29 @@ fn ready(state: &AdminState) -> Response<Full<Bytes>> {
     text(status, lines)
 }
 
-fn scrape(state: &Arc<AdminState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let query = request.uri().query().unwrap_or_default();
+fn scrape(state: &Arc<AdminState>, query: Option<&str>) -> Response<Body> {
+    let query = query.unwrap_or_default();
     let has_detail = query.split('&').any(|pair| pair == "detail=endpoint");
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     respond(StatusCode::OK, kind, metrics::scrape(state, has_detail).into())
 }
 
-fn json(view: &impl serde::Serialize) -> Response<Full<Bytes>> {
+fn json(view: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(view) {
         Ok(body) => respond(StatusCode::OK, "application/json", body.into()),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: String) -> Response<Body> {
     respond(status, "text/plain; charset=utf-8", body.into())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+/// All at once, or a part after the other.
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body).boxed_unsync());
     *response.status_mut() = status;
     response
         .headers_mut()

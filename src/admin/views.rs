@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::names::{self, NameView};
 use super::tls::TlsView;
 use super::{AdminState, Phase, SwarmView};
-use crate::model::{EntryPointName, HealthProbe, RouteSpec, RouteTls, Scheme, format_duration};
+use crate::model::{
+    EntryPointName, HealthProbe, RouteSpec, RouteTls, Scheme, ServiceName, ServiceSpec, format_duration,
+};
 use crate::proxy::{PortState, VipState};
 use crate::routing::{Endpoint, EndpointState, ListenKind, RoutingTable, Service, TableHandle};
 use crate::source::SourceHealth;
@@ -204,7 +206,7 @@ struct SourceView {
 }
 
 #[derive(Serialize)]
-struct PortView {
+pub(super) struct PortView {
     listen: String,
     service: String,
     target: u16,
@@ -281,30 +283,10 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         SourceHealth::Current => ("current", None),
         SourceHealth::Stale { reason } => ("stale", Some(reason)),
     };
-    let states = state.ports.snapshot();
     let vips = state.ports.vips();
-    let are_vips_off = matches!(vips, VipState::Off(_));
-    let ports = table.listens().map(|(listen, route)| {
-        let (state, error) = match states.get(listen) {
-            Some(PortState::Listening) => ("listening", None),
-            Some(PortState::Failed { error, .. }) => ("failed", Some(error.clone())),
-            None if route.kind == ListenKind::Vip && are_vips_off => ("off", None),
-            None => ("starting", None),
-        };
-        PortView {
-            listen: listen.to_string(),
-            service: match route.kind {
-                ListenKind::EntryPoint => format!("entry point {}", route.service),
-                ListenKind::Published | ListenKind::Vip => route.service.to_string(),
-            },
-            target: route.target,
-            state,
-            error,
-        }
-    });
     StatusView {
         version: env!("CARGO_PKG_VERSION"),
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        hostname: hostname(),
         phase: phase(state).as_str(),
         uptime_seconds: now.saturating_duration_since(state.started).as_secs(),
         workers: state.n_workers,
@@ -338,8 +320,38 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         tls: state.tls.as_deref().map(TlsView::of),
         authority_faults: trust_faults(state, &table),
         names: state.names.as_deref().map(names::views).unwrap_or_default(),
-        ports: ports.collect(),
+        ports: ports(state, &table).collect(),
         services: services(&state.table, &table, now),
+    }
+}
+
+/// What is listened on, and what came of it.
+pub(super) fn ports<'a>(state: &'a AdminState, table: &'a RoutingTable) -> impl Iterator<Item = PortView> + 'a {
+    let states = state.ports.snapshot();
+    let are_vips_off = matches!(state.ports.vips(), VipState::Off(_));
+    table.listens().map(move |(listen, route)| {
+        let (state, error) = match states.get(listen) {
+            Some(PortState::Listening) => ("listening", None),
+            Some(PortState::Failed { error, .. }) => ("failed", Some(error.clone())),
+            None if route.kind == ListenKind::Vip && are_vips_off => ("off", None),
+            None => ("starting", None),
+        };
+        PortView {
+            listen: listen.to_string(),
+            service: match route.kind {
+                ListenKind::EntryPoint => format!("entry point {}", route.service),
+                ListenKind::Published | ListenKind::Vip => route.service.to_string(),
+            },
+            target: route.target,
+            state,
+            error,
+        }
+    })
+}
+
+impl PortView {
+    pub(super) fn is_of(&self, service: &ServiceName) -> bool {
+        self.service == service.as_str()
     }
 }
 
@@ -400,6 +412,11 @@ impl ClusterView {
             nodes: nodes.collect(),
         }
     }
+}
+
+/// This machine's name.
+pub(super) fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Where a node is in its life, as others should see it: it serves once it has something to serve.
@@ -510,13 +527,7 @@ fn since(at: SystemTime) -> String {
 impl ServiceView {
     fn of(service: &Service, draining: &[Arc<Endpoint>], now: Instant) -> ServiceView {
         let spec = service.spec();
-        let health = spec.health.as_ref().map(|check| {
-            let probe = match &check.probe {
-                HealthProbe::Http { path } => format!("http {path}"),
-                HealthProbe::Tcp => "tcp".to_owned(),
-            };
-            format!("{probe} every {}", format_duration(check.interval))
-        });
+        let health = describe_health(spec);
         let weights = spec.weights.iter().map(|weight| Some(weight.get()));
         let weights = weights.chain(std::iter::repeat(None));
         let endpoints = service.endpoints().iter().chain(draining).zip(weights);
@@ -545,7 +556,17 @@ impl ServiceView {
     }
 }
 
-fn describe_route(route: &RouteSpec) -> String {
+/// Such as "http /health every 5s".
+pub(super) fn describe_health(spec: &ServiceSpec) -> Option<String> {
+    let check = spec.health.as_ref()?;
+    let probe = match &check.probe {
+        HealthProbe::Http { path } => format!("http {path}"),
+        HealthProbe::Tcp => "tcp".to_owned(),
+    };
+    Some(format!("{probe} every {}", format_duration(check.interval)))
+}
+
+pub(super) fn describe_route(route: &RouteSpec) -> String {
     let names: Vec<&str> = route.entry_points.iter().map(EntryPointName::as_str).collect();
     let closed = if route.is_closed { " (closed)" } else { "" };
     let passed = match route.tls {

@@ -1,8 +1,9 @@
 //! `anynode check`: whether a configuration and its services file can be used, without touching anything.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use super::config::{Config, SwarmConfig};
+use super::config::Config;
 use super::{EXIT_CONFIG, Flags, print};
 use crate::link::{Token, TokenError};
 use crate::model::{Scheme, ServiceSpec};
@@ -22,7 +23,11 @@ pub fn check(flags: Flags) -> i32 {
             .for_each(|unknown| eprintln!("error: {unknown}"));
         return EXIT_CONFIG;
     }
-    if let Some(error) = config.swarm.as_ref().and_then(token_error) {
+    let of_link = config.swarm.as_ref().filter(|swarm| swarm.link.is_some());
+    let of_link = of_link.and_then(|swarm| token_error("link.token_file", &swarm.token_file));
+    let of_admin = config.admin_settings.token_file.as_ref();
+    let of_admin = of_admin.and_then(|path| token_error("admin.token_file", path));
+    if let Some(error) = of_link.or(of_admin) {
         eprintln!("error: {error}");
         return EXIT_CONFIG;
     }
@@ -92,13 +97,12 @@ fn endpoint_faults(config: &Config, services: &[Arc<ServiceSpec>]) -> Vec<String
     secured.filter_map(fault).collect()
 }
 
-/// What is wrong with the cluster's token, where it can be read: `up` would go on, without nodes that join or in danger.
-fn token_error(swarm: &SwarmConfig) -> Option<String> {
-    swarm.link?;
-    match Token::read(&swarm.token_file) {
+/// What is wrong with a token, where it can be read: `up` would go on, letting nobody in or in danger.
+fn token_error(key: &'static str, path: &Path) -> Option<String> {
+    match Token::read(key, path) {
         Ok(token) => {
             let weakness = token.weakness()?;
-            Some(format!("link.token_file = {}: {weakness}", swarm.token_file.display()))
+            Some(format!("{key} = {}: {weakness}", path.display()))
         }
         Err(error @ TokenError::Short { .. }) => Some(super::chain(&error)),
         // A secret, which may be only where the node runs.

@@ -14,6 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::EXIT_CONFIG;
 use super::settings::{SettingError, Settings, UnknownVariable};
+use crate::admin::AdminSettings;
 use crate::agent::process::UserRange;
 use crate::model::filters::network;
 use crate::model::swarm::Generic;
@@ -38,6 +39,7 @@ pub struct Config {
     pub vip_network: Ipv4Net,
     /// `None`: off.
     pub admin: Option<SocketAddr>,
+    pub admin_settings: AdminSettings,
     pub dns: Option<SocketAddr>,
     pub dns_upstreams: Vec<SocketAddr>,
     pub dns_upstream_timeout: Duration,
@@ -329,6 +331,12 @@ impl Config {
             superseded_wait: duration(s, "superseded_wait"),
             vip_network,
             admin: address(s, "admin.listen"),
+            admin_settings: AdminSettings {
+                token_file: path(text(s, "admin.token_file")),
+                hosts: s.value("admin.hosts", "names such as [\"mesh.example\"]", Vec::new(), |value| {
+                    value.as_array()?.iter().map(|name| host_name(name.as_str()?)).collect()
+                }),
+            },
             dns: address(s, "dns.listen"),
             dns_upstreams: list(s, "dns.upstreams", "addresses with ports such as [\"10.0.0.53:53\"]"),
             dns_upstream_timeout: duration(s, "dns.upstream_timeout"),
@@ -427,6 +435,13 @@ fn list<T: FromStr>(settings: &mut Settings, key: &str, expected: &str) -> Vec<T
         let items = value.as_array()?.iter();
         items.map(|item: &Value| item.as_str()?.parse().ok()).collect()
     })
+}
+
+/// A name that a browser may ask by, in lower case.
+fn host_name(text: &str) -> Option<String> {
+    let is_meant = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let name = text.trim_end_matches('.');
+    (!name.is_empty() && name.chars().all(is_meant)).then(|| name.to_ascii_lowercase())
 }
 
 /// `unix://PATH`, or the path alone if it is whole.

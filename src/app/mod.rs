@@ -25,6 +25,7 @@ mod swarm;
 mod up;
 mod verify;
 mod volumes;
+mod why;
 
 use std::io::Write;
 
@@ -40,6 +41,7 @@ pub use settings::{SettingError, UnknownVariable};
 pub use status::{health, status};
 pub use up::{up, whoami};
 pub use verify::verify;
+pub use why::{WhyArgs, why};
 
 /// The configuration or its files cannot be used; said before any port is bound. EX_USAGE of sysexits(3).
 pub const EXIT_CONFIG: i32 = 64;

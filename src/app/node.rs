@@ -53,7 +53,8 @@ pub struct Node {
     prober: Prober,
     dns: Option<Door<DnsServer>>,
     responder: Responder,
-    admin: Option<(Door<TcpListener>, Arc<AdminState>)>,
+    admin: Option<Door<TcpListener>>,
+    shown: Arc<AdminState>,
     readiness: Arc<Readiness>,
     status: Arc<SourceStatus>,
     /// For the instance that comes after this one.
@@ -187,6 +188,10 @@ impl Node {
         let of_swarm = swarm.as_ref().map(|swarm| swarm.faults.clone());
         let of_own = own.as_ref().map(|own| own.faults.clone());
         let store = own.as_ref().and_then(|own| own.store_health.clone());
+        let declared = own.as_ref().map(|own| own.store());
+        let live = swarm
+            .as_ref()
+            .map_or_else(Arc::default, |swarm| swarm.view.live.clone());
         let state = Arc::new(AdminState {
             table: table.clone(),
             ports: proxy.ports().clone(),
@@ -200,12 +205,15 @@ impl Node {
             n_workers: config.proxy.n_workers,
             faults: of_swarm.or(of_own),
             store,
+            declared,
             swarm: swarm.as_ref().map(|swarm| swarm.view.clone()),
             takeover: takeover.clone(),
             networks: Some(networks.clone()),
             doors,
             tls: tls.clone(),
             trust: trust.clone(),
+            settings: config.admin_settings.clone(),
+            live,
             verify: verify::for_admin(table.clone(), swarm.as_ref().map(|swarm| swarm.view.clone())),
         });
         proxy.settle();
@@ -238,7 +246,8 @@ impl Node {
             prober,
             dns,
             responder,
-            admin: admin.map(|door| (door, state)),
+            admin,
+            shown: state,
             readiness,
             status,
             offer,
@@ -273,6 +282,7 @@ impl Node {
             dns,
             responder,
             admin,
+            shown,
             readiness,
             status,
             offer,
@@ -450,7 +460,8 @@ impl Node {
                 }
             });
         }
-        if let Some((door, state)) = admin {
+        beside.spawn(crate::admin::follow(shown.clone(), stopped()));
+        if let Some(door) = admin {
             let (handed_over, closing, stopped) = (handed_over(handoff::ADMIN), handed_over(handoff::ADMIN), stopped());
             beside.spawn(async move {
                 tokio::pin!(stopped);
@@ -460,7 +471,7 @@ impl Node {
                     listener = door.listener() => listener,
                 };
                 match listener {
-                    Ok(listener) => crate::admin::serve(listener, state, handed_over, stopped).await,
+                    Ok(listener) => crate::admin::serve(listener, shown, handed_over, stopped).await,
                     Err(error) => tracing::error!(%error, "the admin server's listener cannot be watched"),
                 }
             });

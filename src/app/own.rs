@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -140,6 +140,11 @@ pub struct Plane {
 }
 
 impl OwnSwarm {
+    /// What is declared, for as long as this has it.
+    pub(super) fn store(&self) -> Weak<dyn Store> {
+        Arc::downgrade(&self.store)
+    }
+
     /// Opens the store and the API's socket. `unlock_key`: from the instance before.
     pub(super) async fn new(
         config: OwnConfig,

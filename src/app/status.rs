@@ -1,6 +1,7 @@
 //! `anynode status`: what a running node says of itself, for people or as JSON. It asks the node's admin server.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -13,6 +14,8 @@ use tokio::net::TcpStream;
 use super::config::Config;
 use super::up::block_on;
 use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags, print};
+use crate::admin::read_token;
+use crate::link::Token;
 
 /// Prints the status of the node that `flags` lead to. Returns the exit code.
 pub fn status(flags: Flags, is_json: bool) -> i32 {
@@ -21,7 +24,7 @@ pub fn status(flags: Flags, is_json: bool) -> i32 {
         Err(code) => return code,
     };
     block_on(async {
-        let asked = tokio::time::timeout(PATIENCE, ask(admin, "/v1/status")).await;
+        let asked = tokio::time::timeout(PATIENCE, admin.ask("/v1/status")).await;
         let shown = match asked.context("no answer in time").and_then(|answer| answer) {
             Ok(body) if is_json => String::from_utf8_lossy(&body).into_owned() + "\n",
             Ok(body) => match serde_json::from_slice(&body) {
@@ -48,7 +51,7 @@ pub fn health(flags: Flags) -> i32 {
         Err(code) => return code,
     };
     block_on(async {
-        let asked = tokio::time::timeout(PATIENCE, ask(admin, "/healthz")).await;
+        let asked = tokio::time::timeout(PATIENCE, admin.ask("/healthz")).await;
         match asked.context("no answer in time").and_then(|answer| answer) {
             Ok(said) => {
                 print(&String::from_utf8_lossy(&said));
@@ -62,30 +65,84 @@ pub fn health(flags: Flags) -> i32 {
     })
 }
 
-/// Where the node that `flags` lead to is asked. Errors: the exit code, what is wrong having been printed.
-pub(super) fn admin_of(flags: Flags) -> Result<SocketAddr, i32> {
-    Config::load_or_say(flags)?.admin.ok_or_else(|| {
-        eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
-        EXIT_CONFIG
+/// The admin server that is asked, and what lets in where it is another machine's.
+pub(super) struct Admin {
+    /// As it was said.
+    shown: String,
+    /// One after the other is tried.
+    addresses: Vec<SocketAddr>,
+    token: Option<Token>,
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+/// Where the node that `flags` lead to is asked: an address, or with `--admin` a name with a port too. Errors: the exit code, what
+/// is wrong having been printed.
+pub(super) fn admin_of(mut flags: Flags) -> Result<Admin, i32> {
+    let is_name = |text: &String| text.parse::<SocketAddr>().is_err() && text.contains(':');
+    let name = flags.admin.take_if(|text| is_name(text));
+    let config = Config::load_or_say(flags)?;
+    let (shown, addresses) = match (name, config.admin) {
+        (Some(name), _) => match name.to_socket_addrs() {
+            Ok(addresses) => (name, addresses.collect()),
+            Err(error) => {
+                eprintln!(
+                    "error: --admin {name}: expected an address or a name with a port, such as 127.0.0.1:9377: {error}"
+                );
+                return Err(EXIT_CONFIG);
+            }
+        },
+        (None, Some(address)) => (address.to_string(), vec![address]),
+        (None, None) => {
+            eprintln!("error: admin.listen = \"none\": expected the address of a node's admin server");
+            return Err(EXIT_CONFIG);
+        }
+    };
+    let is_near = addresses
+        .iter()
+        .all(|address| address.ip().to_canonical().is_loopback());
+    // Who asks on the node itself need not be able to read it.
+    let token = match config.admin_settings.token_file {
+        Some(path) if !is_near => match read_token(&path) {
+            Ok(token) => Some(token),
+            Err(why) => {
+                eprintln!("error: admin.token_file: {why}");
+                return Err(EXIT_CONFIG);
+            }
+        },
+        _ => None,
+    };
+    Ok(Admin {
+        shown,
+        addresses,
+        token,
     })
 }
 
-/// Asks the admin server. Errors: it does not answer, or not with success; then what it says is part of it.
-pub(super) async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(admin).await.context("connect")?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(header::HOST, admin.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
-    connection.abort();
-    match body {
-        Ok(body) if status.is_success() => Ok(body.to_bytes()),
-        Ok(body) => bail!("{status}: {}", String::from_utf8_lossy(&body.to_bytes()).trim()),
-        Err(error) => bail!("{error}"),
+impl Admin {
+    /// Errors: it does not answer, or not with success; then what it says is part of it.
+    pub(super) async fn ask(&self, path: &str) -> anyhow::Result<Bytes> {
+        let stream = TcpStream::connect(&self.addresses[..]).await.context("connect")?;
+        let host = stream.peer_addr().context("connect")?.to_string();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let mut request = Request::get(path).header(header::HOST, host);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.as_str()));
+        }
+        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
+        connection.abort();
+        match body {
+            Ok(body) if status.is_success() => Ok(body.to_bytes()),
+            Ok(body) => bail!("{status}: {}", String::from_utf8_lossy(&body.to_bytes()).trim()),
+            Err(error) => bail!("{error}"),
+        }
     }
 }
 
@@ -402,7 +459,7 @@ fn describe_cluster(cluster: &Value, out: &mut String) {
     push_columns(&rows, out);
 }
 
-fn push_columns<const N: usize>(rows: &[[String; N]], out: &mut String) {
+pub(super) fn push_columns<const N: usize>(rows: &[[String; N]], out: &mut String) {
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
     for row in rows {
         let line: Vec<String> = row

@@ -128,6 +128,7 @@ impl SwarmNode {
             link: link.clone(),
             peers: peers.clone(),
             info: source.info(),
+            live: Arc::default(),
         });
         SwarmNode {
             view,
@@ -472,7 +473,7 @@ async fn keep_identity_once(
             identity
         }
     };
-    let token = Token::read(&config.token_file).map(Arc::new);
+    let token = Token::read("link.token_file", &config.token_file).map(Arc::new);
     link.set_token(token.as_ref().ok().cloned());
     if info.is_manager {
         let authority = match link.authority() {
@@ -616,8 +617,11 @@ impl Handler for Serves {
         let (table, view, acme) = (self.table.clone(), self.view.clone(), self.acme.clone());
         Box::pin(async move {
             if let Some(acme) = acme
-                && let Some(answer) = acme.answer(caller, &method, body).await
+                && let Some(answer) = acme.answer(caller, &method, body.clone()).await
             {
+                return answer;
+            }
+            if let Some(answer) = view.live.answer(&method, &body).await {
                 return answer;
             }
             match method.as_str() {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::status::{admin_of, ask};
+use super::status::admin_of;
 use super::up::block_on;
 use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, Flags, print};
 use crate::admin::SwarmView;
@@ -223,7 +223,7 @@ pub fn verify(flags: Flags, is_json: bool) -> i32 {
         Err(code) => return code,
     };
     block_on(async {
-        let asked = tokio::time::timeout(ALL_PATIENCE, ask(admin, "/v1/verify")).await;
+        let asked = tokio::time::timeout(ALL_PATIENCE, admin.ask("/v1/verify")).await;
         let answer = match asked {
             Ok(Ok(body)) => serde_json::from_slice::<Value>(&body).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(format!("{error:#}")),

@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::model::ServiceName;
-use crate::routing::{RoutingTable, Said, Service, ServiceDiff, TableHandle};
+use crate::routing::{Listener, RoutingTable, Said, Service, ServiceDiff, TableHandle};
 
 /// Follows the health of all services until `shutdown`. Costs what changes; at rest nothing.
 pub async fn say_losses(table: Arc<TableHandle>, shutdown: impl Future<Output = ()>) {
     let mut losses = Losses::default();
     let mut revision = table.subscribe();
+    table.health_news().listen(Listener::Losses);
     tokio::pin!(shutdown);
     loop {
         revision.mark_unchanged();
@@ -24,7 +25,7 @@ pub async fn say_losses(table: Arc<TableHandle>, shutdown: impl Future<Output = 
                 Ok(()) => Vec::new(),
                 Err(_) => break,
             },
-            services = table.health_news().next() => services,
+            services = table.health_news().next(Listener::Losses) => services,
         };
         let now = table.load();
         for service in heard.iter().filter_map(|name| now.service(name)) {
@@ -60,7 +61,7 @@ impl Losses {
     }
 
     fn look(&mut self, service: &Service) {
-        service.state().heard_news();
+        service.state().heard_news(Listener::Losses);
         let is_lost = service.is_lost();
         if !is_lost && !self.by_service.contains_key(service.name()) {
             return;

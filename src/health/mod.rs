@@ -190,6 +190,7 @@ impl Watch {
                     None
                 }
             };
+            self.endpoint.checked(fault.as_deref());
             if let Some(is_up) = verdict.take(fault.is_none(), &self.check) {
                 self.endpoint.set_probed(is_up);
                 let (service, addr) = (self.endpoint.service().name(), self.addr);

@@ -6,132 +6,22 @@
 //! is answered without one. Whoever stands in a manager's place while a node joins can still guess, which a token of 128
 //! bits makes hopeless (`Token::weakness`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use hmac::{Hmac, KeyInit, Mac};
 use rustls::ConnectionCommon;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::identity::{Authority, Identity, Role, check_manager, joining_config};
+use super::token::Token;
 use super::wire::{FRAME_BYTES_MAX, Messages, from_hex, to_hex};
 use crate::model::Cluster;
-
-/// What lets a node join.
-#[derive(Clone)]
-pub struct Token(String);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-/// Why there is no token.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    #[error("link.token_file = {path}: expected a file with the cluster's token")]
-    File {
-        path: String,
-        #[source]
-        error: io::Error,
-    },
-    #[error(
-        "link.token_file = {path}: the token has {found} characters: expected at least 32 hexadecimal digits, or 22 \
-         characters of base64, drawn at random"
-    )]
-    Short { path: String, found: usize },
-}
-
-/// What a token is worth if all its characters were drawn at random.
-const BITS_LEAST: f64 = 128.0;
-/// One that is so long is taken, however little it is worth.
-const LENGTH_TAKEN: usize = 32;
-/// Of 32 characters that were drawn at random, fewer are different once in a million times.
-const DIFFERENT_LEAST: usize = 8;
-
-impl Token {
-    /// Reads the token; space around it does not count.
-    pub fn read(path: &Path) -> Result<Token, TokenError> {
-        let shown = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| TokenError::File { path: shown(), error })?;
-        let token = Token(text.trim().to_owned());
-        match token.0.chars().count() {
-            found @ ..LENGTH_TAKEN if token.weakness().is_some() => Err(TokenError::Short { path: shown(), found }),
-            _ => Ok(token),
-        }
-    }
-
-    /// What makes it worth less than 128 bits, if it is. Whoever hears a proof of it could find it by trying.
-    pub fn weakness(&self) -> Option<String> {
-        let different: BTreeSet<char> = self.0.chars().collect();
-        if different.len() < DIFFERENT_LEAST {
-            return Some(format!(
-                "the token has {} different characters: expected 128 bits drawn at random",
-                different.len()
-            ));
-        }
-        let bits = self.bits();
-        (bits < BITS_LEAST).then(|| {
-            format!(
-                "the token has {} characters of that kind, {bits:.0} bits at most: expected 128 bits drawn at random, such \
-                 as 32 hexadecimal digits",
-                self.0.chars().count()
-            )
-        })
-    }
-
-    /// By its length and the kinds of characters in it.
-    fn bits(&self) -> f64 {
-        let has = |is: fn(&char) -> bool| self.0.chars().any(|c| is(&c));
-        let is_hex = self.0.chars().all(|c| c.is_ascii_hexdigit());
-        let kinds = match is_hex && has(char::is_ascii_alphabetic) {
-            true => 16.0,
-            false => {
-                let digits = f64::from(u8::from(has(char::is_ascii_digit)) * 10);
-                let small = f64::from(u8::from(has(char::is_ascii_lowercase)) * 26);
-                let large = f64::from(u8::from(has(char::is_ascii_uppercase)) * 26);
-                let others = f64::from(u8::from(has(|c| !c.is_ascii_alphanumeric())) * 2);
-                digits + small + large + others
-            }
-        };
-        // An empty token has no kind.
-        self.0.chars().count() as f64 * f64::max(kinds, 1.0).log2()
-    }
-
-    /// What proves to know this token within one TLS session, as `side` and about `what`.
-    fn proof(&self, side: &str, session: &[u8], what: &[&str]) -> Hmac<Sha256> {
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()) else {
-            unreachable!("HMAC takes keys of any length");
-        };
-        for part in [side.as_bytes(), session]
-            .into_iter()
-            .chain(what.iter().map(|part| part.as_bytes()))
-        {
-            // With its length, so that no two lists of parts read alike.
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
-        mac
-    }
-
-    fn proves(&self, side: &str, session: &[u8], what: &[&str]) -> String {
-        to_hex(&self.proof(side, session, what).finalize().into_bytes())
-    }
-
-    /// In constant time.
-    fn is_proven(&self, side: &str, session: &[u8], what: &[&str], proof: &str) -> bool {
-        from_hex(proof).is_some_and(|proof| self.proof(side, session, what).verify_slice(&proof).is_ok())
-    }
-}
 
 const SERVER: &str = "anynode join 2: the manager";
 const CLIENT: &str = "anynode join 2: the node that joins";
@@ -322,27 +212,6 @@ const ADDRESSES_MAX: usize = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_token_is_worth_what_its_length_and_kinds_of_characters_say() {
-        for (text, is_weak) in [
-            ("0123456789abcdef0123456789abcdef", false),
-            ("9f86d081884c7d659a2feaa0c55ad015", false),
-            // `openssl rand -base64 16`, without its filling too.
-            ("n4bQgYhMfWWaL+qgxVrQFQ==", false),
-            ("n4bQgYhMfWWaL+qgxVrQFQ", false),
-            ("9f86d081884c7d659a2feaa0c55ad01", true),
-            ("n4bQgYhMfWWaL-qgxVrQ", true),
-            ("01234567890123456789012345678901", true),
-            ("password", true),
-            ("", true),
-            (&"x".repeat(64), true),
-            (&"ab".repeat(32), true),
-        ] {
-            let weakness = Token(text.to_owned()).weakness();
-            assert_eq!(weakness.is_some(), is_weak, "{text}: {weakness:?}");
-        }
-    }
 
     #[test]
     fn many_addresses_that_try_keep_no_other_from_trying() {

@@ -7,6 +7,7 @@ mod join;
 mod peers;
 mod server;
 mod subscribe;
+mod token;
 mod tunnel;
 mod wire;
 
@@ -21,9 +22,10 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
 pub use self::identity::{Authority, Identity, IdentityError, Peer, Role};
-pub use self::join::{Token, TokenError, join};
+pub use self::join::join;
 pub use self::peers::{PeerState, PeerTable, Peers, Target};
 pub use self::server::serve;
+pub use self::token::{Token, TokenError};
 pub use self::tunnel::{Dialer, PendingTunnel, Refusal, Tunnel, TunnelRequest};
 pub use self::wire::NodeReport;
 use crate::model::Cluster;

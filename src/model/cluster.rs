@@ -317,22 +317,29 @@ impl Cluster {
         self.entries.iter().map(|(key, entry)| (key.as_str(), &entry.object))
     }
 
+    /// Those whose keys begin with a kind and a slash.
+    fn of_kind(&self, kind: &str) -> impl Iterator<Item = &ClusterObject> {
+        // What follows the slash.
+        let range = format!("{kind}/")..format!("{kind}0");
+        self.entries.range(range).map(|(_, entry)| &entry.object)
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &ClusterService> {
-        self.objects().filter_map(|(_, object)| match object {
+        self.of_kind("service").filter_map(|object| match object {
             ClusterObject::Service(service) => Some(service),
             _ => None,
         })
     }
 
     pub fn tasks(&self) -> impl Iterator<Item = &ClusterTask> {
-        self.objects().filter_map(|(_, object)| match object {
+        self.of_kind("task").filter_map(|object| match object {
             ClusterObject::Task(task) => Some(task),
             _ => None,
         })
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &ClusterNode> {
-        self.objects().filter_map(|(_, object)| match object {
+        self.of_kind("node").filter_map(|object| match object {
             ClusterObject::Node(node) => Some(node),
             _ => None,
         })

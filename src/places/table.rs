@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub enum Table {
     /// Connections to the admin server, by client address.
     Admin,
+    /// Streams of what the page shows, by client address.
+    AdminStreams,
     /// Connections to the API's socket, by user.
     Api,
     /// What the API tells for as long as somebody listens, and connections upgraded to the engine, by user.
@@ -30,8 +32,9 @@ pub enum Table {
 }
 
 impl Table {
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Admin,
+        Table::AdminStreams,
         Table::Api,
         Table::ApiStreams,
         Table::ApiBodies,
@@ -47,6 +50,7 @@ impl Table {
     pub fn as_str(self) -> &'static str {
         match self {
             Table::Admin => "admin",
+            Table::AdminStreams => "admin_streams",
             Table::Api => "api",
             Table::ApiStreams => "api_streams",
             Table::ApiBodies => "api_bodies",

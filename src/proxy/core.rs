@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use slab::Slab;
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use super::crowd::{Census, Party};
 use super::park::Parked;
 use super::patience::Patience;
 use super::wire::Dialer;
-use crate::routing::{CloseReason, EndpointId, Service, ServiceStats};
+use crate::routing::{Close, CloseReason, EndpointId, Service, ServiceStats};
 use crate::sys::socket::{self, Liveness};
 use crate::sys::splice::{Pipe, PipePool};
 use crate::tls::Trust;
@@ -679,7 +679,17 @@ impl Drop for Connection {
         }
         // A task that is dropped without a word goes down with its runtime.
         let reason = self.reason.or(entry.ended).unwrap_or(CloseReason::ProxyShutdown);
-        self.stats().closed(reason, self.opened_at.elapsed());
+        let after = self.opened_at.elapsed();
+        self.stats().closed(reason, after);
+        if self.kind == Kind::Client {
+            self.service.state().last_closes.add(Close {
+                at: SystemTime::now(),
+                reason,
+                client: entry.party.address(),
+                endpoint: entry.endpoint,
+                after,
+            });
+        }
         let is_well = matches!(
             reason,
             CloseReason::ClientFin | CloseReason::UpstreamFin | CloseReason::ResponseEnd

@@ -4,7 +4,7 @@
 
 use std::collections::{BinaryHeap, HashMap};
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ impl Party {
     const V4: u64 = 1 << 56;
     const V6: u64 = 2 << 56;
     const TASK: u64 = 3 << 56;
+    /// What is not the kind.
+    const ADDRESS: u64 = (1 << 56) - 1;
 
     /// A client's. Loopback and trusted proxies stand for many. Of IPv6 the first 56 bits count: who has one address has all
     /// that begin so.
@@ -35,6 +37,15 @@ impl Party {
         match ip {
             IpAddr::V4(ip) => Party(Party::V4 | u64::from(ip.to_bits())),
             IpAddr::V6(ip) => Party(Party::V6 | (ip.to_bits() >> 72) as u64),
+        }
+    }
+
+    /// Of a client by itself; of IPv6 the beginning of it, which is all that is told apart.
+    pub(super) fn address(self) -> Option<IpAddr> {
+        match self.0 & !Party::ADDRESS {
+            Party::V4 => Some(Ipv4Addr::from_bits(self.0 as u32).into()),
+            Party::V6 => Some(Ipv6Addr::from_bits(u128::from(self.0 & Party::ADDRESS) << 72).into()),
+            _ => None,
         }
     }
 
@@ -119,6 +130,20 @@ const LONG_PAUSE: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clients_address_is_read_back_as_far_as_it_counts() {
+        let back = |ip: &str| {
+            Party::client(ip.parse().unwrap(), &[])
+                .address()
+                .map(|ip| ip.to_string())
+        };
+        assert_eq!(back("192.0.2.7").as_deref(), Some("192.0.2.7"));
+        assert_eq!(back("::ffff:192.0.2.7").as_deref(), Some("192.0.2.7"));
+        assert_eq!(back("2001:db8:1:2ff::9").as_deref(), Some("2001:db8:1:200::"));
+        assert_eq!(back("127.0.0.1"), None);
+        assert_eq!(Party(Party::TASK | 7).address(), None);
+    }
 
     #[test]
     fn who_holds_most_gives_up_most() {

@@ -6,20 +6,16 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::endpoint_id::EndpointId;
 use super::ranks::stable_hash;
 use super::said::Said;
 use super::state::ServiceState;
 use crate::model::{EndpointSpec, TaskRef};
-
-/// Names one endpoint for the life of this program; never used again for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EndpointId(NonZeroU64);
 
 #[derive(Debug)]
 pub struct Endpoint {
@@ -46,6 +42,8 @@ pub struct Endpoint {
     agreed_at: AtomicU64,
     /// When it began to take traffic, in milliseconds since `beginning()`; `NOT_YET` while it takes none. Kept where a service asks.
     takes_since: AtomicU64,
+    /// std mutex: touched by each check and who shows it.
+    check: Mutex<Option<Check>>,
 }
 
 /// Why TLS failed with an endpoint the last time, if it did, and what was said of it.
@@ -55,9 +53,19 @@ struct TlsFault {
     said: Said,
 }
 
+/// What came of the last active check.
+#[derive(Debug, Clone)]
+pub struct Check {
+    pub at: SystemTime,
+    /// `None`: it passed.
+    pub fault: Option<Arc<str>>,
+}
+
 /// How an endpoint rests, and what was said of it.
 #[derive(Debug, Default)]
 struct Rest {
+    /// Why it rested last.
+    why: Option<Arc<str>>,
     for_connects: Ejection,
     for_silence: Ejection,
     /// Who got no answer: the first of them, and whether there were others.
@@ -195,10 +203,8 @@ const PROBE_DOWN: u8 = 3;
 impl Endpoint {
     /// `is_probed`: the service has an active check, so the endpoint waits for its first good probe.
     pub(super) fn new(spec: EndpointSpec, service: Arc<ServiceState>, is_probed: bool) -> Endpoint {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Endpoint {
-            // It begins at one, and nobody lives long enough to see it wrap.
-            id: EndpointId(NonZeroU64::new(NEXT_ID.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)),
+            id: EndpointId::next(),
             spec,
             service,
             probe: AtomicU8::new(if is_probed { PROBE_UNKNOWN } else { PROBE_NONE }),
@@ -213,6 +219,7 @@ impl Endpoint {
             tls_fault: Mutex::default(),
             agreed_at: AtomicU64::new(0),
             takes_since: AtomicU64::new(NOT_YET),
+            check: Mutex::default(),
         }
     }
 
@@ -405,6 +412,35 @@ impl Endpoint {
         was != verdict
     }
 
+    /// What came of a check, whatever the verdict is by now.
+    pub fn checked(&self, fault: Option<&str>) {
+        let mut check = self.check.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *check = Some(Check {
+            at: SystemTime::now(),
+            fault: fault.map(Arc::from),
+        });
+    }
+
+    pub fn last_check(&self) -> Option<Check> {
+        let check = self.check.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        check.clone()
+    }
+
+    /// Why it is not ready, in words; `None` where it is, or where there is no more to say than its state does.
+    pub fn why_not_ready(&self, now: Instant) -> Option<Arc<str>> {
+        match self.state(now) {
+            EndpointState::Unready => match self.last_check() {
+                Some(check) => check.fault,
+                None => Some("its check has not passed yet".into()),
+            },
+            EndpointState::Resting | EndpointState::Failing => {
+                self.tls_fault().or_else(|| self.lock_rest().why.clone())
+            }
+            EndpointState::Ready | EndpointState::Untried => self.opaque(),
+            EndpointState::Draining => None,
+        }
+    }
+
     /// The service has no active check any more: only the passive one speaks.
     pub fn clear_probed(&self) {
         if self.probe.swap(PROBE_NONE, Ordering::AcqRel) != PROBE_NONE {
@@ -419,8 +455,10 @@ impl Endpoint {
             Outcome::Failed(why) => {
                 self.connect_failures_total.fetch_add(1, Ordering::Relaxed);
                 let failures = self.connects.fetch_add(1, Ordering::AcqRel).saturating_add(1) & !UNTRIED;
-                if failures >= EJECT_AFTER {
-                    self.eject_for_connects(why, now);
+                match failures {
+                    1 => self.service.tell(),
+                    ..EJECT_AFTER => {}
+                    _ => self.eject_for_connects(why, now),
                 }
             }
         }
@@ -434,12 +472,10 @@ impl Endpoint {
         }
         let length = rest.for_connects.begin(now);
         let n_unsaid = rest.said.out(now);
+        let why = format!("{EJECT_AFTER} connects in a row failed: {why}");
+        rest.why = Some(why.as_str().into());
         drop(rest);
-        self.ejected(
-            length,
-            n_unsaid,
-            &format!("{EJECT_AFTER} connects in a row failed: {why}"),
-        );
+        self.ejected(length, n_unsaid, &why);
     }
 
     /// `n_unsaid`: `None` if it was said already.
@@ -473,8 +509,9 @@ impl Endpoint {
         let is_back = was_ejected && rest.for_silence.until.is_none();
         let is_to_say = is_back && rest.said.back(Instant::now());
         drop(rest);
-        if is_back {
-            self.came_back(is_to_say);
+        match is_back {
+            true => self.came_back(is_to_say),
+            false => self.service.tell(),
         }
     }
 
@@ -514,12 +551,10 @@ impl Endpoint {
         (rest.asker, rest.is_of_several) = (None, false);
         self.unanswered.store(RESTED, Ordering::Release);
         let n_unsaid = rest.said.out(now);
+        let why = format!("{EJECT_AFTER} requests in a row got no answer");
+        rest.why = Some(why.as_str().into());
         drop(rest);
-        self.ejected(
-            length,
-            n_unsaid,
-            &format!("{EJECT_AFTER} requests in a row got no answer"),
-        );
+        self.ejected(length, n_unsaid, &why);
     }
 
     /// Counts one more in flight, unless that would pass `cap` (0: none).

@@ -68,7 +68,7 @@ impl TableHandle {
         self.revision.subscribe()
     }
 
-    /// Which services' endpoints changed their health. For one listener.
+    /// Which services' endpoints changed their health.
     pub fn health_news(&self) -> &Arc<HealthNews> {
         &self.health_news
     }
@@ -192,7 +192,7 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::model::{HealthCheck, HealthProbe, ServiceSpec};
-    use crate::routing::{Asker, EndpointState, Listen, ListenKind, Outcome};
+    use crate::routing::{Asker, EndpointState, Listen, ListenKind, Listener, Outcome};
     use proptest::collection::vec;
     use proptest::prelude::{prop_assert_eq, proptest};
     use std::time::{Duration, Instant};
@@ -343,15 +343,26 @@ mod tests {
             .unwrap();
         let service = web(&handle);
         let endpoint = &service.endpoints()[0];
+        endpoint.set_probed(true);
+        for listener in [Listener::Losses, Listener::Page] {
+            handle.health_news().listen(listener);
+            service.state().heard_news(listener);
+        }
         for is_up in [false, true, false] {
             assert!(endpoint.set_probed(is_up));
         }
         assert!(service.is_lost() && !endpoint.set_probed(false));
-        assert_eq!(handle.health_news().next().await, [service.name().clone()]);
-        service.state().heard_news();
+        let next = |listener| handle.health_news().next(listener);
+        assert_eq!(next(Listener::Losses).await, [service.name().clone()]);
+        service.state().heard_news(Listener::Losses);
         endpoint.set_probed(true);
         assert!(!service.is_lost());
-        assert_eq!(handle.health_news().next().await, [service.name().clone()]);
+        assert_eq!(next(Listener::Losses).await, [service.name().clone()]);
+        assert_eq!(
+            next(Listener::Page).await,
+            [service.name().clone()],
+            "once for each who listens"
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! (`proxy::balancer`), sockets.
 
 mod bounded;
+mod closes;
 mod endpoint;
+mod endpoint_id;
 mod front;
 mod gate;
 mod guards;
@@ -34,7 +36,9 @@ mod vip;
 mod waiters;
 
 pub use bounded::{Bounded, ClientKey};
-pub use endpoint::{Asker, Endpoint, EndpointId, EndpointState, Outcome};
+pub use closes::{Close, LastCloses};
+pub use endpoint::{Asker, Check, Endpoint, EndpointState, Outcome};
+pub use endpoint_id::EndpointId;
 pub use front::{EntryPoint, First, Front};
 pub use gate::{Gate, GatePlace};
 pub use guards::{GuardState, GuardStates, UnderWayOne};
@@ -50,7 +54,7 @@ pub use ranks::stable_hash;
 pub use retry_budget::RetryBudget;
 pub use said::Said;
 pub use service::Service;
-pub use state::{HealthNews, ServiceState};
+pub use state::{HealthNews, Listener, ServiceState};
 pub use stats::{BytePath, CloseReason, Direction, Histogram, HttpCode, RequestRefusal, RetryOutcome, ServiceStats};
 pub use table::{Change, ListenKind, Route, RoutingTable, ServiceDiff, TableError};
 pub use vip::{VipPool, VipPoolError};

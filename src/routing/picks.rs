@@ -246,7 +246,7 @@ impl Picks {
     }
 
     /// Whose turn is next, without taking it: an order of all that take turns from here.
-    pub(super) fn upcoming(&self) -> impl Iterator<Item = usize> {
+    pub fn upcoming(&self) -> impl Iterator<Item = usize> {
         let (n, at) = (self.n_turns, self.turn());
         let next = self.shares.as_ref().map(|shares| shares.at(at));
         let at = next.map_or(at, |next| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anynode::admin::{AdminState, Phase, Readiness};
+use anynode::admin::{AdminSettings, AdminState, Phase, Readiness};
 use anynode::model::{Mode, ServiceName, ServiceSpec};
 use anynode::routing::{Change, CloseReason};
 use anynode::source::SourceStatus;
@@ -51,8 +51,11 @@ impl Admin {
             takeover: None,
             faults: None,
             store: None,
+            declared: None,
             swarm: None,
             doors: Arc::default(),
+            settings: AdminSettings::default(),
+            live: Arc::default(),
             verify: Box::new(|| Box::pin(std::future::ready(Value::Null))),
         });
         if is_known {
@@ -111,7 +114,7 @@ pub fn request(addr: SocketAddr, method: &str, path: &str) -> (u16, String, Stri
     let mut client = dial(addr);
     write!(
         client,
-        "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     .unwrap();
     let text = String::from_utf8(read_to_end(&client)).unwrap();

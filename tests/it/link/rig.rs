@@ -108,7 +108,7 @@ impl Site {
         let token = Site::write_token(dir.path(), "0123456789abcdef0123456789abcdef\n");
         Site {
             authority: Arc::new(Authority::from_pem(&Authority::generate().unwrap()).unwrap()),
-            token: Arc::new(Token::read(&token).unwrap()),
+            token: Arc::new(Token::read("link.token_file", &token).unwrap()),
             dir,
         }
     }

@@ -168,7 +168,7 @@ async fn only_who_knows_the_token_and_is_a_worker_of_the_swarm_joins() {
     };
     let w1 = site.start_with("w1", cluster(0, &[]), without());
     let wrong = Site::write_token(&site.dir("w1"), &"x".repeat(32));
-    let wrong = Token::read(&wrong).unwrap();
+    let wrong = Token::read("link.token_file", &wrong).unwrap();
     let error = join(&w1.identity, &wrong, m1.addr).await.unwrap_err();
     assert!(error.to_string().contains("token"), "{error}");
     for (id, reason) in [("w9", "no node"), ("m2", "manager")] {
@@ -185,16 +185,19 @@ async fn only_who_knows_the_token_and_is_a_worker_of_the_swarm_joins() {
 #[test]
 fn a_token_that_is_missing_or_short_says_so() {
     let site = Site::new();
-    let missing = Token::read(&site.dir("x").join("nothing")).unwrap_err();
+    let missing = Token::read("link.token_file", &site.dir("x").join("nothing")).unwrap_err();
     assert!(matches!(missing, TokenError::File { .. }), "{missing}");
     let short = Site::write_token(&site.dir("x"), &format!("  {}\n\n", "x".repeat(31)));
     assert!(matches!(
-        Token::read(&short).unwrap_err(),
+        Token::read("link.token_file", &short).unwrap_err(),
         TokenError::Short { found: 31, .. }
     ));
     let binary = site.dir("x").join("binary");
     std::fs::write(&binary, [0xff; 64]).unwrap();
-    assert!(matches!(Token::read(&binary).unwrap_err(), TokenError::File { .. }));
+    assert!(matches!(
+        Token::read("link.token_file", &binary).unwrap_err(),
+        TokenError::File { .. }
+    ));
 }
 
 #[tokio::test]

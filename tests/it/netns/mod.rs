@@ -72,6 +72,13 @@ impl Space {
         sh(&format!("ip netns exec {} {command}", self.name))
     }
 
+    /// A program that runs inside.
+    pub(super) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
     /// The rules and routes of both families, as `ip` shows them; without those of link-local addresses, which come late.
     fn routing(&self) -> String {
         let asked = "ip rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all";

@@ -21,6 +21,7 @@ mod jobs;
 mod lock;
 mod mounts;
 mod names;
+mod page;
 mod peers;
 mod resolver;
 mod rest;
