@@ -141,11 +141,12 @@ pub(super) async fn login(state: &AdminState, said: &str) -> Result<(String, Sys
 pub(super) async fn look(state: &AdminState, here: SocketAddr) {
     let is_near = here.ip().to_canonical().is_loopback();
     match &state.settings.token_file {
-        Some(path) => match token(state, path.clone()).await.map(|token| token.weakness()) {
-            Ok(Some(weakness)) => tracing::warn!("{KEY}: {weakness}; whoever tries long enough could guess it"),
-            // What is wrong was said.
-            Ok(None) | Err(_) => {}
-        },
+        Some(path) => {
+            // What is wrong with the file is said as it is read.
+            if let Ok(Some(weakness)) = token(state, path.clone()).await.map(|token| token.weakness()) {
+                tracing::warn!("{KEY}: {weakness}; whoever tries long enough could guess it");
+            }
+        }
         None if is_near => {}
         None => {
             tracing::info!("admin.listen = {here}: health and metrics alone for whoever is not on this machine ({KEY})")

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::harness::wait_until;
 use crate::netns::Space;
+use crate::page::browser::Browser;
 
 /// An address of the machine that is not a loopback address.
 const HERE: &str = "10.9.7.1:9377";
@@ -291,4 +292,34 @@ fn settings_of_the_admin_server_are_judged() {
         );
     }
     assert_eq!(check("hosts = ['mesh.example', 'a-b_c.d']"), "");
+}
+
+#[test]
+fn a_person_signs_in_with_the_token_and_out_again() {
+    let Some(stage) = Stage::new("token_file = 'DIR/token'") else {
+        return;
+    };
+    let Some(browser) = Browser::within(|program| stage.space.command(program)) else {
+        return;
+    };
+    browser.open(&format!("http://{HERE}/"));
+    browser.until_text("Sign in");
+    assert!(!browser.text().contains("Services"), "{}", browser.text());
+    browser.type_into("#token", "wrong");
+    browser.press("Enter");
+    browser.until_text("this is not the token of admin.token_file");
+    browser.run("document.querySelector('#token').value = ''");
+    browser.type_into("#token", TOKEN);
+    browser.press("Enter");
+    browser.until_text("1 services, 1 tasks");
+    // It is kept, until one signs out or the token is another.
+    browser.open(&format!("http://{HERE}/"));
+    browser.until_text("1 services, 1 tasks");
+    browser.run("document.querySelector('#leave').click()");
+    browser.until_text("The token in admin.token_file");
+    let errors = browser.errors();
+    assert!(errors.iter().all(|error| error.contains("401")), "{errors:?}");
+    // Where there is no token to be known, it says so in words.
+    browser.open(&format!("http://{NEAR}/"));
+    browser.until_text("1 services, 1 tasks");
 }

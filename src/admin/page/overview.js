@@ -24,7 +24,7 @@ export function overview(main, tip) {
     el("h1", {}, "Overview"), problems, el("h2", {}, "Nodes and tasks"), nodes,
     el("ul", { class: "legend", "aria-label": "Shapes" }, legend().map(([canvas, words]) => el("li", {}, canvas, words))),
     el("div", { class: "tools" }, el("h2", {}, "Services"), filter, about),
-    el("div", { class: "scroll" }, el("table", { "aria-label": "Services" }, el("thead", {}, el("tr", {}, heads)), body)),
+    el("div", { class: "scroll" }, el("table", { class: "wide", "aria-label": "Services" }, el("thead", {}, el("tr", {}, heads)), body)),
   );
 
   // --- nodes ---

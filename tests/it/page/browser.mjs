@@ -27,16 +27,22 @@ const acts = {
     await page.setViewport({ width, height });
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }]);
   },
-  text: () => page.evaluate(() => document.body.innerText),
+  async text() {
+    for (;;) {
+      try {
+        return await page.evaluate(() => document.body?.innerText ?? "");
+      } catch (error) {
+        // The page is just being loaded anew.
+        if (!String(error).includes("context was destroyed")) throw error;
+      }
+    }
+  },
   run: ({ script }) => page.evaluate(script),
   async type({ into, text }) {
     await page.type(into, text);
   },
   async press({ key }) {
     await page.keyboard.press(key);
-  },
-  async shot({ path }) {
-    await page.screenshot({ path });
   },
   errors: () => errors.splice(0),
 };

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -38,7 +38,10 @@ impl Browser {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let pipes = (driver.stdin.take().unwrap(), BufReader::new(driver.stdout.take().unwrap()));
+        let pipes = (
+            driver.stdin.take().unwrap(),
+            BufReader::new(driver.stdout.take().unwrap()),
+        );
         Some(Browser {
             driver,
             pipes: Mutex::new(Some(pipes)),
@@ -46,7 +49,7 @@ impl Browser {
     }
 
     fn act(&self, act: Value) -> Value {
-        let mut pipes = self.pipes.lock().unwrap();
+        let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
         let pipes = pipes.as_mut().unwrap();
         writeln!(pipes.0, "{act}").unwrap();
         let mut line = String::new();
@@ -68,7 +71,10 @@ impl Browser {
 
     /// What a person reads.
     pub fn text(&self) -> String {
-        self.act(json!({ "act": "text" })).as_str().unwrap_or_default().to_owned()
+        self.act(json!({ "act": "text" }))
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     pub fn until_text(&self, text: &str) {
@@ -94,21 +100,22 @@ impl Browser {
         self.act(json!({ "act": "press", "key": key }));
     }
 
-    pub fn shot(&self, path: &Path) {
-        self.act(json!({ "act": "shot", "path": path }));
-    }
-
     /// What the console has said that is wrong, since it was asked last.
     pub fn errors(&self) -> Vec<String> {
         let errors = self.act(json!({ "act": "errors" }));
-        errors.as_array().unwrap().iter().map(|error| error.as_str().unwrap().to_owned()).collect()
+        errors
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| error.as_str().unwrap().to_owned())
+            .collect()
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
         // The browser ends with its driver, which ends with its input.
-        self.pipes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = self.driver.wait();
     }
 }
