@@ -2,10 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::config::{Config, Flags};
+use super::keys::Keys;
 use super::node::Node;
 use super::up::{Signals, block_on};
 use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, chain, print};
@@ -79,6 +80,13 @@ pub fn demo(args: DemoArgs) -> i32 {
             return Ok(EXIT_UNAVAILABLE);
         }
         let (table, names) = (node.table.clone(), endpoints_names(&endpoints));
+        let endpoints = Arc::new(Mutex::new(endpoints));
+        let typed = endpoints.clone();
+        let _keys = Keys::listen(move |key| {
+            if let Some(i) = usize::from(key).checked_sub(usize::from(b'1')) {
+                toggle(&mut typed.lock().unwrap_or_else(PoisonError::into_inner), i);
+            }
+        });
         let watching = tokio::spawn(async move {
             // Until their first probes are good, endpoints do not take turns as we are about to say.
             let _ = tokio::time::timeout(READY_WITHIN, all_ready(&table)).await;
@@ -87,6 +95,7 @@ pub fn demo(args: DemoArgs) -> i32 {
         });
         let ran = node.run(async { signals.next().await }).await;
         watching.abort();
+        endpoints.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Err(error) = ran {
             eprintln!("error: {}", chain(&error));
             return Ok(EXIT_FAILURE);
@@ -99,23 +108,13 @@ pub fn demo(args: DemoArgs) -> i32 {
 struct Whoami {
     name: String,
     port: u16,
-    process: Child,
+    /// `None`: it is stopped.
+    process: Option<Child>,
 }
 
-impl Drop for Whoami {
-    fn drop(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn start_endpoints() -> std::io::Result<Vec<Whoami>> {
-    let program = std::env::current_exe()?;
-    let start = |i: usize| {
-        let port = free_port()?;
-        let name = format!("whoami-{i}");
-        let process = Command::new(&program)
+impl Whoami {
+    fn start(name: String, port: u16) -> std::io::Result<Whoami> {
+        let process = Command::new(std::env::current_exe()?)
             .args([
                 "whoami",
                 "--die-with-parent",
@@ -127,10 +126,54 @@ fn start_endpoints() -> std::io::Result<Vec<Whoami>> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
+        let whoami = Whoami {
+            name,
+            port,
+            process: Some(process),
+        };
         wait_for(port)?;
-        Ok(Whoami { name, port, process })
+        Ok(whoami)
+    }
+}
+
+impl Drop for Whoami {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            // An error means that it has ended already.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Stops an endpoint, without a word to anybody, or starts it again where it was.
+fn toggle(endpoints: &mut [Whoami], i: usize) {
+    let Some(endpoint) = endpoints.get_mut(i) else { return };
+    let (name, port) = (endpoint.name.clone(), endpoint.port);
+    let said = match endpoint.process {
+        Some(_) => {
+            *endpoint = Whoami {
+                name: name.clone(),
+                port,
+                process: None,
+            };
+            format!("  {name} is killed; {} starts it again\n", i + 1)
+        }
+        None => match Whoami::start(name.clone(), port) {
+            Ok(started) => {
+                *endpoint = started;
+                format!("  {name} runs again\n")
+            }
+            Err(error) => format!("  {name} cannot be started: {error}\n"),
+        },
     };
-    (1..=3).map(start).collect()
+    print(&said);
+}
+
+fn start_endpoints() -> std::io::Result<Vec<Whoami>> {
+    (1..=3)
+        .map(|i| Whoami::start(format!("whoami-{i}"), free_port()?))
+        .collect()
 }
 
 fn free_port() -> std::io::Result<u16> {
@@ -195,13 +238,16 @@ fn introduce(doors: &Doors, services: &str) {
         let (ip, port) = (dns.ip(), dns.port());
         format!("curl \"http://$(dig +short @{ip} -p {port} whoami):8000/\"")
     }));
+    let page = doors.admin.map(|admin| format!("To see it all: http://{admin}/\n"));
+    let page = page.unwrap_or_default();
     let commands: String = commands.iter().map(|command| format!("    {command}\n")).collect();
     print(&format!(
         "A node is up, with three endpoints of one service behind one port. Its services file:\n\n\
          {shown}\n\
          In another shell:\n\n\
          {commands}\n\
-         Who answers is shown here. Ctrl-C ends it all.\n\n"
+         {page}Who answers is shown here. 1, 2 and 3 kill an endpoint and start it again: nobody who asks notices.\n\
+         Ctrl-C ends it all.\n\n"
     ));
 }
 

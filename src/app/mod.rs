@@ -15,6 +15,7 @@ mod doors;
 mod entry_points;
 mod freshness;
 mod handoff;
+mod keys;
 mod lock;
 mod networks;
 mod node;

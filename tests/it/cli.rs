@@ -881,6 +881,41 @@ fn the_demo_shows_three_endpoints_in_turn_and_leaves_nothing() {
 }
 
 #[test]
+fn keys_kill_an_endpoint_of_the_demo_and_start_it_again_and_nobody_who_asks_notices() {
+    let (port, tmp) = (free_port(), tempfile::tempdir().unwrap());
+    let mut demo = Running::start(
+        anynode(&["demo", "--port", &port.to_string()])
+            .stdin(Stdio::piped())
+            .env("TMPDIR", tmp.path())
+            .env("ANYNODE_ADMIN", format!("127.0.0.1:{}", free_port()))
+            .env("ANYNODE_DNS", "none"),
+    );
+    wait_until("the demo to say what to do", || {
+        demo.stdout().contains("Ctrl-C ends it all") && demo.stdout().contains("To see it all: http://127.0.0.1:")
+    });
+    let mut keys = demo.child.stdin.take().unwrap();
+    let ask = || {
+        let answer: Value = serde_json::from_str(&curl((Ipv4Addr::LOCALHOST, port).into()).unwrap()).unwrap();
+        answer["hostname"].as_str().unwrap().to_owned()
+    };
+    keys.write_all(b"2").unwrap();
+    wait_until("it to be killed", || {
+        ask();
+        demo.stdout().contains("whoami-2 is killed; 2 starts it again")
+    });
+    for _ in 0..9 {
+        assert_ne!(ask(), "whoami-2");
+    }
+    assert_eq!(children(demo.pid()).iter().filter(|pid| !is_gone(**pid)).count(), 2);
+    keys.write_all(b"x 9\n2").unwrap();
+    wait_until("it to answer again", || ask() == "whoami-2");
+    assert!(demo.stdout().contains("whoami-2 runs again"), "{}", demo.stdout());
+    demo.signal(Signal::INT);
+    assert_eq!(demo.ended().code(), Some(0));
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_demo_that_is_killed_takes_its_endpoints_along() {
     let (port, tmp) = (free_port(), tempfile::tempdir().unwrap());
     let mut demo = demo(port, tmp.path());
