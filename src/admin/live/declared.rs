@@ -180,6 +180,15 @@ impl Declared {
         })
     }
 
+    /// How many tasks of a service run as they are to.
+    pub(super) fn n_running(&self, name: &str) -> usize {
+        let tasks = self.seen.as_ref().and_then(|seen| {
+            let service = seen.service_named(name)?;
+            Some(seen.tasks_of_service(service.id.as_str()))
+        });
+        tasks.into_iter().flatten().filter(|task| task.is_serving()).count()
+    }
+
     fn task(&self, id: &str) -> Option<&Arc<Task>> {
         self.seen.as_ref()?.task(id)
     }

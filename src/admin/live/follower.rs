@@ -15,7 +15,7 @@ use super::problems::Problems;
 use super::{Batch, Json, Key};
 use crate::admin::AdminState;
 use crate::admin::moment::unix_ms;
-use crate::model::{ServiceName, ServiceSpec};
+use crate::model::{ServiceName, ServiceSpec, first_of};
 use crate::routing::{Endpoint, EndpointState, Listener, RoutingTable, Service, ServiceDiff};
 use crate::store::Store;
 
@@ -58,6 +58,7 @@ async fn keep_up(state: Arc<AdminState>) {
         if let Some(news) = news {
             follower.declared(news, &mut batch);
         }
+        follower.finish(&mut batch);
         let now = tokio::time::Instant::now();
         if is_moved || now >= look_at {
             follower.nodes.look(&state, &mut follower.events, &mut batch);
@@ -76,7 +77,7 @@ async fn keep_up(state: Arc<AdminState>) {
         // What comes in a burst is told together.
         tokio::time::sleep(TOGETHER).await;
         let is_watched = *n_readers.borrow_and_update() > 0;
-        let next_look = match is_watched || follower.has_resting() {
+        let next_look = match is_watched || follower.has_resting() || !follower.leaving.is_empty() {
             true => sample_at.min(look_at),
             false => sample_at,
         };
@@ -129,8 +130,8 @@ struct Follower {
     services: HashMap<ServiceName, Known>,
     faults: BTreeMap<String, Vec<String>>,
     declared: Declared,
-    /// Tasks that are no endpoints, by the name of their service.
-    waiting: HashMap<String, HashSet<Key>>,
+    /// Endpoints that have left the table with something open.
+    leaving: Vec<Leaving>,
     nodes: Nodes,
     problems: Problems,
     events: Events,
@@ -152,6 +153,12 @@ struct KnownTask {
     json: Json,
 }
 
+struct Leaving {
+    key: Key,
+    service: ServiceName,
+    endpoint: Weak<Endpoint>,
+}
+
 /// What changes of the endpoints of one service at once, for one event.
 #[derive(Default)]
 struct Moves {
@@ -170,7 +177,7 @@ impl Follower {
                 .and_then(|name| self.services.get(&name))
                 .is_some_and(is_endpoint)
             {
-                self.wait(&name, key, batch);
+                self.wait(key, batch);
             }
         }
         for (service, text) in news.failures {
@@ -186,21 +193,46 @@ impl Follower {
     }
 
     /// Shows a task that is no endpoint, for as long as there is something to say of it.
-    fn wait(&mut self, service: &str, key: Key, batch: &mut Batch) {
+    fn wait(&self, key: Key, batch: &mut Batch) {
         let id = key.strip_prefix("task/").unwrap_or(&key);
         match self.declared.waiting(id) {
-            Some((key, json)) => {
-                self.waiting.entry(service.to_owned()).or_default().insert(key.clone());
-                batch.put(key, json);
-            }
-            None => {
-                if let Some(waiting) = self.waiting.get_mut(service) {
-                    waiting.remove(&key);
-                    if waiting.is_empty() {
-                        self.waiting.remove(service);
-                    }
-                }
-                batch.del(key);
+            Some((key, json)) => batch.put(key, json),
+            None => batch.del(key),
+        }
+    }
+
+    /// Shows an endpoint that has left the table, while it finishes what is open.
+    fn leave(&mut self, service: &Service, key: Key, endpoint: &Arc<Endpoint>, batch: &mut Batch) {
+        if endpoint.in_flight() == 0 {
+            return self.wait(key, batch);
+        }
+        let standing = Standing {
+            state: EndpointState::Draining.as_str(),
+            since_ms: unix_ms(SystemTime::now()),
+            why: None,
+        };
+        let more = endpoint.task().map(|task| self.declared.task_more(&task.id));
+        let json = objects::task(service, endpoint, &standing, more.unwrap_or_default());
+        batch.put(key.clone(), json);
+        self.leaving.push(Leaving {
+            key,
+            service: service.name().clone(),
+            endpoint: Arc::downgrade(endpoint),
+        });
+    }
+
+    /// Takes away those that have finished. One that is back is in the table.
+    fn finish(&mut self, batch: &mut Batch) {
+        let is_at_it = |endpoint: Arc<Endpoint>| endpoint.is_draining() && endpoint.in_flight() > 0;
+        let leaving = std::mem::take(&mut self.leaving);
+        let (left, over) = leaving
+            .into_iter()
+            .partition(|one| one.endpoint.upgrade().is_some_and(is_at_it));
+        self.leaving = left;
+        for Leaving { key, service, .. } in over {
+            let known = self.services.get(&service);
+            if !known.is_some_and(|known| known.tasks.contains_key(&key)) {
+                self.wait(key, batch);
             }
         }
     }
@@ -210,8 +242,7 @@ impl Follower {
         let key = service_key(name);
         match self.declared.service_more(name) {
             Some(more) => {
-                let n_waiting = self.waiting.get(name).map_or(0, HashSet::len);
-                batch.put(key, objects::bare_service(n_waiting, more));
+                batch.put(key, objects::bare_service(self.declared.n_running(name), more));
             }
             None => batch.del(key),
         }
@@ -238,8 +269,8 @@ impl Follower {
                 }
                 ServiceDiff::Removed(service) => {
                     let known = self.services.remove(service.name()).unwrap_or_default();
-                    for key in known.tasks.into_keys() {
-                        self.wait(service.name().as_str(), key, batch);
+                    for (key, task) in known.tasks {
+                        self.leave(service, key, &task.endpoint, batch);
                     }
                     self.bare(service.name().as_str(), batch);
                     let text = format!("service {} is gone", service.name());
@@ -267,9 +298,6 @@ impl Follower {
         for endpoint in service.endpoints() {
             let (key, state) = (task_key(service, endpoint), endpoint.state(now));
             known.is_resting |= state == EndpointState::Resting;
-            if let Some(waiting) = self.waiting.get_mut(service.name().as_str()) {
-                waiting.remove(&key);
-            }
             let was = match before.remove(&key) {
                 Some(was) if was.state == state && Arc::ptr_eq(&was.endpoint, endpoint) => {
                     known.tasks.insert(key, was);
@@ -324,7 +352,7 @@ impl Follower {
         }
         for (key, task) in before {
             moves.left.push(shown(&task.endpoint));
-            self.wait(name, key, batch);
+            self.leave(service, key, &task.endpoint, batch);
         }
         if is_new && !self.has_table {
             // All of it is there from the first.
@@ -390,12 +418,8 @@ fn shown(endpoint: &Endpoint) -> String {
 impl Moves {
     fn texts(&self, service: &str) -> Vec<String> {
         let told = |names: &[String], what: &str| {
-            let (first, more) = names.split_at(names.len().min(NAMES_TOLD));
-            let more = match more.len() {
-                0 => String::new(),
-                n => format!(" and {n} more"),
-            };
-            (!first.is_empty()).then(|| format!("endpoints of {service} {what}: {}{more}", first.join(", ")))
+            let first = first_of(names, NAMES_TOLD, ", ");
+            (!names.is_empty()).then(|| format!("endpoints of {service} {what}: {first}"))
         };
         [told(&self.came, "came"), told(&self.left, "left")]
             .into_iter()

@@ -180,6 +180,21 @@ fn an_endpoint_that_is_lost_says_since_when_and_why_and_is_back_when_it_is() {
 }
 
 #[test]
+fn an_endpoint_that_has_left_is_told_of_until_it_has_finished() {
+    let (a, held) = (Origin::named("a"), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addr = held.local_addr().unwrap();
+    let home = Home::with(&[addr]);
+    let client = dial(home.door());
+    let (end, _) = held.accept().unwrap();
+    let page = home.watch();
+    home.declare(&[a.addr], "");
+    page.until(&format!("task/web/{addr}"), |task| task["state"] == "draining");
+    page.until("service/web", |web| web["endpoints"] == 1);
+    drop((client, end));
+    page.until_gone(&format!("task/web/{addr}"));
+}
+
+#[test]
 fn figures_are_told_as_they_are_counted_and_kept_for_those_who_come() {
     let a = Origin::named("a");
     let home = Home::with(&[a.addr]);
