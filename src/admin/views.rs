@@ -471,7 +471,7 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
             .into_iter()
             .map(|(key, why)| format!("{key}: {why}")),
     );
-    lines.extend(state.tls.iter().flat_map(|tls| bounded(tls.faults())));
+    lines.extend(state.tls.iter().flat_map(|tls| bounded("tls", tls.faults())));
     let table = state.table.load();
     lines.extend(trust_faults(state, &table));
     lines.extend(state.names.iter().flat_map(|known| names::complaints(known)));
@@ -488,12 +488,12 @@ pub(super) fn complaints(state: &AdminState) -> Vec<String> {
     lines
 }
 
-/// The first of many.
-fn bounded(mut faults: Vec<String>) -> Vec<String> {
+/// The first of many that are of one kind.
+fn bounded(kind: &str, mut faults: Vec<String>) -> Vec<String> {
     let n_more = faults.len().saturating_sub(LIKE_LINES_MAX);
     if n_more > 0 {
         faults.truncate(LIKE_LINES_MAX);
-        faults.push(format!("tls: {n_more} more: \"anynode status\" shows all"));
+        faults.push(format!("{kind}: {n_more} more: \"anynode status\" shows all"));
     }
     faults
 }

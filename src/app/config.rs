@@ -13,10 +13,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::EXIT_CONFIG;
+use super::entry_points::networks;
 use super::settings::{SettingError, Settings, UnknownVariable};
 use crate::admin::AdminSettings;
 use crate::agent::process::UserRange;
-use crate::model::filters::network;
 use crate::model::swarm::Generic;
 use crate::model::{CaName, EntryPointSpec, parse_duration};
 use crate::proxy::{ProxyConfig, VipMode};
@@ -213,13 +213,7 @@ impl Config {
                 "trusted_proxies",
                 "networks such as [\"10.0.0.0/8\"]",
                 Vec::new(),
-                |value| {
-                    let mut items = value.as_array()?.iter();
-                    items.try_fold(Vec::new(), |mut all, item| {
-                        all.push(network(item.as_str()?).ok()?);
-                        Some(all)
-                    })
-                },
+                networks,
             ),
             vips: s.value("vips", "\"auto\", \"bind\" or \"off\"", VipMode::default(), |value| {
                 value.as_str()?.parse().ok()

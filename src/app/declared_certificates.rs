@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::admin::ClosedDoors;
+use crate::model::first_of;
 use crate::model::labels::payload::{self, CERTIFICATE};
 use crate::model::swarm::Id;
 use crate::store::{Snapshot, Store};
@@ -112,15 +113,9 @@ impl DeclaredCertificates {
     fn say_unshown(&self) {
         let mut names: Vec<&str> = self.read.values().map(|one| &*one.name).collect();
         names.sort_unstable();
-        let n_more = names.len().saturating_sub(NAMED_MAX);
-        names.truncate(NAMED_MAX);
-        let more = match n_more {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
         let why = (!names.is_empty()).then(|| {
-            let names = names.join(", ");
-            format!("no entry point ends TLS (entrypoints.NAME.tls), so that nothing is shown of {names}{more}")
+            let names = first_of(&names, NAMED_MAX, ", ");
+            format!("no entry point ends TLS (entrypoints.NAME.tls), so that nothing is shown of {names}")
         });
         let key = format!("label {CERTIFICATE}");
         if self.doors.set(&key, why.clone())

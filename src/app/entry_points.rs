@@ -112,8 +112,8 @@ fn one(
     spec.acme = keys
         .get("tls")
         .and_then(|tls| acme(settings, &spec.name, tls.get("acme")?));
-    spec.trusted_proxies = networks(settings, &spec.name, keys, "trusted_proxies");
-    spec.proxy_protocol = networks(settings, &spec.name, keys, "proxy_protocol").unwrap_or_default();
+    spec.trusted_proxies = networks_at(settings, &spec.name, keys, "trusted_proxies");
+    spec.proxy_protocol = networks_at(settings, &spec.name, keys, "proxy_protocol").unwrap_or_default();
     for (key, to) in [
         ("idle_timeout", &mut spec.idle_timeout),
         ("request_head_timeout", &mut spec.request_head_timeout),
@@ -151,11 +151,19 @@ fn acme(settings: &mut Settings, name: &EntryPointName, value: &Value) -> Option
     None
 }
 
+/// `None`: it is no list of networks and addresses.
+pub(super) fn networks(value: &Value) -> Option<Vec<IpNet>> {
+    value
+        .as_array()?
+        .iter()
+        .map(|item| network(item.as_str()?).ok())
+        .collect()
+}
+
 /// `None`: the key is not there, or wrong.
-fn networks(settings: &mut Settings, name: &EntryPointName, keys: &Table, key: &str) -> Option<Vec<IpNet>> {
+fn networks_at(settings: &mut Settings, name: &EntryPointName, keys: &Table, key: &str) -> Option<Vec<IpNet>> {
     let value = keys.get(key)?;
-    let network = |value: &Value| network(value.as_str()?).ok();
-    let networks = value.as_array().and_then(|all| all.iter().map(network).collect());
+    let networks = networks(value);
     if networks.is_none() {
         wrong(
             settings,

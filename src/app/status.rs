@@ -16,6 +16,7 @@ use super::up::block_on;
 use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, Flags, print};
 use crate::admin::read_token;
 use crate::link::Token;
+use crate::model::first_of;
 
 /// Prints the status of the node that `flags` lead to. Returns the exit code.
 pub fn status(flags: Flags, is_json: bool) -> i32 {
@@ -324,22 +325,12 @@ fn describe_names(names: &Value, out: &mut String) {
     }
     for name in all() {
         let addresses = texts(&name["addresses"]);
-        let more = match addresses.len().saturating_sub(ADDRESSES_SHOWN) {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        let shown = addresses
-            .iter()
-            .take(ADDRESSES_SHOWN)
-            .map(String::as_str)
-            .collect::<Vec<_>>();
-        let shown = if shown.is_empty() {
-            "no address yet".to_owned()
-        } else {
-            shown.join(" ")
+        let shown = match addresses.is_empty() {
+            true => "no address yet".to_owned(),
+            false => first_of(&addresses, ADDRESSES_SHOWN, " "),
         };
         out.push_str(&format!(
-            "name {} of {}: {shown}{more}\n",
+            "name {} of {}: {shown}\n",
             text(&name["name"]),
             texts(&name["services"]).join(", ")
         ));

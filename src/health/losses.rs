@@ -74,7 +74,6 @@ impl Losses {
                 service.stats().losses.fetch_add(1, Relaxed);
             }
             if let Some(n_unsaid) = loss.said.out(now) {
-                let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
                 let n = service.endpoints().len();
                 tracing::error!(service = %name, n_unsaid, "the last endpoint is lost: none of {n} is well, so all are tried");
             }

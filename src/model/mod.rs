@@ -42,4 +42,4 @@ pub use service::{
     PublishedPort, Reach, ServiceName, ServiceSpec, TaskPlace, TaskRef, Timeouts,
 };
 pub use sticky::{CookieName, SameSite, Sticky, StickyKey};
-pub use text::{InvalidValue, format_duration, nearest, parse_duration};
+pub use text::{InvalidValue, first_of, format_duration, nearest, parse_duration};

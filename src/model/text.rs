@@ -20,6 +20,16 @@ impl InvalidValue {
     }
 }
 
+/// The first `most` of `words`, with `between` them, and how many more there are: such as "a, b and 3 more".
+pub fn first_of(words: &[impl AsRef<str>], most: usize, between: &str) -> String {
+    let (first, more) = words.split_at(words.len().min(most));
+    let first: Vec<&str> = first.iter().map(AsRef::as_ref).collect();
+    match more.len() {
+        0 => first.join(between),
+        n => format!("{} and {n} more", first.join(between)),
+    }
+}
+
 /// The name that is spelled most like `name`, if one is much like it.
 pub fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
     let scored = known.map(|known| (strsim::normalized_damerau_levenshtein(name, &known), known));
@@ -55,6 +65,14 @@ const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_many_are_named_and_the_others_counted() {
+        let all = ["a", "b", "c"];
+        assert_eq!(first_of(&all, 3, ", "), "a, b, c");
+        assert_eq!(first_of(&all, 2, ", "), "a, b and 1 more");
+        assert_eq!(first_of(&all[..0], 2, ", "), "");
+    }
 
     #[test]
     fn durations_need_a_unit_and_an_end() {

@@ -313,7 +313,6 @@ impl Endpoint {
         match why {
             Some(why) => {
                 if let Some(n_unsaid) = fault.said.out(now) {
-                    let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
                     tracing::warn!(%service, %endpoint, n_unsaid, "TLS with it fails: {why}");
                 }
             }
@@ -479,11 +478,10 @@ impl Endpoint {
     }
 
     /// `n_unsaid`: `None` if it was said already.
-    fn ejected(&self, length: Duration, n_unsaid: Option<u32>, why: &str) {
+    fn ejected(&self, length: Duration, n_unsaid: Option<Option<u32>>, why: &str) {
         self.service.stats.ejections.fetch_add(1, Ordering::Relaxed);
         self.service.health_changed();
         if let Some(n_unsaid) = n_unsaid {
-            let n_unsaid = (n_unsaid > 0).then_some(n_unsaid);
             let (service, endpoint) = (self.service.name(), self.label());
             tracing::warn!(%service, endpoint, n_unsaid, "endpoint rests, for {length:?} at first: {why}");
         }

@@ -12,8 +12,8 @@ pub struct Said {
 }
 
 impl Said {
-    /// It is out, perhaps since long. `Some` if that is to be said, with the number of times that nothing was said.
-    pub fn out(&mut self, now: Instant) -> Option<u32> {
+    /// It is out, perhaps since long. `Some` if that is to be said, with the number of times that nothing was said, if there were any.
+    pub fn out(&mut self, now: Instant) -> Option<Option<u32>> {
         if self.is_out {
             return None;
         }
@@ -22,7 +22,8 @@ impl Said {
             return None;
         }
         (self.is_out, self.at) = (true, Some(now));
-        Some(std::mem::take(&mut self.n_unsaid))
+        let n_unsaid = std::mem::take(&mut self.n_unsaid);
+        Some((n_unsaid > 0).then_some(n_unsaid))
     }
 
     /// It is well. Whether that is to be said: if it was said that it was out.
@@ -45,14 +46,14 @@ mod tests {
     #[test]
     fn each_turn_is_said_once_and_what_flaps_once_a_minute() {
         let (mut said, mut now) = (Said::default(), Instant::now());
-        assert_eq!((said.out(now), said.out(now)), (Some(0), None));
+        assert_eq!((said.out(now), said.out(now)), (Some(None), None));
         assert!(said.back(now) && !said.back(now));
         for _ in 0..5 {
             assert_eq!((said.out(now), said.back(now)), (None, false));
             now += Duration::from_secs(1);
         }
         now += QUIET;
-        assert_eq!(said.out(now), Some(5), "also where it has been out for a while");
+        assert_eq!(said.out(now), Some(Some(5)), "also where it has been out for a while");
         assert!(said.back(now));
     }
 }

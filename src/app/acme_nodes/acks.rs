@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::SwarmView;
+use crate::model::first_of;
 use crate::tls::Elsewhere;
 
 /// What each node has said.
@@ -237,20 +238,10 @@ impl Elsewhere for Gate {
             let peers = view.peers.subscribe();
             let late = wait(&acks, number, || live(&view), peers, PATIENCE).await;
             late.map_err(|late| {
-                let names: Vec<String> = late
-                    .iter()
-                    .take(NAMED_MOST)
-                    .map(|node| name_of(&view, node).to_string())
-                    .collect();
-                let more = match late.len() - names.len() {
-                    0 => String::new(),
-                    n => format!(" and {n} more"),
-                };
+                let names: Vec<String> = late.iter().map(|node| name_of(&view, node).to_string()).collect();
+                let names = first_of(&names, NAMED_MOST, ", ");
                 let within = PATIENCE.of_all.as_secs();
-                format!(
-                    "node {}{more} has not put the challenge in place within {within} s",
-                    names.join(", ")
-                )
+                format!("node {names} has not put the challenge in place within {within} s")
             })
         })
     }

@@ -42,6 +42,13 @@ impl AuthAddress {
         &self.service
     }
 
+    /// What it is called in full if it is of the stack of `own`, a service's name: services of a stack call each other without what all their
+    /// names begin with. The nearest comes first.
+    pub fn names_beside(&self, own: &str) -> impl Iterator<Item = String> {
+        let stacks = own.rmatch_indices('_').map(|(at, _)| &own[..at]);
+        stacks.map(|stack| format!("{stack}_{}", self.service))
+    }
+
     /// The port that its tasks listen on.
     pub fn port(&self) -> u16 {
         self.port

@@ -79,9 +79,8 @@ impl<C: Client> Server<'_, C> {
             let are_none = theirs.is_empty() && own.attachments.is_empty();
             (network.is_some() || are_none).then_some((service, network))
         };
-        let own_name = own.name.as_str();
-        let stacks = own_name.rmatch_indices('_').map(|(at, _)| &own_name[..at]);
-        let beside = stacks.filter_map(|stack| named(&format!("{stack}_{called}")));
+        let beside = auth.address.names_beside(own.name.as_str());
+        let beside = beside.filter_map(|name| named(&name));
         let by_alias = || {
             table.services().find_map(|service| {
                 let is_called = |alias: &Arc<str>| alias.eq_ignore_ascii_case(called);

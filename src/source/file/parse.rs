@@ -173,11 +173,8 @@ fn find_unasked(services: &[Declared]) -> Option<String> {
         let spec = &it.spec;
         let forward = spec.filters.as_ref()?.guards.as_ref()?.forward.as_ref()?;
         let called = forward.address.service().to_ascii_lowercase();
-        let own = spec.name.key();
-        let mut beside = own
-            .rmatch_indices('_')
-            .map(|(at, _)| format!("{}_{called}", &own[..at]));
-        let is_there = names.contains(&*called) || beside.any(|name| names.contains(&*name));
+        let mut beside = forward.address.names_beside(spec.name.key());
+        let is_there = names.contains(&*called) || beside.any(|name| names.contains(&*name.to_ascii_lowercase()));
         (!is_there).then(|| {
             let key = format!("service {}: forward_auth.address", spec.name);
             format!("{key}: there is no service {called:?}: expected one of this file")

@@ -109,7 +109,7 @@ pub(super) struct News {
 /// What is to be said of a name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Say {
-    Fails { why: String, n_unsaid: u32 },
+    Fails { why: String, n_unsaid: Option<u32> },
     Back,
 }
 
@@ -550,7 +550,7 @@ mod tests {
         };
         let said = Say::Fails {
             why: "there is no such name (NXDOMAIN)".to_owned(),
-            n_unsaid: 0,
+            n_unsaid: None,
         };
         assert_eq!((fails(5), fails(6)), (Some(said), None));
         assert_eq!(one.state().failing.unwrap().since, moment(5));

@@ -165,11 +165,8 @@ impl Names {
             .lock()
             .note(&name, answer, Instant::now(), SystemTime::now(), jitter);
         match news.say {
-            Some(Say::Fails { why, n_unsaid: 0 }) => {
-                tracing::warn!(%name, "the name of endpoints is not resolved, what was known of it stays: {why}");
-            }
             Some(Say::Fails { why, n_unsaid }) => {
-                tracing::warn!(%name, unsaid = n_unsaid, "the name of endpoints is not resolved, what was known of it stays: {why}");
+                tracing::warn!(%name, n_unsaid, "the name of endpoints is not resolved, what was known of it stays: {why}");
             }
             Some(Say::Back) => tracing::info!(%name, "the name of endpoints is resolved again"),
             None => {}
