@@ -52,7 +52,7 @@ pub fn health(flags: Flags) -> i32 {
         Err(code) => return code,
     };
     block_on(async {
-        let asked = tokio::time::timeout(PATIENCE, admin.ask("/healthz")).await;
+        let asked = tokio::time::timeout(PATIENCE, admin.ask(HEALTH)).await;
         match asked.context("no answer in time").and_then(|answer| answer) {
             Ok(said) => {
                 print(&String::from_utf8_lossy(&said));
@@ -66,13 +66,16 @@ pub fn health(flags: Flags) -> i32 {
     })
 }
 
+const HEALTH: &str = "/healthz";
+
 /// The admin server that is asked, and what lets in where it is another machine's.
 pub(super) struct Admin {
     /// As it was said.
     shown: String,
     /// One after the other is tried.
     addresses: Vec<SocketAddr>,
-    token: Option<Token>,
+    /// Errors: why there is none. Health is told without.
+    token: Result<Option<Token>, String>,
 }
 
 impl fmt::Display for Admin {
@@ -103,19 +106,17 @@ pub(super) fn admin_of(mut flags: Flags) -> Result<Admin, i32> {
             return Err(EXIT_CONFIG);
         }
     };
-    let is_near = addresses
-        .iter()
-        .all(|address| address.ip().to_canonical().is_loopback());
+    // All addresses lead to this machine's own.
+    let is_near = addresses.iter().all(|address| {
+        let ip = address.ip().to_canonical();
+        ip.is_loopback() || ip.is_unspecified()
+    });
     // Who asks on the node itself need not be able to read it.
     let token = match config.admin_settings.token_file {
-        Some(path) if !is_near => match read_token(&path) {
-            Ok(token) => Some(token),
-            Err(why) => {
-                eprintln!("error: admin.token_file: {why}");
-                return Err(EXIT_CONFIG);
-            }
-        },
-        _ => None,
+        Some(path) if !is_near => read_token(&path)
+            .map(Some)
+            .map_err(|why| format!("admin.token_file: {why}")),
+        _ => Ok(None),
     };
     Ok(Admin {
         shown,
@@ -132,7 +133,12 @@ impl Admin {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let mut request = Request::get(path).header(header::HOST, host);
-        if let Some(token) = &self.token {
+        let token = match &self.token {
+            _ if path == HEALTH => None,
+            Ok(token) => token.as_ref(),
+            Err(why) => bail!("{why}"),
+        };
+        if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.as_str()));
         }
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;

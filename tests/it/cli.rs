@@ -16,12 +16,17 @@ use crate::harness::{Origin, PATIENCE, dial, free_port, read_to_end, wait_until}
 pub fn anynode(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anynode"));
     command.args(args).stdin(Stdio::null());
+    forget_variables(&mut command);
+    command
+}
+
+/// Takes away the variables that whoever runs the tests has for the program, or for the tests.
+pub fn forget_variables(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ANYNODE_") {
             command.env_remove(name);
         }
     }
-    command
 }
 
 /// Runs a command that ends by itself.

@@ -1,10 +1,11 @@
 //! Who is shown what by the admin server: on the machine, from elsewhere, out of a browser that another site's page is open in.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
+use crate::cli::anynode;
 use crate::harness::wait_until;
 use crate::netns::Space;
 use crate::page::browser::Browser;
@@ -273,8 +274,7 @@ fn settings_of_the_admin_server_are_judged() {
     let path = dir.path().join("anynode.toml");
     let check = |settings: &str| {
         std::fs::write(&path, format!("[admin]\n{settings}\n")).unwrap();
-        let mut check = Command::new(env!("CARGO_BIN_EXE_anynode"));
-        let out = check.args(["check", "--config"]).arg(&path).output().unwrap();
+        let out = anynode(&["check", "--config"]).arg(&path).output().unwrap();
         String::from_utf8(out.stderr).unwrap()
     };
     let weak = dir.path().join("weak");

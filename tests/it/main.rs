@@ -37,6 +37,7 @@ mod oracle;
 mod own;
 mod page;
 mod park;
+mod prometheus;
 mod reasons;
 mod rooms;
 mod rounds;

@@ -126,7 +126,7 @@ impl Node {
 
     fn admin(&self, path: &str) -> String {
         let mut stream = dial(self.admin);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         String::from_utf8_lossy(&read_to_end(&stream)).into_owned()
     }

@@ -2,7 +2,7 @@
 
 import { Cells, legend } from "./cells.js";
 import { known } from "./stream.js";
-import { bytes, duration, el, link, percent, rate, say, time } from "./words.js";
+import { bytes, compare, duration, el, link, percent, rate, say, time } from "./words.js";
 
 const COLUMNS = [
   ["name", "Service", ""], ["ready", "Ready", "num"], ["rate", "Per second", "num"], ["errors", "Failed", "num"],
@@ -68,7 +68,7 @@ export function overview(main, tip) {
         columns.delete(id);
       }
     }
-    const ids = [...columns.keys()].sort((a, b) => nameOf(a).localeCompare(nameOf(b), "en", { numeric: true }));
+    const ids = [...columns.keys()].sort((a, b) => compare(nameOf(a), nameOf(b)));
     if (ids.some((id) => columns.get(id).isNew) || nodes.children.length !== ids.length) {
       nodes.replaceChildren(...ids.map((id) => columns.get(id).item));
     }
@@ -76,8 +76,8 @@ export function overview(main, tip) {
       const one = columns.get(id);
       if (!one) continue;
       one.isNew = false;
-      const sorted = [...one.tasks].sort((a, b) => keyOf(a).localeCompare(keyOf(b), "en", { numeric: true }));
-      one.cells.show(sorted);
+      const sorted = [...one.tasks].map((name) => [keyOf(name), name]).sort(([a], [b]) => compare(a, b));
+      one.cells.show(sorted.map(([, name]) => name));
     }
     touched.clear();
   }
@@ -207,8 +207,8 @@ export function overview(main, tip) {
     const names = [...rows.keys()].filter((name) => name.toLowerCase().includes(wanted));
     names.sort((a, b) => {
       const [one, other] = [value(a), value(b)];
-      const by = typeof one === "string" ? one.localeCompare(other, "en", { numeric: true }) : one - other;
-      return (order.isDown ? -by : by) || a.localeCompare(b);
+      const by = typeof one === "string" ? compare(one, other) : one - other;
+      return (order.isDown ? -by : by) || compare(a, b);
     });
     body.replaceChildren(...names.map((name) => rows.get(name).line));
     for (const head of heads) {

@@ -1,7 +1,7 @@
 // One service, one node, what happened, and why a request goes where it goes.
 
 import { ask, known } from "./stream.js";
-import { ago, bytes, duration, el, facts, link, percent, rate, state, table, time } from "./words.js";
+import { ago, bytes, compare, duration, el, facts, link, percent, rate, state, table, time } from "./words.js";
 
 /** Asks for JSON each second while the view is open; shows words where there is none. */
 function asking(path, show, refuse) {
@@ -22,7 +22,30 @@ function asking(path, show, refuse) {
   return () => { isOver = true; clearTimeout(timer); };
 }
 
+/** The tasks of a view, and whether what changed is any of them. */
+class Those {
+  constructor(is) {
+    this.is = is;
+    this.names = new Set();
+  }
+
+  find() {
+    const all = [...known.task].filter(([, task]) => this.is(task));
+    this.names = new Set(all.map(([name]) => name));
+    return all.map(([, task]) => task);
+  }
+
+  isAmong(changed) {
+    for (const name of changed ?? []) {
+      const task = known.task.get(name);
+      if (this.names.has(name) || (task && this.is(task))) return true;
+    }
+    return false;
+  }
+}
+
 export function service(main, tip, name) {
+  const those = new Those((task) => task.service === name);
   const head = el("div");
   const tasks = el("div");
   const detail = el("div");
@@ -43,8 +66,8 @@ export function service(main, tip, name) {
   }
 
   function list() {
-    const all = [...known.task.values()].filter((task) => task.service === name);
-    all.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+    const all = those.find();
+    all.sort((a, b) => compare(a.name, b.name));
     tasks.replaceChildren(table([["Task", ""], ["Node", ""], ["State", ""], ["Since", ""], ["Why", ""]],
       all.map((task) => [task.name, task.node ? link.node(task.node, known.node.get(task.node)?.name) : "-", state(task.state), time(task.since_ms), task.why ?? ""]), "Tasks"));
     for (const cell of tasks.querySelectorAll("td:last-child")) cell.className = "long";
@@ -77,13 +100,14 @@ export function service(main, tip, name) {
   return {
     update(changed) {
       if (changed.has("service") || changed.has("figures")) upper();
-      if (changed.has("task") || changed.has("node")) list();
+      if (changed.has("node") || those.isAmong(changed.get("task"))) list();
     },
     leave: stop,
   };
 }
 
 export function node(main, tip, id) {
+  const those = new Those((task) => task.node === id);
   const body = el("div");
   const title = el("h1", {}, id);
   main.append(title, body);
@@ -92,8 +116,8 @@ export function node(main, tip, id) {
     if (!one) return body.replaceChildren(el("p", { class: "dim" }, "There is no such node."));
     title.textContent = one.name;
     const of = (pair, words) => pair && `${words(pair[0])} of ${words(pair[1])} (${percent(pair[0] / pair[1])})`;
-    const all = [...known.task.values()].filter((task) => task.node === id);
-    all.sort((a, b) => `${a.service} ${a.name}`.localeCompare(`${b.service} ${b.name}`, "en", { numeric: true }));
+    const all = those.find();
+    all.sort((a, b) => compare(a.service, b.service) || compare(a.name, b.name));
     const parts = [
       one.error ? el("p", { class: "bad" }, one.error) : "",
       facts([
@@ -109,7 +133,7 @@ export function node(main, tip, id) {
     return body.replaceChildren(...parts);
   }
   show();
-  return { update: (changed) => { if (changed.has("node") || changed.has("task")) show(); }, leave() {} };
+  return { update: (changed) => { if (changed.get("node")?.has(id) || those.isAmong(changed.get("task"))) show(); }, leave() {} };
 }
 
 export function events(main) {

@@ -17,6 +17,9 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** The order of names as people read them: web.2 before web.10. Made once, since making it costs more than all comparisons. */
+export const { compare } = new Intl.Collator("en", { numeric: true });
+
 export function ago(ms) {
   const seconds = Math.max(0, Math.round((Date.now() - ms) / 1000));
   if (seconds < 60) return `${seconds} s ago`;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::Question;
 use super::answer::{Answer, ElsewherePart, answer};
@@ -14,6 +15,9 @@ use crate::sys::inet_diag::Holders;
 /// What is asked of another node.
 pub const WHY: &str = "page.why";
 
+/// One at a time looks for who holds a port.
+static LOOKS: Semaphore = Semaphore::const_new(1);
+
 /// What this node answers by itself.
 pub async fn why_here(state: &AdminState, asked: &Question) -> Answer {
     let port = asked.port;
@@ -21,6 +25,8 @@ pub async fn why_here(state: &AdminState, asked: &Question) -> Answer {
     let held_by = match state.table.peek().listens_on(port) {
         true => None,
         false => {
+            // However many ask; it is never closed.
+            let _turn = LOOKS.acquire().await;
             let found = tokio::task::spawn_blocking(move || Holders::default().name(port)).await;
             found.ok().flatten()
         }

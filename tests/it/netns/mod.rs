@@ -76,6 +76,7 @@ impl Space {
     pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
+        crate::cli::forget_variables(&mut command);
         command
     }
 

@@ -7,10 +7,11 @@ mod why;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 pub use self::watcher::Watcher;
 use crate::admin::request;
+use crate::cli::anynode;
 use crate::harness::{Origin, ask, dial, free_port, wait_until};
 
 /// A node with a services file.
@@ -44,8 +45,8 @@ impl Home {
     }
 
     fn up(&self) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_anynode"))
-            .args(["up", "--dns", "none", "--admin", &self.admin.to_string()])
+        anynode(&["up", "--dns", "none"])
+            .args(["--admin", &self.admin.to_string()])
             .args(["--config", &self.path("anynode.toml")])
             .args([
                 "--services",

@@ -1,20 +1,18 @@
 //! `anynode why`: what it says is what happens.
 
-use std::net::SocketAddr;
-use std::process::Command;
-
 use serde_json::Value;
+use std::net::SocketAddr;
 
 use super::Home;
 use crate::admin::request;
+use crate::cli::anynode;
 use crate::harness::{Origin, ask, dial, free_port, read_to_end, wait_until};
 use crate::tls::{Authority, write_pair};
 
 impl Home {
     /// The exit code of `anynode why`, and what it prints.
     fn why(&self, args: &[&str]) -> (i32, String) {
-        let out = Command::new(env!("CARGO_BIN_EXE_anynode"))
-            .args(["why", "--admin", &self.admin.to_string()])
+        let out = anynode(&["why", "--admin", &self.admin.to_string()])
             .args(args)
             .output()
             .unwrap();
