@@ -33,31 +33,8 @@ impl Admin {
 
     /// `is_known`: the source has said what there is.
     fn with(node: &Node, is_known: bool) -> Admin {
-        let (source, readiness): (Arc<SourceStatus>, Arc<Readiness>) = Default::default();
-        let state = Arc::new(AdminState {
-            tls: None,
-            trust: Arc::default(),
-            table: node.table.clone(),
-            ports: node.ports.clone(),
-            workers: node.proxy.clone(),
-            source: source.clone(),
-            names: None,
-            health: Arc::default(),
-            dns: Some(Arc::default()),
-            readiness: readiness.clone(),
-            started: Instant::now(),
-            n_workers: 2,
-            networks: None,
-            takeover: None,
-            faults: None,
-            store: None,
-            declared: None,
-            swarm: None,
-            doors: Arc::default(),
-            settings: AdminSettings::default(),
-            live: Arc::default(),
-            verify: Box::new(|| Box::pin(std::future::ready(Value::Null))),
-        });
+        let state = state_of(node);
+        let (source, readiness) = (state.source.clone(), state.readiness.clone());
         if is_known {
             source.applied();
         }
@@ -107,6 +84,34 @@ impl Drop for Admin {
         let ended = self.thread.take().map(JoinHandle::join);
         assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))));
     }
+}
+
+/// All that an admin server shows of a node that stands by itself.
+pub fn state_of(node: &Node) -> Arc<AdminState> {
+    Arc::new(AdminState {
+        tls: None,
+        trust: Arc::default(),
+        table: node.table.clone(),
+        ports: node.ports.clone(),
+        workers: node.proxy.clone(),
+        source: Arc::default(),
+        names: None,
+        health: Arc::default(),
+        dns: Some(Arc::default()),
+        readiness: Arc::default(),
+        started: Instant::now(),
+        n_workers: 2,
+        networks: None,
+        takeover: None,
+        faults: None,
+        store: None,
+        declared: None,
+        swarm: None,
+        doors: Arc::default(),
+        settings: AdminSettings::default(),
+        live: Arc::default(),
+        verify: Box::new(|| Box::pin(std::future::ready(Value::Null))),
+    })
 }
 
 /// One request on a connection of its own: status, head in lower case, body.

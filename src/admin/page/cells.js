@@ -87,7 +87,9 @@ function describe(name) {
 export class Cells {
   constructor(tip) {
     this.tip = tip;
+    // Undefined: a hole.
     this.names = [];
+    this.holes = [];
     this.at = new Map();
     this.focus = -1;
     this.canvas = document.createElement("canvas");
@@ -105,16 +107,43 @@ export class Cells {
   /** Shows these tasks, all anew. */
   show(names) {
     this.names = names;
+    this.holes = [];
     this.at = new Map(names.map((name, i) => [name, i]));
     this.lay();
   }
 
-  /** Draws everything, as wide as there is room. */
-  lay() {
+  /** Takes one away and leaves a hole, so that nothing else moves. */
+  remove(name) {
+    const i = this.at.get(name);
+    if (i === undefined) return;
+    this.at.delete(name);
+    this.names[i] = undefined;
+    this.holes.push(i);
+    if (this.context) this.wipe(i);
+  }
+
+  /** Shows one more in the first hole. Whether there was one: otherwise all are to be shown anew. */
+  add(name) {
+    this.holes.sort((a, b) => b - a);
+    const i = this.holes.pop();
+    if (i === undefined) return false;
+    this.names[i] = name;
+    this.at.set(name, i);
+    this.redraw(name);
+    return true;
+  }
+
+  /** Finds how much room there is. */
+  measure() {
     const width = this.canvas.parentElement?.clientWidth ?? 0;
-    if (!width) return;
+    if (!width) return void (this.width = 0);
     const style = getComputedStyle(this.canvas.parentElement);
     this.width = width - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  }
+
+  /** Draws everything, as wide as was measured. */
+  lay() {
+    if (!this.width) return;
     this.columns = Math.max(1, Math.floor((this.width + STEP - SIZE) / STEP));
     const height = Math.max(1, Math.ceil(this.names.length / this.columns)) * STEP + 1;
     const scale = window.devicePixelRatio || 1;
@@ -139,16 +168,21 @@ export class Cells {
 
   label() {
     const counts = new Map();
-    for (const name of this.names) {
+    for (const name of this.at.keys()) {
       const { state } = known.task.get(name) ?? {};
       counts.set(state, (counts.get(state) ?? 0) + 1);
     }
     const parts = [...counts].map(([state, n]) => `${n} ${state}`);
-    this.canvas.setAttribute("aria-label", `${this.names.length} tasks: ${parts.join(", ")}`);
+    this.canvas.setAttribute("aria-label", `${this.at.size} tasks: ${parts.join(", ")}`);
   }
 
   place(i) {
     return [1 + (i % this.columns) * STEP, 1 + Math.floor(i / this.columns) * STEP];
+  }
+
+  wipe(i) {
+    const [x, y] = this.place(i);
+    this.context.clearRect(x - 1, y - 1, SIZE + 2, SIZE + 2);
   }
 
   frame(i) {
@@ -162,12 +196,12 @@ export class Cells {
     const before = this.focus;
     this.focus = i;
     if (before >= 0 && before < this.names.length) {
-      const [x, y] = this.place(before);
-      this.context.clearRect(x - 1, y - 1, SIZE + 2, SIZE + 2);
+      this.wipe(before);
       this.redraw(this.names[before]);
     }
     if (i < 0) return this.tip.hide();
     this.frame(i);
+    if (!this.names[i]) return this.tip.hide();
     const box = this.canvas.getBoundingClientRect();
     const [x, y] = this.place(i);
     return this.tip.show(describe(this.names[i]), box.left + x, box.top + y);

@@ -10,6 +10,8 @@ const COLUMNS = [
 ];
 const order = { by: "name", isDown: false };
 let wanted = "";
+// Cells that came and went are put in order again after so long.
+const TIDY_MS = 10_000;
 
 export function overview(main, tip) {
   const problems = el("div");
@@ -47,31 +49,57 @@ export function overview(main, tip) {
     const id = task ? (task.node ?? "") : undefined;
     const before = home.get(name);
     if (before === id) return columns.get(id)?.cells.redraw(name);
-    if (before !== undefined) touch(before).tasks.delete(name);
+    if (before !== undefined) {
+      const one = column(before);
+      one.tasks.delete(name);
+      one.cells.remove(name);
+      (one.tasks.size ? loose : touched).add(before);
+    }
     if (id === undefined) return home.delete(name);
     home.set(name, id);
-    touch(id).tasks.add(name);
+    const one = column(id);
+    one.tasks.add(name);
+    coming.push([one, name, id]);
     return undefined;
   }
 
+  // Columns that are to be laid out now, and those whose tasks stand in no order, which waits until there is time.
   const touched = new Set();
-  function touch(id) {
-    touched.add(id);
-    return column(id);
+  const loose = new Set();
+  let coming = [];
+  let tidy;
+
+  function enter() {
+    for (const [one, name, id] of coming) {
+      if (!one.tasks.has(name)) continue;
+      if (!touched.has(id) && one.cells.add(name)) loose.add(id);
+      else touched.add(id);
+    }
+    coming = [];
+    for (const id of loose) columns.get(id)?.cells.label();
+    if (loose.size) {
+      tidy ??= setTimeout(() => {
+        tidy = undefined;
+        for (const id of loose) touched.add(id);
+        lay();
+      }, TIDY_MS);
+    }
   }
 
   function lay() {
     for (const id of touched) {
       const one = columns.get(id);
-      if (!one.tasks.size && !known.node.has(id)) {
+      if (one && !one.tasks.size && !known.node.has(id)) {
         one.item.remove();
         columns.delete(id);
       }
     }
     const ids = [...columns.keys()].sort((a, b) => compare(nameOf(a), nameOf(b)));
-    if (ids.some((id) => columns.get(id).isNew) || nodes.children.length !== ids.length) {
+    if (nodes.children.length !== ids.length || ids.some((id, i) => nodes.children[i] !== columns.get(id).item)) {
       nodes.replaceChildren(...ids.map((id) => columns.get(id).item));
     }
+    // All are measured before any is changed, which would have all laid out again for each.
+    for (const id of touched) columns.get(id)?.cells.measure();
     for (const id of touched) {
       const one = columns.get(id);
       if (!one) continue;
@@ -79,6 +107,7 @@ export function overview(main, tip) {
       const sorted = [...one.tasks].map((name) => [keyOf(name), name]).sort(([a], [b]) => compare(a, b));
       one.cells.show(sorted.map(([, name]) => name));
     }
+    for (const id of touched) loose.delete(id);
     touched.clear();
   }
 
@@ -90,8 +119,10 @@ export function overview(main, tip) {
 
   function head(id) {
     const node = known.node.get(id);
-    if (!node) return void touch(id);
-    const one = touch(id);
+    const one = column(id);
+    if (!node) return void touched.add(id);
+    if (one.isNew || one.called !== node.name) touched.add(id);
+    one.called = node.name;
     say(one.name, node.name + (node.is_self ? " ·" : ""));
     one.item.className = node.state;
     const words = [];
@@ -236,6 +267,7 @@ export function overview(main, tip) {
     if (changed.has("problem") || changed.has("whole")) wrong();
     for (const id of changed.get("node") ?? []) head(id);
     for (const name of changed.get("task") ?? []) place(name);
+    enter();
     if (touched.size) lay();
     for (const name of changed.get("service") ?? []) {
       row(name);
@@ -249,7 +281,10 @@ export function overview(main, tip) {
 
   update(new Map([["problem", new Set()], ["node", new Set(known.node.keys())], ["task", new Set(known.task.keys())], ["service", new Set(known.service.keys())]]));
 
-  const relay = () => { for (const one of columns.values()) one.cells.lay(); };
+  const relay = () => {
+    for (const one of columns.values()) one.cells.measure();
+    for (const one of columns.values()) one.cells.lay();
+  };
   window.addEventListener("resize", relay);
   const keys = (event) => {
     if (event.key === "/" && !/INPUT|SELECT/.test(document.activeElement.tagName)) {
@@ -261,6 +296,6 @@ export function overview(main, tip) {
   return {
     update,
     repaint() { relay(); for (const name of rows.keys()) if (rows.get(name).isSeen) chart(name); },
-    leave() { window.removeEventListener("resize", relay); document.removeEventListener("keydown", keys); watch.disconnect(); },
+    leave() { window.removeEventListener("resize", relay); document.removeEventListener("keydown", keys); watch.disconnect(); clearTimeout(tidy); },
   };
 }

@@ -2,6 +2,8 @@
 
 const KINDS = ["node", "service", "task", "problem", "event"];
 const SILENCE_MS = 25_000;
+// What changes without end is drawn as often as one can read it.
+const TOGETHER_MS = 500;
 const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 10_000];
 
 export const known = {
@@ -20,8 +22,9 @@ export const known = {
 const listeners = new Set();
 let changed = new Map();
 let isPlanned = false;
+let toldAt = -Infinity;
 
-/** Calls `tell` with what changed, once a frame: kinds by name, each with its keys; "figures", "link" and "whole" have none. */
+/** Calls `tell` with what changed, at most once in TOGETHER_MS: kinds by name, each with its keys; "figures", "link" and "whole" have none. */
 export function onChange(tell) {
   listeners.add(tell);
   return () => listeners.delete(tell);
@@ -32,9 +35,16 @@ function mark(kind, name) {
   if (name !== undefined) changed.get(kind).add(name);
   if (isPlanned || !(known.isWhole || kind === "link" || kind === "refusal")) return;
   isPlanned = true;
+  const wait = toldAt + TOGETHER_MS - performance.now();
+  if (wait > 0) setTimeout(frame, wait);
+  else frame();
+}
+
+function frame() {
   // Not at all while nobody sees it.
   requestAnimationFrame(() => {
     isPlanned = false;
+    toldAt = performance.now();
     const now = changed;
     changed = new Map();
     for (const tell of listeners) tell(now);

@@ -73,7 +73,27 @@ async fn programs_see_the_client_wherever_they_listen() {
                 SocketAddr::new(client.ip().to_canonical(), client.port()),
                 "at {listens}"
             );
+            ended(&stage).await;
         }
+    }
+}
+
+/// Waits until nothing of an ended connection is left that would hold its four: its last words are delivered a moment later on a
+/// busy machine.
+async fn ended(stage: &Stage) {
+    let (listens, waits_out) = ("0A", "06");
+    let left = || {
+        let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+            .map(|path| std::fs::read_to_string(path).unwrap());
+        let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+        lines
+            .filter(|line| ![Some(listens), Some(waits_out)].contains(&line.split_ascii_whitespace().nth(3)))
+            .count()
+    };
+    let until = Instant::now() + DEADLINE;
+    while stage.task.run(left) > 0 {
+        assert!(Instant::now() < until, "a connection stays");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

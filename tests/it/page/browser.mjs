@@ -12,6 +12,7 @@ const browser = await puppeteer.launch({
   args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"],
 });
 const page = await browser.newPage();
+const whole = await browser.target().createCDPSession();
 // Whatever a person would see in the console, refusals of the Content-Security-Policy among it.
 const errors = [];
 page.on("console", (message) => {
@@ -38,6 +39,18 @@ const acts = {
     }
   },
   run: ({ script }) => page.evaluate(script),
+  // Milliseconds since the page was asked for, at the frame in which that holds.
+  async within({ script }) {
+    await page.waitForFunction(script, { polling: "raf" });
+    return page.evaluate("performance.now()");
+  },
+  // Seconds of processor time: of the page's main thread, and of every process of the browser.
+  async took() {
+    const { TaskDuration, ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics();
+    const { processInfo } = await whole.send("SystemInfo.getProcessInfo");
+    const all = processInfo.reduce((sum, { cpuTime }) => sum + cpuTime, 0);
+    return { main: TaskDuration, script: ScriptDuration, layout: LayoutDuration, style: RecalcStyleDuration, all, each: processInfo.map(({ type, cpuTime }) => [type, cpuTime]) };
+  },
   async type({ into, text }) {
     await page.type(into, text);
   },

@@ -92,6 +92,16 @@ impl Browser {
         self.act(json!({ "act": "run", "script": script }))
     }
 
+    /// Milliseconds since the page was asked for, at the frame in which `script` holds.
+    pub fn ms_until(&self, script: &str) -> f64 {
+        self.act(json!({ "act": "within", "script": script })).as_f64().unwrap()
+    }
+
+    /// Seconds of processor time, by what took it.
+    pub fn took(&self) -> Value {
+        self.act(json!({ "act": "took" }))
+    }
+
     pub fn type_into(&self, into: &str, text: &str) {
         self.act(json!({ "act": "type", "into": into, "text": text }));
     }

@@ -1,6 +1,7 @@
 //! What a node's page is told: by its stream, as anybody's program could read it.
 
 pub mod browser;
+mod large;
 mod looks;
 pub mod watcher;
 mod why;
