@@ -223,6 +223,14 @@ fn endpoints_names(endpoints: &[Whoami]) -> Vec<String> {
     endpoints.iter().map(|endpoint| endpoint.name.clone()).collect()
 }
 
+/// As whoever started this one called it: it may be in no directory of PATH yet.
+fn program() -> String {
+    let called = std::env::args_os().next().and_then(|path| path.into_string().ok());
+    let is_plain =
+        |text: &String| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+    called.filter(is_plain).unwrap_or_else(|| "anynode".to_owned())
+}
+
 fn introduce(doors: &Doors, services: &str) {
     let shown: String = services.lines().map(|line| format!("    {line}\n")).collect();
     let mut commands = vec![format!(
@@ -230,9 +238,10 @@ fn introduce(doors: &Doors, services: &str) {
         doors.port
     )];
     // What is where it always is need not be said.
+    let program = program();
     commands.extend(doors.admin.map(|admin| match admin.to_string().as_str() {
-        "127.0.0.1:9377" => "anynode status".to_owned(),
-        admin => format!("anynode status --admin {admin}"),
+        "127.0.0.1:9377" => format!("{program} status"),
+        admin => format!("{program} status --admin {admin}"),
     }));
     commands.extend(doors.dns.map(|dns| {
         let (ip, port) = (dns.ip(), dns.port());

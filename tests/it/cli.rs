@@ -944,13 +944,11 @@ fn demos_beside_one_another_are_asked_where_they_say() {
     });
     let asked = demos.each_ref().map(|demo| {
         let said = demo.stdout();
-        let status = said
-            .lines()
-            .find(|line| line.trim_start().starts_with("anynode status"));
+        let status = said.lines().find(|line| line.contains("anynode status"));
         let admin = status
             .unwrap_or_else(|| panic!("{said}"))
             .trim_start()
-            .strip_prefix("anynode status");
+            .strip_prefix(concat!(env!("CARGO_BIN_EXE_anynode"), " status"));
         let admin = admin
             .unwrap()
             .trim()
