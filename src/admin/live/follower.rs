@@ -65,7 +65,10 @@ async fn keep_up(state: Arc<AdminState>) {
         }
         if now >= look_at {
             follower.faults(&state, &mut batch);
-            follower.problems.look(&state, &mut follower.events, &mut batch);
+            let of_nodes = follower.nodes.problems();
+            follower
+                .problems
+                .look(&state, of_nodes, &mut follower.events, &mut batch);
             look_at = now + LOOK_EVERY;
         }
         if now >= sample_at {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::events::{Events, Kind};
 use super::objects::json;
+use super::problems::Problem;
 use super::{Batch, Json, Key};
 use crate::admin::moment::unix_ms;
 use crate::admin::views::{self, hostname};
@@ -79,11 +80,44 @@ struct Known {
     json: Json,
     name: String,
     state: &'static str,
+    since_ms: Option<u64>,
+    error: Option<String>,
+    is_self: bool,
     /// Since when it is behind, if it is.
     lag_since_ms: Option<u64>,
 }
 
 impl Nodes {
+    /// What is wrong with nodes, by the last look: which do not answer, and that none does.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let others = || self.shown.values().filter(|known| !known.is_self);
+        let mut down: Vec<&Known> = others().filter(|known| known.state == "down").collect();
+        down.sort_by_key(|known| &known.name);
+        let n_others = others().count();
+        let mut all = Vec::new();
+        if n_others > 0 && down.len() == n_others {
+            all.push(Problem {
+                name: "alone".to_owned(),
+                text: match n_others {
+                    1 => "this node does not reach the other node".to_owned(),
+                    n => format!("this node reaches none of the {n} other nodes"),
+                },
+                since_ms: down.iter().filter_map(|known| known.since_ms).max(),
+                is_told: false,
+            });
+        }
+        all.extend(down.into_iter().map(|known| Problem {
+            name: format!("node {}", known.name),
+            text: match &known.error {
+                Some(error) => format!("node {} is down: {error}", known.name),
+                None => format!("node {} is down", known.name),
+            },
+            since_ms: known.since_ms,
+            is_told: true,
+        }));
+        all
+    }
+
     /// What differs from what was shown.
     pub(super) fn look(&mut self, state: &AdminState, events: &mut Events, batch: &mut Batch) {
         let taken = self.taken();
@@ -118,6 +152,9 @@ impl Nodes {
                 json,
                 name: node.name,
                 state: node.state,
+                since_ms: node.since_ms,
+                error: node.error,
+                is_self: node.is_self,
                 lag_since_ms,
             };
             self.shown.insert(key, known);

@@ -80,6 +80,14 @@ impl Watcher {
         wait_until(text, || self.seen().objects.iter().any(is_told));
     }
 
+    /// Waits until something is wrong whose words begin with `text`.
+    pub fn until_problem(&self, text: &str) {
+        let is_told = |(key, object): (&String, &Value)| {
+            key.starts_with("problem/") && object["text"].as_str().is_some_and(|said| said.starts_with(text))
+        };
+        wait_until(text, || self.seen().objects.iter().any(is_told));
+    }
+
     pub fn until_over(&self) {
         wait_until("the stream to end", || self.seen().is_over);
     }

@@ -4,6 +4,7 @@ mod acme;
 mod cluster;
 mod deploy;
 mod inside;
+mod page;
 mod posts;
 pub mod rig;
 mod source;

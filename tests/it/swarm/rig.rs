@@ -368,6 +368,11 @@ impl Swarm {
         before
     }
 
+    /// The network namespace of a node.
+    pub fn netns(&self, node: usize) -> String {
+        format!("/run/netns/an-{}-{node}", self.name)
+    }
+
     /// A command in the network of a node.
     pub fn on_node(&self, node: usize, args: &[&str]) -> Output {
         let ns = format!("--net=/run/netns/an-{}-{node}", self.name);
