@@ -33,8 +33,13 @@ impl<'a> Family<'a> {
         self.encode(labels, encode);
     }
 
-    pub(super) fn seconds(&mut self, value: f64) {
-        self.encode(&[], |metric| metric.encode_counter::<NoLabelSet, _, u64>(&value, None));
+    /// A count or a measure that is no whole number, such as of seconds.
+    pub(super) fn fraction(&mut self, labels: &[(&str, &str)], value: f64) {
+        let kind = self.kind;
+        self.encode(labels, |metric| match kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+            _ => metric.encode_gauge(&value),
+        });
     }
 
     pub(super) fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {

@@ -414,13 +414,12 @@ fn write_swarm(swarm: &SwarmView, out: &mut DescriptorEncoder<'_>) {
     let mut family = Family::new(
         out,
         MetricType::Gauge,
-        "anynode_peer_round_trip_microseconds",
+        "anynode_peer_round_trip_seconds",
         "From a ping to its answer, the last one.",
     );
     for (id, name, peer) in &peers {
         if let Some(took) = peer.round_trip {
-            let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            family.sample(&[("node", id), ("hostname", name)], us);
+            family.fraction(&[("node", id), ("hostname", name)], took.as_secs_f64());
         }
     }
 }
@@ -558,7 +557,59 @@ fn write_process(out: &mut DescriptorEncoder<'_>) {
     };
     let per_second = rustix::param::clock_ticks_per_second().max(1) as f64;
     Family::new(out, MetricType::Counter, "process_cpu_seconds", "Processor time used.")
-        .seconds((ticks(14) + ticks(15)) as f64 / per_second);
+        .fraction(&[], (ticks(14) + ticks(15)) as f64 / per_second);
+    let booted = boot_time();
+    if let Some(booted) = booted {
+        Family::new(
+            out,
+            MetricType::Gauge,
+            "process_start_time_seconds",
+            "When this program was started, in seconds since 1970.",
+        )
+        .fraction(&[], booted as f64 + ticks(22) as f64 / per_second);
+    }
+    if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
+        Family::new(out, MetricType::Gauge, "process_threads", "Threads of this program.")
+            .sample(&[], threads.count() as u64);
+    }
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        write_runtime(&runtime.metrics(), out);
+    }
+}
+
+/// The runtime of everything but the data plane, whose workers have one each.
+fn write_runtime(runtime: &tokio::runtime::RuntimeMetrics, out: &mut DescriptorEncoder<'_>) {
+    for (name, help, value) in [
+        (
+            "anynode_runtime_tasks",
+            "Tasks of the control plane's runtime that are not over.",
+            runtime.num_alive_tasks(),
+        ),
+        (
+            "anynode_runtime_queue_depth",
+            "Tasks that are to run and wait for the control plane's runtime.",
+            runtime.global_queue_depth(),
+        ),
+    ] {
+        Family::new(out, MetricType::Gauge, name, help).sample(&[], value as u64);
+    }
+    let busy: f64 = (0..runtime.num_workers())
+        .map(|worker| runtime.worker_total_busy_duration(worker).as_secs_f64())
+        .sum();
+    Family::new(
+        out,
+        MetricType::Counter,
+        "anynode_runtime_busy_seconds",
+        "Time that the control plane's runtime was at work.",
+    )
+    .fraction(&[], busy);
+}
+
+/// Seconds since 1970.
+fn boot_time() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    line.trim().parse().ok()
 }
 
 fn write_connections(all: &[Counted], out: &mut DescriptorEncoder<'_>) {

@@ -9,6 +9,7 @@ mod live;
 mod metrics;
 mod moment;
 mod names;
+mod plain;
 mod server;
 mod tls;
 mod views;

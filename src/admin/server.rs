@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 
 use super::guest::{self, Asked, Ends, Refusal};
 use super::moment::unix_ms;
+use super::plain::{Format, plain};
 use super::{AdminState, Phase, detail, files, live, metrics, views, why};
 use crate::places::{Crowd, Places, Table};
 use crate::sys::socket::{Liveness, set_stream_options};
@@ -145,7 +146,7 @@ async fn show(state: &Arc<AdminState>, ends: Ends, request: &Parts, body: Incomi
         "/livez" => live(state).await,
         "/healthz" => healthy(state).await,
         "/readyz" => ready(state),
-        "/metrics" => scrape(state, request.uri.query()),
+        "/metrics" => scrape(state, request),
         "/login" => login(state, body).await,
         "/v1/stream" => stream(state, ends),
         "/v1/table" => json(&views::table(&state.table, Instant::now())),
@@ -285,11 +286,19 @@ fn ready(state: &AdminState) -> Response<Body> {
     text(status, lines)
 }
 
-fn scrape(state: &Arc<AdminState>, query: Option<&str>) -> Response<Body> {
-    let query = query.unwrap_or_default();
+fn scrape(state: &Arc<AdminState>, request: &Parts) -> Response<Body> {
+    let query = request.uri.query().unwrap_or_default();
     let has_detail = query.split('&').any(|pair| pair == "detail=endpoint");
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    respond(StatusCode::OK, kind, metrics::scrape(state, has_detail).into())
+    let format = Format::wanted(&request.headers);
+    let text = metrics::scrape(state, has_detail);
+    let text = match format {
+        Format::OpenMetrics => text,
+        Format::Plain => plain(&text),
+    };
+    let mut response = respond(StatusCode::OK, format.content_type(), text.into());
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, header::HeaderValue::from_static("Accept"));
+    response
 }
 
 fn json(view: &impl serde::Serialize) -> Response<Body> {

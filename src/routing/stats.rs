@@ -380,7 +380,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// Upper bounds in microseconds: a local connect takes tens of them, a long poll a minute, a session a day.
-    pub const BOUNDS_US: [u64; 14] = [
+    pub const BOUNDS_US: [u64; 18] = [
         100,
         250,
         500,
@@ -392,8 +392,12 @@ impl Histogram {
         100_000,
         500_000,
         1_000_000,
+        2_500_000,
+        5_000_000,
         10_000_000,
+        30_000_000,
         60_000_000,
+        300_000_000,
         3_600_000_000,
     ];
 
@@ -438,7 +442,7 @@ mod tests {
             histogram.observe(Duration::from_micros(us));
         }
         let (counts, sum) = histogram.read();
-        assert_eq!((counts[0], counts[1], counts[14]), (2, 1, 1));
+        assert_eq!((counts[0], counts[1], counts[18]), (2, 1, 1));
         assert_eq!(counts.iter().sum::<u64>(), 4);
         assert!((sum - 3600.000202).abs() < 1e-9);
     }

@@ -1,7 +1,7 @@
 //! What an operator is shown: every line of the scrape parsed as strictly as OpenMetrics is written, sums that must add
 //! up, and the other paths of the admin server.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ pub fn request(addr: SocketAddr, method: &str, path: &str) -> (u16, String, Stri
     let mut client = dial(addr);
     write!(
         client,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text, */*\r\nConnection: close\r\n\r\n"
     )
     .unwrap();
     let text = String::from_utf8(read_to_end(&client)).unwrap();
@@ -133,6 +133,7 @@ type Labels = BTreeMap<String, String>;
 #[derive(Debug, Default)]
 pub struct Scrape {
     kinds: BTreeMap<String, String>,
+    helps: BTreeMap<String, String>,
     samples: Vec<(String, Labels, f64)>,
 }
 
@@ -149,7 +150,10 @@ impl Scrape {
                 let (keyword, rest) = rest.split_once(' ').ok_or_else(|| wrong("a comment"))?;
                 let (name, rest) = rest.split_once(' ').ok_or_else(|| wrong("no text"))?;
                 match keyword {
-                    "HELP" | "UNIT" => {}
+                    "HELP" => {
+                        scrape.helps.insert(name.to_owned(), rest.to_owned());
+                    }
+                    "UNIT" => {}
                     "TYPE" => {
                         if scrape.kinds.insert(name.to_owned(), rest.to_owned()).is_some() {
                             return Err(wrong("a second family of the name"));
@@ -193,7 +197,41 @@ impl Scrape {
             scrape.samples.push((name.to_owned(), labels, value));
         }
         scrape.check_histograms()?;
+        scrape.check_reference()?;
         Ok(scrape)
+    }
+
+    /// Whatever any test scrapes is in the reference, as it is there.
+    fn check_reference(&self) -> Result<(), String> {
+        let rows = reference();
+        for (family, kind) in &self.kinds {
+            if !family.starts_with("anynode_") && !family.starts_with("process_") {
+                continue;
+            }
+            let name = if kind == "counter" {
+                format!("{family}_total")
+            } else {
+                family.clone()
+            };
+            let row = rows
+                .get(&name)
+                .ok_or_else(|| format!("{name} is not in the reference"))?;
+            if row.kind != *kind || self.helps.get(family) != Some(&row.meaning) {
+                return Err(format!(
+                    "{name} is another one in the reference: {row:?}, {:?}",
+                    self.helps.get(family)
+                ));
+            }
+            let of_family = |sample: &&(String, Labels, f64)| {
+                sample.0 == name || row.kind == "histogram" && sample.0 == format!("{name}_sum")
+            };
+            for (_, labels, _) in self.samples.iter().filter(of_family) {
+                if let Some(label) = labels.keys().find(|label| !row.labels.contains(*label)) {
+                    return Err(format!("{name} has no label {label} in the reference"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_histograms(&self) -> Result<(), String> {
@@ -234,6 +272,110 @@ impl Scrape {
             .map(|(.., value)| value)
             .sum()
     }
+}
+
+/// A metric as the reference has it.
+#[derive(Debug)]
+struct Documented {
+    kind: String,
+    labels: HashSet<String>,
+    meaning: String,
+}
+
+/// `docs/reference/metrics.md`, by the names of its metrics.
+fn reference() -> BTreeMap<String, Documented> {
+    let text = include_str!("../../docs/reference/metrics.md");
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix(" |")?.splitn(4, " | ").collect();
+        let [name, kind, labels, meaning] = cells.try_into().ok()?;
+        let labels = labels.split(", ").map(|label| label.trim_matches('`').to_owned());
+        Some((
+            name.trim_end_matches('`').to_owned(),
+            Documented {
+                kind: kind.to_owned(),
+                labels: labels.collect(),
+                meaning: meaning.to_owned(),
+            },
+        ))
+    };
+    text.lines().filter_map(row).collect()
+}
+
+#[test]
+fn the_reference_of_metrics_has_all_that_are_written_and_no_others() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin");
+    let mut source = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            source += &std::fs::read_to_string(path).unwrap();
+        }
+    }
+    let written: BTreeSet<&str> = source
+        .split('"')
+        .filter(|text| text.starts_with("anynode_") || text.starts_with("process_"))
+        .collect();
+    let rows = reference();
+    let documented: BTreeSet<&str> = rows
+        .iter()
+        .map(|(name, row)| match row.kind.as_str() {
+            "counter" => name.strip_suffix("_total").unwrap(),
+            _ => name,
+        })
+        .collect();
+    assert!(documented.len() > 80, "{documented:?}");
+    assert_eq!(documented, written);
+}
+
+#[test]
+fn whoever_does_not_ask_for_openmetrics_gets_the_format_that_everybody_reads() {
+    let node = Node::start();
+    let admin = Admin::of(&node);
+    let origin = Origin::named("a");
+    let web = service("web", &[origin.addr]);
+    node.apply(&web);
+    let _ = dial(door(&web)).read_to_end(&mut Vec::new());
+    wait_until("a connection to be counted", || {
+        admin.scrape("/metrics").sum("anynode_connections_closed_total", &[]) == 1.0
+    });
+    let out = std::process::Command::new("curl")
+        .args(["-sSi", &format!("http://{}/metrics", admin.addr)])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let head = head.to_ascii_lowercase();
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(head.contains("vary: accept"), "{head}");
+    assert!(
+        body.contains(
+            "# TYPE anynode_connections_total counter\nanynode_connections_total{service=\"web\",proto=\"tcp\"} 1\n"
+        ),
+        "{body}"
+    );
+    // As many series, with the same names.
+    let names = |text: &str| -> Vec<String> {
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        series.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    let (_, _, openmetrics) = request(admin.addr, "GET", "/metrics");
+    assert_eq!(names(body), names(&openmetrics));
+    let Ok(mut judge) = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+    else {
+        println!("skipped: there is no promtool here");
+        return;
+    };
+    judge.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let said = judge.wait_with_output().unwrap();
+    assert!(
+        said.status.success() && said.stdout.is_empty() && said.stderr.is_empty(),
+        "{said:?}"
+    );
 }
 
 fn parse_labels(mut text: &str) -> Option<Labels> {
