@@ -136,6 +136,67 @@ fn a_file_that_is_written_or_replaced_takes_effect() {
     running.wait_names("c d");
 }
 
+/// Somebody who writes without end, until it is dropped.
+struct Neighbour {
+    is_over: Arc<std::sync::atomic::AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Neighbour {
+    /// `n` of them, each to files of its own in `dir`.
+    fn start(dir: &Path, n: usize) -> Neighbour {
+        use std::io::Write;
+        use std::sync::atomic::Ordering::Relaxed;
+        let is_over: Arc<std::sync::atomic::AtomicBool> = Arc::default();
+        let write = |i: usize| {
+            let (is_over, dir) = (is_over.clone(), dir.to_owned());
+            std::thread::spawn(move || {
+                let mut files: Vec<std::fs::File> = (0..8)
+                    .map(|j| std::fs::File::create(dir.join(format!("log-{i}-{j}"))).unwrap())
+                    .collect();
+                let mut n_written = 0;
+                while !is_over.load(Relaxed) {
+                    for file in &mut files {
+                        file.write_all(b"x").unwrap();
+                        n_written += 1;
+                    }
+                }
+                n_written
+            })
+        };
+        let threads = (0..n).map(write).collect();
+        Neighbour { is_over, threads }
+    }
+
+    fn stop(&mut self) -> u64 {
+        self.is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.threads.drain(..).map(|thread| thread.join().unwrap()).sum()
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[test]
+fn whoever_writes_beside_the_file_without_end_holds_nothing_up() {
+    let mut running = Running::fresh(&services(&["a"]));
+    let mut neighbour = Neighbour::start(running.dir.path(), 2);
+    for i in 0..20 {
+        let name = format!("n{i}");
+        match i % 2 {
+            0 => std::fs::write(running.path(), services(&[&name])).unwrap(),
+            _ => replace(&running.path(), &services(&[&name])),
+        }
+        running.wait_names(&name);
+    }
+    // What runs beside the source on its thread has its turn too: this ends it.
+    running.stop();
+    assert!(neighbour.stop() > 1_000);
+}
+
 #[test]
 fn half_of_a_file_never_counts() {
     use std::io::Write;

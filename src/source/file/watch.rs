@@ -28,6 +28,8 @@ pub(super) struct Watcher {
     /// Where the path leads, through links.
     target: Option<PathBuf>,
     events: Option<AsyncFd<Inotify>>,
+    /// Until when nothing is heard of, after others have been busy beside the file: the kernel puts what they do together meanwhile.
+    rests_until: Option<Instant>,
     /// Somebody is writing: the file says nothing until it is closed.
     is_being_written: bool,
     /// When it is to be read. Kept here, so that a wait that is given up loses nothing.
@@ -61,6 +63,7 @@ impl Watcher {
             path,
             target: None,
             events: None,
+            rests_until: None,
             is_being_written: false,
             due: None,
             n_open: 0,
@@ -100,8 +103,11 @@ impl Watcher {
             // Where the watch was lost meanwhile, it is tried for more often.
             let look_at = self.look_at.map_or(soonest, |at| at.min(soonest));
             self.look_at = Some(look_at);
-            let (events, due) = (self.events.as_ref(), self.due);
+            let (events, due, rests_until) = (self.events.as_ref(), self.due, self.rests_until);
             let noticed = async {
+                if let Some(until) = rests_until {
+                    sleep_until(until).await;
+                }
                 match events {
                     Some(events) => events.readable().await.map(|mut ready| ready.clear_ready()),
                     None => std::future::pending().await,
@@ -115,6 +121,7 @@ impl Watcher {
             };
             tokio::select! {
                 _ = noticed => {
+                    self.rests_until = None;
                     if self.noticed() && !self.is_being_written {
                         self.is_due();
                     }
@@ -136,12 +143,16 @@ impl Watcher {
         self.n_open = 0;
     }
 
-    /// Takes all events that wait in the kernel, whether or not the runtime knows of them. Whether the file may say
-    /// something else now.
+    /// Takes all events that wait in the kernel by now, whether or not the runtime knows of them, and none that come meanwhile:
+    /// somebody may write beside the file without end. Whether the file may say something else now.
     fn noticed(&mut self) -> bool {
-        let mut is_due = false;
+        let (mut is_due, mut is_of_others) = (false, false);
         let mut buffer = [0; 4096];
-        while let Some(events) = &mut self.events {
+        let waiting = self.events.as_ref().map(rustix::io::ioctl_fionread);
+        let mut n_bytes = waiting.and_then(Result::ok).unwrap_or(0);
+        while n_bytes > 0
+            && let Some(events) = &mut self.events
+        {
             let taken: Vec<(EventMask, Option<OsString>)> = match events.get_mut().read_events(&mut buffer) {
                 Ok(taken) => taken
                     .map(|event| (event.mask, event.name.map(OsStr::to_owned)))
@@ -157,44 +168,54 @@ impl Watcher {
                 break;
             }
             for (mask, name) in taken {
-                is_due |= self.noticed_one(mask, name.as_deref());
+                n_bytes = n_bytes.saturating_sub(bytes_of(name.as_deref()));
+                match self.noticed_one(mask, name.as_deref()) {
+                    Some(may_differ) => is_due |= may_differ,
+                    None => is_of_others = true,
+                }
             }
         }
-        is_due
-    }
-
-    fn noticed_one(&mut self, mask: EventMask, name: Option<&OsStr>) -> bool {
-        if mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT) {
-            // The directory went away, or was swapped for another.
+        // A link on the way may have been turned elsewhere: that comes with a name of its own.
+        if is_of_others && std::fs::canonicalize(&self.path).ok() != self.target {
             self.events = None;
             return true;
         }
+        self.rests_until = (is_of_others && !is_due).then(|| Instant::now() + REST);
+        is_due
+    }
+
+    /// `None`: it is of something beside the file.
+    fn noticed_one(&mut self, mask: EventMask, name: Option<&OsStr>) -> Option<bool> {
+        if mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT) {
+            // The directory went away, or was swapped for another.
+            self.events = None;
+            return Some(true);
+        }
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.is_being_written = false;
-            return true;
+            return Some(true);
         }
         let is_ours = name.is_some_and(|name| {
             Some(name) == self.path.file_name() || Some(name) == self.target.as_deref().and_then(Path::file_name)
         });
         if !is_ours {
-            // A link on the way may have been turned elsewhere: that comes with a name of its own.
-            return std::fs::canonicalize(&self.path).ok() != self.target && {
-                self.events = None;
-                true
-            };
+            return None;
         }
         if mask.contains(EventMask::MODIFY) {
             self.is_being_written = true;
             // Whoever still writes to it is not yet slow to close it.
             (self.looked, self.look_at) = (None, None);
-            return false;
+            return Some(false);
         }
         if mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO | EventMask::MOVED_FROM | EventMask::DELETE) {
             self.is_being_written = false;
-            return true;
+            return Some(true);
         }
         // A link appears whole; a file that was just created is yet to be written.
-        mask.contains(EventMask::CREATE) && self.path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink())
+        Some(
+            mask.contains(EventMask::CREATE)
+                && self.path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()),
+        )
     }
 
     /// The slow look: the file looks otherwise than when it was read, and has looked so for a while.
@@ -295,6 +316,13 @@ fn read(path: &Path) -> (Reading, bool) {
     }
 }
 
+/// What an event takes in the kernel's queue: a head of 16 bytes, and the name with an end mark, filled up to heads.
+fn bytes_of(name: Option<&OsStr>) -> u64 {
+    const HEAD: u64 = 16;
+    let name = name.map_or(0, |name| (name.len() as u64 + 1).next_multiple_of(HEAD));
+    HEAD + name
+}
+
 fn signature(path: &Path) -> Option<Signature> {
     let metadata = std::fs::metadata(path).ok()?;
     Some(Signature {
@@ -311,6 +339,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const OPEN_FIRST: Duration = Duration::from_millis(1);
 /// Half a second in all.
 const OPEN_LOOKS: u32 = 9;
+/// Less than anybody notices.
+const REST: Duration = Duration::from_millis(5);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
