@@ -49,6 +49,7 @@ mod sni;
 mod store;
 mod streams;
 mod swarm;
+mod systemd;
 mod takeover;
 mod tcp;
 mod tls;

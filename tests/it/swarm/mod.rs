@@ -3,6 +3,7 @@
 mod acme;
 mod cluster;
 mod deploy;
+mod grafana;
 mod inside;
 mod page;
 mod posts;
