@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anynode::app::{self, DemoArgs, Flags, WhyArgs};
+use anynode::app::{self, DemoArgs, Flags, StatusArgs, WhyArgs};
 use clap::{Args, Parser, Subcommand};
 
 /// Connections are many small objects that live long: its size classes waste less on them than glibc's headers do.
@@ -48,6 +48,15 @@ enum Command {
     },
     /// Shows services, ports, endpoints and their state of a running node
     Status {
+        /// Of these services alone
+        #[arg(value_name = "SERVICE")]
+        services: Vec<String>,
+        /// With the ids of tasks, and addresses
+        #[arg(long, short)]
+        verbose: bool,
+        /// Shows it again each second
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -197,13 +206,26 @@ fn main() -> ExitCode {
             name,
             die_with_parent,
         } => app::whoami(listen, name, die_with_parent),
-        Command::Status { json, admin, config } => {
+        Command::Status {
+            services,
+            verbose,
+            watch,
+            json,
+            admin,
+            config,
+        } => {
             let flags = Flags {
                 admin,
                 config,
                 ..Flags::default()
             };
-            app::status(flags, json)
+            let args = StatusArgs {
+                services,
+                is_json: json,
+                is_verbose: verbose,
+                is_watch: watch,
+            };
+            app::status(flags, &args)
         }
         Command::Health { admin, config } => app::health(Flags {
             admin,

@@ -150,7 +150,7 @@ async fn show(state: &Arc<AdminState>, ends: Ends, request: &Parts, body: Incomi
         "/login" => login(state, body).await,
         "/v1/stream" => stream(state, ends),
         "/v1/table" => json(&views::table(&state.table, Instant::now())),
-        "/v1/status" => json(&views::status(state, Instant::now())),
+        "/v1/status" => json(&status(state)),
         "/v1/why" => why(state, request.uri.query().unwrap_or_default()).await,
         "/v1/verify" => json(&(state.verify)().await),
         "/" if !files::wants_page(&request.headers) => text(StatusCode::OK, format!("{PATHS}\n")),
@@ -284,6 +284,14 @@ fn ready(state: &AdminState) -> Response<Body> {
         lines.push('\n');
     }
     text(status, lines)
+}
+
+fn status(state: &AdminState) -> views::StatusView {
+    let lately = views::Lately {
+        since_ms: &|service, endpoint| state.live.since_ms(service, endpoint),
+        figures: &|service| state.live.figures_of(service),
+    };
+    views::status(state, &lately, Instant::now())
 }
 
 fn scrape(state: &Arc<AdminState>, request: &Parts) -> Response<Body> {

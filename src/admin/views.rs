@@ -231,6 +231,9 @@ struct ServiceView {
     stop_grace: String,
     connections: i64,
     connections_total: u64,
+    /// Of the last five seconds on this node; absent where nothing was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    figures: Option<serde_json::Value>,
     endpoints: Vec<EndpointView>,
 }
 
@@ -249,6 +252,9 @@ struct EndpointView {
     /// As Docker names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<String>,
+    /// Such as `my-web.1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     /// The hostname of its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
@@ -256,9 +262,23 @@ struct EndpointView {
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u32>,
     state: &'static str,
+    /// Since when, in milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_ms: Option<u64>,
+    /// Why it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
     in_flight: u32,
     total: u64,
     connect_failures: u64,
+}
+
+/// What is known of a node's services beside its table.
+pub(super) struct Lately<'a> {
+    /// Since when an endpoint has been in its state, in milliseconds since 1970.
+    pub since_ms: &'a dyn Fn(&Service, &Endpoint) -> Option<u64>,
+    /// What a service did in the last sample, by its name.
+    pub figures: &'a dyn Fn(&str) -> Option<serde_json::Value>,
 }
 
 pub(super) fn table(handle: &TableHandle, now: Instant) -> TableView {
@@ -266,16 +286,17 @@ pub(super) fn table(handle: &TableHandle, now: Instant) -> TableView {
     TableView {
         revision: table.revision(),
         hash: format!("{:016x}", content_hash(&table)),
-        services: services(handle, &table, now),
+        services: services(handle, &table, None, now),
     }
 }
 
-fn services(handle: &TableHandle, table: &RoutingTable, now: Instant) -> Vec<ServiceView> {
-    let view = |service: &Arc<Service>| ServiceView::of(service, &handle.draining(service.name()), now);
+/// `lately`: what else is known of them.
+fn services(handle: &TableHandle, table: &RoutingTable, lately: Option<&Lately>, now: Instant) -> Vec<ServiceView> {
+    let view = |service: &Arc<Service>| ServiceView::of(service, &handle.draining(service.name()), lately, now);
     table.services().map(view).collect()
 }
 
-pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
+pub(super) fn status(state: &AdminState, lately: &Lately, now: Instant) -> StatusView {
     let table = state.table.load();
     let (source, reason) = match state.source.health() {
         SourceHealth::Stale { reason } if !state.source.is_known() => ("starting", Some(reason)),
@@ -321,7 +342,7 @@ pub(super) fn status(state: &AdminState, now: Instant) -> StatusView {
         authority_faults: trust_faults(state, &table),
         names: state.names.as_deref().map(names::views).unwrap_or_default(),
         ports: ports(state, &table).collect(),
-        services: services(&state.table, &table, now),
+        services: services(&state.table, &table, Some(lately), now),
     }
 }
 
@@ -525,7 +546,7 @@ fn since(at: SystemTime) -> String {
 }
 
 impl ServiceView {
-    fn of(service: &Service, draining: &[Arc<Endpoint>], now: Instant) -> ServiceView {
+    fn of(service: &Service, draining: &[Arc<Endpoint>], lately: Option<&Lately>, now: Instant) -> ServiceView {
         let spec = service.spec();
         let health = describe_health(spec);
         let weights = spec.weights.iter().map(|weight| Some(weight.get()));
@@ -549,8 +570,12 @@ impl ServiceView {
                 .stats()
                 .connections_total
                 .load(std::sync::atomic::Ordering::Relaxed),
+            figures: lately.and_then(|lately| (lately.figures)(service.name().as_str())),
             endpoints: endpoints
-                .map(|(endpoint, weight)| EndpointView::of(endpoint, weight, now))
+                .map(|(endpoint, weight)| {
+                    let since_ms = lately.and_then(|lately| (lately.since_ms)(service, endpoint));
+                    EndpointView::of(endpoint, weight, since_ms, now)
+                })
                 .collect(),
         }
     }
@@ -580,7 +605,7 @@ pub(super) fn describe_route(route: &RouteSpec) -> String {
 }
 
 impl EndpointView {
-    fn of(endpoint: &Endpoint, weight: Option<u32>, now: Instant) -> EndpointView {
+    fn of(endpoint: &Endpoint, weight: Option<u32>, since_ms: Option<u64>, now: Instant) -> EndpointView {
         let state: EndpointState = endpoint.state(now);
         EndpointView {
             address: endpoint.spec().to_string(),
@@ -588,9 +613,12 @@ impl EndpointView {
             opaque: endpoint.opaque().map(|why| why.to_string()),
             tls_fault: endpoint.tls_fault().map(|why| why.to_string()),
             task: endpoint.task().map(|_| endpoint.label()),
+            name: endpoint.task().map(|task| task.name.clone()),
             node: endpoint.task().map(|task| task.hostname.to_string()),
             weight,
             state: state.as_str(),
+            since_ms,
+            why: endpoint.why_not_ready(now).map(|why| why.to_string()),
             in_flight: endpoint.in_flight(),
             total: endpoint.picks_total(),
             connect_failures: endpoint.connect_failures_total(),

@@ -39,7 +39,7 @@ pub use handoff::HandoffError;
 pub use node::{Node, NodeError};
 pub use own::{OwnError, OwnSwarm, Plane};
 pub use settings::{SettingError, UnknownVariable};
-pub use status::{health, status};
+pub use status::{StatusArgs, health, status};
 pub use up::{up, whoami};
 pub use verify::verify;
 pub use why::{WhyArgs, why};

@@ -690,7 +690,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
         let (_, stdout, _) = run(&mut anynode(&["status", "--admin", &admin]));
         stdout.contains(text)
     };
-    assert!(shows("0/3 ready, 3 untried"));
+    assert!(shows("0 ready, 3 untried"));
     assert_eq!(home.readyz(), (200, "serving\n".to_owned()));
     let lost = "the last endpoint is lost: none of 3 is well, so all are tried";
     wait_until("the loss to be said", || {
@@ -703,7 +703,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
         text.contains("service my-web: none of its 3 endpoints is well, so all are tried"),
         "{text}"
     );
-    assert!(shows("0/3 ready") && !shows("untried"));
+    assert!(shows("0 ready") && !shows("untried"));
     assert_eq!(home.metric("anynode_service_losses_total"), 1.0);
     // Nothing more is said of what stays as it is.
     (0..20).for_each(|_| drop(curl(home.door())));
@@ -723,7 +723,7 @@ fn a_service_that_loses_its_last_endpoint_says_so_once() {
         let said = node.stderr();
         said.contains("an endpoint is well again") && said.contains("endpoint is back")
     });
-    assert!(shows("1/3 ready"));
+    assert!(shows("1 ready"));
     assert_eq!(home.readyz(), (200, "serving\n".to_owned()));
     assert_eq!(home.metric("anynode_service_recoveries_total"), 1.0);
     assert_eq!(home.metric("anynode_endpoint_returns_total"), 1.0);
@@ -746,7 +746,10 @@ fn status_shows_a_running_node() {
     let (code, stdout, stderr) = run(&mut anynode(&["status", "--admin", &admin]));
     assert_eq!(code, 0, "{stderr}");
     let row = |first: &str| -> Vec<String> {
-        let line = stdout.lines().find(|line| line.starts_with(first)).unwrap();
+        let line = stdout
+            .lines()
+            .find(|line| line.trim_start().starts_with(first))
+            .unwrap();
         line.split("   ")
             .map(|cell| cell.trim().to_owned())
             .filter(|cell| !cell.is_empty())
@@ -758,9 +761,10 @@ fn status_shows_a_running_node() {
     );
     let port = format!("127.0.0.1:{}:{}", home.port, one.addr.port());
     let vip = dig(home.dns, "my-web").unwrap().to_string();
-    assert_eq!(row("my-web"), ["my-web", "http", &vip, &port, "1/1 ready", "0"]);
+    assert_eq!(row("service my-web"), ["service my-web", "http", &vip, &port]);
+    assert_eq!(row("1 ready")[0], "1 ready");
     let endpoint = one.addr.to_string();
-    assert_eq!(row(&endpoint), [&endpoint, "my-web", "ready", "0", "1", "0"]);
+    assert_eq!(row(&endpoint), [&endpoint, "ready", "0", "1", "0"]);
 
     let (code, stdout, _) = run(&mut anynode(&["status", "--json", "--admin", &admin]));
     assert_eq!(code, 0);

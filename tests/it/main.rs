@@ -46,6 +46,7 @@ mod security;
 mod silence;
 mod slow;
 mod sni;
+mod status;
 mod store;
 mod streams;
 mod swarm;

@@ -26,6 +26,7 @@ pub use self::follower::follow;
 pub(super) use self::stream::stream;
 use crate::admin::AdminState;
 use crate::places::{Places, Table};
+use crate::routing::{Endpoint, Service};
 
 /// Such as `task/ID`.
 type Key = Arc<str>;
@@ -122,6 +123,27 @@ impl Live {
     fn sample(&self, counted: figures::ByService, at: SystemTime) {
         self.lock().figures.take(counted, at);
         self.sampled.send_modify(|n| *n += 1);
+    }
+
+    /// Since when an endpoint has been in its state, in milliseconds since 1970, for all that is shown by now.
+    pub(super) fn since_ms(&self, service: &Service, endpoint: &Endpoint) -> Option<u64> {
+        #[derive(serde::Deserialize)]
+        struct Since {
+            since_ms: u64,
+        }
+        let object = self
+            .lock()
+            .objects
+            .get(&objects::task_key(service, endpoint))
+            .cloned()?;
+        let since: Since = serde_json::from_str(&object).ok()?;
+        Some(since.since_ms)
+    }
+
+    /// What this node counted of a service in the last sample; `None`: it did nothing.
+    pub(super) fn figures_of(&self, service: &str) -> Option<serde_json::Value> {
+        let figures = self.lock().figures.last().get(service).cloned()?;
+        serde_json::to_value(figures).ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Shown> {

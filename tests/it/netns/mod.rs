@@ -122,6 +122,14 @@ impl Stage {
         sh(&format!(
             "ip -n {t} route add default via {NODE} && ip -n {t} route add default via {NODE6}"
         ));
+        // What the kernel makes of an address of IPv6 comes once both ends are up, a moment later.
+        for (space, ip6) in [(&node, NODE6), (&task, TASK6)] {
+            crate::harness::wait_until("the routes of IPv6", || {
+                space
+                    .sh("ip -6 route show table local")
+                    .contains(&format!("local {ip6} "))
+            });
+        }
         Some(Stage { node, task })
     }
 
