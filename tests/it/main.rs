@@ -39,6 +39,7 @@ mod page;
 mod park;
 mod prometheus;
 mod reasons;
+mod reference;
 mod rooms;
 mod rounds;
 mod scale;
