@@ -83,6 +83,8 @@ struct Known {
     since_ms: Option<u64>,
     error: Option<String>,
     is_self: bool,
+    /// It is to answer: a node that is drained may run no anynode, and one that never said anything then does not.
+    is_expected: bool,
     /// Since when it is behind, if it is.
     lag_since_ms: Option<u64>,
 }
@@ -90,7 +92,7 @@ struct Known {
 impl Nodes {
     /// What is wrong with nodes, by the last look: which do not answer, and that none does.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let others = || self.shown.values().filter(|known| !known.is_self);
+        let others = || self.shown.values().filter(|known| !known.is_self && known.is_expected);
         let mut down: Vec<&Known> = others().filter(|known| known.state == "down").collect();
         down.sort_by_key(|known| &known.name);
         let n_others = others().count();
@@ -136,6 +138,7 @@ impl Nodes {
             });
             node.lag_since_ms = lag_since_ms;
             let json = json(&node);
+            let is_expected = node.availability.as_deref() != Some("drain") || node.version.is_some();
             let was = known.as_ref().map(|known| known.state);
             if was != Some(node.state) && !is_first {
                 let text = match (was, &node.error) {
@@ -155,6 +158,7 @@ impl Nodes {
                 since_ms: node.since_ms,
                 error: node.error,
                 is_self: node.is_self,
+                is_expected,
                 lag_since_ms,
             };
             self.shown.insert(key, known);
@@ -329,6 +333,44 @@ fn micros(took: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn known(name: &str, state: &'static str, is_expected: bool) -> (Key, Known) {
+        let known = Known {
+            json: "{}".into(),
+            name: name.to_owned(),
+            state,
+            since_ms: None,
+            error: (state == "down").then(|| "no answer".to_owned()),
+            is_self: name == "self",
+            is_expected,
+            lag_since_ms: None,
+        };
+        (name.into(), known)
+    }
+
+    #[test]
+    fn nodes_that_are_to_answer_and_do_not_are_wrong() {
+        let wrong = |others: &[(&str, &'static str, bool)]| -> Vec<String> {
+            let others = others
+                .iter()
+                .map(|(name, state, is_expected)| known(name, state, *is_expected));
+            let nodes = Nodes {
+                shown: others.chain([known("self", "up", true)]).collect(),
+                taken: None,
+            };
+            nodes.problems().into_iter().map(|problem| problem.text).collect()
+        };
+        assert!(wrong(&[]).is_empty());
+        assert!(wrong(&[("a", "up", true), ("b", "draining", true), ("c", "down", false)]).is_empty());
+        assert_eq!(
+            wrong(&[("a", "up", true), ("b", "down", true), ("c", "down", false)]),
+            ["node b is down: no answer"]
+        );
+        assert_eq!(
+            wrong(&[("b", "down", true), ("c", "down", false)]),
+            ["this node does not reach the other node", "node b is down: no answer"]
+        );
+    }
 
     #[test]
     fn figures_are_rounded_to_two_digits() {
