@@ -28,8 +28,11 @@ pub(super) struct Watcher {
     /// Where the path leads, through links.
     target: Option<PathBuf>,
     events: Option<AsyncFd<Inotify>>,
-    /// Until when nothing is heard of, after others have been busy beside the file: the kernel puts what they do together meanwhile.
+    /// Until when nothing is heard of, where others are busy beside the file without end: the kernel puts what they do together
+    /// meanwhile.
     rests_until: Option<Instant>,
+    /// How often in a row only others were heard of, each time soon after the last, and when that was.
+    of_others: (u32, Option<Instant>),
     /// Somebody is writing: the file says nothing until it is closed.
     is_being_written: bool,
     /// When it is to be read. Kept here, so that a wait that is given up loses nothing.
@@ -64,6 +67,7 @@ impl Watcher {
             target: None,
             events: None,
             rests_until: None,
+            of_others: (0, None),
             is_being_written: false,
             due: None,
             n_open: 0,
@@ -180,7 +184,17 @@ impl Watcher {
             self.events = None;
             return true;
         }
-        self.rests_until = (is_of_others && !is_due).then(|| Instant::now() + REST);
+        if is_due {
+            self.of_others = (0, None);
+        } else if is_of_others {
+            let now = Instant::now();
+            let (n, last) = self.of_others;
+            let is_in_a_row = last.is_some_and(|last| now - last < REST * 2);
+            let n = if is_in_a_row { n.saturating_add(1) } else { 1 };
+            self.of_others = (n, Some(now));
+            // A file that is written beside, to be renamed into place, is none of that.
+            self.rests_until = (n > ROUNDS_BEFORE_REST).then(|| now + REST);
+        }
         is_due
     }
 
@@ -339,6 +353,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const OPEN_FIRST: Duration = Duration::from_millis(1);
 /// Half a second in all.
 const OPEN_LOOKS: u32 = 9;
+/// More than writing a file beside this one makes.
+const ROUNDS_BEFORE_REST: u32 = 100;
 /// Less than anybody notices.
 const REST: Duration = Duration::from_millis(5);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
@@ -390,6 +406,27 @@ mod tests {
                 Some(reading) => assert_eq!(reading, Reading::Text(n.to_string())),
                 None => says(&mut watcher, &n.to_string(), BY_EVENT).await,
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_written_beside_and_renamed_into_place_waits_for_no_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("services.yml"), dir.path().join("new"));
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        watcher.read_now();
+        for n in 0..10 {
+            let mut file = File::create(&aside).unwrap();
+            for _ in 0..5 {
+                io::Write::write_all(&mut file, n.to_string().as_bytes()).unwrap();
+                // It hears of each piece, and is not concerned.
+                let heard = tokio::time::timeout(Duration::from_millis(1), watcher.changed()).await;
+                assert!(heard.is_err() && watcher.rests_until.is_none(), "{heard:?}");
+            }
+            drop(file);
+            std::fs::rename(&aside, &path).unwrap();
+            says(&mut watcher, &n.to_string().repeat(5), BY_EVENT).await;
         }
     }
 
